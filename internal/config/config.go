@@ -1,0 +1,119 @@
+// Package config reads the one YAML file of each process, strictly: an
+// unknown key, a missing one or a wrong type is refused with line and column.
+// Secrets are never in the file: a key named *_file holds a path, resolved
+// relative to the configuration file's folder.
+package config
+
+import "time"
+
+// Duration reads "300s" style durations from YAML.
+type Duration time.Duration
+
+// TLS names the PEM files of one process's own identity and of the CA its
+// peers must chain to.
+type TLS struct {
+	CertificateFile string `yaml:"certificate_file"`
+	KeyFile         string `yaml:"key_file"`
+	CAFile          string `yaml:"ca_file"` // peers' CA
+}
+
+// Cryptoservers is how a client reaches the pool.
+type Cryptoservers struct {
+	Addresses []string `yaml:"addresses"` // host:port, at least one
+	TLS       TLS      `yaml:"tls"`       // the client's service certificate; operator CA
+}
+
+// Issuer is an accepted issuer of access tokens, with pinned or fetched keys.
+type Issuer struct {
+	URL      string `yaml:"url"`      // exact iss
+	Audience string `yaml:"audience"` // exact aud
+	JWKSFile string `yaml:"jwks_file,omitempty"`
+	// JWKSURL is for the gateway only; cryptoservers pin keys in a file.
+	JWKSURL string `yaml:"jwks_url,omitempty"`
+	CAFile  string `yaml:"ca_file,omitempty"` // CA of JWKSURL
+}
+
+// Gateway configures cmd/gateway.
+type Gateway struct {
+	Listen               string        `yaml:"listen"`         // host:port of the API, mTLS
+	MetricsListen        string        `yaml:"metrics_listen"` // host:port of Prometheus metrics, plain HTTP, private network
+	PublicURL            string        `yaml:"public_url"`     // https://host:port, for links
+	TLS                  TLS           `yaml:"tls"`            // server certificate; CA of the suppliers
+	DatabaseURL          string        `yaml:"database_url"`   // role kluis_gateway; without a password
+	DatabasePasswordFile string        `yaml:"database_password_file,omitempty"`
+	ProfileFile          string        `yaml:"profile_file"`
+	SealKeysFile         string        `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
+	Issuers              []Issuer      `yaml:"issuers"`
+	Cryptoservers        Cryptoservers `yaml:"cryptoservers"`
+	RequestTimeout       Duration      `yaml:"request_timeout"` // whole request
+}
+
+// IssuerProcess configures cmd/issuer.
+type IssuerProcess struct {
+	Listen               string        `yaml:"listen"`       // mTLS optional: JWKS and metadata need no certificate
+	URL                  string        `yaml:"url"`          // iss, https://host:port
+	TLS                  TLS           `yaml:"tls"`          // server certificate; CA of the suppliers
+	DatabaseURL          string        `yaml:"database_url"` // role kluis_issuer
+	DatabasePasswordFile string        `yaml:"database_password_file,omitempty"`
+	SealKeysFile         string        `yaml:"seal_keys_file"`
+	JWKSFile             string        `yaml:"jwks_file"` // public keys of the sign role, served at /oauth2/jwks
+	Cryptoservers        Cryptoservers `yaml:"cryptoservers"`
+}
+
+// Cryptoserver configures cmd/cryptoserver.
+type Cryptoserver struct {
+	ID     string `yaml:"id"`     // server id in receipts
+	Listen string `yaml:"listen"` // host:port, gRPC over mTLS
+	TLS    TLS    `yaml:"tls"`    // service certificate; operator CA
+	// Allow lists, per gRPC method name, the client identities (certificate
+	// subject common name) that may call it. An empty or missing list denies.
+	Allow        map[string][]string `yaml:"allow"`
+	ProfileFile  string              `yaml:"profile_file"`
+	SealKeysFile string              `yaml:"seal_keys_file"`
+	Issuers      []Issuer            `yaml:"issuers"` // accepted on Open; JWKSFile only
+	Token        TokenIssue          `yaml:"token"`   // what SignToken sets
+	Module       string              `yaml:"module"`  // path of the PKCS#11 module
+	Tokens       Tokens              `yaml:"tokens"`
+	ProbeKeyFile string              `yaml:"probe_key_file"` // wrapped probe key for the start-up attacks
+	KeyCache     KeyCache            `yaml:"key_cache"`
+}
+
+// TokenIssue is what the sign role puts into access tokens.
+type TokenIssue struct {
+	Issuer   string `yaml:"issuer"`
+	Audience string `yaml:"audience"`
+	KeyID    string `yaml:"key_id,omitempty"` // kid; default: thumbprint (RFC 7638)
+}
+
+// Tokens names the HSM token of each role; a role not named is not served.
+type Tokens struct {
+	Open *Token `yaml:"open,omitempty"`
+	Seal *Token `yaml:"seal,omitempty"`
+	Mint *Token `yaml:"mint,omitempty"`
+	Sign *Token `yaml:"sign,omitempty"`
+}
+
+// Token is one PKCS#11 token.
+type Token struct {
+	Label   string `yaml:"label"`
+	PINFile string `yaml:"pin_file"`
+}
+
+// KeyCache bounds the unwrapped data keys a token holds.
+type KeyCache struct {
+	Size     int      `yaml:"size"` // handles
+	Lifetime Duration `yaml:"lifetime"`
+}
+
+// Operator configures the kluis command against an installation.
+type Operator struct {
+	MigrateURL      string        `yaml:"migrate_url"`   // role that owns the tables
+	IngestURL       string        `yaml:"ingest_url"`    // role kluis_ingest
+	RegistrarURL    string        `yaml:"registrar_url"` // role kluis_registrar
+	PasswordFile    string        `yaml:"password_file,omitempty"`
+	ProfileFile     string        `yaml:"profile_file"`
+	SealKeysFile    string        `yaml:"seal_keys_file"`
+	SuppliersCAFile string        `yaml:"suppliers_ca_file"`
+	Ingest          Cryptoservers `yaml:"ingest"`    // client identity "ingest": Mint, Seal
+	Registrar       Cryptoservers `yaml:"registrar"` // client identity "registrar": SealStep, SealSupplier
+}

@@ -1,0 +1,91 @@
+package meter
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Day is a local calendar day of the market, counted from 1970-01-01. It says
+// nothing of a time zone: the profile's location turns it into instants.
+type Day int32
+
+// Month is a local calendar month, counted from January 1970.
+type Month int32
+
+// ErrDay says that a text is not a calendar day.
+var ErrDay = errors.New("not a day: want YYYY-MM-DD, a day that exists")
+
+// ParseDay accepts an RFC 3339 full-date.
+func ParseDay(s string) (Day, error) {
+	t, err := time.Parse(time.DateOnly, s)
+	if err != nil || t.Year() < 1970 {
+		return 0, ErrDay
+	}
+	return Day(t.Unix() / 86400), nil
+}
+
+// DayOf returns the local day that holds the instant.
+func DayOf(t time.Time, loc *time.Location) Day {
+	y, m, d := t.In(loc).Date()
+	return DayFromDate(y, m, d)
+}
+
+// DayFromDate normalises like time.Date.
+func DayFromDate(y int, m time.Month, d int) Day {
+	return Day(time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix() / 86400)
+}
+
+func (d Day) utc() time.Time { return time.Unix(int64(d)*86400, 0).UTC() }
+
+func (d Day) String() string { return d.utc().Format(time.DateOnly) }
+
+// Date splits the day.
+func (d Day) Date() (int, time.Month, int) { return d.utc().Date() }
+
+// Start is the day's first instant: local 00:00, or the first moment that
+// exists where the clocks skip it.
+func (d Day) Start(loc *time.Location) time.Time {
+	y, m, dd := d.Date()
+	return time.Date(y, m, dd, 0, 0, 0, 0, loc)
+}
+
+// Month returns the month that holds the day.
+func (d Day) Month() Month {
+	y, m, _ := d.Date()
+	return Month((y-1970)*12 + int(m) - 1)
+}
+
+// AddMonths moves to the same day n months on, or the month's last day where
+// that does not exist.
+func (d Day) AddMonths(n int) Day {
+	_, _, dd := d.Date()
+	first := (d.Month() + Month(n)).First()
+	last := (d.Month() + Month(n) + 1).First() - 1
+	return min(first+Day(dd-1), last)
+}
+
+// First is the month's first day.
+func (m Month) First() Day { return DayFromDate(1970, time.January+time.Month(m), 1) }
+
+func (m Month) String() string {
+	y, mm, _ := m.First().Date()
+	return fmt.Sprintf("%04d-%02d", y, int(mm))
+}
+
+// DayRange is the half-open range of days [From, To); empty when To <= From.
+type DayRange struct{ From, To Day }
+
+// Empty reports whether the range holds no day.
+func (r DayRange) Empty() bool { return r.To <= r.From }
+
+// Len counts the days.
+func (r DayRange) Len() int { return int(max(0, r.To-r.From)) }
+
+// Contains reports whether the day lies in the range.
+func (r DayRange) Contains(d Day) bool { return r.From <= d && d < r.To }
+
+// Intersect returns the days in both ranges.
+func (r DayRange) Intersect(o DayRange) DayRange {
+	return DayRange{max(r.From, o.From), min(r.To, o.To)}
+}
