@@ -1,0 +1,49 @@
+# The two commands of a newcomer are `make demo` and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint build generate check-generated setup clean FORCE
+
+GOFLAGS_BUILD := -trimpath -buildvcs=false
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+
+STATE ?= .demo
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 18
+
+setup: ## install (or say how to install) PostgreSQL, SoftHSM and a C compiler
+	@scripts/setup.sh
+
+demo: setup build ## everything on this machine, until interrupted; STATE=dir keeps its data there
+	bin/kluis demo --state $(STATE)
+
+test: setup ## every test, on real PostgreSQL and SoftHSM
+	go test -race -timeout 9m ./...
+
+bench: setup build ## speed and memory, beside the floor measured in the same run
+	scripts/bench.sh
+
+build: bin/gateway bin/issuer bin/kluis bin/cryptoserver ## every binary, into bin/
+
+# The gateway, the issuer and the operator's command never link C: no PKCS#11.
+bin/gateway bin/issuer bin/kluis: bin/%: FORCE
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+bin/cryptoserver: FORCE
+	CGO_ENABLED=1 go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/cryptoserver
+
+lint: ## formatting, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+generate: ## regenerate code from openapi.yaml and cryptoserver.proto
+	@scripts/setup.sh --generate
+	scripts/generate.sh
+
+check-generated: generate ## fail if the committed generated code is not current
+	@git diff --exit-code --stat -- openapi cryptoserver/cryptopb || { echo 'Generated code is not current: run make generate and commit.'; exit 1; }
+
+clean: ## remove what was built; the demo's data stays
+	rm -rf bin

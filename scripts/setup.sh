@@ -1,0 +1,39 @@
+#!/bin/sh
+# Installs, or says how to install, what `make demo` and `make test` need of a
+# Debian 12 with Go: PostgreSQL's server programs, SoftHSM and a C compiler.
+set -eu
+
+[ "${1:-}" = "--generate" ] && want_protoc=1 || want_protoc=0
+
+missing=""
+need() { missing="$missing $1"; }
+
+command -v gcc >/dev/null 2>&1 || need gcc
+[ -e /usr/include/stdlib.h ] || need libc6-dev
+ls /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so >/dev/null 2>&1 || need softhsm2
+pg=0
+for d in /usr/lib/postgresql/*/bin; do
+	[ -x "$d/initdb" ] && [ "$(basename "$(dirname "$d")")" -ge 15 ] && pg=1
+done
+[ "$pg" = 1 ] || need postgresql
+[ "$want_protoc" = 0 ] || command -v protoc >/dev/null 2>&1 || need protobuf-compiler
+
+if ! command -v go >/dev/null 2>&1; then
+	echo "Kluis needs Go (see go.mod for the version), and no 'go' is on the PATH." >&2
+	exit 1
+fi
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+	echo "Installing$missing ..." >&2
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq >&2
+	# shellcheck disable=SC2086 # a list of packages
+	apt-get install -y -qq --no-install-recommends $missing >&2
+else
+	echo "Kluis needs these Debian packages:$missing" >&2
+	echo "Install them, then run the same command again:" >&2
+	echo "" >&2
+	echo "    sudo apt-get update && sudo apt-get install -y --no-install-recommends$missing" >&2
+	exit 1
+fi
