@@ -1,0 +1,179 @@
+// Package deps proves the import rules of docs/ARCHITECTURE.md and that the
+// gateway contains neither cgo nor PKCS#11.
+package deps
+
+import (
+	"bytes"
+	"debug/buildinfo"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport says, for every package of the module outside cmd, which other
+// packages of the module its non-test code may import. A package that is not
+// listed fails the test: decide its place first.
+var mayImport = map[string][]string{
+	"internal/canonical": {},
+	"internal/config":    {},
+	"internal/devpki":    {},
+	"internal/devpg":     {},
+
+	"meter": {"internal/canonical"},
+	"authz": {"internal/canonical", "meter"},
+
+	"openapi":        {},
+	"openapi/client": {},
+	"migrations":     {},
+
+	"internal/authn": {"authz", "meter"},
+	"internal/audit": {"authz", "internal/canonical", "meter"},
+
+	"cryptoserver/token":    {},
+	"cryptoserver/cryptopb": {},
+	"cryptoserver/envelope": {"internal/canonical", "meter"},
+	"cryptoserver":          {"authz", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/token", "internal/authn", "meter"},
+	"cryptoserver/client":   {"authz", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
+	"internal/hsm":          {"cryptoserver/token"},
+
+	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "meter", "openapi"},
+	"issuer":            {"authz", "internal/authn", "meter"},
+	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
+	"internal/postgres": {"authz", "cryptoserver/envelope", "internal/audit", "meter"},
+}
+
+// only these commands may link the HSM library.
+var mayLinkHSM = []string{"cmd/cryptoserver"}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps"}, args...)...)
+	cmd.Dir = "../.."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var pkgs []pkg
+	dec := json.NewDecoder(bytes.NewReader(out))
+	for {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestImportRules(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, p := range list(t, "./...") {
+		name := strings.TrimPrefix(p.ImportPath, "kluis/")
+		if strings.HasPrefix(name, "cmd/") || strings.HasPrefix(name, "test/") || strings.HasPrefix(name, "internal/testing/") {
+			continue // wiring, and helpers that only tests import (checked below)
+		}
+		seen[name] = true
+		allowed, ok := mayImport[name]
+		if !ok {
+			t.Errorf("%s has no import rule: add it to mayImport and to docs/ARCHITECTURE.md", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			ours, ok := strings.CutPrefix(imp, "kluis/")
+			if ok && !slices.Contains(allowed, ours) {
+				t.Errorf("%s must not import %s", name, ours)
+			}
+		}
+	}
+	for name := range mayImport {
+		if !seen[name] {
+			t.Errorf("rule for %s, which does not exist", name)
+		}
+	}
+}
+
+func TestOnlyCryptoserverLinksTheHSM(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./cmd/...") {
+		name := strings.TrimPrefix(p.ImportPath, "kluis/")
+		for _, dep := range p.Deps {
+			if strings.HasPrefix(dep, "kluis/internal/testing/") {
+				t.Errorf("%s links the test helper %s", name, dep)
+			}
+			if slices.Contains(mayLinkHSM, name) {
+				continue
+			}
+			if dep == "kluis/internal/hsm" || strings.Contains(dep, "pkcs11") || strings.Contains(dep, "crypto11") {
+				t.Errorf("%s links %s", name, dep)
+			}
+		}
+	}
+}
+
+// TestGatewayBinary builds the gateway as released and looks into the binary:
+// a rule about imports alone would not notice a build with cgo.
+func TestGatewayBinary(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"gateway", "issuer", "kluis"} {
+		bin := filepath.Join(t.TempDir(), name)
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "./cmd/"+name)
+		cmd.Dir = "../.."
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s does not build without cgo: %v\n%s", name, err, out)
+		}
+		info, err := buildinfo.ReadFile(bin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cgo := "missing"
+		for _, s := range info.Settings {
+			if s.Key == "CGO_ENABLED" {
+				cgo = s.Value
+			}
+		}
+		if cgo != "0" {
+			t.Errorf("%s: CGO_ENABLED is %s", name, cgo)
+		}
+		for _, d := range info.Deps {
+			if strings.Contains(d.Path, "pkcs11") || strings.Contains(d.Path, "crypto11") {
+				t.Errorf("%s contains %s", name, d.Path)
+			}
+		}
+		f, err := elf.Open(bin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
+			t.Errorf("%s is not static: links %v (%v)", name, libs, err)
+		}
+		syms, err := f.Symbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range syms {
+			if strings.Contains(strings.ToLower(s.Name), "pkcs11") || strings.Contains(s.Name, "C_GetFunctionList") {
+				t.Errorf("%s has the symbol %s", name, s.Name)
+				break
+			}
+		}
+	}
+}
