@@ -1,13 +1,10 @@
 // Package config reads the one YAML file of each process, strictly: an
-// unknown key, a missing one or a wrong type is refused with line and column.
+// unknown or repeated key or a wrong type is refused with line, column and
+// excerpt, everything missing or out of range at once by its key.
 // Secrets are never in the file: a key named *_file holds a path, resolved
-// relative to the configuration file's folder.
+// relative to the configuration file's folder. Keys and PINs that anyone but
+// their owner can read are refused.
 package config
-
-import "time"
-
-// Duration reads "300s" style durations from YAML.
-type Duration time.Duration
 
 // TLS names the PEM files of one process's own identity and of the CA its
 // peers must chain to.
@@ -31,6 +28,9 @@ type Issuer struct {
 	// JWKSURL is for the gateway only; cryptoservers pin keys in a file.
 	JWKSURL string `yaml:"jwks_url,omitempty"`
 	CAFile  string `yaml:"ca_file,omitempty"` // CA of JWKSURL
+	// MaxLifetime bounds exp - iat of this issuer's tokens; default 300s, at
+	// most 1h. Kluis' own issuer stays within the default.
+	MaxLifetime Duration `yaml:"max_lifetime,omitempty"`
 }
 
 // Gateway configures cmd/gateway.
@@ -45,7 +45,7 @@ type Gateway struct {
 	SealKeysFile         string        `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
 	Issuers              []Issuer      `yaml:"issuers"`
 	Cryptoservers        Cryptoservers `yaml:"cryptoservers"`
-	RequestTimeout       Duration      `yaml:"request_timeout"` // whole request
+	RequestTimeout       Duration      `yaml:"request_timeout,omitempty"` // whole request; default 10s
 }
 
 // IssuerProcess configures cmd/issuer.
@@ -70,12 +70,12 @@ type Cryptoserver struct {
 	Allow        map[string][]string `yaml:"allow"`
 	ProfileFile  string              `yaml:"profile_file"`
 	SealKeysFile string              `yaml:"seal_keys_file"`
-	Issuers      []Issuer            `yaml:"issuers"` // accepted on Open; JWKSFile only
-	Token        TokenIssue          `yaml:"token"`   // what SignToken sets
-	Module       string              `yaml:"module"`  // path of the PKCS#11 module
+	Issuers      []Issuer            `yaml:"issuers,omitempty"` // accepted on Open; JWKSFile only
+	Token        TokenIssue          `yaml:"token,omitempty"`   // what SignToken sets
+	Module       string              `yaml:"module"`            // path of the PKCS#11 module
 	Tokens       Tokens              `yaml:"tokens"`
-	ProbeKeyFile string              `yaml:"probe_key_file"` // wrapped probe key for the start-up attacks
-	KeyCache     KeyCache            `yaml:"key_cache"`
+	ProbeKeyFile string              `yaml:"probe_key_file,omitempty"` // wrapped probe key for the start-up attacks
+	KeyCache     KeyCache            `yaml:"key_cache,omitempty"`
 }
 
 // TokenIssue is what the sign role puts into access tokens.
@@ -101,19 +101,20 @@ type Token struct {
 
 // KeyCache bounds the unwrapped data keys a token holds.
 type KeyCache struct {
-	Size     int      `yaml:"size"` // handles
-	Lifetime Duration `yaml:"lifetime"`
+	Size     int      `yaml:"size,omitempty"`     // handles; default 4096
+	Lifetime Duration `yaml:"lifetime,omitempty"` // default 300s, at most 1h
 }
 
-// Operator configures the kluis command against an installation.
+// Operator configures the kluis command against an installation. Each part
+// may be left out; the commands that need it then say so.
 type Operator struct {
-	MigrateURL      string        `yaml:"migrate_url"`   // role that owns the tables
-	IngestURL       string        `yaml:"ingest_url"`    // role kluis_ingest
-	RegistrarURL    string        `yaml:"registrar_url"` // role kluis_registrar
+	MigrateURL      string        `yaml:"migrate_url,omitempty"`   // role that owns the tables
+	IngestURL       string        `yaml:"ingest_url,omitempty"`    // role kluis_ingest
+	RegistrarURL    string        `yaml:"registrar_url,omitempty"` // role kluis_registrar
 	PasswordFile    string        `yaml:"password_file,omitempty"`
 	ProfileFile     string        `yaml:"profile_file"`
 	SealKeysFile    string        `yaml:"seal_keys_file"`
-	SuppliersCAFile string        `yaml:"suppliers_ca_file"`
-	Ingest          Cryptoservers `yaml:"ingest"`    // client identity "ingest": Mint, Seal
-	Registrar       Cryptoservers `yaml:"registrar"` // client identity "registrar": SealStep, SealSupplier
+	SuppliersCAFile string        `yaml:"suppliers_ca_file,omitempty"`
+	Ingest          Cryptoservers `yaml:"ingest,omitempty"`    // client identity "ingest": Mint, Seal
+	Registrar       Cryptoservers `yaml:"registrar,omitempty"` // client identity "registrar": SealStep, SealSupplier
 }

@@ -1,0 +1,226 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds that Validate enforces.
+const (
+	DefaultTokenLifetime = 5 * time.Minute
+	maxTokenLifetime     = time.Hour
+	maxRequestTimeout    = 5 * time.Minute
+	maxKeyCacheLifetime  = time.Hour
+)
+
+// methods are the gRPC methods of a cryptoserver that an allow list may name.
+var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "Status"}
+
+func (c *Gateway) setDefaults()      { c.RequestTimeout = Duration(10 * time.Second) }
+func (c *Cryptoserver) setDefaults() { c.KeyCache = KeyCache{4096, Duration(5 * time.Minute)} }
+
+// Lifetime is MaxLifetime or its default.
+func (i Issuer) Lifetime() time.Duration {
+	if i.MaxLifetime == 0 {
+		return DefaultTokenLifetime
+	}
+	return time.Duration(i.MaxLifetime)
+}
+
+// Validate reports everything missing or out of range, a line each.
+func (c Gateway) Validate() error {
+	var p problems
+	p.listen("listen", c.Listen)
+	p.listen("metrics_listen", c.MetricsListen)
+	p.https("public_url", c.PublicURL)
+	p.tls("tls", c.TLS)
+	p.database("database_url", c.DatabaseURL)
+	p.required("profile_file", c.ProfileFile)
+	p.required("seal_keys_file", c.SealKeysFile)
+	p.issuers(c.Issuers, true)
+	p.cryptoservers("cryptoservers", c.Cryptoservers)
+	p.duration("request_timeout", c.RequestTimeout, maxRequestTimeout)
+	return p.err()
+}
+
+// Validate reports everything missing or out of range, a line each.
+func (c IssuerProcess) Validate() error {
+	var p problems
+	p.listen("listen", c.Listen)
+	p.https("url", c.URL)
+	p.tls("tls", c.TLS)
+	p.database("database_url", c.DatabaseURL)
+	p.required("seal_keys_file", c.SealKeysFile)
+	p.required("jwks_file", c.JWKSFile)
+	p.cryptoservers("cryptoservers", c.Cryptoservers)
+	return p.err()
+}
+
+// Validate reports everything missing or out of range, a line each.
+func (c Cryptoserver) Validate() error {
+	var p problems
+	p.name("id", c.ID)
+	p.listen("listen", c.Listen)
+	p.tls("tls", c.TLS)
+	for m := range c.Allow {
+		p.check(slices.Contains(methods, m), "allow."+m, "no such method; there are "+strings.Join(methods, ", "))
+		p.check(!slices.Contains(c.Allow[m], ""), "allow."+m, "a client identity is empty")
+	}
+	p.required("profile_file", c.ProfileFile)
+	p.required("seal_keys_file", c.SealKeysFile)
+	p.required("module", c.Module)
+	t := c.Tokens
+	p.check(t != Tokens{}, "tokens", "name the token of at least one role: open, seal, mint, sign")
+	p.token("tokens.open", t.Open)
+	p.token("tokens.seal", t.Seal)
+	p.token("tokens.mint", t.Mint)
+	p.token("tokens.sign", t.Sign)
+	if t.Open != nil || t.Seal != nil || t.Mint != nil {
+		p.required("probe_key_file", c.ProbeKeyFile)
+	}
+	if t.Open != nil || len(c.Issuers) > 0 {
+		p.issuers(c.Issuers, false)
+	}
+	if t.Sign != nil {
+		p.https("token.issuer", c.Token.Issuer)
+		p.required("token.audience", c.Token.Audience)
+	}
+	p.check(c.KeyCache.Size > 0 && c.KeyCache.Size <= 1<<20, "key_cache.size", "must be from 1 to 1048576")
+	p.duration("key_cache.lifetime", c.KeyCache.Lifetime, maxKeyCacheLifetime)
+	return p.err()
+}
+
+// Validate reports everything out of range, a line each. What a command needs
+// and is not there, the command reports.
+func (c Operator) Validate() error {
+	var p problems
+	for key, u := range map[string]string{"migrate_url": c.MigrateURL, "ingest_url": c.IngestURL, "registrar_url": c.RegistrarURL} {
+		if u != "" {
+			p.database(key, u)
+		}
+	}
+	for key, cs := range map[string]Cryptoservers{"ingest": c.Ingest, "registrar": c.Registrar} {
+		if len(cs.Addresses) > 0 || cs.TLS != (TLS{}) {
+			p.cryptoservers(key, cs)
+		}
+	}
+	p.required("profile_file", c.ProfileFile)
+	p.required("seal_keys_file", c.SealKeysFile)
+	return p.err()
+}
+
+// problems collects one line per key.
+type problems []string
+
+func (p *problems) add(key, what string) { *p = append(*p, "  "+key+": "+what) }
+
+func (p *problems) check(ok bool, key, what string) {
+	if !ok {
+		p.add(key, what)
+	}
+}
+
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	slices.Sort(p)
+	return errors.New(strings.Join(p, "\n"))
+}
+
+func (p *problems) required(key, v string) { p.check(v != "", key, "is missing") }
+
+func (p *problems) name(key, v string) {
+	ok := v != "" && len(v) <= 64
+	for _, r := range v {
+		ok = ok && r > ' ' && r < 0x7f
+	}
+	p.check(ok, key, "must be 1 to 64 printable ASCII characters without spaces")
+}
+
+func port(s string) (uint64, bool) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return n, err == nil
+}
+
+func (p *problems) listen(key, v string) {
+	_, ps, err := net.SplitHostPort(v)
+	_, ok := port(ps)
+	p.check(err == nil && ok, key, "must be host:port (port 0: any free one)")
+}
+
+func (p *problems) https(key, v string) {
+	u, err := url.Parse(v)
+	ok := err == nil && u.Scheme == "https" && u.Host != "" && u.User == nil &&
+		u.RawQuery == "" && !u.ForceQuery && !strings.Contains(v, "#")
+	p.check(ok, key, "must be an https URL without query or fragment")
+}
+
+func (p *problems) database(key, v string) {
+	if v == "" {
+		p.required(key, v)
+	} else if _, err := parseDatabaseURL(v); err != nil {
+		p.add(key, err.Error())
+	}
+}
+
+func (p *problems) tls(key string, t TLS) {
+	p.required(key+".certificate_file", t.CertificateFile)
+	p.required(key+".key_file", t.KeyFile)
+	p.required(key+".ca_file", t.CAFile)
+}
+
+func (p *problems) token(key string, t *Token) {
+	if t != nil {
+		p.required(key+".label", t.Label)
+		p.required(key+".pin_file", t.PINFile)
+	}
+}
+
+func (p *problems) cryptoservers(key string, c Cryptoservers) {
+	p.check(len(c.Addresses) > 0, key+".addresses", "is missing")
+	for i, a := range c.Addresses {
+		host, ps, err := net.SplitHostPort(a)
+		n, ok := port(ps)
+		at := fmt.Sprintf("%s.addresses[%d]", key, i)
+		p.check(err == nil && host != "" && ok && n != 0, at, "must be host:port")
+		p.check(!slices.Contains(c.Addresses[:i], a), at, "is repeated")
+	}
+	p.tls(key+".tls", c.TLS)
+}
+
+func (p *problems) issuers(list []Issuer, mayFetch bool) {
+	p.check(len(list) > 0, "issuers", "name at least one accepted issuer")
+	for i, is := range list {
+		key := fmt.Sprintf("issuers[%d]", i)
+		p.https(key+".url", is.URL)
+		p.required(key+".audience", is.Audience)
+		same := slices.ContainsFunc(list[:i], func(o Issuer) bool { return o.URL == is.URL })
+		p.check(!same, key+".url", "is repeated")
+		switch {
+		case !mayFetch:
+			p.check(is.JWKSURL == "" && is.CAFile == "", key, "a cryptoserver never fetches keys: pin them with jwks_file")
+			p.required(key+".jwks_file", is.JWKSFile)
+		case is.JWKSURL != "":
+			p.check(is.JWKSFile == "", key, "give jwks_file or jwks_url, not both")
+			p.https(key+".jwks_url", is.JWKSURL)
+			p.required(key+".ca_file", is.CAFile)
+		default:
+			p.check(is.JWKSFile != "", key, "give jwks_file or jwks_url")
+			p.check(is.CAFile == "", key+".ca_file", "is for jwks_url only")
+		}
+		if is.MaxLifetime != 0 {
+			p.duration(key+".max_lifetime", is.MaxLifetime, maxTokenLifetime)
+		}
+	}
+}
+
+func (p *problems) duration(key string, d Duration, most time.Duration) {
+	p.check(d > 0 && time.Duration(d) <= most, key, fmt.Sprintf("must be longer than 0s and at most %s", most))
+}
