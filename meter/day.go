@@ -3,6 +3,7 @@ package meter
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -12,6 +13,9 @@ type Day int32
 
 // Month is a local calendar month, counted from January 1970.
 type Month int32
+
+// MaxDay stands for "no end": it is the To of a range that is still open.
+const MaxDay Day = math.MaxInt32
 
 // ErrDay says that a text is not a calendar day.
 var ErrDay = errors.New("not a day: want YYYY-MM-DD, a day that exists")
@@ -31,9 +35,10 @@ func DayOf(t time.Time, loc *time.Location) Day {
 	return DayFromDate(y, m, d)
 }
 
-// DayFromDate normalises like time.Date.
+// DayFromDate normalises like time.Date. Days beyond MaxDay become MaxDay.
 func DayFromDate(y int, m time.Month, d int) Day {
-	return Day(time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix() / 86400)
+	n := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix() / 86400
+	return Day(min(max(n, math.MinInt32), int64(MaxDay)))
 }
 
 func (d Day) utc() time.Time { return time.Unix(int64(d)*86400, 0).UTC() }
@@ -43,11 +48,27 @@ func (d Day) String() string { return d.utc().Format(time.DateOnly) }
 // Date splits the day.
 func (d Day) Date() (int, time.Month, int) { return d.utc().Date() }
 
-// Start is the day's first instant: local 00:00, or the first moment that
-// exists where the clocks skip it.
+// Start is the day's first instant: local 00:00, the first of two where the
+// clocks are set back over it, or the first moment that exists where they
+// skip it.
 func (d Day) Start(loc *time.Location) time.Time {
 	y, m, dd := d.Date()
-	return time.Date(y, m, dd, 0, 0, 0, 0, loc)
+	t := time.Date(y, m, dd, 0, 0, 0, 0, loc)
+	if since, until := t.ZoneBounds(); t.Hour() != 0 || t.Day() != dd {
+		// 00:00 does not exist: time.Date took the offset of before or of after
+		// the change, so the change is one of the bounds.
+		if t.Day() == dd {
+			return since
+		}
+		return until
+	} else if !since.IsZero() {
+		_, now := t.Zone()
+		_, before := since.Add(-1).Zone()
+		if first := t.Add(time.Duration(now-before) * time.Second); first.Before(since) {
+			return first
+		}
+	}
+	return t
 }
 
 // Month returns the month that holds the day.
@@ -57,12 +78,15 @@ func (d Day) Month() Month {
 }
 
 // AddMonths moves to the same day n months on, or the month's last day where
-// that does not exist.
+// that does not exist. MaxDay stays MaxDay.
 func (d Day) AddMonths(n int) Day {
+	if d == MaxDay {
+		return MaxDay
+	}
 	_, _, dd := d.Date()
 	first := (d.Month() + Month(n)).First()
 	last := (d.Month() + Month(n) + 1).First() - 1
-	return min(first+Day(dd-1), last)
+	return Day(min(int64(first)+int64(dd)-1, int64(last)))
 }
 
 // First is the month's first day.
@@ -80,7 +104,7 @@ type DayRange struct{ From, To Day }
 func (r DayRange) Empty() bool { return r.To <= r.From }
 
 // Len counts the days.
-func (r DayRange) Len() int { return int(max(0, r.To-r.From)) }
+func (r DayRange) Len() int { return max(0, int(int64(r.To)-int64(r.From))) }
 
 // Contains reports whether the day lies in the range.
 func (r DayRange) Contains(d Day) bool { return r.From <= d && d < r.To }

@@ -64,9 +64,6 @@ type Block struct {
 	Quality    []Quality // same length as Values
 }
 
-// Slots counts the periods of a resolution in a local day: 92/96/100, 23/24/25, 1.
-func Slots(d Day, r Resolution, loc *time.Location) int { panic("todo") }
-
 // AppendBlock encodes; the length depends only on resolution and slots.
 // DecodeBlock refuses anything AppendBlock would not have written for the
 // same day, resolution and class, and reuses b's slices.
@@ -119,68 +116,3 @@ type Shortfall struct {
 func Assemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) ([]Series, []Shortfall) {
 	panic("todo")
 }
-
-// Reason says why something asked for is withheld; the codes are part of the
-// API contract.
-type Reason uint8
-
-const (
-	PurposeNotAvailable         Reason = 1  // PURPOSE_NOT_AVAILABLE: no rule of the market for this purpose
-	NoSupply                    Reason = 2  // NO_SUPPLY: the caller is not the supplier on these days
-	NotOccupied                 Reason = 3  // NOT_OCCUPIED: outside the customer's occupancy
-	NoConsent                   Reason = 4  // NO_CONSENT
-	ConsentRevoked              Reason = 5  // CONSENT_REVOKED
-	ConsentExpired              Reason = 6  // CONSENT_EXPIRED
-	OptedOut                    Reason = 7  // OPTED_OUT: administratively off
-	NotGrantedAtThisGranularity Reason = 8  // NOT_GRANTED_AT_THIS_GRANULARITY
-	PartialPeriod               Reason = 9  // PARTIAL_PERIOD: only part of the month is covered
-	PeriodInFuture              Reason = 10 // PERIOD_IN_FUTURE: not yet over
-	PeriodTooOld                Reason = 11 // PERIOD_TOO_OLD: past retention
-	FinerThanStored             Reason = 12 // FINER_THAN_STORED
-	KindNotAvailable            Reason = 13 // KIND_NOT_AVAILABLE: no such kind for this field
-	Damaged                     Reason = 14 // DAMAGED: stored value did not open; reported, never guessed
-	NotCoveredByRule            Reason = 15 // NOT_COVERED: no legal basis covers this class for this purpose
-)
-
-// MaxDay stands for "no end".
-const MaxDay Day = 1<<31 - 1
-
-// DaySet is a set of days: sorted, disjoint, non-adjacent ranges. Immutable.
-type DaySet struct{ r []DayRange }
-
-func NewDaySet(r ...DayRange) DaySet       { panic("todo") }
-func (s DaySet) Ranges() []DayRange        { panic("todo") }
-func (s DaySet) Empty() bool               { panic("todo") }
-func (s DaySet) Len() int                  { panic("todo") }
-func (s DaySet) Contains(d Day) bool       { panic("todo") }
-func (s DaySet) Union(o DaySet) DaySet     { panic("todo") }
-func (s DaySet) Intersect(o DaySet) DaySet { panic("todo") }
-func (s DaySet) Subtract(o DaySet) DaySet  { panic("todo") }
-func (s DaySet) WholeMonths() DaySet       { panic("todo") } // days of months that lie wholly in s
-
-// Enumerations all have String() with the API's spelling and a Parse function:
-// ParseResolution "PT15M", ParseKind "REGISTER", ParseClass "registers",
-// ParseCommodity "electricity", ParsePurpose "BILLING", ParseBasis "CONSENT",
-// Quality.String "CALCULATED", Reason.String "NO_SUPPLY".
-func (r Resolution) String() string { panic("todo") }
-func (k Kind) String() string       { panic("todo") }
-func (c Class) String() string      { panic("todo") }
-func (c Commodity) String() string  { panic("todo") }
-func (p Purpose) String() string    { panic("todo") }
-func (b Basis) String() string      { panic("todo") }
-func (q Quality) String() string    { panic("todo") }
-func (r Reason) String() string     { panic("todo") }
-
-func ParseResolution(s string) (Resolution, error) { panic("todo") }
-func ParseKind(s string) (Kind, error)             { panic("todo") }
-func ParseClass(s string) (Class, error)           { panic("todo") }
-func ParseCommodity(s string) (Commodity, error)   { panic("todo") }
-func ParsePurpose(s string) (Purpose, error)       { panic("todo") }
-func ParseBasis(s string) (Basis, error)           { panic("todo") }
-func ParseQuality(s string) (Quality, error)       { panic("todo") }
-
-// AppendValue writes v with exactly precision decimals ("1828.818", "-0.5");
-// ParseValue reads an exact decimal and refuses more decimals than precision,
-// exponents, signs other than a leading "-", and overflow.
-func AppendValue(dst []byte, v Value, precision int) []byte { panic("todo") }
-func ParseValue(s string, precision int) (Value, error)     { panic("todo") }
