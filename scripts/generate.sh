@@ -38,7 +38,15 @@ generate_protobuf() {
 	sed -i -E '/^\/\/[[:space:]]+(- )?protoc[[:space:]]+(\(unknown\)|v[0-9])/d' cryptoserver/cryptopb/*.pb.go
 }
 
-generators=${*:-protobuf}
+# openapi: models, chi server and strict server in openapi/gen.go, the Go client
+# in openapi/client/gen.go. The contract itself is embedded as written.
+generate_openapi() {
+	install_tool oapi-codegen github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.0
+	"$tools/oapi-codegen" -config openapi/server.yaml openapi/openapi.yaml
+	"$tools/oapi-codegen" -config openapi/client.yaml openapi/openapi.yaml
+}
+
+generators=${*:-protobuf openapi}
 for g in $generators; do
 	"generate_$g"
 done

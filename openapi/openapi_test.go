@@ -1,0 +1,137 @@
+package openapi
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+)
+
+func load(t *testing.T) *openapi3.T {
+	t.Helper()
+	doc, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// Clients are generated from these names: a change breaks them without any
+// other sign.
+func TestOperationIDsAreStable(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{
+		"GET /v1/metering-points":                "listMeteringPoints",
+		"GET /v1/metering-points/{ean}/readings": "getReadings",
+		"GET /v1/status":                         "getStatus",
+		"GET /healthz":                           "getHealth",
+		"GET /readyz":                            "getReadiness",
+	}
+	got := map[string]string{}
+	for path, item := range load(t).Paths.Map() {
+		for method, op := range item.Operations() {
+			got[method+" "+path] = op.OperationID
+		}
+	}
+	for op, id := range want {
+		if got[op] != id {
+			t.Errorf("%s has operationId %q, want %q", op, got[op], id)
+		}
+	}
+	for op := range got {
+		if want[op] == "" {
+			t.Errorf("%s is not in the list of this test", op)
+		}
+	}
+}
+
+// The table of problems in the description and the enumeration of types must
+// name the same slugs.
+func TestProblemsAreListedOnce(t *testing.T) {
+	t.Parallel()
+	doc := load(t)
+	var table []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|").FindAllStringSubmatch(doc.Info.Description, -1) {
+		table = append(table, m[1])
+	}
+	var enum []string
+	for _, v := range doc.Components.Schemas["Problem"].Value.Properties["type"].Value.Enum {
+		slug, ok := strings.CutPrefix(v.(string), "urn:kluis:problem:")
+		if !ok {
+			t.Errorf("problem type %q is no urn:kluis:problem", v)
+		}
+		enum = append(enum, slug)
+	}
+	if !slices.Equal(table, enum) {
+		t.Errorf("described: %q\nenumerated: %q", table, enum)
+	}
+}
+
+// Everything a client meets is described, with an example where a value is not
+// an object or a list.
+func TestEverythingIsDescribed(t *testing.T) {
+	t.Parallel()
+	doc := load(t)
+	for name, ref := range doc.Components.Schemas {
+		s := ref.Value
+		if s.Description == "" {
+			t.Errorf("schema %s has no description", name)
+		}
+		if !s.Type.Is("object") {
+			if s.Example == nil {
+				t.Errorf("schema %s has no example", name)
+			}
+			continue
+		}
+		describeProperties(t, name, s)
+	}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			if op.Summary == "" || len(op.Tags) == 0 {
+				t.Errorf("%s %s has no summary or tag", method, path)
+			}
+			for _, p := range op.Parameters {
+				if p.Value.Description == "" {
+					t.Errorf("%s %s: parameter %s has no description", method, path, p.Value.Name)
+				}
+			}
+		}
+	}
+}
+
+func describeProperties(t *testing.T, name string, s *openapi3.Schema) {
+	t.Helper()
+	for prop, ref := range s.Properties {
+		p := ref.Value
+		if p.Description == "" {
+			t.Errorf("%s.%s has no description", name, prop)
+		}
+		switch {
+		case p.Type.Is("object"):
+			describeProperties(t, name+"."+prop, p)
+		case p.Type.Is("array"), p.Example != nil, p.Nullable:
+		default:
+			t.Errorf("%s.%s has no example", name, prop)
+		}
+	}
+}
+
+// Every operation but the probes wants a token: an operation added without
+// saying so would be open to any certificate.
+func TestOnlyProbesGoWithoutToken(t *testing.T) {
+	t.Parallel()
+	doc := load(t)
+	if len(doc.Security) != 1 || doc.Security[0]["token"] == nil {
+		t.Fatalf("the contract's default security is %v, not a token", doc.Security)
+	}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			open := op.Security != nil
+			if probe := path == "/healthz" || path == "/readyz"; open != probe {
+				t.Errorf("%s %s: without token: %v", method, path, open)
+			}
+		}
+	}
+}
