@@ -4,53 +4,6 @@ package meter
 
 import "time"
 
-// Field is one entry of the catalogue.
-type Field struct {
-	Code      FieldCode
-	Name      string // "import_low"
-	OBIS      string // "1-0:1.8.1"
-	Unit      string // "kWh", "m3"
-	Precision int    // decimals of Value
-	Class     Class
-	Commodity Commodity
-	Stored    []Resolution // resolutions a block of this field may have; P1D for registers
-}
-
-// Rule is one legal-basis rule of the profile: on Basis, for Purpose, fields
-// of Classes may be given at Granularity or coarser, for days in Days.
-type Rule struct {
-	ID             string // "nl-billing-periodic", named in every decision
-	Basis          Basis
-	Purpose        Purpose
-	Classes        []Class
-	Granularity    Resolution // finest
-	Days           DayRange   // days the rule applies to; To is MaxDay when open
-	RequiresSupply bool       // only days in the caller's own supply periods
-	DespiteOptOut  bool       // applies although the customer opted out of remote reading
-	Enabled        bool
-}
-
-// Profile is a market profile, checked and compiled. Immutable.
-type Profile struct{ p profile }
-type profile struct{ todo int }
-
-// ParseProfile checks strictly: unknown keys, duplicate codes, rules that
-// name unknown things, overlapping rules. Errors carry line, column, reason.
-func ParseProfile(yaml []byte) (*Profile, error) { panic("todo") }
-
-// NL is the embedded Dutch profile (nl.yaml).
-func NL() []byte { panic("todo") }
-
-func (p *Profile) Country() string                       { panic("todo") } // "NL"
-func (p *Profile) Version() string                       { panic("todo") } // "2026-01"
-func (p *Profile) Digest() [32]byte                      { panic("todo") } // SHA-256 of the YAML bytes
-func (p *Profile) Location() *time.Location              { panic("todo") }
-func (p *Profile) RetentionMonths() int                  { panic("todo") }
-func (p *Profile) Field(name string) (Field, bool)       { panic("todo") }
-func (p *Profile) FieldByCode(c FieldCode) (Field, bool) { panic("todo") }
-func (p *Profile) Fields(c Commodity) []Field            { panic("todo") } // catalogue order
-func (p *Profile) Rules(purpose Purpose) []Rule          { panic("todo") } // file order: preferred first; enabled only
-
 // Block is the plaintext of one field for one day.
 //
 // A register block (Resolution P1D) has one value: the cumulative read at the

@@ -1,0 +1,278 @@
+package meter
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+	_ "time/tzdata" // static binaries run where there is no zone database
+
+	"github.com/goccy/go-yaml/ast"
+)
+
+//go:embed nl.yaml
+var nlYAML []byte
+
+// NL returns a copy of the embedded Dutch profile (nl.yaml).
+func NL() []byte { return bytes.Clone(nlYAML) }
+
+// Profile is a market profile, checked and compiled. Immutable.
+type Profile struct {
+	country   string
+	version   string
+	digest    [32]byte
+	location  *time.Location
+	retention int // months
+	fields    []Field
+	rules     []Rule
+}
+
+// Country is the ISO 3166-1 code of the market, "NL".
+func (p *Profile) Country() string { return p.country }
+
+// Version is the profile's own name for this edition, "2026-01".
+func (p *Profile) Version() string { return p.version }
+
+// Digest is the SHA-256 of the YAML bytes: two processes with the same digest
+// decide by the same rules.
+func (p *Profile) Digest() [32]byte { return p.digest }
+
+// Location is the time zone of the market's local days.
+func (p *Profile) Location() *time.Location { return p.location }
+
+// RetentionMonths says how many months back days may be given.
+func (p *Profile) RetentionMonths() int { return p.retention }
+
+// Field looks a field up by name.
+func (p *Profile) Field(name string) (Field, bool) {
+	i := slices.IndexFunc(p.fields, func(f Field) bool { return f.Name == name })
+	if i < 0 {
+		return Field{}, false
+	}
+	return p.fields[i], true
+}
+
+// FieldByCode looks a field up by its stored code.
+func (p *Profile) FieldByCode(c FieldCode) (Field, bool) {
+	i := slices.IndexFunc(p.fields, func(f Field) bool { return f.Code == c })
+	if i < 0 {
+		return Field{}, false
+	}
+	return p.fields[i], true
+}
+
+// Fields returns a commodity's fields in the order of the catalogue.
+func (p *Profile) Fields(c Commodity) []Field {
+	var out []Field
+	for _, f := range p.fields {
+		if f.Commodity == c {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Rules returns the enabled rules for a purpose, preferred first.
+func (p *Profile) Rules(purpose Purpose) []Rule {
+	var out []Rule
+	for _, r := range p.rules {
+		if r.Enabled && r.Purpose == purpose {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+var (
+	countryPattern   = regexp.MustCompile(`^[A-Z]{2}$`)
+	versionPattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	fieldNamePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
+	ruleIDPattern    = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+	unitPattern      = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,15}$`)
+	retentionPattern = regexp.MustCompile(`^P([1-9][0-9]{0,3})([MY])$`)
+)
+
+// ParseProfile checks a profile strictly and compiles it. Nothing is optional
+// but a rule's "to"; unknown and repeated keys, repeated codes, names and ids,
+// unknown values, and rules that contradict each other are refused. All errors
+// are reported, each a *ProfileError with its line and column.
+func ParseProfile(yaml []byte) (*Profile, error) {
+	r := &yamlReader{}
+	p := &Profile{digest: sha256.Sum256(yaml)}
+	root := r.document(yaml)
+	if root == nil {
+		return nil, errors.Join(r.errs...)
+	}
+	m := r.mapping(root, []string{"country", "version", "time_zone", "retention", "fields", "rules"}, nil)
+	p.country = r.pattern(m["country"], countryPattern, "two capital letters (ISO 3166-1)")
+	p.version = r.pattern(m["version"], versionPattern, "letters, digits, dot, dash and underscore")
+	p.location = r.location(m["time_zone"])
+	p.retention = r.retention(m["retention"])
+	for _, n := range r.sequence(m["fields"]) {
+		r.field(p, n)
+	}
+	for _, n := range r.sequence(m["rules"]) {
+		r.rule(p, n)
+	}
+	if len(r.errs) > 0 {
+		return nil, errors.Join(r.errs...)
+	}
+	return p, nil
+}
+
+// maxRetentionMonths is a century: a longer one is a slip.
+const maxRetentionMonths = 1200
+
+func (r *yamlReader) location(n ast.Node) *time.Location {
+	name, ok := r.text(n)
+	if !ok {
+		return nil
+	}
+	loc, err := time.LoadLocation(name)
+	if err != nil || name == "" || name == "Local" {
+		r.fail(n, "unknown time zone: want a name of the IANA zone database, such as Europe/Amsterdam")
+		return nil
+	}
+	return loc
+}
+
+func (r *yamlReader) retention(n ast.Node) int {
+	s, ok := r.text(n)
+	if !ok {
+		return 0
+	}
+	m := retentionPattern.FindStringSubmatch(s)
+	if m == nil {
+		r.fail(n, "retention: want a number of months or years, such as P24M or P2Y")
+		return 0
+	}
+	months, _ := strconv.Atoi(m[1]) // the pattern leaves at most four digits
+	if m[2] == "Y" {
+		months *= 12
+	}
+	if months > maxRetentionMonths {
+		r.fail(n, "retention: at most %d months", maxRetentionMonths)
+	}
+	return months
+}
+
+func (r *yamlReader) field(p *Profile, n ast.Node) {
+	m := r.mapping(n, []string{"code", "name", "obis", "unit", "precision", "class", "commodity", "stored"}, nil)
+	if m == nil {
+		return
+	}
+	f := Field{
+		Code:      FieldCode(r.integer(m["code"], 1, math.MaxInt16)), // a smallint in the database
+		Name:      r.pattern(m["name"], fieldNamePattern, "lower-case letters, digits and underscore"),
+		Unit:      r.pattern(m["unit"], unitPattern, "letters and digits, such as kWh or m3"),
+		Precision: r.integer(m["precision"], 0, MaxPrecision),
+		Class:     parseNode(r, m["class"], ParseClass),
+		Commodity: parseNode(r, m["commodity"], ParseCommodity),
+	}
+	if s, ok := r.text(m["obis"]); ok {
+		o, err := ParseOBIS(s)
+		if err != nil {
+			r.fail(m["obis"], "%v", err)
+		}
+		f.OBIS = o.String()
+	}
+	for _, s := range r.sequence(m["stored"]) {
+		res := parseNode(r, s, ParseResolution)
+		switch {
+		case res == 0 || f.Class == 0: // already reported
+		case f.Class == Registers && res != P1D:
+			r.fail(s, "registers are stored at P1D only")
+		case f.Class == Intervals && res.duration() == 0:
+			r.fail(s, "intervals are stored at PT15M or PT1H")
+		case len(f.Stored) > 0 && f.Stored[len(f.Stored)-1] >= res:
+			r.fail(s, "resolutions are listed once each, finest first")
+		}
+		f.Stored = append(f.Stored, res)
+	}
+	for _, o := range p.fields {
+		if f.Code != 0 && o.Code == f.Code {
+			r.fail(m["code"], "code %d is taken by %s", f.Code, o.Name)
+		}
+		if f.Name != "" && o.Name == f.Name {
+			r.fail(m["name"], "there is another field of this name")
+		}
+		if f.OBIS != "" && f.Class != 0 && f.Commodity != 0 && o.OBIS == f.OBIS && o.Class == f.Class && o.Commodity == f.Commodity {
+			r.fail(m["obis"], "%s is the same register, in the same class", o.Name)
+		}
+	}
+	p.fields = append(p.fields, f)
+}
+
+func (r *yamlReader) rule(p *Profile, n ast.Node) {
+	m := r.mapping(n, []string{"id", "basis", "purpose", "classes", "granularity", "from", "requires_supply", "despite_opt_out", "enabled"},
+		[]string{"to"})
+	if m == nil {
+		return
+	}
+	rule := Rule{
+		ID:             r.pattern(m["id"], ruleIDPattern, "lower-case letters, digits and dash"),
+		Basis:          parseNode(r, m["basis"], ParseBasis),
+		Purpose:        parseNode(r, m["purpose"], ParsePurpose),
+		Granularity:    parseNode(r, m["granularity"], ParseResolution),
+		Days:           DayRange{parseNode(r, m["from"], ParseDay), MaxDay},
+		RequiresSupply: r.boolean(m["requires_supply"]),
+		DespiteOptOut:  r.boolean(m["despite_opt_out"]),
+		Enabled:        r.boolean(m["enabled"]),
+	}
+	if to := m["to"]; to != nil {
+		before := len(r.errs)
+		rule.Days.To = parseNode(r, to, ParseDay)
+		if len(r.errs) == before && rule.Days.Empty() {
+			r.fail(to, `"to" is the first day the rule no longer applies: it must be later than "from"`)
+		}
+	}
+	for _, c := range r.sequence(m["classes"]) {
+		class := parseNode(r, c, ParseClass)
+		if slices.Contains(rule.Classes, class) {
+			r.fail(c, "class listed twice")
+		}
+		if class == Registers && rule.Granularity.duration() != 0 {
+			r.fail(m["granularity"], "registers can be given at P1D or P1M only")
+		}
+		rule.Classes = append(rule.Classes, class)
+	}
+	if (rule.Basis == SupplyPeriodic || rule.Basis == SupplyDaily) && !rule.RequiresSupply && m["requires_supply"] != nil {
+		r.fail(m["requires_supply"], "the basis %s is the supply itself: must be true", rule.Basis)
+	}
+	for _, o := range p.rules {
+		if rule.ID != "" && o.ID == rule.ID {
+			r.fail(m["id"], "there is another rule of this id")
+		}
+		shared := func(c Class) bool { return c != 0 && slices.Contains(o.Classes, c) }
+		if rule.Enabled && o.Enabled && rule.Basis != 0 && o.Basis == rule.Basis && rule.Purpose != 0 && o.Purpose == rule.Purpose &&
+			slices.ContainsFunc(rule.Classes, shared) && !o.Days.Intersect(rule.Days).Empty() {
+			r.fail(m["id"], "rule %s has the same basis, purpose and class on some of the same days", o.ID)
+		}
+	}
+	p.rules = append(p.rules, rule)
+}
+
+var retentionLine = regexp.MustCompile(`(?m)^retention:[ \t]*[^#\r\n]*?([ \t]*(#.*)?\r?)$`)
+
+// WithRetention returns a copy of a profile with another retention. All else,
+// comments included, stays as it was.
+func WithRetention(yaml []byte, months int) ([]byte, error) {
+	if n := len(retentionLine.FindAllIndex(yaml, 2)); n != 1 {
+		return nil, fmt.Errorf("market profile: %d lines start with \"retention:\", want one", n)
+	}
+	out := retentionLine.ReplaceAll(yaml, fmt.Appendf(nil, "retention: P%dM${1}", months))
+	p, err := ParseProfile(out)
+	if err != nil {
+		return nil, err
+	}
+	if p.RetentionMonths() != months {
+		return nil, errors.New("market profile: its retention is not on a line of its own")
+	}
+	return out, nil
+}
