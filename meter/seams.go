@@ -4,29 +4,6 @@ package meter
 
 import "time"
 
-// Block is the plaintext of one field for one day.
-//
-// A register block (Resolution P1D) has one value: the cumulative read at the
-// day's start. An interval block has Slots(day, resolution) consumption
-// values, and in Start the register at the day's start, or Null.
-type Block struct {
-	Day        Day
-	Resolution Resolution
-	Start      Value
-	Values     []Value
-	Quality    []Quality // same length as Values
-}
-
-// AppendBlock encodes; the length depends only on resolution and slots.
-// DecodeBlock refuses anything AppendBlock would not have written for the
-// same day, resolution and class, and reuses b's slices.
-func AppendBlock(dst []byte, b *Block, class Class, loc *time.Location) ([]byte, error) {
-	panic("todo")
-}
-func DecodeBlock(p []byte, b *Block, day Day, r Resolution, class Class, loc *time.Location) error {
-	panic("todo")
-}
-
 // SeriesSpec says what may be given of one field: made from a Grant.
 type SeriesSpec struct {
 	Field       Field
