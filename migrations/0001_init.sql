@@ -1,12 +1,17 @@
 -- +goose Up
 
--- Roles: one per process, none of which owns a table. Created by
--- migrations.EnsureRoles before the first migration (roles are per cluster).
+-- Runs as kluis_owner, which owns the database. One further role per process,
+-- none of which owns anything: migrations.EnsureRoles made them before the
+-- first migration (roles belong to the cluster). What a role may do is granted
+-- at the end; PUBLIC may nothing.
+--
+-- The EAN leads every primary and unique key of a metering point's tables, and
+-- no foreign key crosses it, so that they can be partitioned and distributed.
 
 CREATE TABLE supplier (
     gln         bigint      NOT NULL,
     version     bigint      NOT NULL CHECK (version > 0),
-    record      bytea       NOT NULL,
+    record      bytea       NOT NULL CHECK (octet_length(record) BETWEEN 1 AND 1048576),
     sealed_at   timestamptz NOT NULL,
     PRIMARY KEY (gln, version)
 );
@@ -29,7 +34,7 @@ COMMENT ON COLUMN metering_point.registered_at IS 'When Kluis first heard of it.
 CREATE TABLE legal_file (
     ean       bigint      NOT NULL,
     version   bigint      NOT NULL CHECK (version > 0),
-    file      bytea       NOT NULL,
+    file      bytea       NOT NULL CHECK (octet_length(file) BETWEEN 1 AND 1048576),
     sealed_at timestamptz NOT NULL,
     PRIMARY KEY (ean, version)
 );
@@ -82,7 +87,7 @@ CREATE TABLE data_key (
     month      integer     NOT NULL,
     occupancy  integer     NOT NULL,
     kek_epoch  integer     NOT NULL CHECK (kek_epoch > 0),
-    wrapped    bytea       NOT NULL,
+    wrapped    bytea       NOT NULL CHECK (octet_length(wrapped) BETWEEN 1 AND 512),
     mac        bytea       NOT NULL CHECK (octet_length(mac) = 32),
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (ean, key_id),
@@ -106,9 +111,9 @@ CREATE TABLE sealed_block (
     version     integer     NOT NULL CHECK (version > 0),
     resolution  smallint    NOT NULL,
     key_id      uuid        NOT NULL,
-    value_count smallint    NOT NULL,
+    value_count smallint    NOT NULL CHECK (value_count >= 0),
     content_mac bytea       NOT NULL CHECK (octet_length(content_mac) = 32),
-    ciphertext  bytea       NOT NULL,
+    ciphertext  bytea       NOT NULL CHECK (octet_length(ciphertext) BETWEEN 1 AND 16384),
     sealed_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (ean, field, day, version)
 );
@@ -140,25 +145,41 @@ COMMENT ON COLUMN access_log.ean IS 'EAN-18 asked for, whether known or not; 0 f
 COMMENT ON COLUMN access_log.recorded_at IS 'When it was recorded.';
 COMMENT ON COLUMN access_log.interaction_id IS 'The interactionId of the answer.';
 COMMENT ON COLUMN access_log.gln IS 'GLN of the caller.';
-COMMENT ON COLUMN access_log.outcome IS '1 given, 2 given in part, 3 all withheld, 4 no relation, 5 failed after opening (package audit).';
+COMMENT ON COLUMN access_log.outcome IS '1 given, 2 given in part, 3 all withheld, 4 no relation, 5 failed after the decision (package audit).';
 COMMENT ON COLUMN access_log.record IS 'Canonical access record: who, what, when, why, decision (package audit).';
 COMMENT ON COLUMN access_log.receipt IS 'Receipt of the cryptoserver, verbatim; empty when nothing was opened.';
 COMMENT ON COLUMN access_log.salt IS '16 random bytes, so that a digest of the record tells nothing of it.';
 
-GRANT USAGE ON SCHEMA public TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar;
+COMMENT ON TABLE  goose_db_version IS 'Migrations applied; kept by goose.';
+COMMENT ON COLUMN goose_db_version.id IS 'Sequence number of the entry.';
+COMMENT ON COLUMN goose_db_version.version_id IS 'Number of the migration.';
+COMMENT ON COLUMN goose_db_version.is_applied IS 'Whether it was applied.';
+COMMENT ON COLUMN goose_db_version.tstamp IS 'When, in the time zone of the session that applied it.';
 
-GRANT SELECT ON supplier, metering_point, legal_file, supply_period, consent, data_key, sealed_block TO kluis_gateway;
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar;
+-- +goose StatementBegin
+DO $$ BEGIN
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar', current_database());
+END $$;
+-- +goose StatementEnd
+
+-- The gateway reads what a decision needs and appends to the log, which it
+-- cannot read back.
+GRANT SELECT ON supplier, legal_file, supply_period, consent, data_key, sealed_block TO kluis_gateway;
 GRANT INSERT ON access_log TO kluis_gateway;
 
 GRANT SELECT ON supplier TO kluis_issuer;
 
+-- Ingest sees of a block all but its ciphertext, and can only add.
 GRANT SELECT ON metering_point, legal_file, data_key TO kluis_ingest;
 GRANT SELECT (ean, field, day, version, resolution, key_id, value_count, content_mac, sealed_at) ON sealed_block TO kluis_ingest;
 GRANT INSERT ON data_key, sealed_block TO kluis_ingest;
 
-GRANT SELECT, INSERT ON supplier, legal_file TO kluis_registrar;
-GRANT SELECT, INSERT ON metering_point TO kluis_registrar;
-GRANT SELECT, INSERT, UPDATE, DELETE ON supply_period, consent TO kluis_registrar;
+-- The registrar adds versions of sealed facts; only their indexes may change.
+GRANT SELECT, INSERT ON supplier, legal_file, metering_point TO kluis_registrar;
+GRANT SELECT, INSERT, DELETE ON supply_period, consent TO kluis_registrar;
 
 -- +goose Down
 DROP TABLE access_log, sealed_block, data_key, consent, supply_period, legal_file, metering_point, supplier;

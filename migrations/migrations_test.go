@@ -1,0 +1,346 @@
+package migrations_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/lib/pq"
+
+	"kluis/internal/devpg"
+	"kluis/internal/testing/pgtest"
+	"kluis/migrations"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func column(t *testing.T, db *sql.DB, query string, args ...any) []string {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), query, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestEveryTableAndColumnHasAComment(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).Open(t, migrations.RoleOwner)
+	const tables = `SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p', 'v', 'm')`
+	if got := column(t, db, tables); len(got) < 9 {
+		t.Fatalf("only the tables %v", got)
+	}
+	for _, name := range column(t, db, tables+` AND coalesce(obj_description(c.oid, 'pg_class'), '') = ''`) {
+		t.Errorf("table %s has no comment", name)
+	}
+	for _, name := range column(t, db, `SELECT a.attrelid::regclass || '.' || a.attname
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p', 'v', 'm') AND a.attnum > 0 AND NOT a.attisdropped
+		  AND coalesce(col_description(a.attrelid, a.attnum), '') = ''`) {
+		t.Errorf("column %s has no comment", name)
+	}
+}
+
+// The EAN leads every unique key of the tables about metering points, so that
+// they can be partitioned and distributed by it.
+func TestTheMeteringPointLeadsEveryUniqueKey(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).Open(t, migrations.RoleOwner)
+	got := column(t, db, `SELECT i.indexrelid::regclass::text FROM pg_index i
+		JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'ean'
+		WHERE n.nspname = 'public' AND i.indisunique AND i.indkey[0] <> a.attnum`)
+	if len(got) != 0 {
+		t.Errorf("not led by ean: %v", got)
+	}
+	if got := column(t, db, `SELECT conname FROM pg_constraint WHERE contype = 'f'`); len(got) != 0 {
+		t.Errorf("foreign keys: %v", got)
+	}
+}
+
+// TestPrivileges compares everything any role but the owner may do with the
+// whole of what it should.
+func TestPrivileges(t *testing.T) {
+	t.Parallel()
+	want := []string{
+		"kluis_gateway INSERT access_log",
+		"kluis_gateway SELECT consent",
+		"kluis_gateway SELECT data_key",
+		"kluis_gateway SELECT legal_file",
+		"kluis_gateway SELECT sealed_block",
+		"kluis_gateway SELECT supplier",
+		"kluis_gateway SELECT supply_period",
+		"kluis_ingest INSERT data_key",
+		"kluis_ingest INSERT sealed_block",
+		"kluis_ingest SELECT data_key",
+		"kluis_ingest SELECT legal_file",
+		"kluis_ingest SELECT metering_point",
+		"kluis_ingest SELECT sealed_block (content_mac, day, ean, field, key_id, resolution, sealed_at, value_count, version)",
+		"kluis_issuer SELECT supplier",
+		"kluis_registrar DELETE consent",
+		"kluis_registrar DELETE supply_period",
+		"kluis_registrar INSERT consent",
+		"kluis_registrar INSERT legal_file",
+		"kluis_registrar INSERT metering_point",
+		"kluis_registrar INSERT supplier",
+		"kluis_registrar INSERT supply_period",
+		"kluis_registrar SELECT consent",
+		"kluis_registrar SELECT legal_file",
+		"kluis_registrar SELECT metering_point",
+		"kluis_registrar SELECT supplier",
+		"kluis_registrar SELECT supply_period",
+	}
+	db := pgtest.New(t).Open(t, migrations.RoleOwner)
+	got := column(t, db, `
+		SELECT grantee::regrole || ' ' || privilege_type || ' ' || relation FROM (
+			SELECT a.grantee, a.privilege_type, c.oid::regclass::text AS relation
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
+			WHERE n.nspname = 'public' AND a.grantee <> c.relowner
+			UNION ALL
+			SELECT a.grantee, a.privilege_type,
+			       c.oid::regclass || ' (' || string_agg(t.attname, ', ' ORDER BY t.attname) || ')'
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a
+			WHERE n.nspname = 'public' AND a.grantee <> c.relowner
+			GROUP BY c.oid, a.grantee, a.privilege_type
+		) x`)
+	slices.Sort(got)
+	for _, g := range got {
+		if !slices.Contains(want, g) {
+			t.Errorf("has too much: %s", g)
+		}
+	}
+	for _, w := range want {
+		if !slices.Contains(got, w) {
+			t.Errorf("lacks: %s", w)
+		}
+	}
+	for _, q := range []string{
+		`SELECT nspname || ': ' || a.privilege_type FROM pg_namespace, aclexplode(nspacl) a WHERE nspname = 'public' AND a.grantee = 0`,
+		`SELECT datname || ': ' || a.privilege_type FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) a
+			WHERE datname = current_database() AND a.grantee = 0`,
+		`SELECT 'function ' || proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE nspname = 'public'`,
+	} {
+		if got := column(t, db, q); len(got) != 0 {
+			t.Errorf("PUBLIC may: %v", got)
+		}
+	}
+}
+
+// TestRolesAttack tries, as each role, what it must not be able to do.
+func TestRolesAttack(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	const (
+		block  = `INSERT INTO sealed_block (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext) VALUES (1, 1, '2026-01-01', 1, 3, gen_random_uuid(), 1, decode(repeat('00', 32), 'hex'), '\x00')`
+		key    = `INSERT INTO data_key (ean, key_id, class, month, occupancy, kek_epoch, wrapped, mac) VALUES (1, gen_random_uuid(), 1, 1, 0, 1, '\x00', decode(repeat('00', 32), 'hex'))`
+		file   = `INSERT INTO legal_file (ean, version, file, sealed_at) VALUES (1, 1, '\x00', now())`
+		supp   = `INSERT INTO supplier (gln, version, record, sealed_at) VALUES (1, 1, '\x00', now())`
+		supply = `INSERT INTO supply_period (ean, gln, from_day) VALUES (1, 1, '2026-01-01')`
+		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`
+	)
+	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "access_log", "goose_db_version"}
+	allowed := map[string][]string{
+		migrations.RoleGateway: {
+			log, "SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
+		},
+		migrations.RoleIssuer: {"SELECT record FROM supplier"},
+		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
+		migrations.RoleRegistrar: {
+			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent",
+		},
+	}
+	denied := map[string][]string{
+		migrations.RoleGateway: {
+			block, key, file, supp, supply, "SELECT FROM access_log", "SELECT ean FROM access_log",
+			log + " RETURNING ean", "COPY access_log TO STDOUT",
+		},
+		migrations.RoleIssuer: {
+			block, key, file, supp, supply, log,
+			"SELECT FROM legal_file", "SELECT FROM metering_point", "SELECT FROM supply_period", "SELECT FROM consent",
+			"SELECT FROM data_key", "SELECT FROM sealed_block", "SELECT FROM access_log",
+		},
+		migrations.RoleIngest: {
+			file, supp, supply, log,
+			"SELECT ciphertext FROM sealed_block", "SELECT * FROM sealed_block", "COPY sealed_block TO STDOUT",
+			block + " RETURNING ciphertext", "SELECT FROM access_log", "SELECT FROM supplier",
+		},
+		migrations.RoleRegistrar: {
+			block, key, log,
+			"SELECT FROM sealed_block", "SELECT FROM data_key", "SELECT FROM access_log",
+		},
+	}
+	for role := range denied {
+		for _, table := range tables {
+			denied[role] = append(denied[role],
+				"TRUNCATE "+table, "DROP TABLE "+table, "ALTER TABLE "+table+" ADD COLUMN x int",
+				"CREATE TRIGGER x BEFORE INSERT ON "+table+" FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()")
+			if role != migrations.RoleRegistrar || table != "supply_period" && table != "consent" {
+				denied[role] = append(denied[role], "DELETE FROM "+table)
+			}
+		}
+		denied[role] = append(denied[role],
+			"UPDATE supplier SET version = 9", "UPDATE metering_point SET commodity = 1", "UPDATE legal_file SET version = 9",
+			"UPDATE supply_period SET gln = 1", "UPDATE consent SET gln = 1", "UPDATE data_key SET class = 1",
+			"UPDATE sealed_block SET version = 9", "UPDATE access_log SET outcome = 1",
+			"CREATE TABLE mine (n int)", "CREATE TEMP TABLE mine (n int)", "CREATE SCHEMA mine", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+			"SET ROLE "+migrations.RoleOwner, "SET SESSION AUTHORIZATION "+migrations.RoleOwner,
+			"CREATE ROLE mine", "ALTER ROLE "+role+" CREATEROLE", "CREATE DATABASE mine", "SELECT pg_read_file('PG_VERSION')")
+	}
+	for role, statements := range denied {
+		db := d.Open(t, role)
+		for _, s := range statements {
+			_, err := db.ExecContext(t.Context(), s)
+			var e *pq.Error
+			switch {
+			case err == nil:
+				t.Errorf("%s was let do: %s", role, s)
+			case !errors.As(err, &e) || e.Code != "42501": // insufficient_privilege
+				t.Errorf("%s: refused for another reason: %s: %v", role, s, err)
+			}
+		}
+	}
+	for role, statements := range allowed {
+		db := d.Open(t, role)
+		for _, s := range statements {
+			if _, err := db.ExecContext(t.Context(), s); err != nil {
+				t.Errorf("%s cannot do: %s: %v", role, s, err)
+			}
+		}
+	}
+}
+
+func TestOtherRolesCannotConnect(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.Open(t, devpg.Superuser)
+	for role, want := range map[string]bool{"kluis_gateway": true, "kluis_issuer": true, "pg_monitor": false, "pg_read_all_settings": false} {
+		var may bool
+		if err := db.QueryRowContext(t.Context(), `SELECT has_database_privilege($1, $2, 'CONNECT')`, role, d.Name()).Scan(&may); err != nil {
+			t.Fatal(err)
+		}
+		if may != want {
+			t.Errorf("%s may connect: %v, want %v", role, may, want)
+		}
+	}
+}
+
+func TestReplicasMigrateOnce(t *testing.T) {
+	t.Parallel()
+	d := pgtest.NewEmpty(t)
+	const replicas = 4
+	applied := make([]int, replicas)
+	errs := make([]error, replicas)
+	var wg sync.WaitGroup
+	for i := range replicas {
+		db := d.Open(t, migrations.RoleOwner)
+		wg.Go(func() { applied[i], errs[i] = migrations.Up(t.Context(), db) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(applied)
+	if applied[replicas-1] == 0 || applied[replicas-2] != 0 {
+		t.Errorf("migrations applied by the replicas: %v; want all by one", applied)
+	}
+	db := d.Open(t, migrations.RoleOwner)
+	if got := column(t, db, `SELECT version_id::text FROM goose_db_version GROUP BY version_id HAVING count(*) > 1`); len(got) != 0 {
+		t.Errorf("applied more than once: %v", got)
+	}
+	if n, err := migrations.Up(t.Context(), db); n != 0 || err != nil {
+		t.Errorf("once more: %d, %v", n, err)
+	}
+	// The database's own privileges are the migration's work too.
+	if got := column(t, db, `SELECT a.privilege_type FROM pg_database, aclexplode(datacl) a WHERE datname = current_database() AND a.grantee = 0`); len(got) != 0 {
+		t.Errorf("PUBLIC may: %v", got)
+	}
+}
+
+func TestUpRefusesAnotherThanTheOwner(t *testing.T) {
+	t.Parallel()
+	d := pgtest.NewEmpty(t)
+	_, err := migrations.Up(t.Context(), d.Open(t, devpg.Superuser))
+	if err == nil || !strings.Contains(err.Error(), migrations.RoleOwner) {
+		t.Errorf("as the superuser: %v", err)
+	}
+}
+
+func TestUpHonoursItsContext(t *testing.T) {
+	t.Parallel()
+	d := pgtest.NewEmpty(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := migrations.Up(ctx, d.Open(t, migrations.RoleOwner)); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+}
+
+// TestEnsureRoles has a cluster of its own: roles are shared by its databases.
+func TestEnsureRoles(t *testing.T) {
+	t.Parallel()
+	cl := pgtest.Cluster(t, devpg.Config{Dir: pgtest.Dir(t), NoSync: true})
+	open := func() *sql.DB {
+		db, err := sql.Open("postgres", cl.URL(devpg.Superuser, "postgres"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { db.Close() })
+		return db
+	}
+	db := open()
+	exec := func(stmt string) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := migrations.EnsureRoles(t.Context(), db); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	for name, c := range map[string][2]string{
+		"a superuser":       {"ALTER ROLE kluis_gateway SUPERUSER", "ALTER ROLE kluis_gateway NOSUPERUSER"},
+		"past row security": {"ALTER ROLE kluis_ingest BYPASSRLS", "ALTER ROLE kluis_ingest NOBYPASSRLS"},
+		"a member":          {"GRANT kluis_owner TO kluis_gateway", "REVOKE kluis_owner FROM kluis_gateway"},
+		"a reader of all":   {"GRANT pg_read_all_data TO kluis_issuer", "REVOKE pg_read_all_data FROM kluis_issuer"},
+	} {
+		exec(c[0])
+		if err := migrations.EnsureRoles(t.Context(), db); !errors.Is(err, migrations.ErrRole) {
+			t.Errorf("%s: %v, want ErrRole", name, err)
+		}
+		exec(c[1])
+	}
+
+	// Created by four at once, where none is left.
+	exec("DROP DATABASE kluis")
+	for _, r := range migrations.Roles() {
+		exec("DROP ROLE " + r)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, 4)
+	for i := range errs {
+		db := open()
+		wg.Go(func() { errs[i] = migrations.EnsureRoles(t.Context(), db) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Error(err)
+	}
+}
