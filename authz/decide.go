@@ -1,0 +1,472 @@
+package authz
+
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+	"sort"
+	"time"
+
+	"kluis/meter"
+)
+
+// A stage is how near a rule of the profile comes to giving a day of a field.
+// Where several rules, or several consents, could give a day and none does,
+// the reason is that of the one that came nearest: what the caller lacks
+// last. The order puts the caller's own relation (supply, consent) before
+// facts about the customer (occupancy, opt-out), so that who has no relation
+// on a day learns nothing of the customer on it.
+type stage uint8
+
+const (
+	stageNoRule stage = iota // no rule applies on the day
+	stageNoSupply
+	stageNoConsent
+	stageConsentExpired
+	stageConsentRevoked
+	stageNotOccupied
+	stageOptedOut
+	stageTooFine         // granted, but only coarser than asked for
+	stageFinerThanStored // granted, but nothing is stored that fine
+	stagePartial         // granted, but not for the whole month
+)
+
+var stageReasons = [...]meter.Reason{
+	stageNoRule:          meter.NotCoveredByRule,
+	stageNoSupply:        meter.NoSupply,
+	stageNoConsent:       meter.NoConsent,
+	stageConsentExpired:  meter.ConsentExpired,
+	stageConsentRevoked:  meter.ConsentRevoked,
+	stageNotOccupied:     meter.NotOccupied,
+	stageOptedOut:        meter.OptedOut,
+	stageTooFine:         meter.NotGrantedAtThisGranularity,
+	stageFinerThanStored: meter.FinerThanStored,
+	stagePartial:         meter.PartialPeriod,
+}
+
+// Decide is the one decision, run by the gateway before it fetches and by the
+// cryptoserver before it opens. Every requested field and day is either in
+// the grant or withheld with exactly one reason. The only error is
+// ErrNoRelation: the file is missing, is of another metering point than the
+// request, or has nothing to do with the caller, now or ever. A request that
+// breaks the contract (period, resolution, kind) is withheld whole.
+//
+// A day of a field is granted when a rule of the profile for the purpose
+// covers the field's class and the day, and
+//
+//   - the day is over in the market's time zone (at now) and not past the
+//     retention;
+//   - the caller supplied on it: always, unless the basis is a consent and the
+//     rule does not require supply;
+//   - for a consent: one of the caller's, for the purpose and the class, active
+//     and valid at now, covers the day, and the customer who gave it occupied
+//     the metering point;
+//   - for other bases: some customer occupied it;
+//   - the customer had not opted out, unless the rule applies all the same;
+//   - the resolution asked for is not finer than rule and consent allow;
+//   - at P1M, asked for or all that is allowed: the whole calendar month is
+//     asked for and granted by the one rule.
+//
+// Where several rules grant a day the first in the profile gives it. If no
+// resolution is asked for, what grants it finest does.
+//
+// The reason of what is withheld is, in this order: PURPOSE_NOT_AVAILABLE (no
+// rule for the purpose), NOT_COVERED (no rule for the class; no such field at
+// this metering point), PERIOD_IN_FUTURE, PERIOD_TOO_OLD, and else what the
+// rule that came nearest lacked: see stage.
+func Decide(c Caller, r Request, f *LegalFile, p *meter.Profile, now time.Time) (Grant, []Withheld, error) {
+	if p == nil {
+		return Grant{}, nil, ErrNoRelation
+	}
+	return decide(c, r, f, p, now)
+}
+
+// market is what a decision needs of the market profile.
+type market interface {
+	Location() *time.Location
+	RetentionMonths() int
+	FieldByCode(meter.FieldCode) (meter.Field, bool)
+	Rules(meter.Purpose) []meter.Rule
+}
+
+func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, []Withheld, error) {
+	if c == nil || f == nil || r.EAN.IsZero() || f.ean != r.EAN {
+		return Grant{}, nil, ErrNoRelation
+	}
+	me := f.parties[c.Supplier()]
+	if me == nil {
+		return Grant{}, nil, ErrNoRelation
+	}
+	fields := slices.Clone(r.Fields)
+	slices.Sort(fields)
+	fields = slices.Compact(fields)
+
+	d := decision{r: &r, f: f, me: me, now: now, today: meter.DayOf(now, p.Location())}
+	d.window = meter.DayRange{From: d.today.AddMonths(-p.RetentionMonths()), To: d.today}
+	d.rules = slices.DeleteFunc(slices.Clone(p.Rules(r.Purpose)), func(rule meter.Rule) bool { return !decidable(rule) })
+
+	grant := Grant{ean: r.EAN}
+	var withheld []Withheld
+	for _, code := range fields {
+		field, known := p.FieldByCode(code)
+		reason, refused := d.refusal(field, known && field.Commodity == f.commodity)
+		if refused {
+			if !r.Days.Empty() {
+				withheld = append(withheld, Withheld{Field: code, Days: r.Days, Reason: reason})
+			}
+			continue
+		}
+		o := d.outcome(field)
+		first := len(grant.items)
+		for _, part := range o.parts {
+			grant.items = append(grant.items, d.item(field, part))
+		}
+		for _, run := range o.withheld {
+			withheld = append(withheld, Withheld{Field: code, Days: run.days, Reason: run.reason})
+		}
+		if items := grant.items[first:]; len(items) > 0 {
+			var days []meter.DayRange
+			for i := range items {
+				days = append(days, reads(&items[i])...)
+			}
+			grant.reads = append(grant.reads, FieldDays{Field: code, Days: meter.NewDaySet(days...)})
+		}
+	}
+	return grant, withheld, nil
+}
+
+// decidable says whether Decide knows what facts the rule's basis rests on. A
+// rule on any other basis gives nothing.
+func decidable(rule meter.Rule) bool {
+	switch rule.Basis {
+	case meter.SupplyPeriodic, meter.SupplyDaily, meter.Consent:
+		return rule.Enabled && knownResolution(rule.Granularity)
+	}
+	return false
+}
+
+// decision is what one call of Decide works with.
+type decision struct {
+	r        *Request
+	f        *LegalFile
+	me       *party
+	now      time.Time
+	today    meter.Day
+	window   meter.DayRange // days over and not past retention
+	rules    []meter.Rule
+	outcomes []outcome // one for fields that are treated alike
+}
+
+// outcome is the decision for the fields of one class that may be stored
+// equally fine.
+type outcome struct {
+	class    meter.Class
+	finest   meter.Resolution
+	parts    []part
+	withheld []run
+}
+
+// part is days granted on one rule, at one finest granularity.
+type part struct {
+	rule        *meter.Rule
+	granularity meter.Resolution
+	days        meter.DaySet
+}
+
+type run struct {
+	days   meter.DayRange
+	reason meter.Reason
+}
+
+// refusal is the reason for which a field is withheld whole.
+func (d *decision) refusal(field meter.Field, metered bool) (meter.Reason, bool) {
+	days := d.r.Days
+	switch {
+	case d.r.Kind != 0 && !knownKind(d.r.Kind):
+		return meter.KindNotAvailable, true
+	case d.r.Resolution != 0 && !knownResolution(d.r.Resolution):
+		return meter.NotGrantedAtThisGranularity, true
+	case !validDay(days.From) || !validDay(days.To) || days.Empty() || days.Len() > MaxRequestDays:
+		return meter.NotCoveredByRule, true
+	case len(d.rules) == 0:
+		return meter.PurposeNotAvailable, true
+	case !metered || !slices.ContainsFunc(d.rules, func(r meter.Rule) bool { return slices.Contains(r.Classes, field.Class) }):
+		return meter.NotCoveredByRule, true
+	}
+	return 0, false
+}
+
+func (d *decision) item(field meter.Field, p part) GrantItem {
+	kind := d.r.Kind
+	if kind == 0 {
+		kind = meter.Consumption
+		if field.Class == meter.Registers {
+			kind = meter.Register
+		}
+	}
+	return GrantItem{
+		Spec: meter.SeriesSpec{
+			Field:       field,
+			Kind:        kind,
+			Resolution:  d.r.Resolution,
+			Granularity: p.granularity,
+			Days:        p.days,
+		},
+		Basis: p.rule.Basis,
+		Rule:  p.rule.ID,
+	}
+}
+
+func (d *decision) outcome(field meter.Field) *outcome {
+	var finest meter.Resolution
+	for _, r := range field.Stored {
+		if finest == 0 || r < finest {
+			finest = r
+		}
+	}
+	for i := range d.outcomes {
+		if o := &d.outcomes[i]; o.class == field.Class && o.finest == finest {
+			return o
+		}
+	}
+	e := evaluation{decision: d, finest: finest}
+	for i := range d.rules {
+		if rule := &d.rules[i]; slices.Contains(rule.Classes, field.Class) {
+			e.apply(rule, field.Class)
+		}
+	}
+	parts, withheld := e.result()
+	d.outcomes = append(d.outcomes, outcome{class: field.Class, finest: finest, parts: parts, withheld: withheld})
+	return &d.outcomes[len(d.outcomes)-1]
+}
+
+// evaluation works out one outcome, day by day. Day i is r.Days.From + i.
+type evaluation struct {
+	*decision
+	finest     meter.Resolution // in which the fields may be stored
+	stages     [MaxRequestDays]stage
+	candidates []candidate
+}
+
+// candidate is what one rule grants at one finest granularity. What it grants
+// at P1M still has to make up whole months.
+type candidate struct {
+	rule        *meter.Rule
+	granularity meter.Resolution
+	days        dayBits
+}
+
+// apply finds how near the rule comes on each day.
+func (e *evaluation) apply(rule *meter.Rule, class meter.Class) {
+	days := rule.Days.Intersect(e.r.Days).Intersect(e.window)
+	if days.Empty() {
+		return
+	}
+	if rule.Basis == meter.Consent && !rule.RequiresSupply {
+		e.applyConsents(rule, class, days)
+		return
+	}
+	e.reach(days, stageNoSupply)
+	for _, supplied := range overlapping(e.me.supply, days) {
+		supplied = supplied.Intersect(days)
+		if rule.Basis == meter.Consent {
+			e.applyConsents(rule, class, supplied)
+			continue
+		}
+		e.reach(supplied, stageNotOccupied)
+		for _, occupied := range overlapping(e.f.occupied, supplied) {
+			e.give(occupied.Intersect(supplied), rule, rule.Granularity)
+		}
+	}
+}
+
+func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days meter.DayRange) {
+	e.reach(days, stageNoConsent)
+	for _, i := range e.me.consents {
+		c := &e.f.consents[i]
+		covered := c.Days.Intersect(days)
+		if covered.Empty() || c.Purpose != rule.Purpose || !slices.Contains(c.Classes, class) {
+			continue
+		}
+		switch {
+		case c.State == ConsentRevoked:
+			e.reach(covered, stageConsentRevoked)
+		case !e.now.Before(c.ValidUntil):
+			e.reach(covered, stageConsentExpired)
+		case c.State == ConsentActive && !e.now.Before(c.ValidFrom):
+			e.reach(covered, stageNotOccupied)
+			if o, ok := e.f.occupancyAt(c.Occupancy); ok {
+				e.give(covered.Intersect(o.Days), rule, max(rule.Granularity, c.Granularity))
+			}
+		}
+	}
+}
+
+// give passes on days whose facts are there, but for those opted out.
+func (e *evaluation) give(days meter.DayRange, rule *meter.Rule, granted meter.Resolution) {
+	if !rule.DespiteOptOut {
+		for _, out := range overlapping(e.f.optOuts, days) {
+			e.giveRun(meter.DayRange{From: days.From, To: out.From}, rule, granted)
+			e.reach(out.Intersect(days), stageOptedOut)
+			days.From = min(out.To, days.To)
+		}
+	}
+	e.giveRun(days, rule, granted)
+}
+
+// giveRun makes the days a candidate's, if they may be given as fine as asked.
+func (e *evaluation) giveRun(days meter.DayRange, rule *meter.Rule, granted meter.Resolution) {
+	asked := e.r.Resolution
+	switch {
+	case days.Empty():
+		return
+	case asked != 0 && asked < granted:
+		e.reach(days, stageTooFine)
+		return
+	case asked != 0 && asked < e.finest:
+		e.reach(days, stageFinerThanStored)
+		return
+	}
+	e.reach(days, stagePartial)
+	// What is asked for bounds what leaves; else what is granted, or stored.
+	granularity := asked
+	if asked == 0 {
+		granularity = max(granted, e.finest)
+	}
+	i := slices.IndexFunc(e.candidates, func(c candidate) bool { return c.rule == rule && c.granularity == granularity })
+	if i < 0 {
+		i = len(e.candidates)
+		e.candidates = append(e.candidates, candidate{rule: rule, granularity: granularity})
+	}
+	e.candidates[i].days.set(int(days.From-e.r.Days.From), int(days.To-e.r.Days.From))
+}
+
+// reach notes that the days came at least as far as the stage.
+func (e *evaluation) reach(days meter.DayRange, s stage) {
+	for d := days.From; d < days.To; d++ {
+		i := d - e.r.Days.From
+		e.stages[i] = max(e.stages[i], s)
+	}
+}
+
+// result gives each day to one candidate, or a reason.
+func (e *evaluation) result() ([]part, []run) {
+	// Finest first; of equals the first rule in the profile. They differ only
+	// where no resolution was asked for.
+	slices.SortStableFunc(e.candidates, func(a, b candidate) int { return cmp.Compare(a.granularity, b.granularity) })
+	var given dayBits
+	var parts []part
+	for i := range e.candidates {
+		c := &e.candidates[i]
+		c.days.remove(&given)
+		if c.granularity == meter.P1M {
+			c.days.keepWholeMonths(e.r.Days)
+		}
+		if c.days == (dayBits{}) {
+			continue
+		}
+		given.add(&c.days)
+		parts = append(parts, part{rule: c.rule, granularity: c.granularity, days: c.days.daySet(e.r.Days)})
+	}
+	var withheld []run
+	for d := e.r.Days.From; d < e.r.Days.To; d++ {
+		i := int(d - e.r.Days.From)
+		if given.has(i) {
+			continue
+		}
+		reason := stageReasons[e.stages[i]]
+		switch {
+		case d >= e.window.To:
+			reason = meter.PeriodInFuture
+		case d < e.window.From:
+			reason = meter.PeriodTooOld
+		}
+		if n := len(withheld); n > 0 && withheld[n-1].days.To == d && withheld[n-1].reason == reason {
+			withheld[n-1].days.To++
+		} else {
+			withheld = append(withheld, run{meter.DayRange{From: d, To: d + 1}, reason})
+		}
+	}
+	return parts, withheld
+}
+
+// overlapping cuts sorted, disjoint ranges to those that share a day with days.
+func overlapping(sorted []meter.DayRange, days meter.DayRange) []meter.DayRange {
+	if days.Empty() {
+		return nil
+	}
+	i := sort.Search(len(sorted), func(i int) bool { return sorted[i].To > days.From })
+	j := i
+	for j < len(sorted) && sorted[j].From < days.To {
+		j++
+	}
+	return sorted[i:j]
+}
+
+// dayBits is a set of days of one request: bit i is the day r.Days.From + i.
+type dayBits [(MaxRequestDays + 63) / 64]uint64
+
+func (b *dayBits) has(i int) bool { return b[i/64]>>(i%64)&1 != 0 }
+
+// set adds the days from i to before j.
+func (b *dayBits) set(i, j int) {
+	for ; i < j; i++ {
+		b[i/64] |= 1 << (i % 64)
+	}
+}
+
+func (b *dayBits) add(o *dayBits) {
+	for i := range b {
+		b[i] |= o[i]
+	}
+}
+
+func (b *dayBits) remove(o *dayBits) {
+	for i := range b {
+		b[i] &^= o[i]
+	}
+}
+
+// next finds the first day from i on that is in the set, or is not.
+func (b *dayBits) next(i int, in bool) int {
+	for i < len(b)*64 {
+		w := b[i/64]
+		if !in {
+			w = ^w
+		}
+		if w >>= i % 64; w != 0 {
+			return i + bits.TrailingZeros64(w)
+		}
+		i = (i/64 + 1) * 64
+	}
+	return i
+}
+
+// keepWholeMonths drops the days of calendar months that are not wholly in
+// the set.
+func (b *dayBits) keepWholeMonths(asked meter.DayRange) {
+	var whole dayBits
+	n := asked.Len()
+	for i := b.next(0, true); i < n; i = b.next(i, true) {
+		j := b.next(i, false) // a run of days, [i, j)
+		month := (asked.From + meter.Day(i)).Month()
+		from, to := int(month.First()-asked.From), int((month+1).First()-asked.From)
+		if from == i && to <= j {
+			whole.set(from, to)
+		}
+		// To the next month, or the next run where this one ends in the month.
+		i = min(to, n)
+	}
+	*b = whole
+}
+
+// daySet turns the bits into a set of days.
+func (b *dayBits) daySet(asked meter.DayRange) meter.DaySet {
+	var runs []meter.DayRange
+	for i := b.next(0, true); i < asked.Len(); {
+		j := b.next(i, false)
+		runs = append(runs, meter.DayRange{From: asked.From + meter.Day(i), To: asked.From + meter.Day(j)})
+		i = b.next(j, true)
+	}
+	return meter.NewDaySet(runs...)
+}

@@ -1,0 +1,101 @@
+package authz
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"kluis/meter"
+)
+
+// MaxRequestDays is the longest period of one request.
+const MaxRequestDays = 366
+
+// Request is what the caller asks for of one metering point.
+type Request struct {
+	EAN        meter.EAN
+	Purpose    meter.Purpose
+	Days       meter.DayRange // 1 to 366 days
+	Fields     []meter.FieldCode
+	Resolution meter.Resolution // 0: the finest that is granted and stored
+	Kind       meter.Kind       // 0: REGISTER for registers, CONSUMPTION for intervals
+}
+
+// ErrNoRelation: the metering point is unknown or none of the caller's; the
+// two must be answered alike.
+var ErrNoRelation = errors.New("no relation to this metering point")
+
+// Grant is what Decide allowed. Only Decide makes one that is not empty: its
+// fields cannot be set from outside, and the zero Grant covers nothing.
+// Immutable.
+type Grant struct {
+	ean   meter.EAN
+	items []GrantItem // by field
+	reads []FieldDays // by field
+}
+
+// GrantItem is one field on one basis. The Resolution of its Spec is the one
+// asked for; its Granularity, the finest that may leave, is never finer than
+// that, and its Kind is never 0. Days of one field are in one item at most.
+type GrantItem struct {
+	Spec  meter.SeriesSpec
+	Basis meter.Basis
+	Rule  string // id of the profile's rule
+}
+
+// FieldDays is a field and days of it.
+type FieldDays struct {
+	Field meter.FieldCode
+	Days  meter.DaySet
+}
+
+// Withheld is a run of days of a field that is not given, and why.
+type Withheld struct {
+	Field  meter.FieldCode
+	Days   meter.DayRange
+	Reason meter.Reason
+}
+
+// Empty says whether nothing at all was granted.
+func (g Grant) Empty() bool { return len(g.items) == 0 }
+
+// EAN names the metering point; zero for the zero Grant.
+func (g Grant) EAN() meter.EAN { return g.ean }
+
+// Items returns a copy, by field.
+func (g Grant) Items() []GrantItem { return slices.Clone(g.items) }
+
+// Reads lists the stored days to fetch and open, per field: for registers
+// with the closing day, and only month boundaries where only P1M is granted
+// or asked for. Sorted by field, each field once. A copy.
+func (g Grant) Reads() []FieldDays { return slices.Clone(g.reads) }
+
+// Covers reports whether one stored block may be opened under the grant: it is
+// in Reads.
+func (g Grant) Covers(f meter.FieldCode, d meter.Day) bool {
+	i, found := slices.BinarySearchFunc(g.reads, f, func(r FieldDays, f meter.FieldCode) int {
+		return cmp.Compare(r.Field, f)
+	})
+	return found && g.reads[i].Days.Contains(d)
+}
+
+// reads are the stored days that an item needs.
+func reads(item *GrantItem) []meter.DayRange {
+	runs := item.Spec.Days.Ranges()
+	if item.Spec.Field.Class != meter.Registers {
+		return runs // intervals stand for themselves
+	}
+	if item.Spec.Granularity != meter.P1M {
+		for i := range runs {
+			runs[i].To++ // the closing read
+		}
+		return runs
+	}
+	var boundaries []meter.DayRange
+	for _, run := range runs {
+		for d := run.From; d <= run.To; d = (d.Month() + 1).First() {
+			boundaries = append(boundaries, meter.DayRange{From: d, To: d + 1})
+		}
+	}
+	return boundaries
+}
