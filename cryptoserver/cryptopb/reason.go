@@ -1,0 +1,25 @@
+package cryptopb
+
+// ReasonDomain is the domain of the google.rpc.ErrorInfo that every refusal of
+// a cryptoserver carries.
+const ReasonDomain = "kluis.cryptoserver"
+
+// Reason says, in ErrorInfo.reason, why a call was refused.
+type Reason string
+
+// The reasons there are.
+const (
+	ReasonMalformed          Reason = "MALFORMED"
+	ReasonIdentityNotAllowed Reason = "IDENTITY_NOT_ALLOWED" // not on the method's allow-list
+	ReasonRoleNotServed      Reason = "ROLE_NOT_SERVED"      // this server lacks the method's token
+	ReasonTokenInvalid       Reason = "TOKEN_INVALID"        // the caller's access token
+	ReasonSupplierInvalid    Reason = "SUPPLIER_INVALID"     // the supplier record, or the certificate under it
+	ReasonScope              Reason = "SCOPE"                // a scope missing, or not the supplier's
+	ReasonProfileMismatch    Reason = "PROFILE_MISMATCH"     // client and server have different market profiles
+	ReasonEvidenceInvalid    Reason = "EVIDENCE_INVALID"     // a sealed fact that does not verify
+	ReasonStepRefused        Reason = "STEP_REFUSED"
+	ReasonKeyRecordInvalid   Reason = "KEY_RECORD_INVALID" // a data key record that is not what was minted
+	ReasonUnknownEpoch       Reason = "UNKNOWN_KEK_EPOCH"
+	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"
+	ReasonInternal           Reason = "INTERNAL"
+)

@@ -1,0 +1,162 @@
+package cryptoserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"kluis/cryptoserver/token"
+)
+
+// Role is a part a cryptoserver may play, each with a token of its own. Its
+// name is also the service name under which the gRPC health service reports
+// it, so that a client leaves a server for one role and stays for another; the
+// empty name stands for all roles the server holds.
+type Role string
+
+// The roles there are.
+const (
+	RoleOpen Role = "open"
+	RoleSeal Role = "seal"
+	RoleMint Role = "mint"
+	RoleSign Role = "sign"
+)
+
+var allRoles = []Role{RoleOpen, RoleSeal, RoleMint, RoleSign}
+
+// monitor asks each token how it fares and tells the gRPC health service. A
+// token is down at once when it says so or a call found it so, and after two
+// checks in a row that failed otherwise (a check may wait behind a batch); it
+// is up again after one good check.
+type monitor struct {
+	server  *health.Server
+	tokens  map[Role]token.Health
+	timeout time.Duration
+	log     *slog.Logger
+	metrics *metrics
+
+	mu       sync.Mutex
+	failures map[Role]int
+	up       map[Role]bool
+}
+
+func newMonitor(tokens map[Role]token.Health, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
+	mon := &monitor{
+		server: health.NewServer(), tokens: tokens, timeout: timeout, log: log, metrics: m,
+		failures: map[Role]int{}, up: map[Role]bool{},
+	}
+	for _, r := range allRoles {
+		mon.server.SetServingStatus(string(r), healthpb.HealthCheckResponse_NOT_SERVING)
+	}
+	mon.server.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	return mon
+}
+
+func (m *monitor) holds(r Role) bool { return m.tokens[r] != nil }
+
+// start checks every token once; a server does not start with one that fails.
+func (m *monitor) start(ctx context.Context) error {
+	for r, t := range m.tokens {
+		ctx, cancel := context.WithTimeout(ctx, m.timeout)
+		err := t.Check(ctx)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("token of role %s: %w", r, err)
+		}
+		m.set(r, true, nil)
+	}
+	return nil
+}
+
+// run checks until ctx ends.
+func (m *monitor) run(ctx context.Context, every time.Duration) {
+	var wg sync.WaitGroup
+	for r, t := range m.tokens {
+		wg.Go(func() {
+			tick := time.NewTicker(every)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+					m.check(ctx, r, t)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
+	cctx, cancel := context.WithTimeout(ctx, m.timeout)
+	err := t.Check(cctx)
+	cancel()
+	switch {
+	case ctx.Err() != nil: // we are stopping
+	case err == nil:
+		m.set(r, true, nil)
+	case errors.Is(err, token.ErrUnavailable):
+		m.set(r, false, err)
+	default:
+		m.mu.Lock()
+		m.failures[r]++
+		n := m.failures[r]
+		m.mu.Unlock()
+		if n >= 2 {
+			m.set(r, false, err)
+		}
+	}
+}
+
+// down is told by a call that found the token unavailable.
+func (m *monitor) down(r Role, err error) { m.set(r, false, err) }
+
+func (m *monitor) set(r Role, up bool, cause error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if up {
+		m.failures[r] = 0
+	}
+	if was, known := m.up[r]; known && was == up {
+		return
+	}
+	m.up[r] = up
+	all := true
+	for r := range m.tokens {
+		all = all && m.up[r]
+	}
+	m.server.SetServingStatus(string(r), serving(up))
+	m.server.SetServingStatus("", serving(all))
+	if up {
+		m.metrics.tokenUp.WithLabelValues(string(r)).Set(1)
+		m.log.Info("token up", "role", string(r))
+	} else {
+		m.metrics.tokenUp.WithLabelValues(string(r)).Set(0)
+		m.log.Error("token down", "role", string(r), "error", cause.Error())
+	}
+}
+
+func (m *monitor) healthy() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for r := range m.tokens {
+		if !m.up[r] {
+			return false
+		}
+	}
+	return true
+}
+
+func serving(up bool) healthpb.HealthCheckResponse_ServingStatus {
+	if up {
+		return healthpb.HealthCheckResponse_SERVING
+	}
+	return healthpb.HealthCheckResponse_NOT_SERVING
+}

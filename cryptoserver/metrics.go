@@ -1,0 +1,40 @@
+package cryptoserver
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	calls   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	blocks  *prometheus.CounterVec
+	units   *prometheus.CounterVec
+	tokenUp *prometheus.GaugeVec
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_cryptoserver_calls_total", Help: "Calls by method and gRPC code.",
+		}, []string{"method", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "kluis_cryptoserver_call_seconds", Help: "Duration of calls by method.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}, []string{"method"}),
+		blocks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_cryptoserver_blocks_total",
+			Help: "Blocks by outcome: opened, outside_grant (asked for beyond the evidence, not opened), duplicate (not opened), damaged, sealed.",
+		}, []string{"outcome"}),
+		units: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_cryptoserver_units_total",
+			Help: "Metering points asked for by outcome: ok, no_relation, evidence_invalid.",
+		}, []string{"outcome"}),
+		tokenUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "kluis_cryptoserver_token_up", Help: "1 while the HSM token of a role passes its check.",
+		}, []string{"role"}),
+	}
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.blocks, m.units, m.tokenUp} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}

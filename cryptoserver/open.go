@@ -1,0 +1,432 @@
+package cryptoserver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"kluis/authz"
+	"kluis/cryptoserver/cryptopb"
+	"kluis/cryptoserver/envelope"
+	"kluis/cryptoserver/token"
+	"kluis/internal/authn"
+	"kluis/meter"
+)
+
+// openWork is the memory of one Open call, reused by the next. Everything in
+// it that held plaintext is cleared before it goes back.
+type openWork struct {
+	units  []unitWork
+	refs   []blockRef
+	keys   []token.WrappedKey
+	items  []token.Item
+	aad    []byte
+	plain  []byte
+	blocks []meter.Block // parallel to items
+	days   []dayBlocks   // reused maps
+	opened []envelope.Opened
+}
+
+// unitWork is one metering point of the call.
+type unitWork struct {
+	file     *authz.LegalFile
+	purpose  meter.Purpose
+	grant    authz.Grant
+	withheld []authz.Withheld
+	first    int // of its items in openWork.items
+	end      int
+	fields   []dayBlocks
+	damaged  []fieldDay
+	counts   struct{ opened, outside, duplicate, damaged uint32 }
+	out      *cryptopb.OpenedUnit
+}
+
+// dayBlocks holds the blocks of one field. A nil block is one that was asked
+// for and cannot be given.
+type dayBlocks struct {
+	field meter.Field
+	byDay map[meter.Day]*meter.Block
+}
+
+type fieldDay struct {
+	field meter.FieldCode
+	day   meter.Day
+}
+
+// blockRef says what item i of the batch is.
+type blockRef struct {
+	index uint32 // in the unit's blocks
+	field int    // in the unit's fields
+	id    envelope.BlockID
+}
+
+// Open is the evidence check and what follows from it.
+func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb.OpenResponse, error) {
+	if s.tokens.Open == nil {
+		return nil, notServed(RoleOpen)
+	}
+	c := callOf(ctx)
+	c.units = len(req.Units)
+	if len(req.Units) == 0 || len(req.Units) > maxUnits {
+		return nil, malformed("1 to %d metering points in a call", maxUnits)
+	}
+	for _, u := range req.Units {
+		c.blocks += len(u.GetBlocks())
+		if len(u.GetKeys()) > maxKeys {
+			return nil, malformed("at most %d data keys of a metering point", maxKeys)
+		}
+	}
+	if c.blocks > maxBlocks {
+		return nil, malformed("at most %d blocks in a call", maxBlocks)
+	}
+	now := s.now()
+	caller, err := s.caller(ctx, req, now)
+	if err != nil {
+		return nil, err
+	}
+	if string(req.ProfileDigest) != string(s.digest[:]) {
+		return nil, refuse(codes.FailedPrecondition, cryptopb.ReasonProfileMismatch,
+			"the client decided with another market profile than this server holds: give both the same file and restart them", nil)
+	}
+
+	w := s.work.Get().(*openWork)
+	defer s.release(w)
+	w.grow(c.blocks, req)
+	for i, u := range req.Units {
+		w.units = append(w.units, unitWork{out: &cryptopb.OpenedUnit{}})
+		if err := s.authorise(w, &w.units[i], caller, u, now); err != nil {
+			return nil, err
+		}
+	}
+	if len(w.items) > 0 {
+		if err := s.tokens.Open.Open(ctx, w.keys, w.items); err != nil {
+			return nil, s.tokenError(ctx, RoleOpen, err)
+		}
+	}
+	resp := &cryptopb.OpenResponse{Units: make([]*cryptopb.OpenedUnit, len(w.units))}
+	for i := range w.units {
+		u := &w.units[i]
+		s.finishUnit(w, u, caller, req.Units[i], now)
+		c.refused += int(u.counts.outside + u.counts.duplicate)
+		c.damaged += int(u.counts.damaged)
+		resp.Units[i] = u.out
+	}
+	return resp, nil
+}
+
+// caller establishes who asks, from the token and the supplier record alone.
+func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time.Time) (authn.Caller, error) {
+	var none authn.Caller
+	t, err := s.verifier.VerifyDetached(ctx, req.AccessToken)
+	if err != nil {
+		return none, refuse(codes.Unauthenticated, cryptopb.ReasonTokenInvalid, "the access token does not verify", err)
+	}
+	record, err := s.sealKeys.Supplier(req.SupplierRecord)
+	if err != nil {
+		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
+	}
+	// The record must be the subject's, accept the certificate that the token
+	// is bound to, and hold the scope.
+	caller, err := t.Authenticate(record, authn.ScopeReadings, now)
+	switch {
+	case errors.Is(err, authn.ErrInsufficientScope):
+		return none, refuse(codes.PermissionDenied, cryptopb.ReasonScope, "the scope "+authn.ScopeReadings+" is missing from the token or the supplier record", err)
+	case err != nil:
+		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not accept the access token", err)
+	}
+	return caller, nil
+}
+
+// authorise decides on one metering point and adds to the batch the blocks
+// that may be opened, each bound to what was authorised. Only a malformed
+// request is an error.
+func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cryptopb.OpenUnit, now time.Time) error {
+	u.first, u.end = len(w.items), len(w.items)
+	if len(in.GetInteractionId()) != 16 {
+		return malformed("interaction id of 16 bytes")
+	}
+	r, err := parseRequest(in, s.profile)
+	if err != nil {
+		return err
+	}
+	u.purpose = r.Purpose
+	u.file, err = s.sealKeys.LegalFile(in.LegalFile)
+	if err != nil {
+		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
+		s.metrics.units.WithLabelValues("evidence_invalid").Inc()
+		return nil
+	}
+	r.EAN = u.file.EAN()
+	u.grant, u.withheld, err = authz.Decide(caller, r, u.file, s.profile, now)
+	if err != nil {
+		u.file = nil
+		if !errors.Is(err, authz.ErrNoRelation) {
+			return refuse(codes.Internal, cryptopb.ReasonInternal, "no decision", err)
+		}
+		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_NO_RELATION
+		s.metrics.units.WithLabelValues("no_relation").Inc()
+		return nil
+	}
+	u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_OK
+	s.metrics.units.WithLabelValues("ok").Inc()
+
+	keys := make([]unitKey, len(in.Keys))
+	for i, b := range in.Blocks {
+		if b == nil || b.Field > 1<<16-1 {
+			return malformed("a block without a field")
+		}
+		code, day := meter.FieldCode(b.Field), meter.Day(b.Day)
+		if !u.grant.Covers(code, day) {
+			u.counts.outside++
+			u.fault(i, cryptopb.Fault_FAULT_OUTSIDE_GRANT)
+			continue
+		}
+		f := w.field(u, code, s.profile)
+		if _, twice := u.fields[f].byDay[day]; twice {
+			u.counts.duplicate++
+			u.fault(i, cryptopb.Fault_FAULT_DUPLICATE)
+			continue
+		}
+		u.fields[f].byDay[day] = nil
+		field := u.fields[f].field
+		ct, err := envelope.ParseCiphertext(b.Ciphertext)
+		if err != nil || b.Version == 0 || !storedAs(field, b.Resolution) || uint64(b.Key) >= uint64(len(in.Keys)) {
+			u.damage(i, code, day)
+			continue
+		}
+		// What the key record says of itself must agree with where it is used,
+		// so that a neighbour's key is not even unwrapped.
+		key := keys[b.Key].parse(in.Keys[b.Key])
+		if !key.ok || key.rec.EAN != u.file.EAN() || key.rec.Class != field.Class ||
+			key.rec.Month != day.Month() || key.rec.ID != ct.KeyID {
+			u.damage(i, code, day)
+			continue
+		}
+		if !key.used {
+			key.used, key.at = true, len(w.keys)
+			w.keys = append(w.keys, token.WrappedKey{ID: ct.KeyID, Epoch: key.rec.Epoch, Wrapped: key.rec.Wrapped})
+		}
+		id := envelope.BlockID{
+			EAN: u.file.EAN(), Field: code, Day: day, Resolution: meter.Resolution(b.Resolution),
+			Version: b.Version, KeyID: ct.KeyID,
+		}
+		from := len(w.aad)
+		w.aad = id.AppendAAD(w.aad)
+		size := len(ct.Body) - envelope.TagSize
+		out := w.plain[len(w.plain) : len(w.plain)+size]
+		w.plain = w.plain[:len(w.plain)+size]
+		w.items = append(w.items, token.Item{
+			Key: key.at, IV: ct.IV, AAD: w.aad[from:len(w.aad):len(w.aad)], In: ct.Body, Out: out[:size:size],
+		})
+		w.refs = append(w.refs, blockRef{index: uint32(i), field: f, id: id})
+	}
+	u.end = len(w.items)
+	return nil
+}
+
+// finishUnit turns what the token opened into what may leave.
+func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *cryptopb.OpenUnit, now time.Time) {
+	if u.file == nil {
+		return
+	}
+	loc := s.profile.Location()
+	w.opened = w.opened[:0]
+	for i := u.first; i < u.end; i++ {
+		item, ref, block := &w.items[i], &w.refs[i], &w.blocks[i]
+		field := u.fields[ref.field].field
+		if item.Err != nil || meter.DecodeBlock(item.Out, block, ref.id.Day, ref.id.Resolution, field.Class, loc) != nil {
+			u.damage(int(ref.index), ref.id.Field, ref.id.Day)
+			continue
+		}
+		u.counts.opened++
+		u.fields[ref.field].byDay[ref.id.Day] = block
+		w.opened = append(w.opened, openedUnder(u.grant, ref.id))
+	}
+	// A block that is not there must not be found as nil.
+	for _, f := range u.fields {
+		for d, b := range f.byDay {
+			if b == nil {
+				delete(f.byDay, d)
+			}
+		}
+	}
+	var series []meter.Series
+	for _, g := range u.grant.Items() {
+		var blocks map[meter.Day]*meter.Block
+		for _, f := range u.fields {
+			if f.field.Code == g.Spec.Field.Code {
+				blocks = f.byDay
+			}
+		}
+		made, short := meter.Assemble(g.Spec, blocks, loc)
+		for i := range made {
+			made[i].Basis, made[i].Rule = g.Basis, g.Rule
+		}
+		series = append(series, made...)
+		for _, sf := range short {
+			u.withheld = append(u.withheld, authz.Withheld{Field: g.Spec.Field.Code, Days: sf.Days, Reason: sf.Reason})
+		}
+	}
+	u.withheld = append(u.withheld, damagedRuns(u.damaged)...)
+	u.out.Series = seriesToWire(series)
+	u.out.Withheld = withheldToWire(u.withheld)
+	u.out.Receipt = s.receipts.issue(envelope.Receipt{
+		At:            now,
+		InteractionID: [16]byte(in.InteractionId),
+		Supplier:      caller.Supplier(),
+		TokenID:       caller.TokenID(),
+		EAN:           u.file.EAN(),
+		Purpose:       u.purpose,
+		LegalFile:     u.file.Digest(),
+		FileVersion:   u.file.Version(),
+		Profile:       s.digest,
+		Opened:        u.counts.opened,
+		Refused:       u.counts.outside + u.counts.duplicate,
+		Damaged:       u.counts.damaged,
+		Content:       envelope.ContentDigest(w.opened),
+	})
+	for outcome, n := range map[string]uint32{
+		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate, "damaged": u.counts.damaged,
+	} {
+		if n > 0 {
+			s.metrics.blocks.WithLabelValues(outcome).Add(float64(n))
+		}
+	}
+}
+
+// openedUnder names the basis a block was opened on and how fine it left. The
+// closing read of a register belongs to the day before it.
+func openedUnder(g authz.Grant, id envelope.BlockID) envelope.Opened {
+	for _, back := range []meter.Day{0, 1} {
+		for _, item := range g.Items() {
+			if item.Spec.Field.Code != id.Field || !item.Spec.Days.Contains(id.Day-back) {
+				continue
+			}
+			given := item.Spec.Resolution
+			if given == 0 {
+				given = max(item.Spec.Granularity, id.Resolution)
+			} else if given < id.Resolution {
+				given = 0 // finer than stored: withheld
+			}
+			return envelope.Opened{ID: id, Basis: item.Basis, Given: given}
+		}
+	}
+	return envelope.Opened{ID: id}
+}
+
+func (u *unitWork) fault(index int, f cryptopb.Fault) {
+	u.out.Faults = append(u.out.Faults, &cryptopb.ItemFault{Block: uint32(index), Fault: f})
+}
+
+func (u *unitWork) damage(index int, f meter.FieldCode, d meter.Day) {
+	u.counts.damaged++
+	u.fault(index, cryptopb.Fault_FAULT_DAMAGED)
+	u.damaged = append(u.damaged, fieldDay{f, d})
+}
+
+// damagedRuns lists damaged days as runs.
+func damagedRuns(days []fieldDay) []authz.Withheld {
+	slices.SortFunc(days, func(a, b fieldDay) int {
+		if a.field != b.field {
+			return int(a.field) - int(b.field)
+		}
+		return int(a.day) - int(b.day)
+	})
+	var out []authz.Withheld
+	for _, d := range days {
+		if n := len(out); n > 0 && out[n-1].Field == d.field && out[n-1].Days.To == d.day {
+			out[n-1].Days.To++
+			continue
+		}
+		out = append(out, authz.Withheld{Field: d.field, Days: meter.DayRange{From: d.day, To: d.day + 1}, Reason: meter.Damaged})
+	}
+	return out
+}
+
+// grow makes room for a whole call at once: slices into the buffers must not
+// move while the batch is built.
+func (w *openWork) grow(blocks int, req *cryptopb.OpenRequest) {
+	w.units = slices.Grow(w.units[:0], len(req.Units))
+	w.refs = slices.Grow(w.refs[:0], blocks)
+	w.items = slices.Grow(w.items[:0], blocks)
+	w.aad = slices.Grow(w.aad[:0], blocks*envelope.AADSize)
+	size := 0
+	for _, u := range req.Units {
+		for _, b := range u.Blocks {
+			size += len(b.GetCiphertext())
+		}
+	}
+	w.plain = slices.Grow(w.plain[:0], size)
+	w.keys = w.keys[:0]
+	if n := blocks - len(w.blocks); n > 0 {
+		w.blocks = append(w.blocks, make([]meter.Block, n)...)
+	}
+}
+
+// unitKey is a key record of the unit, parsed when first needed, and its place
+// among the keys of the batch.
+type unitKey struct {
+	rec    envelope.KeyRecord
+	parsed bool
+	ok     bool
+	used   bool
+	at     int
+}
+
+func (k *unitKey) parse(in *cryptopb.DataKey) *unitKey {
+	if !k.parsed {
+		k.parsed = true
+		k.rec, k.ok = parseKey(in)
+	}
+	return k
+}
+
+// field finds or adds the unit's entry of a field.
+func (w *openWork) field(u *unitWork, code meter.FieldCode, p *meter.Profile) int {
+	for i := range u.fields {
+		if u.fields[i].field.Code == code {
+			return i
+		}
+	}
+	f, _ := p.FieldByCode(code) // a granted field is in the catalogue
+	var m map[meter.Day]*meter.Block
+	if n := len(w.days); n > 0 {
+		m, w.days = w.days[n-1].byDay, w.days[:n-1]
+	} else {
+		m = map[meter.Day]*meter.Block{}
+	}
+	u.fields = append(u.fields, dayBlocks{f, m})
+	return len(u.fields) - 1
+}
+
+// release clears what held plaintext and keeps the memory, unless the call was
+// so large that keeping it would be waste.
+func (s *Server) release(w *openWork) {
+	clear(w.plain)
+	for i := range w.items {
+		b := &w.blocks[i]
+		clear(b.Values[:cap(b.Values)])
+		clear(b.Quality[:cap(b.Quality)])
+		b.Start = 0
+	}
+	for i := range w.units {
+		for _, f := range w.units[i].fields {
+			clear(f.byDay)
+			w.days = append(w.days, dayBlocks{byDay: f.byDay})
+		}
+	}
+	clear(w.units)
+	clear(w.items)
+	clear(w.keys)
+	clear(w.refs)
+	clear(w.opened)
+	w.units, w.items, w.keys, w.refs, w.opened = w.units[:0], w.items[:0], w.keys[:0], w.refs[:0], w.opened[:0]
+	if cap(w.plain) <= keepPlain {
+		s.work.Put(w)
+	}
+}
+
+const keepPlain = 1 << 20
