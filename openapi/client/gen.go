@@ -136,27 +136,25 @@ func (e ProbeStatus) Valid() bool {
 
 // Defines values for ProblemType.
 const (
-	UrnKluisProblemCertificateNotAccepted ProblemType = "urn:kluis:problem:certificate-not-accepted"
-	UrnKluisProblemContentTooLarge        ProblemType = "urn:kluis:problem:content-too-large"
-	UrnKluisProblemDatabaseUnavailable    ProblemType = "urn:kluis:problem:database-unavailable"
-	UrnKluisProblemDeadlineExceeded       ProblemType = "urn:kluis:problem:deadline-exceeded"
-	UrnKluisProblemDecryptionUnavailable  ProblemType = "urn:kluis:problem:decryption-unavailable"
-	UrnKluisProblemEvidenceInvalid        ProblemType = "urn:kluis:problem:evidence-invalid"
-	UrnKluisProblemInsufficientScope      ProblemType = "urn:kluis:problem:insufficient-scope"
-	UrnKluisProblemInternalError          ProblemType = "urn:kluis:problem:internal-error"
-	UrnKluisProblemInvalidParameters      ProblemType = "urn:kluis:problem:invalid-parameters"
-	UrnKluisProblemMeteringPointNotFound  ProblemType = "urn:kluis:problem:metering-point-not-found"
-	UrnKluisProblemMethodNotAllowed       ProblemType = "urn:kluis:problem:method-not-allowed"
-	UrnKluisProblemNotFound               ProblemType = "urn:kluis:problem:not-found"
-	UrnKluisProblemRecordNotWritten       ProblemType = "urn:kluis:problem:record-not-written"
-	UrnKluisProblemUnauthenticated        ProblemType = "urn:kluis:problem:unauthenticated"
+	UrnKluisProblemContentTooLarge       ProblemType = "urn:kluis:problem:content-too-large"
+	UrnKluisProblemDatabaseUnavailable   ProblemType = "urn:kluis:problem:database-unavailable"
+	UrnKluisProblemDeadlineExceeded      ProblemType = "urn:kluis:problem:deadline-exceeded"
+	UrnKluisProblemDecryptionUnavailable ProblemType = "urn:kluis:problem:decryption-unavailable"
+	UrnKluisProblemEvidenceInvalid       ProblemType = "urn:kluis:problem:evidence-invalid"
+	UrnKluisProblemInsufficientScope     ProblemType = "urn:kluis:problem:insufficient-scope"
+	UrnKluisProblemInternalError         ProblemType = "urn:kluis:problem:internal-error"
+	UrnKluisProblemInvalidParameters     ProblemType = "urn:kluis:problem:invalid-parameters"
+	UrnKluisProblemIssuerUnavailable     ProblemType = "urn:kluis:problem:issuer-unavailable"
+	UrnKluisProblemMeteringPointNotFound ProblemType = "urn:kluis:problem:metering-point-not-found"
+	UrnKluisProblemMethodNotAllowed      ProblemType = "urn:kluis:problem:method-not-allowed"
+	UrnKluisProblemNotFound              ProblemType = "urn:kluis:problem:not-found"
+	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
+	UrnKluisProblemUnauthenticated       ProblemType = "urn:kluis:problem:unauthenticated"
 )
 
 // Valid indicates whether the value is a known member of the ProblemType enum.
 func (e ProblemType) Valid() bool {
 	switch e {
-	case UrnKluisProblemCertificateNotAccepted:
-		return true
 	case UrnKluisProblemContentTooLarge:
 		return true
 	case UrnKluisProblemDatabaseUnavailable:
@@ -172,6 +170,8 @@ func (e ProblemType) Valid() bool {
 	case UrnKluisProblemInternalError:
 		return true
 	case UrnKluisProblemInvalidParameters:
+		return true
+	case UrnKluisProblemIssuerUnavailable:
 		return true
 	case UrnKluisProblemMeteringPointNotFound:
 		return true
@@ -411,7 +411,7 @@ type DayValues struct {
 
 // Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
 //
-// Example: 871687140000000018
+// Example: 871687140000000019
 type Ean = string
 
 // FieldClass Fields that the law treats alike: `registers` (one cumulative read a day) or `intervals` (quarter-hours or hours).
@@ -449,7 +449,7 @@ type MeteringPoint struct {
 
 	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
 	//
-	// Example: 871687140000000018
+	// Example: 871687140000000019
 	Ean Ean `json:"ean"`
 
 	// LegalBases The bases the caller has now, for some purpose and some days.
@@ -574,7 +574,7 @@ type ReadingKind string
 type Readings struct {
 	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
 	//
-	// Example: 871687140000000018
+	// Example: 871687140000000019
 	Ean Ean `json:"ean"`
 
 	// From First local day asked for.
