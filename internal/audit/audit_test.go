@@ -1,0 +1,256 @@
+package audit_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"kluis/authz"
+	"kluis/internal/audit"
+	"kluis/meter"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// full has every part of a record.
+func full() audit.Record {
+	return audit.Record{
+		InteractionID: [16]byte{0x10, 15: 0x1f},
+		At:            time.Date(2026, 3, 29, 1, 0, 0, 123456000, time.UTC),
+		Supplier:      must(meter.ParseGLN("8712423000018")),
+		TokenID:       [32]byte{0x20, 31: 0x2f},
+		Certificate:   [32]byte{0x30, 31: 0x3f},
+		EAN:           must(meter.ParseEAN("871687140000000019")),
+		Purpose:       meter.EnergyManagement,
+		Days:          meter.DayRange{From: 20454, To: 20485},
+		Fields:        []meter.FieldCode{1, 2, 6},
+		Resolution:    meter.PT1H,
+		Kind:          meter.Consumption,
+		Outcome:       audit.Partly,
+		LegalFile:     [32]byte{0x40, 31: 0x4f},
+		FileVersion:   7,
+		Profile:       [32]byte{0x50, 31: 0x5f},
+		Granted: []audit.Granted{{
+			Field:       6,
+			Days:        meter.NewDaySet(meter.DayRange{From: 20454, To: 20460}, meter.DayRange{From: 20470, To: 20485}),
+			Kind:        meter.Consumption,
+			Granularity: meter.PT15M,
+			Basis:       meter.Consent,
+			Rule:        "nl-consent",
+		}},
+		Withheld: []authz.Withheld{{Field: 6, Days: meter.DayRange{From: 20460, To: 20470}, Reason: meter.NoConsent}},
+		Receipt:  []byte("receipt"),
+	}
+}
+
+// noRelation is all that a record of an unknown or foreign metering point may
+// say.
+func noRelation() audit.Record {
+	r := full()
+	r.Outcome = audit.NoRelation
+	r.LegalFile, r.FileVersion, r.Granted, r.Withheld, r.Receipt = [32]byte{}, 0, nil, nil, nil
+	return r
+}
+
+func list() audit.Record {
+	return audit.Record{
+		InteractionID: [16]byte{1}, At: time.UnixMicro(1).UTC(), Supplier: full().Supplier, Outcome: audit.Given,
+	}
+}
+
+const zeros32 = "0000000000000000000000000000000000000000000000000000000000000000"
+
+// TestGolden fixes the encoding for ever: digests of it are logged.
+func TestGolden(t *testing.T) {
+	t.Parallel()
+	sum := sha256.Sum256([]byte("receipt"))
+	head := "00000013" + hex.EncodeToString([]byte("kluis/access-record")) + "01"
+	asked := "1000000000000000000000000000001f" + "00064e1f40e76640" + "000007ec84e0c7d2" +
+		"2000000000000000000000000000000000000000000000000000000000" + "00002f" +
+		"3000000000000000000000000000000000000000000000000000000000" + "00003f" +
+		"0c18dad5def9e813" + "02" + "00004fe6" + "00005005" +
+		"00000003" + "0001" + "0002" + "0006" + "02" + "02"
+	profile := "5000000000000000000000000000000000000000000000000000000000" + "00005f"
+	for name, c := range map[string]struct {
+		r    audit.Record
+		want string
+	}{
+		"full": {full(), head + asked + "02" +
+			"4000000000000000000000000000000000000000000000000000000000" + "00004f" + "0000000000000007" + profile +
+			"00000001" + "0006" + "00000002" + "00004fe6" + "00004fec" + "00004ff6" + "00005005" + "02" + "01" + "05" +
+			"0000000a" + hex.EncodeToString([]byte("nl-consent")) +
+			"00000001" + "0006" + "00004fec" + "00004ff6" + "04" +
+			"01" + hex.EncodeToString(sum[:])},
+		"no relation": {noRelation(), head + asked + "04" + zeros32 + "0000000000000000" + profile +
+			"00000000" + "00000000" + "00"},
+		"list": {list(), head + "01000000000000000000000000000000" + "0000000000000001" + "000007ec84e0c7d2" +
+			zeros32 + zeros32 + "0000000000000000" + "00" + "00000000" + "00000000" + "00000000" + "00" + "00" + "01" +
+			zeros32 + "0000000000000000" + zeros32 + "00000000" + "00000000" + "00"},
+	} {
+		b, err := c.r.Encode()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := hex.EncodeToString(b); got != c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", name, got, c.want)
+		}
+		back, err := audit.Parse(b, c.r.Receipt)
+		if err != nil || !reflect.DeepEqual(back, c.r) {
+			t.Errorf("%s comes back as %+v, %v", name, back, err)
+		}
+	}
+}
+
+func TestFieldsAreASet(t *testing.T) {
+	t.Parallel()
+	r := full()
+	want := must(r.Encode())
+	r.Fields = []meter.FieldCode{6, 1, 2, 6, 1}
+	if got := must(r.Encode()); !bytes.Equal(got, want) {
+		t.Error("the order in which fields are asked for changes the record")
+	}
+	if r.Fields[0] != 6 {
+		t.Error("Encode changed the caller's slice")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*audit.Record){
+		"no interaction":                    func(r *audit.Record) { r.InteractionID = [16]byte{} },
+		"no time":                           func(r *audit.Record) { r.At = time.Time{} },
+		"epoch":                             func(r *audit.Record) { r.At = time.Unix(0, 0) },
+		"no supplier":                       func(r *audit.Record) { r.Supplier = meter.GLN{} },
+		"no outcome":                        func(r *audit.Record) { r.Outcome = 0 },
+		"unknown outcome":                   func(r *audit.Record) { r.Outcome = 6 },
+		"granted no days":                   func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
+		"long rule":                         func(r *audit.Record) { r.Granted[0].Rule = strings.Repeat("x", 65) },
+		"long receipt":                      func(r *audit.Record) { r.Receipt = make([]byte, 5000) },
+		"withheld, but granted":             func(r *audit.Record) { r.Outcome = audit.Withheld; r.Receipt = nil },
+		"withheld, but opened":              func(r *audit.Record) { r.Outcome = audit.Withheld; r.Granted = nil },
+		"no relation, but a file version":   func(r *audit.Record) { *r = noRelation(); r.FileVersion = 1 },
+		"no relation, but a file":           func(r *audit.Record) { *r = noRelation(); r.LegalFile[0] = 1 },
+		"no relation, but granted":          func(r *audit.Record) { g := r.Granted; *r = noRelation(); r.Granted = g },
+		"no relation, but withheld":         func(r *audit.Record) { w := r.Withheld; *r = noRelation(); r.Withheld = w },
+		"no relation, but something opened": func(r *audit.Record) { *r = noRelation(); r.Receipt = []byte{1} },
+	} {
+		r := full()
+		change(&r)
+		if _, err := r.Encode(); !errors.Is(err, audit.ErrRecord) {
+			t.Errorf("%s: %v, want ErrRecord", name, err)
+		}
+	}
+}
+
+func TestReceiptBelongsToItsRecord(t *testing.T) {
+	t.Parallel()
+	b := must(full().Encode())
+	for name, receipt := range map[string][]byte{"none": nil, "another": []byte("receipt2")} {
+		if _, err := audit.Parse(b, receipt); !errors.Is(err, audit.ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b = must(noRelation().Encode())
+	if _, err := audit.Parse(b, []byte("receipt")); !errors.Is(err, audit.ErrRecord) {
+		t.Errorf("a receipt beside a record without: %v", err)
+	}
+}
+
+// TestEveryChangeShows flips each bit: another record, or none.
+func TestEveryChangeShows(t *testing.T) {
+	t.Parallel()
+	r := full()
+	b := must(r.Encode())
+	for i := range b {
+		for bit := range 8 {
+			c := bytes.Clone(b)
+			c[i] ^= 1 << bit
+			if got, err := audit.Parse(c, r.Receipt); err == nil && reflect.DeepEqual(got, r) {
+				t.Fatalf("bit %d of byte %d does not show", bit, i)
+			}
+		}
+	}
+	for n := range b {
+		if _, err := audit.Parse(b[:n], r.Receipt); err == nil {
+			t.Fatalf("cut to %d bytes it parses", n)
+		}
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	t.Parallel()
+	day := rapid.Custom(func(t *rapid.T) meter.DayRange {
+		from := rapid.IntRange(0, 40000).Draw(t, "from")
+		return meter.DayRange{From: meter.Day(from), To: meter.Day(from + rapid.IntRange(1, 400).Draw(t, "days"))}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		r := full()
+		r.At = time.UnixMicro(rapid.Int64Range(1, 1<<52).Draw(t, "at")).UTC()
+		r.Fields = rapid.SliceOfNDistinct(rapid.Map(rapid.IntRange(1, 99), func(n int) meter.FieldCode { return meter.FieldCode(n) }),
+			0, 9, rapid.ID[meter.FieldCode]).Draw(t, "fields")
+		r.Outcome = audit.Outcome(rapid.SampledFrom([]audit.Outcome{audit.Given, audit.Partly, audit.Failed}).Draw(t, "outcome"))
+		r.FileVersion = rapid.Uint64().Draw(t, "version")
+		r.Granted = nil
+		for range rapid.IntRange(0, 4).Draw(t, "granted") {
+			r.Granted = append(r.Granted, audit.Granted{
+				Field: meter.FieldCode(rapid.Uint16().Draw(t, "field")),
+				Days:  meter.NewDaySet(rapid.SliceOfN(day, 1, 5).Draw(t, "runs")...),
+				Kind:  meter.Kind(rapid.Byte().Draw(t, "kind")), Granularity: meter.Resolution(rapid.Byte().Draw(t, "granularity")),
+				Basis: meter.Basis(rapid.Byte().Draw(t, "basis")), Rule: rapid.StringN(0, 10, 64).Draw(t, "rule"),
+			})
+		}
+		r.Withheld = nil
+		for range rapid.IntRange(0, 4).Draw(t, "withheld") {
+			r.Withheld = append(r.Withheld, authz.Withheld{
+				Field: meter.FieldCode(rapid.Uint16().Draw(t, "field")), Days: day.Draw(t, "days"), Reason: meter.Reason(rapid.Byte().Draw(t, "reason")),
+			})
+		}
+		r.Receipt = rapid.SliceOfN(rapid.Byte(), 0, 50).Draw(t, "receipt")
+		if len(r.Receipt) == 0 {
+			r.Receipt = nil
+		}
+		b, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := audit.Parse(b, r.Receipt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := back.Encode()
+		if err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("encodes differently the second time: %v", err)
+		}
+	})
+}
+
+// FuzzParse: whatever parses encodes to the same bytes.
+func FuzzParse(f *testing.F) {
+	for _, r := range []audit.Record{full(), noRelation(), list()} {
+		f.Add(must(r.Encode()), r.Receipt)
+	}
+	f.Add([]byte{}, []byte{})
+	f.Fuzz(func(t *testing.T, b, receipt []byte) {
+		r, err := audit.Parse(b, receipt)
+		if err != nil {
+			return
+		}
+		again, err := r.Encode()
+		if err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("%x becomes %x, %v", b, again, err)
+		}
+	})
+}
