@@ -1,0 +1,94 @@
+package client
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"kluis/cryptoserver/cryptopb"
+)
+
+// The kinds of failure, for errors.Is.
+var (
+	// ErrUnavailable: no server of the pool could serve the call now. Nothing
+	// was done, or what was done is lost and harmless; it may be tried later.
+	ErrUnavailable = errors.New("no cryptoserver available")
+	// ErrInternal: a server failed in a way it did not foresee.
+	ErrInternal = errors.New("cryptoserver failed")
+	// ErrRefused: a server said no, and will say so again. The kinds below are
+	// all ErrRefused as well.
+	ErrRefused = errors.New("cryptoserver refused")
+
+	// ErrTokenRefused: the access token does not verify, or not any more.
+	ErrTokenRefused = errors.New("access token refused")
+	// ErrSupplierRefused: the supplier record, the certificate or the scope is
+	// not accepted.
+	ErrSupplierRefused = errors.New("supplier refused")
+	// ErrEvidence: a sealed fact does not verify.
+	ErrEvidence = errors.New("sealed fact refused")
+	// ErrProfileMismatch: server and client hold different market profiles.
+	ErrProfileMismatch = errors.New("another market profile")
+	// ErrUnknownEpoch: the server lacks a KEK that a data key needs.
+	ErrUnknownEpoch = errors.New("unknown KEK epoch")
+	// ErrKeyRecord: a data key record is not what was minted.
+	ErrKeyRecord = errors.New("data key record refused")
+	// ErrStepRefused: the facts do not allow the step; the text says why.
+	ErrStepRefused = errors.New("step refused")
+)
+
+// Error is a refusal or failure of a server. Its text holds no personal data.
+type Error struct {
+	Reason cryptopb.Reason // "" when the server gave none
+	text   string
+	kinds  []error
+}
+
+func (e *Error) Error() string { return e.kinds[0].Error() + ": " + e.text }
+
+// Unwrap makes the kinds known to errors.Is.
+func (e *Error) Unwrap() []error { return e.kinds }
+
+func internal(text string) error { return &Error{text: text, kinds: []error{ErrInternal}} }
+
+var kindOf = map[cryptopb.Reason]error{
+	cryptopb.ReasonTokenInvalid:     ErrTokenRefused,
+	cryptopb.ReasonSupplierInvalid:  ErrSupplierRefused,
+	cryptopb.ReasonScope:            ErrSupplierRefused,
+	cryptopb.ReasonEvidenceInvalid:  ErrEvidence,
+	cryptopb.ReasonProfileMismatch:  ErrProfileMismatch,
+	cryptopb.ReasonUnknownEpoch:     ErrUnknownEpoch,
+	cryptopb.ReasonKeyRecordInvalid: ErrKeyRecord,
+	cryptopb.ReasonStepRefused:      ErrStepRefused,
+}
+
+func fromGRPC(err error) error {
+	if err == nil {
+		return nil
+	}
+	st := status.Convert(err)
+	e := &Error{text: st.Message()}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == cryptopb.ReasonDomain {
+			e.Reason = cryptopb.Reason(info.Reason)
+		}
+	}
+	switch st.Code() {
+	case codes.DeadlineExceeded:
+		e.kinds = []error{context.DeadlineExceeded}
+	case codes.Canceled:
+		e.kinds = []error{context.Canceled}
+	case codes.Unavailable:
+		e.kinds = []error{ErrUnavailable}
+	case codes.Internal, codes.Unknown:
+		e.kinds = []error{ErrInternal}
+	default:
+		if kind, ok := kindOf[e.Reason]; ok {
+			e.kinds = append(e.kinds, kind)
+		}
+		e.kinds = append(e.kinds, ErrRefused)
+	}
+	return e
+}
