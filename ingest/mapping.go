@@ -61,8 +61,9 @@ type status struct {
 }
 
 type statusRule struct {
-	is, contains string
-	outcome      outcome
+	whole   bool // the status is text, or else it holds it
+	text    string
+	outcome outcome
 }
 
 // outcome is what a status means for the value beside it.
@@ -103,9 +104,9 @@ type statusYAML struct {
 }
 
 type ruleYAML struct {
-	Is       string `yaml:"is"`
-	Contains string `yaml:"contains"`
-	Quality  string `yaml:"quality"`
+	Is       *string `yaml:"is"`
+	Contains string  `yaml:"contains"`
+	Quality  string  `yaml:"quality"`
 }
 
 type fieldYAML struct {
@@ -416,14 +417,18 @@ func (m *Mapping) checkStatus(y *statusYAML, at string) (*status, error) {
 	s := &status{column: y.Column}
 	for i, r := range y.Rules {
 		at := fmt.Sprintf("%s.rules[%d]", at, i)
-		if (r.Is == "") == (r.Contains == "") {
+		if (r.Is == nil) == (r.Contains == "") {
 			return nil, fail(at, "say either is or contains")
 		}
 		o, err := parseOutcome(r.Quality, at+".quality")
 		if err != nil {
 			return nil, err
 		}
-		s.rules = append(s.rules, statusRule{r.Is, r.Contains, o})
+		rule := statusRule{text: r.Contains, outcome: o}
+		if r.Is != nil {
+			rule.whole, rule.text = true, *r.Is
+		}
+		s.rules = append(s.rules, rule)
 	}
 	if y.Else != "" {
 		o, err := parseOutcome(y.Else, at+".else")
@@ -452,7 +457,7 @@ func parseOutcome(s, at string) (outcome, error) {
 // meaning of a status text; not ok when no rule names it.
 func (s *status) meaning(text string) (outcome, bool) {
 	for _, r := range s.rules {
-		if r.is != "" && text == r.is || r.contains != "" && strings.Contains(text, r.contains) {
+		if r.whole && text == r.text || !r.whole && strings.Contains(text, r.text) {
 			return r.outcome, true
 		}
 	}
