@@ -65,8 +65,12 @@ type Cryptoserver struct {
 	ID     string `yaml:"id"`     // server id in receipts
 	Listen string `yaml:"listen"` // host:port, gRPC over mTLS
 	TLS    TLS    `yaml:"tls"`    // service certificate; operator CA
+	// MetricsListen is the host:port of Prometheus metrics, plain HTTP on a
+	// private network; without it there are none.
+	MetricsListen string `yaml:"metrics_listen,omitempty"`
 	// Allow lists, per gRPC method name, the client identities (certificate
 	// subject common name) that may call it. An empty or missing list denies.
+	// The health service is open to every identity on any list.
 	Allow        map[string][]string `yaml:"allow"`
 	ProfileFile  string              `yaml:"profile_file"`
 	SealKeysFile string              `yaml:"seal_keys_file"`

@@ -67,6 +67,9 @@ func (c Cryptoserver) Validate() error {
 	var p problems
 	p.name("id", c.ID)
 	p.listen("listen", c.Listen)
+	if c.MetricsListen != "" {
+		p.listen("metrics_listen", c.MetricsListen)
+	}
 	p.tls("tls", c.TLS)
 	for m := range c.Allow {
 		p.check(slices.Contains(methods, m), "allow."+m, "no such method; there are "+strings.Join(methods, ", "))
