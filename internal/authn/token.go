@@ -84,6 +84,8 @@ func (t *Token) Authenticate(record *authz.Supplier, scope string, now time.Time
 			reason = "certificate_not_registered"
 		case errors.Is(err, authz.ErrCertificateRevoked):
 			reason = "certificate_revoked"
+		case errors.Is(err, authz.ErrCertificateExpired):
+			reason = "certificate_expired"
 		case errors.Is(err, authz.ErrSuspended):
 			reason = "supplier_suspended"
 		}
