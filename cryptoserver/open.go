@@ -105,6 +105,12 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		if err := s.tokens.Open.Open(ctx, w.keys, w.items); err != nil {
 			return nil, s.tokenError(ctx, RoleOpen, err)
 		}
+		// A KEK that this token lacks is this server's fault, not damage.
+		for i := range w.items {
+			if errors.Is(w.items[i].Err, token.ErrUnknownEpoch) {
+				return nil, s.tokenError(ctx, RoleOpen, w.items[i].Err)
+			}
+		}
 	}
 	resp := &cryptopb.OpenResponse{Units: make([]*cryptopb.OpenedUnit, len(w.units))}
 	for i := range w.units {

@@ -104,6 +104,16 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	if err := sealer.Seal(ctx, keys, b.items); err != nil {
 		return nil, s.tokenError(ctx, RoleSeal, err)
 	}
+	for i := range b.items {
+		switch item := &b.items[i]; {
+		case errors.Is(item.Err, token.ErrUnknownEpoch):
+			return nil, s.tokenError(ctx, RoleSeal, item.Err)
+		case item.Err != nil:
+			// Its record's MAC verified, so its wrapped form is what was minted.
+			return nil, refuse(codes.DataLoss, cryptopb.ReasonKeyRecordInvalid,
+				fmt.Sprintf("data key %d does not unwrap on this token, although its record is genuine", item.Key), item.Err)
+		}
+	}
 	macs, err := sealer.ContentMAC(ctx, b.messages)
 	if err != nil {
 		return nil, s.tokenError(ctx, RoleSeal, err)
@@ -111,11 +121,6 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	resp := &cryptopb.SealResponse{Blocks: make([]*cryptopb.SealedContent, n)}
 	for i := range b.items {
 		item := &b.items[i]
-		if item.Err != nil {
-			// Its record's MAC verified, so its wrapped form is what was minted.
-			return nil, refuse(codes.DataLoss, cryptopb.ReasonKeyRecordInvalid,
-				fmt.Sprintf("data key %d does not unwrap on this token, although its record is genuine", item.Key), item.Err)
-		}
 		resp.Blocks[i] = &cryptopb.SealedContent{
 			Ciphertext: envelope.AppendCiphertext(make([]byte, 0, len(item.Out)+envelope.CiphertextOverhead),
 				envelope.Ciphertext{KeyID: b.ids[i].KeyID, IV: item.IV, Body: item.Out}),

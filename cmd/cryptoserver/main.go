@@ -1,0 +1,42 @@
+// Command cryptoserver is the only process with keys. `serve` answers the
+// services of the operator over gRPC; `keys` is the key ceremony.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+type cli struct {
+	Serve   serveCmd         `cmd:"" help:"Serve the roles whose tokens the configuration names, until SIGTERM."`
+	Version kong.VersionFlag `help:"Print the version."`
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "cryptoserver:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var c cli
+	k := kong.Parse(&c,
+		kong.Name("cryptoserver"),
+		kong.Description("The decryption service of Kluis."),
+		kong.Vars{"version": version},
+		kong.UsageOnError(),
+	)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	k.BindTo(ctx, (*context.Context)(nil))
+	return k.Run()
+}

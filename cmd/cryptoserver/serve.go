@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"kluis/cryptoserver"
+	"kluis/internal/authn"
+	"kluis/internal/config"
+	"kluis/internal/hsm"
+	"kluis/meter"
+)
+
+type serveCmd struct {
+	Config string `required:"" type:"existingfile" placeholder:"FILE" help:"Configuration (YAML)."`
+}
+
+// Run serves until ctx ends.
+func (cmd *serveCmd) Run(ctx context.Context) (err error) {
+	log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
+	// Readings and PINs pass through this process, and must not reach a disk.
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("core dumps cannot be switched off: %w", err)
+	}
+	cfg, err := config.Load[config.Cryptoserver](cmd.Config)
+	if err != nil {
+		return err
+	}
+	yaml, err := os.ReadFile(cfg.ProfileFile)
+	if err != nil {
+		return fmt.Errorf("profile_file: %w", err)
+	}
+	profile, err := meter.ParseProfile(yaml)
+	if err != nil {
+		return fmt.Errorf("profile_file %s: %w", cfg.ProfileFile, err)
+	}
+	sealKeys, err := config.PublicKeys(cfg.SealKeysFile)
+	if err != nil {
+		return fmt.Errorf("seal_keys_file: %w", err)
+	}
+	tls, err := config.ServerTLS(cfg.TLS)
+	if err != nil {
+		return err
+	}
+	// A nil *authn.Verifier in the interface would not look missing.
+	var verifier cryptoserver.TokenVerifier
+	if len(cfg.Issuers) > 0 {
+		if verifier, err = authn.Configured(ctx, cfg.Issuers, log); err != nil {
+			return err
+		}
+	}
+	tokens, closeTokens, err := openTokens(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeTokens()) }()
+
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	server, err := cryptoserver.New(ctx, cryptoserver.Config{
+		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
+		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
+		Issue:  cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
+		Tokens: tokens, Log: log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() // Serve has closed it by then, unless it never ran
+	ready := []any{"id", cfg.ID, "address", listener.Addr().String()}
+	if cfg.MetricsListen != "" {
+		metrics, err := net.Listen("tcp", cfg.MetricsListen)
+		if err != nil {
+			return fmt.Errorf("metrics_listen: %w", err)
+		}
+		ready = append(ready, "metrics_address", metrics.Addr().String())
+		stop := serveMetrics(metrics, reg, log)
+		defer stop()
+	}
+	log.Info("ready", ready...)
+	return server.Serve(ctx, listener)
+}
+
+// openTokens logs in to the token of every configured role; the KEKs have
+// withstood every attack when it returns.
+func openTokens(cfg config.Cryptoserver, log *slog.Logger) (cryptoserver.Tokens, func() error, error) {
+	byRole := map[hsm.Role]hsm.Token{}
+	for role, t := range map[hsm.Role]*config.Token{
+		hsm.RoleOpen: cfg.Tokens.Open, hsm.RoleSeal: cfg.Tokens.Seal, hsm.RoleMint: cfg.Tokens.Mint, hsm.RoleSign: cfg.Tokens.Sign,
+	} {
+		if t != nil {
+			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile}
+		}
+	}
+	h, err := hsm.New(hsm.Config{
+		Module: cfg.Module, Tokens: byRole, ProbeKeyFile: cfg.ProbeKeyFile,
+		CacheSize: cfg.KeyCache.Size, CacheLifetime: time.Duration(cfg.KeyCache.Lifetime), Log: log,
+	})
+	if err != nil {
+		return cryptoserver.Tokens{}, nil, err
+	}
+	return cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()}, h.Close, nil
+}
+
+func serveMetrics(l net.Listener, reg *prometheus.Registry, log *slog.Logger) (stop func()) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	srv := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics listener ended", "error", err)
+		}
+	}()
+	return func() {
+		_ = srv.Close() // a scrape cut short harms nothing
+		<-done
+	}
+}
