@@ -16,3 +16,16 @@ const (
 		"0000000100004f6c00004f8a" // opt-outs
 	goldenLegalFileDigest = "e748df9cc4ac4903683bafad05c08ef78b7416e1cd79180690009fa83360d56a"
 )
+
+// The payload of life, sealed with a key that was thrown away.
+const (
+	goldenSealKey = `-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEPwI8jCA3DIyHHBe0IB+RQc+ar40H
+ha1Dh8OY5wF+KdHp8vVHV8l8uSXmo67lO1QAafLBNI00CXAzeBvI2+FTlg==
+-----END PUBLIC KEY-----
+`
+	goldenSealKeyID = "e9214de5d3b6e218"
+	goldenSealed    = "0000000c6b6c7569732f7365616c6564" + "01" + goldenSealKeyID + "00000184" + goldenLegalFile + // key id, payload
+		"9053417c59163b15b1e9aedb2c34e3e021303d77c67fd2c91006e4cfc3025b63" + // r
+		"1403b1b5c1dd54e4e18f16afe11fef58ef63e649e5baa03c22752268465e3d52" // s
+)

@@ -245,9 +245,8 @@ func TestFirstVersionInvariants(t *testing.T) {
 	}
 }
 
-// The largest file the bounds allow fits a seal.
-func TestLargestLegalFileFits(t *testing.T) {
-	t.Parallel()
+// largest is a file as long as the bounds allow.
+func largest(t testing.TB) *LegalFile {
 	f := *life(t)
 	f.facts = facts{ean: f.ean, commodity: f.commodity}
 	f.step, f.actor = GrantConsent{
@@ -267,7 +266,13 @@ func TestLargestLegalFileFits(t *testing.T) {
 		binary.BigEndian.PutUint64(c.ID[:], uint64(i+1))
 		f.consents = append(f.consents, c)
 	}
-	b := f.encode()
+	return &f
+}
+
+// The largest file the bounds allow fits a seal.
+func TestLargestLegalFileFits(t *testing.T) {
+	t.Parallel()
+	b := largest(t).encode()
 	if len(b) > maxPayload {
 		t.Errorf("%d bytes, more than maxPayload", len(b))
 	}
