@@ -1,0 +1,101 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"kluis/authz"
+	"kluis/internal/audit"
+	"kluis/meter"
+	"kluis/openapi"
+)
+
+// defaultLimit is the page size when none is said.
+const defaultLimit = 100
+
+// ListMeteringPoints answers GET /v1/metering-points.
+func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringPointsRequestObject) (openapi.ListMeteringPointsResponseObject, error) {
+	limit := defaultLimit
+	if r.Params.Limit != nil {
+		limit = *r.Params.Limit
+	}
+	var after meter.EAN
+	if r.Params.Cursor != nil {
+		var err error
+		if after, err = decodeCursor(*r.Params.Cursor); err != nil {
+			return nil, failParams(paramErrors{{Pointer: "/query/cursor", Reason: wantCursor}})
+		}
+	}
+	c, ev := callOf(ctx), eventOf(ctx)
+	points, next, err := s.points(ctx, c, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	page := openapi.MeteringPoints{InteractionId: ev.interaction, MeteringPoints: points}
+	if !next.IsZero() {
+		u := *s.public
+		u.Path = "/v1/metering-points"
+		u.RawQuery = url.Values{"cursor": {encodeCursor(next)}, "limit": {strconv.Itoa(limit)}}.Encode()
+		link := u.String()
+		page.Links.Next = &link
+	}
+	rendered, err := json.Marshal(page)
+	if err != nil {
+		return nil, fmt.Errorf("rendering a list: %w", err)
+	}
+	rec := s.newRecord(ctx, c.caller, s.now())
+	rec.Outcome = audit.Given
+	if err := s.record(ctx, rec); err != nil {
+		return nil, err
+	}
+	return &body{json: append(rendered, '\n')}, nil
+}
+
+// points finds a page of metering points above after, and the last one looked
+// at when there may be more. The indexes only propose; the sealed legal file
+// of each decides.
+func (s *Server) points(ctx context.Context, c *call, after meter.EAN, limit int) (page []openapi.MeteringPoint, next meter.EAN, err error) {
+	page = []openapi.MeteringPoint{} // [] and not null
+	for {
+		want := limit - len(page)
+		candidates, err := s.facts.Candidates(ctx, c.caller.Supplier(), after, want)
+		if err != nil {
+			return nil, meter.EAN{}, fail(databaseUnavailable, fmt.Errorf("metering points: %w", err))
+		}
+		for _, k := range candidates {
+			after = k.EAN
+			file, err := s.legalFile(k.LegalFile, k.EAN)
+			if err != nil {
+				// One damaged file must not take the whole list away: it
+				// gives nothing, and the metric calls the operator.
+				continue
+			}
+			if bases := authz.BasesNow(c.caller, file, s.profile, s.now()); len(bases) > 0 {
+				page = append(page, point(k.EAN, file.Commodity(), bases))
+			}
+		}
+		if len(candidates) < want {
+			return page, meter.EAN{}, nil
+		}
+		if len(page) == limit {
+			return page, after, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, meter.EAN{}, err
+		}
+	}
+}
+
+func point(ean meter.EAN, commodity meter.Commodity, bases []meter.Basis) openapi.MeteringPoint {
+	p := openapi.MeteringPoint{Ean: ean.String(), Commodity: openapi.MeteringPointCommodity(commodity.String())}
+	for _, b := range bases {
+		p.LegalBases = append(p.LegalBases, openapi.LegalBasis(b.String()))
+	}
+	return p
+}
+
+func (b *body) VisitListMeteringPointsResponse(w http.ResponseWriter) error { return b.write(w) }

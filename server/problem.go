@@ -1,0 +1,160 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"kluis/openapi"
+)
+
+// problemKind is one entry of the contract's list of problems (RFC 9457).
+type problemKind struct {
+	slug       string
+	status     int
+	title      string
+	detail     string // what to do about it; never anything of the request
+	retryAfter int    // seconds; 0: retrying as it is does not help
+}
+
+const problemPrefix = "urn:kluis:problem:"
+
+// The contract's list, in its order.
+var (
+	invalidParameters = &problemKind{slug: "invalid-parameters", status: http.StatusBadRequest,
+		title:  "Invalid parameters",
+		detail: "The request does not follow the contract; every fault is listed in errors."}
+	unauthenticated = &problemKind{slug: "unauthenticated", status: http.StatusUnauthorized,
+		title:  "Not authenticated",
+		detail: "Send an unexpired access token of this API's issuer in the Authorization header, bound to the client certificate in use, which must be registered with the grid operator."}
+	insufficientScope = &problemKind{slug: "insufficient-scope", status: http.StatusForbidden,
+		title:  "Scope missing",
+		detail: "Ask the issuer for a token with the scope readings:read."}
+	notFound = &problemKind{slug: "not-found", status: http.StatusNotFound,
+		title:  "No such path",
+		detail: "See the API's contract for the paths there are."}
+	meteringPointNotFound = &problemKind{slug: "metering-point-not-found", status: http.StatusNotFound,
+		title:  "Metering point not found",
+		detail: "The metering point is unknown, or none of yours."}
+	methodNotAllowed = &problemKind{slug: "method-not-allowed", status: http.StatusMethodNotAllowed,
+		title:  "Method not allowed",
+		detail: "The header Allow lists the methods of this path."}
+	contentTooLarge = &problemKind{slug: "content-too-large", status: http.StatusRequestEntityTooLarge,
+		title:  "Content too large",
+		detail: "No operation takes a body: send the request without one."}
+	internalError = &problemKind{slug: "internal-error", status: http.StatusInternalServerError,
+		title:  "Internal error",
+		detail: "A fault of the gateway: contact the grid operator with the interactionId."}
+	evidenceInvalid = &problemKind{slug: "evidence-invalid", status: http.StatusInternalServerError,
+		title:  "Evidence invalid",
+		detail: "Stored facts that decide on this request do not verify, so nothing is read: contact the grid operator with the interactionId."}
+	issuerUnavailable = &problemKind{slug: "issuer-unavailable", status: http.StatusServiceUnavailable,
+		title:  "Issuer unavailable",
+		detail: "The keys of the token's issuer are not known yet: try again after the time in Retry-After.", retryAfter: 5}
+	databaseUnavailable = &problemKind{slug: "database-unavailable", status: http.StatusServiceUnavailable,
+		title:  "Database unavailable",
+		detail: "Try again after the time in Retry-After.", retryAfter: 2}
+	decryptionUnavailable = &problemKind{slug: "decryption-unavailable", status: http.StatusServiceUnavailable,
+		title:  "Decryption unavailable",
+		detail: "No cryptoserver can open the readings now: try again after the time in Retry-After.", retryAfter: 2}
+	recordNotWritten = &problemKind{slug: "record-not-written", status: http.StatusServiceUnavailable,
+		title:  "Access record not written",
+		detail: "The access could not be recorded, so nothing is given: try again after the time in Retry-After.", retryAfter: 2}
+	deadlineExceeded = &problemKind{slug: "deadline-exceeded", status: http.StatusGatewayTimeout,
+		title:  "Deadline exceeded",
+		detail: "The request took too long: try again after the time in Retry-After, or ask for a shorter period.", retryAfter: 2}
+)
+
+// problems is the list as a list.
+var problems = []*problemKind{
+	invalidParameters, unauthenticated, insufficientScope, notFound, meteringPointNotFound,
+	methodNotAllowed, contentTooLarge, internalError, evidenceInvalid, issuerUnavailable, databaseUnavailable, decryptionUnavailable,
+	recordNotWritten, deadlineExceeded,
+}
+
+// failure is an error that knows its public problem. The cause is logged and
+// never sent.
+type failure struct {
+	kind      *problemKind
+	params    []openapi.ParameterError
+	challenge string // WWW-Authenticate
+	cause     error
+}
+
+func (f *failure) Error() string {
+	if f.cause == nil {
+		return f.kind.slug
+	}
+	return f.kind.slug + ": " + f.cause.Error()
+}
+
+func (f *failure) Unwrap() error { return f.cause }
+
+// fail makes an error that is answered with kind. cause, which may be nil, is
+// for the log: it must not hold personal data.
+func fail(kind *problemKind, cause error) error { return &failure{kind: kind, cause: cause} }
+
+// failParams refuses a request for its parameters.
+func failParams(params []openapi.ParameterError) error {
+	return &failure{kind: invalidParameters, params: params}
+}
+
+// asFailure gives every error its problem: its own, or the one that the state
+// of the request explains, or internal-error.
+func asFailure(ctx context.Context, err error) *failure {
+	var f *failure
+	if !errors.As(err, &f) {
+		f = &failure{kind: internalError, cause: err}
+	}
+	// Past the deadline every back end fails, each in its own way.
+	if f.kind.status >= http.StatusInternalServerError && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &failure{kind: deadlineExceeded, cause: err}
+	}
+	return f
+}
+
+// statusClientGone is logged, never sent: nobody is there to read it.
+const statusClientGone = 499
+
+// writeFailure answers with the problem of err and notes it for the log line.
+func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error) {
+	ev := eventOf(r.Context())
+	if errors.Is(r.Context().Err(), context.Canceled) {
+		ev.clientGone(err)
+		return
+	}
+	f := asFailure(r.Context(), err)
+	ev.fail(f)
+	p := openapi.Problem{
+		Type:          openapi.ProblemType(problemPrefix + f.kind.slug),
+		Title:         f.kind.title,
+		Status:        f.kind.status,
+		Detail:        &f.kind.detail,
+		InteractionId: ev.interaction,
+	}
+	if len(f.params) > 0 {
+		p.Errors = &f.params
+	}
+	var body bytes.Buffer
+	if err := json.NewEncoder(&body).Encode(p); err != nil {
+		panic(fmt.Sprintf("a problem must always encode: %v", err)) // strings and numbers
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	if f.kind.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(f.kind.retryAfter))
+	}
+	if f.challenge != "" {
+		h.Set("WWW-Authenticate", f.challenge)
+	}
+	if f.kind == contentTooLarge {
+		h.Set("Connection", "close") // the rest of the body is not read
+	}
+	w.WriteHeader(f.kind.status)
+	_, _ = w.Write(body.Bytes())
+}

@@ -1,0 +1,221 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"kluis/authz"
+	"kluis/internal/audit"
+	"kluis/internal/authn"
+	"kluis/meter"
+	"kluis/openapi"
+)
+
+// recordTimeout bounds the commit of an access record. It does not count
+// against the request's deadline, nor end with the client: once something was
+// opened, the record must be written.
+const recordTimeout = 5 * time.Second
+
+// GetReadings answers GET /v1/metering-points/{ean}/readings.
+func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestObject) (openapi.GetReadingsResponseObject, error) {
+	q, errs := boundReadingsParams(r).parse(s.profile)
+	if len(errs) > 0 {
+		return nil, failParams(errs)
+	}
+	a, err := s.readings(ctx, callOf(ctx), q)
+	if err != nil {
+		return nil, err
+	}
+	s.metrics.age.Observe(time.Since(eventOf(ctx).evidence).Seconds())
+	return newBody(a), nil
+}
+
+// readings takes a request from the legal file to the committed record. The
+// steps, and what each touches, are the same for an unknown metering point
+// and for one the caller has nothing to do with.
+func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error) {
+	ev := eventOf(ctx)
+	ev.evidence = time.Now() // before the statement: no revocation after this is missed by more
+	sealed, err := s.facts.LegalFile(ctx, q.ean)
+	if err != nil {
+		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
+	}
+	now := s.now()
+	rec := s.newRecord(ctx, c.caller, now)
+	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
+	rec.Resolution, rec.Kind, rec.Profile = q.resolution, q.kind, s.profile.Digest()
+
+	file, err := s.legalFile(sealed, q.ean)
+	if err != nil {
+		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
+	}
+	// The commodity that stands in for an unknown metering point's is never
+	// seen: Decide knows no relation to it, whatever the fields.
+	commodity := meter.Electricity
+	if file != nil {
+		commodity = file.Commodity()
+	}
+	request := q.request(commodity, s.profile)
+	grant, withheld, err := authz.Decide(c.caller, request, file, s.profile, now)
+	if err != nil {
+		return nil, s.refuseNoRelation(ctx, rec, err)
+	}
+	rec.Fields = request.Fields
+	rec.LegalFile, rec.FileVersion = file.Digest(), file.Version()
+	rec.Granted, rec.Withheld = audit.GrantedItems(grant), withheld
+
+	a := &answer{interaction: ev.interaction, query: q, profile: s.profile, withheld: withheld}
+	if !grant.Empty() {
+		opened, err := s.open(ctx, c, sealed, request, grant)
+		rec.Receipt = opened.Receipt
+		switch {
+		case errors.Is(err, authz.ErrNoRelation):
+			// The file given to both says so now and did not before: only a
+			// cryptoserver of another mind can cause it. Its word counts.
+			rec = withoutDecision(rec, q.fields)
+			return nil, s.refuseNoRelation(ctx, rec, err)
+		case err != nil:
+			return nil, s.recordFailure(ctx, rec, err)
+		}
+		a.series, a.withheld = reconcile(opened, withheld)
+		rec.Withheld = a.withheld
+	}
+	rec.Outcome = outcome(grant, a.withheld)
+	if err := s.record(ctx, rec); err != nil {
+		a.erase()
+		return nil, err
+	}
+	return a, nil
+}
+
+// legalFile verifies a sealed legal file and that it is of this metering
+// point. None stored is nil.
+func (s *Server) legalFile(sealed []byte, ean meter.EAN) (*authz.LegalFile, error) {
+	if sealed == nil {
+		return nil, nil
+	}
+	file, err := s.seals.LegalFile(sealed)
+	if err == nil && file.EAN() != ean {
+		err = errors.New("it is of another metering point")
+	}
+	if err != nil {
+		s.metrics.evidence.WithLabelValues("legal_file").Inc()
+		return nil, fmt.Errorf("legal file: %w", err)
+	}
+	return file, nil
+}
+
+// open fetches the granted rows and has them opened.
+func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request, g authz.Grant) (Opened, error) {
+	keys, blocks, err := s.rows.Blocks(ctx, g)
+	if err != nil {
+		return Opened{}, fail(databaseUnavailable, fmt.Errorf("blocks: %w", err))
+	}
+	opened, err := s.opener.Open(ctx, OpenRequest{
+		Token: c.token, Supplier: c.supplier, LegalFile: file, Interaction: eventOf(ctx).interaction,
+		Request: r, Keys: keys, Blocks: blocks,
+	})
+	s.metrics.faults.WithLabelValues(faultOutside).Add(float64(opened.Outside))
+	s.metrics.faults.WithLabelValues(faultDamaged).Add(float64(opened.Damaged))
+	switch {
+	case err == nil, errors.Is(err, authz.ErrNoRelation):
+		return opened, err
+	case errors.Is(err, ErrTokenRefused):
+		// It expired on the way, or the supplier record changed.
+		return opened, &failure{kind: unauthenticated, challenge: `Bearer realm="kluis", error="invalid_token"`, cause: err}
+	case errors.Is(err, ErrEvidenceRefused):
+		s.metrics.evidence.WithLabelValues("legal_file").Inc()
+		return opened, fail(evidenceInvalid, err)
+	case errors.Is(err, ErrNoCryptoserver):
+		return opened, fail(decryptionUnavailable, err)
+	}
+	return opened, fmt.Errorf("open: %w", err)
+}
+
+func (s *Server) newRecord(ctx context.Context, c authn.Caller, now time.Time) audit.Record {
+	return audit.Record{
+		InteractionID: eventOf(ctx).interaction,
+		At:            now.UTC().Truncate(time.Microsecond),
+		Supplier:      c.Supplier(),
+		TokenID:       c.TokenID(),
+		Certificate:   c.Thumbprint(),
+	}
+}
+
+// record commits an access record, or fails with record-not-written.
+func (s *Server) record(ctx context.Context, r audit.Record) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := s.recorder.Record(ctx, r); err != nil {
+		return fail(recordNotWritten, fmt.Errorf("access record: %w", err))
+	}
+	return nil
+}
+
+// recordFailure commits the record of a request that fails, and returns the
+// failure. That the record could not be written either is told in the log.
+func (s *Server) recordFailure(ctx context.Context, r audit.Record, cause error) error {
+	r.Outcome = audit.Failed
+	if err := s.record(ctx, r); err != nil {
+		f := asFailure(ctx, cause)
+		return &failure{kind: f.kind, challenge: f.challenge, cause: errors.Join(f.cause, err)}
+	}
+	return cause
+}
+
+func (s *Server) refuseNoRelation(ctx context.Context, r audit.Record, cause error) error {
+	r.Outcome = audit.NoRelation
+	if err := s.record(ctx, r); err != nil {
+		return err
+	}
+	return fail(meteringPointNotFound, cause)
+}
+
+// withoutDecision is the record of a metering point that nothing may be said
+// of; the fields are those named, as for any without relation.
+func withoutDecision(r audit.Record, named []meter.FieldCode) audit.Record {
+	r.Fields, r.LegalFile, r.FileVersion = named, [32]byte{}, 0
+	r.Granted, r.Withheld, r.Receipt = nil, nil, nil
+	return r
+}
+
+func outcome(g authz.Grant, withheld []authz.Withheld) audit.Outcome {
+	switch {
+	case len(withheld) == 0:
+		return audit.Given
+	case g.Empty():
+		return audit.Withheld
+	}
+	return audit.Partly
+}
+
+// newBody renders the answer and erases it. The body is erased once sent.
+func newBody(a *answer) *body {
+	b := &body{json: a.appendTo(make([]byte, 0, a.size())), secret: true}
+	a.erase()
+	return b
+}
+
+// body is a rendered answer.
+type body struct {
+	json   []byte
+	secret bool
+}
+
+func (b *body) write(w http.ResponseWriter) error {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(b.json)))
+	w.WriteHeader(http.StatusOK)
+	_, err := w.Write(b.json)
+	if b.secret {
+		clear(b.json)
+	}
+	return err
+}
+
+func (b *body) VisitGetReadingsResponse(w http.ResponseWriter) error { return b.write(w) }

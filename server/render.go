@@ -1,0 +1,194 @@
+package server
+
+import (
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"kluis/authz"
+	"kluis/meter"
+)
+
+// answer is what getReadings says: the schema Readings of the contract.
+type answer struct {
+	interaction uuid.UUID
+	query       query
+	profile     *meter.Profile
+	series      []meter.Series
+	withheld    []authz.Withheld
+}
+
+// appendTo writes the answer as JSON. It is written by hand because the
+// generated types hold each value as a pointer to a string: the benchmark
+// beside the tests has the price. The tests hold it to the generated types
+// and to the contract.
+func (a *answer) appendTo(dst []byte) []byte {
+	loc := a.profile.Location()
+	dst = append(dst, `{"interactionId":"`...)
+	dst = append(dst, a.interaction.String()...)
+	dst = append(dst, `","ean":"`...)
+	dst = append(dst, a.query.ean.String()...)
+	dst = append(dst, `","purpose":"`...)
+	dst = append(dst, a.query.purpose.String()...)
+	dst = append(dst, `","from":"`...)
+	dst = append(dst, a.query.days.From.String()...)
+	dst = append(dst, `","to":"`...)
+	dst = append(dst, a.query.days.To.String()...)
+	dst = append(dst, `","timeZone":`...)
+	dst = appendString(dst, loc.String())
+	dst = append(dst, `,"profileVersion":`...)
+	dst = appendString(dst, a.profile.Version())
+	dst = append(dst, `,"series":[`...)
+	for i := range a.series {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = a.appendSeries(dst, &a.series[i], loc)
+	}
+	dst = append(dst, `],"withheld":[`...)
+	for i, w := range a.withheld {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		f, _ := a.profile.FieldByCode(w.Field)
+		dst = append(dst, `{"field":`...)
+		dst = appendString(dst, f.Name)
+		dst = append(dst, `,"from":"`...)
+		dst = append(dst, w.Days.From.String()...)
+		dst = append(dst, `","to":"`...)
+		dst = append(dst, w.Days.To.String()...)
+		dst = append(dst, `","reason":"`...)
+		dst = append(dst, w.Reason.String()...)
+		dst = append(dst, `"}`...)
+	}
+	return append(dst, `],"links":{"next":null}}`+"\n"...)
+}
+
+func (a *answer) appendSeries(dst []byte, s *meter.Series, loc *time.Location) []byte {
+	f, _ := a.profile.FieldByCode(s.Field)
+	dst = append(dst, `{"field":`...)
+	dst = appendString(dst, f.Name)
+	dst = append(dst, `,"obis":`...)
+	dst = appendString(dst, f.OBIS)
+	dst = append(dst, `,"readingKind":"`...)
+	dst = append(dst, s.Kind.String()...)
+	dst = append(dst, `","resolution":"`...)
+	dst = append(dst, s.Resolution.String()...)
+	dst = append(dst, `","unit":`...)
+	dst = appendString(dst, f.Unit)
+	dst = append(dst, `,"legalBasis":"`...)
+	dst = append(dst, s.Basis.String()...)
+	dst = append(dst, `","rule":`...)
+	dst = appendString(dst, s.Rule)
+	dst = append(dst, `,"expectedCount":`...)
+	dst = strconv.AppendInt(dst, int64(s.Expected), 10)
+	dst = append(dst, `,"deliveredCount":`...)
+	dst = strconv.AppendInt(dst, int64(s.Delivered), 10)
+	dst = append(dst, `,"days":[`...)
+	for i := range s.Days {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendDay(dst, &s.Days[i], f.Precision, loc)
+	}
+	return append(dst, "]}"...)
+}
+
+func appendDay(dst []byte, d *meter.SeriesDay, precision int, loc *time.Location) []byte {
+	dst = append(dst, `{"start":"`...)
+	dst = d.Day.Start(loc).AppendFormat(dst, time.RFC3339)
+	dst = append(dst, `","values":[`...)
+	for i, v := range d.Values {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		if v == meter.Null {
+			dst = append(dst, "null"...)
+			continue
+		}
+		dst = append(dst, '"')
+		dst = meter.AppendValue(dst, v, precision)
+		dst = append(dst, '"')
+	}
+	dst = append(dst, ']')
+	open := false
+	for i := 0; i < len(d.Quality); {
+		q := exceptional(d, i)
+		n := 1
+		for i+n < len(d.Quality) && exceptional(d, i+n) == q {
+			n++
+		}
+		if q != meter.AsProvided {
+			if !open {
+				dst = append(dst, `,"quality":[`...)
+				open = true
+			} else {
+				dst = append(dst, ',')
+			}
+			dst = append(dst, `{"index":`...)
+			dst = strconv.AppendInt(dst, int64(i), 10)
+			dst = append(dst, `,"count":`...)
+			dst = strconv.AppendInt(dst, int64(n), 10)
+			dst = append(dst, `,"quality":"`...)
+			dst = append(dst, q.String()...)
+			dst = append(dst, `"}`...)
+		}
+		i += n
+	}
+	if open {
+		dst = append(dst, ']')
+	}
+	return append(dst, '}')
+}
+
+// exceptional is the quality to list for a value: a null that is not
+// available says so by being null.
+func exceptional(d *meter.SeriesDay, i int) meter.Quality {
+	if d.Quality[i] == meter.NotAvailable && d.Values[i] == meter.Null {
+		return meter.AsProvided
+	}
+	return d.Quality[i]
+}
+
+// appendString writes a JSON string (RFC 8259, 7).
+func appendString(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			dst = append(dst, '\\', byte(r))
+		case r < 0x20:
+			dst = append(dst, `\u00`...)
+			dst = append(dst, hex[r>>4], hex[r&15])
+		default: // a byte that is not UTF-8 has become U+FFFD
+			dst = utf8.AppendRune(dst, r)
+		}
+	}
+	return append(dst, '"')
+}
+
+// size estimates how long the answer is, so that it is written into one
+// buffer that is erased once it is sent.
+func (a *answer) size() int {
+	n := 512 + 128*len(a.withheld)
+	for i := range a.series {
+		n += 256
+		for _, d := range a.series[i].Days {
+			n += 64 + 14*len(d.Values) + 4*len(d.Quality)
+		}
+	}
+	return n
+}
+
+// erase zeroes the readings that the answer holds.
+func (a *answer) erase() {
+	for i := range a.series {
+		for _, d := range a.series[i].Days {
+			clear(d.Values)
+			clear(d.Quality)
+		}
+	}
+}

@@ -1,0 +1,362 @@
+// Package server is the REST API of Kluis: it authenticates a supplier, has
+// authz decide, fetches and opens only what was granted, records the access,
+// and answers. The contract is openapi/openapi.yaml; docs/REQUEST-CYCLE.md
+// tells the way of a request.
+//
+// Nothing leaves before its access record is durable, and an error never
+// carries data: a handler returns either an answer or an error, the public
+// side of which is one of the contract's problems.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kluis/authz"
+	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
+	"kluis/internal/authn"
+	"kluis/meter"
+	"kluis/openapi"
+)
+
+// Tokens verifies access tokens; *authn.Verifier is one.
+type Tokens interface {
+	Verify(ctx context.Context, raw string, leaf [32]byte) (*authn.Token, error)
+}
+
+// Facts fetches sealed facts as they are stored at this moment: an answer is
+// never older than the call. Nothing stored is nil without an error; an error
+// means that the database did not serve.
+type Facts interface {
+	// Supplier returns the current sealed record of a supplier.
+	Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
+	// LegalFile returns the current sealed legal file of a metering point.
+	LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error)
+	// Candidates returns metering points that the indexes connect with a
+	// supplier, with their current sealed legal files: ascending, above after,
+	// at most limit. An index is no evidence: the caller judges each file.
+	Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]Candidate, error)
+}
+
+// Candidate is a metering point that may belong into a list.
+type Candidate struct {
+	EAN       meter.EAN
+	LegalFile []byte // sealed; nil when there is none
+}
+
+// Rows fetches ciphertext. There is no way to fetch any without a Grant.
+type Rows interface {
+	// Blocks returns the current versions of exactly the granted blocks, and
+	// the data key records they name. An error means that the database did
+	// not serve.
+	Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+}
+
+// Opener has blocks opened by a cryptoserver, which decides again on the
+// caller's own evidence.
+type Opener interface {
+	// Open fails with ErrNoCryptoserver when none can serve, with
+	// ErrTokenRefused or ErrEvidenceRefused when a cryptoserver refuses what
+	// the gateway accepted, and with authz.ErrNoRelation.
+	Open(ctx context.Context, r OpenRequest) (Opened, error)
+}
+
+// The refusals of an Opener.
+var (
+	ErrNoCryptoserver  = errors.New("no cryptoserver serves")
+	ErrTokenRefused    = errors.New("the cryptoserver refuses the caller's token or supplier record")
+	ErrEvidenceRefused = errors.New("the cryptoserver refuses the legal file")
+)
+
+// OpenRequest is one metering point's blocks with all evidence for them.
+type OpenRequest struct {
+	Token       string // the caller's access token, as presented
+	Supplier    []byte // sealed record
+	LegalFile   []byte // sealed
+	Interaction [16]byte
+	Request     authz.Request
+	Keys        []envelope.KeyRecord
+	Blocks      []envelope.SealedBlock
+}
+
+// Opened is what a cryptoserver gives.
+type Opened struct {
+	Series   []meter.Series
+	Withheld []authz.Withheld // by its own decision, and what did not open
+	Outside  int              // blocks refused because the evidence does not cover them
+	Damaged  int              // blocks that did not open
+	Receipt  []byte           // verbatim
+}
+
+// Recorder keeps the access log.
+type Recorder interface {
+	// Record returns without an error only once the record is durable.
+	Record(ctx context.Context, r audit.Record) error
+}
+
+// Health asks the back ends how they fare. Each call returns by its context's
+// deadline.
+type Health interface {
+	Database(ctx context.Context) error
+	// Cryptoservers lists every configured one.
+	Cryptoservers(ctx context.Context) []Cryptoserver
+	// LastStored is when a block of readings was last stored; zero when none
+	// is.
+	LastStored(ctx context.Context) (time.Time, error)
+}
+
+// Cryptoserver is the state of one.
+type Cryptoserver struct {
+	Name   string
+	Serves bool
+}
+
+// Config is what a Server is made of. Everything is required.
+type Config struct {
+	Profile        *meter.Profile
+	SealKeys       *authz.SealKeys
+	Tokens         Tokens
+	Facts          Facts
+	Rows           Rows
+	Opener         Opener
+	Recorder       Recorder
+	Health         Health
+	PublicURL      string        // https://host:port, for links
+	RequestTimeout time.Duration // of a whole request
+	Now            func() time.Time
+	Log            *slog.Logger
+	Metrics        prometheus.Registerer
+}
+
+// Server serves the API.
+type Server struct {
+	profile  *meter.Profile
+	seals    *authz.SealKeys
+	tokens   Tokens
+	facts    Facts
+	rows     Rows
+	opener   Opener
+	recorder Recorder
+	health   Health
+	public   *url.URL
+	timeout  time.Duration
+	now      func() time.Time
+	log      *slog.Logger
+	metrics  *metrics
+	handler  http.Handler
+}
+
+// New checks the configuration and compiles the contract.
+func New(c Config) (*Server, error) {
+	switch {
+	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
+		c.Recorder == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		return nil, errors.New("server: a part is missing from the configuration")
+	case c.RequestTimeout <= 0:
+		return nil, errors.New("server: the request timeout must be positive")
+	}
+	public, err := url.Parse(c.PublicURL)
+	if err != nil || public.Scheme != "https" || public.Host == "" {
+		return nil, errors.New("server: the public URL must be https://host:port")
+	}
+	s := &Server{
+		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
+		recorder: c.Recorder, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
+	}
+	if s.metrics, err = newMetrics(c.Metrics); err != nil {
+		return nil, err
+	}
+	doc, err := openapi.Load()
+	if err != nil {
+		return nil, err
+	}
+	s.handler = s.router(s.validate(doc))
+	return s, nil
+}
+
+// Handler serves the API. It relies on TLS with verified client certificates:
+// see HTTPServer.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// route is one operation of the contract.
+type route struct {
+	method, path string
+	token        bool     // wants an access token with scope readings:read
+	query        []string // the query parameters there are
+	// check finds the faults of the parameters that the contract's language
+	// cannot express; nil when there are none.
+	check func(*Server, *http.Request) paramErrors
+	serve func(openapi.ServerInterfaceWrapper) http.HandlerFunc
+}
+
+var routes = []route{
+	{
+		method: http.MethodGet, path: "/v1/metering-points", token: true,
+		query: []string{"cursor", "limit"}, check: checkList,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListMeteringPoints },
+	},
+	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/readings", token: true,
+		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind"}, check: checkReadings,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetReadings },
+	},
+	{
+		method: http.MethodGet, path: "/v1/status", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetStatus },
+	},
+	{
+		method: http.MethodGet, path: "/healthz",
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetHealth },
+	},
+	{
+		method: http.MethodGet, path: "/readyz",
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetReadiness },
+	},
+}
+
+func (s *Server) router(validate func(*route) func(http.Handler) http.Handler) http.Handler {
+	strict := openapi.NewStrictHandlerWithOptions(s, nil, openapi.StrictHTTPServerOptions{
+		RequestErrorHandlerFunc:  s.writeFailure,
+		ResponseErrorHandlerFunc: s.writeFailure,
+	})
+	wrapper := openapi.ServerInterfaceWrapper{
+		Handler: strict,
+		ErrorHandlerFunc: func(w http.ResponseWriter, r *http.Request, err error) {
+			s.writeFailure(w, r, s.refuseParams(r, err))
+		},
+	}
+	mux := chi.NewRouter()
+	mux.Use(s.observe)
+	for i := range routes {
+		rt := &routes[i]
+		chain := chi.Chain(s.enter(rt), s.authenticate(rt), validate(rt))
+		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
+	}
+	mux.NotFound(func(w http.ResponseWriter, r *http.Request) { s.writeFailure(w, r, fail(notFound, nil)) })
+	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", http.MethodGet) // every route there is
+		s.writeFailure(w, r, fail(methodNotAllowed, nil))
+	})
+	return mux
+}
+
+// call is the state of one request on its way through the chain.
+type call struct {
+	route    *route
+	caller   authn.Caller
+	token    string
+	supplier []byte // sealed record
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call {
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		panic("server: handler outside of its route")
+	}
+	return c
+}
+
+func routeOf(ctx context.Context) *route { return callOf(ctx).route }
+
+// enter bounds the request in time, and refuses a body and a token in the
+// query string before anything else looks at the request.
+func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			eventOf(r.Context()).route = rt.path
+			ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
+			defer cancel()
+			r = r.WithContext(context.WithValue(ctx, callKey{}, &call{route: rt}))
+			if r.ContentLength != 0 { // also -1, chunked
+				s.writeFailure(w, r, fail(contentTooLarge, nil))
+				return
+			}
+			// RFC 6750, 2.3: query strings end up in logs and histories.
+			if r.URL.Query().Has("access_token") {
+				s.writeFailure(w, r, failParams(paramErrors{{
+					Pointer: "/query/access_token",
+					Reason:  "must not be sent in the query string; send the token in the Authorization header, and get a new one",
+				}}))
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// authenticate finds out who calls, or refuses.
+func (s *Server) authenticate(rt *route) func(http.Handler) http.Handler {
+	if !rt.token {
+		return func(next http.Handler) http.Handler { return next }
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := s.identify(r, callOf(r.Context())); err != nil {
+				s.writeFailure(w, r, err)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+func (s *Server) identify(r *http.Request, c *call) error {
+	ctx := r.Context()
+	raw, err := authn.Bearer(r.Header)
+	if err != nil {
+		return refuseCaller(err)
+	}
+	leaf, err := authn.LeafThumbprint(r.TLS)
+	if err != nil {
+		return refuseCaller(err)
+	}
+	token, err := s.tokens.Verify(ctx, raw, leaf)
+	if err != nil {
+		return refuseCaller(err)
+	}
+	sealed, err := s.facts.Supplier(ctx, token.Subject())
+	if err != nil {
+		return fail(databaseUnavailable, fmt.Errorf("supplier record: %w", err))
+	}
+	var record *authz.Supplier
+	if sealed != nil {
+		if record, err = s.seals.Supplier(sealed); err != nil {
+			s.metrics.evidence.WithLabelValues("supplier").Inc()
+			return fail(evidenceInvalid, fmt.Errorf("supplier record: %w", err))
+		}
+	}
+	caller, err := token.Authenticate(record, authn.ScopeReadings, s.now())
+	if err != nil {
+		return refuseCaller(err)
+	}
+	c.caller, c.token, c.supplier = caller, raw, sealed
+	eventOf(ctx).supplier = caller.Supplier()
+	return nil
+}
+
+// refuseCaller answers an error of authn, the text of which holds nothing of
+// the token.
+func refuseCaller(err error) error {
+	status, challenge := authn.Challenge(err)
+	f := &failure{kind: internalError, challenge: challenge, cause: err}
+	switch status {
+	case http.StatusUnauthorized:
+		f.kind = unauthenticated
+	case http.StatusForbidden:
+		f.kind = insufficientScope
+	case http.StatusServiceUnavailable:
+		f.kind = issuerUnavailable
+	}
+	return f
+}

@@ -1,0 +1,196 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/go-chi/chi/v5"
+	middleware "github.com/oapi-codegen/nethttp-middleware"
+
+	"kluis/openapi"
+)
+
+// pointers is what the log says of refused parameters: which, never what.
+type pointers []openapi.ParameterError
+
+func (p pointers) Error() string {
+	var b bytes.Buffer
+	for i, e := range p {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(e.Pointer)
+	}
+	return b.String()
+}
+
+// validate holds requests to the contract, and to what the contract's language
+// cannot say of a query string. doc is taken over.
+func (s *Server) validate(doc *openapi3.T) func(*route) func(http.Handler) http.Handler {
+	contract := middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
+		DoNotValidateServers: true,
+		Options: openapi3filter.Options{
+			MultiError:         true,
+			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // done before: see authenticate
+		},
+		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, opts middleware.ErrorHandlerOpts) {
+			if opts.MatchedRoute == nil { // an escaped slash: a path to the router, none to the contract
+				err = fail(notFound, nil)
+			}
+			s.writeFailure(w, r, s.refuseParams(r, err))
+		},
+	})
+	return func(rt *route) func(http.Handler) http.Handler {
+		return func(next http.Handler) http.Handler {
+			return contract(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if errs := checkQueryString(r, rt.query); len(errs) > 0 {
+					s.writeFailure(w, r, s.refuseParams(r, failParams(errs)))
+					return
+				}
+				next.ServeHTTP(w, r)
+			}))
+		}
+	}
+}
+
+// refuseParams turns an error about parameters, from the validator or the
+// generated binding, into the list of everything that is wrong with them. It
+// leaves other problems alone.
+func (s *Server) refuseParams(r *http.Request, err error) error {
+	var f *failure
+	if errors.As(err, &f) && f.kind != invalidParameters {
+		return err
+	}
+	var errs paramErrors
+	if !contractErrors(err, &errs) {
+		return fail(internalError, fmt.Errorf("request validation: %w", err))
+	}
+	rt := routeOf(r.Context())
+	for _, e := range checkQueryString(r, rt.query) {
+		errs.add(e.Pointer, e.Reason)
+	}
+	if rt.check != nil {
+		for _, e := range rt.check(s, r) {
+			errs.add(e.Pointer, e.Reason)
+		}
+	}
+	return failParams(errs)
+}
+
+// contractErrors collects the faulty parameters from err; false when err is
+// about something else.
+func contractErrors(err error, errs *paramErrors) bool {
+	var multi openapi3.MultiError
+	if errors.As(err, &multi) {
+		for _, e := range multi {
+			if !contractErrors(e, errs) {
+				return false
+			}
+		}
+		return true
+	}
+	var re *openapi3filter.RequestError
+	if errors.As(err, &re) && re.Parameter != nil {
+		reason := wanted(re.Parameter)
+		if errors.Is(re.Err, openapi3filter.ErrInvalidRequired) {
+			reason = "is required"
+		}
+		errs.add("/"+re.Parameter.In+"/"+re.Parameter.Name, reason)
+		return true
+	}
+	var f *failure
+	if errors.As(err, &f) && f.kind == invalidParameters {
+		for _, e := range f.params {
+			errs.add(e.Pointer, e.Reason)
+		}
+		return true
+	}
+	var format *openapi.InvalidParamFormatError
+	if errors.As(err, &format) {
+		errs.add("/query/"+format.ParamName, wantDay) // what the validator lets pass and the binding does not
+		return true
+	}
+	return false
+}
+
+// wanted says what a parameter must be, from the contract alone: messages of
+// the validator may hold the value sent.
+func wanted(p *openapi3.Parameter) string {
+	sc := p.Schema.Value
+	switch {
+	case len(sc.Enum) > 0:
+		var words []string
+		for _, v := range sc.Enum {
+			words = append(words, fmt.Sprint(v))
+		}
+		return "must be one of " + strings.Join(words, ", ")
+	case sc.Format == "date":
+		return wantDay
+	case sc.Type.Is("integer") && sc.Min != nil && sc.Max != nil:
+		return fmt.Sprintf("must be an integer from %.0f to %.0f", *sc.Min, *sc.Max)
+	case sc.Type.Is("array"):
+		return "must be different names, separated by commas"
+	case p.Name == "ean":
+		return wantEAN
+	case p.Name == "cursor":
+		return wantCursor
+	}
+	return "does not follow the contract"
+}
+
+const (
+	wantEAN    = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
+	wantCursor = "must be the cursor of a link given by this API"
+)
+
+// checkQueryString refuses what the contract does not know: unknown and
+// repeated parameters, which the validator passes over, and a query string
+// that does not parse.
+func checkQueryString(r *http.Request, known []string) paramErrors {
+	var errs paramErrors
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		errs.add("/query", "must be a well-formed query string")
+	}
+	for name, values := range q {
+		switch {
+		case !slices.Contains(known, name):
+			// The name is the caller's text: it is not repeated either.
+			reason := "must hold no unknown parameters; this operation has none"
+			if len(known) > 0 {
+				reason = "must hold no unknown parameters; known are " + strings.Join(known, ", ")
+			}
+			errs.add("/query", reason)
+		case len(values) > 1:
+			errs.add("/query/"+name, "must be given once")
+		}
+	}
+	slices.SortFunc(errs, func(a, b openapi.ParameterError) int { return strings.Compare(a.Pointer, b.Pointer) })
+	return errs
+}
+
+// checkReadings finds the faults of a getReadings request that the contract
+// cannot say.
+func checkReadings(s *Server, r *http.Request) paramErrors {
+	_, errs := sentReadingsParams(chi.URLParam(r, "ean"), r.URL.Query()).parse(s.profile)
+	return errs
+}
+
+// checkList does the same for listMeteringPoints.
+func checkList(_ *Server, r *http.Request) paramErrors {
+	var errs paramErrors
+	if c := r.URL.Query().Get("cursor"); c != "" {
+		if _, err := decodeCursor(c); err != nil {
+			errs.add("/query/cursor", wantCursor)
+		}
+	}
+	return errs
+}
