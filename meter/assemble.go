@@ -262,7 +262,11 @@ func (a *assembler) presumed() Resolution {
 func (a *assembler) daily(res Resolution, days []storedDay) {
 	n := 0
 	for i := range days {
-		days[i].slots = Slots(days[i].day, res, a.loc)
+		if d := &days[i]; d.block != nil && d.stored == res {
+			d.slots = len(d.block.Values)
+		} else {
+			d.slots = Slots(d.day, res, a.loc)
+		}
 		n += days[i].slots
 	}
 	b := newSeriesBuilder(a.spec, res, len(days), n)
@@ -271,6 +275,12 @@ func (a *assembler) daily(res Resolution, days []storedDay) {
 		if d.block == nil {
 			for i := range d.slots {
 				b.set(i, missing)
+			}
+			continue
+		}
+		if d.stored == res && a.spec.Kind == Consumption {
+			for i := range d.slots {
+				b.set(i, d.block.at(i))
 			}
 			continue
 		}
