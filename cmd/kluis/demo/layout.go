@@ -1,0 +1,246 @@
+package demo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"kluis/internal/config"
+	"kluis/internal/devpki"
+	"kluis/meter"
+)
+
+// cryptoserverCount is the size of the demo's pool: one may die.
+const cryptoserverCount = 2
+
+// audience is the aud of access tokens: the gateway's API.
+const audience = "urn:kluis:api"
+
+// layout knows where everything of the demo lies in its state folder.
+type layout struct{ dir string }
+
+func (l layout) path(elem ...string) string {
+	return filepath.Join(append([]string{l.dir}, elem...)...)
+}
+
+func (l layout) operatorFile() string    { return l.path("kluis.yaml") }
+func (l layout) profileFile() string     { return l.path("profile", "nl.yaml") }
+func (l layout) sealKeysFile() string    { return l.path("keys", "seal-keys.pem") }
+func (l layout) jwksFile() string        { return l.path("keys", "jwks.json") }
+func (l layout) operatorCAFile() string  { return l.path("pki", "operator-ca.crt") }
+func (l layout) supplierCAFile() string  { return l.path("pki", "supplier-ca.crt") }
+func (l layout) gatewayConfig() string   { return l.path("gateway.yaml") }
+func (l layout) issuerConfig() string    { return l.path("issuer.yaml") }
+func (l layout) logFile(n string) string { return l.path("logs", n+".log") }
+
+func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
+
+func (l layout) cryptoserverConfig(i int) string {
+	return l.path(cryptoserverName(i), "cryptoserver.yaml")
+}
+
+// cryptoserverEnv points SoftHSM at the token folder of one cryptoserver.
+func (l layout) cryptoserverEnv(i int) []string {
+	return []string{"SOFTHSM2_CONF=" + l.path(cryptoserverName(i), "softhsm2.conf")}
+}
+
+func (l layout) supplierPair(s supplier) (cert, key string) {
+	return l.path("pki", s.file+".crt"), l.path("pki", s.file+".key")
+}
+
+// progress is what the demo remembers of how far its set-up came; it is
+// written after each part, so that an interrupted set-up goes on there.
+type progress struct {
+	SetUp      string   `json:"set_up"` // the day of set-up, YYYY-MM-DD, local to the market
+	Keys       bool     `json:"keys"`
+	Facts      bool     `json:"facts"`
+	FilledTo   string   `json:"filled_to,omitempty"` // readings are stored for the days before this one
+	Gateway    string   `json:"gateway"`             // listen addresses, kept from run to run
+	Metrics    string   `json:"metrics"`
+	Issuer     string   `json:"issuer"`
+	Cryptoserv []string `json:"cryptoservers"`
+}
+
+func (l layout) progressFile() string { return l.path("demo.json") }
+
+func (l layout) loadProgress() (progress, error) {
+	var p progress
+	b, err := os.ReadFile(l.progressFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(b, &p); err != nil {
+		return p, fmt.Errorf("%s is damaged (%w); remove %s to start afresh", l.progressFile(), err, l.dir)
+	}
+	return p, nil
+}
+
+func (l layout) save(p progress) error {
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(l.progressFile(), append(b, '\n'), 0o600)
+}
+
+// writeFile replaces a file in one step.
+func writeFile(path string, b []byte, mode fs.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err := tmp.Write(b); err != nil {
+		tmp.Close()
+		return err
+	}
+	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// addresses keeps each loopback address of the last run that is still free
+// and picks new ones for the others.
+func (p *progress) addresses() error {
+	for len(p.Cryptoserv) < cryptoserverCount {
+		p.Cryptoserv = append(p.Cryptoserv, "")
+	}
+	want := []*string{&p.Gateway, &p.Metrics, &p.Issuer}
+	for i := range p.Cryptoserv {
+		want = append(want, &p.Cryptoserv[i])
+	}
+	var held []net.Listener
+	defer func() {
+		for _, ln := range held {
+			ln.Close()
+		}
+	}()
+	for _, a := range want {
+		addr := *a
+		if addr == "" {
+			addr = "127.0.0.1:0"
+		}
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			ln, err = net.Listen("tcp", "127.0.0.1:0")
+		}
+		if err != nil {
+			return err
+		}
+		held = append(held, ln)
+		*a = ln.Addr().String()
+	}
+	return nil
+}
+
+// writePKI makes the operator's and the suppliers' authorities and every
+// certificate. Neither authority's certificates are accepted in the other's
+// place.
+func (l layout) writePKI(pl *plan) error {
+	dir := l.path("pki")
+	operator, err := devpki.LoadOrCreateCA(dir, "operator-ca", "Kluis demo operator CA")
+	if err != nil {
+		return err
+	}
+	suppliers, err := devpki.LoadOrCreateCA(dir, "supplier-ca", "Kluis demo supplier CA")
+	if err != nil {
+		return err
+	}
+	loopback := []string{"127.0.0.1", "::1", "localhost"}
+	servers := []string{"gateway", "issuer"}
+	for i := range cryptoserverCount {
+		servers = append(servers, cryptoserverName(i))
+	}
+	for _, name := range servers {
+		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name, Hosts: loopback}); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"ingest", "registrar"} {
+		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name}); err != nil {
+			return err
+		}
+	}
+	for _, s := range pl.suppliers {
+		if _, _, err := suppliers.IssueFiles(dir, s.file, devpki.Leaf{CommonName: s.name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeProfile copies the Dutch profile once, with a retention that lets old
+// readings be imported; the copy may be edited.
+func (l layout) writeProfile() error {
+	if _, err := os.Stat(l.profileFile()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	yaml, err := meter.WithRetention(meter.NL(), 60)
+	if err != nil {
+		return err
+	}
+	return writeFile(l.profileFile(), yaml, 0o644)
+}
+
+func (l layout) tls(name, ca string) config.TLS {
+	return config.TLS{CertificateFile: l.path("pki", name+".crt"), KeyFile: l.path("pki", name+".key"), CAFile: ca}
+}
+
+// writeConfigs writes the configuration of every process. dbURL gives the
+// database for a role.
+func (l layout) writeConfigs(p progress, module string, dbURL func(role string) string) error {
+	pool := func(identity string) config.Cryptoservers {
+		return config.Cryptoservers{Addresses: p.Cryptoserv, TLS: l.tls(identity, l.operatorCAFile())}
+	}
+	issuerURL, gatewayURL := "https://"+p.Issuer, "https://"+p.Gateway
+	issuers := []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: l.jwksFile()}}
+	for i := range cryptoserverCount {
+		name := cryptoserverName(i)
+		token := func(role string) *config.Token {
+			return &config.Token{Label: fmt.Sprintf("kluis-%d-%s", i+1, role), PINFile: l.path(name, "pins", role)}
+		}
+		err := config.Write(l.cryptoserverConfig(i), config.Cryptoserver{
+			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
+			Allow: map[string][]string{
+				"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
+				"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
+				"Status": {"gateway", "ingest", "registrar", "issuer"},
+			},
+			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
+			Token:        config.TokenIssue{Issuer: issuerURL, Audience: audience},
+			Module:       module,
+			Tokens:       config.Tokens{Open: token("open"), Seal: token("seal"), Mint: token("mint"), Sign: token("sign")},
+			ProbeKeyFile: l.path("keys", "probe.key"),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := config.Write(l.gatewayConfig(), config.Gateway{
+		Listen: p.Gateway, MetricsListen: p.Metrics, PublicURL: gatewayURL, TLS: l.tls("gateway", l.supplierCAFile()),
+		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(),
+		Issuers: issuers, Cryptoservers: pool("gateway"), RequestTimeout: config.Duration(10 * time.Second),
+	}); err != nil {
+		return err
+	}
+	if err := config.Write(l.issuerConfig(), config.IssuerProcess{
+		Listen: p.Issuer, URL: issuerURL, TLS: l.tls("issuer", l.supplierCAFile()), DatabaseURL: dbURL("kluis_issuer"),
+		SealKeysFile: l.sealKeysFile(), JWKSFile: l.jwksFile(), Cryptoservers: pool("issuer"),
+	}); err != nil {
+		return err
+	}
+	return config.Write(l.operatorFile(), config.Operator{
+		MigrateURL: dbURL("kluis_owner"), IngestURL: dbURL("kluis_ingest"), RegistrarURL: dbURL("kluis_registrar"),
+		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
+		Ingest: pool("ingest"), Registrar: pool("registrar"),
+	})
+}
