@@ -129,6 +129,22 @@ COMMENT ON COLUMN sealed_block.content_mac IS 'HMAC-SHA-256 by the HSM over EAN,
 COMMENT ON COLUMN sealed_block.ciphertext IS 'Format, suite, key id, IV, AES-256-GCM ciphertext and tag.';
 COMMENT ON COLUMN sealed_block.sealed_at IS 'When it was stored.';
 
+CREATE TABLE ingest_batch (
+    ean       bigint      NOT NULL,
+    batch_id  uuid        NOT NULL,
+    keys      integer     NOT NULL CHECK (keys >= 0),
+    blocks    integer     NOT NULL CHECK (blocks >= 0),
+    stored_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (ean, batch_id)
+);
+CREATE INDEX ingest_batch_by_time ON ingest_batch (stored_at);
+COMMENT ON TABLE  ingest_batch IS 'What was stored, and when, one row per batch and metering point; says how fresh the readings are. Insert only.';
+COMMENT ON COLUMN ingest_batch.ean IS 'EAN-18 of the metering point.';
+COMMENT ON COLUMN ingest_batch.batch_id IS 'Random identifier of the batch, which is one transaction.';
+COMMENT ON COLUMN ingest_batch.keys IS 'Data keys stored.';
+COMMENT ON COLUMN ingest_batch.blocks IS 'Blocks stored.';
+COMMENT ON COLUMN ingest_batch.stored_at IS 'When it was stored.';
+
 CREATE TABLE access_log (
     ean            bigint      NOT NULL,
     recorded_at    timestamptz NOT NULL DEFAULT now(),
@@ -168,6 +184,7 @@ END $$;
 -- The gateway reads what a decision needs and appends to the log, which it
 -- cannot read back.
 GRANT SELECT ON supplier, legal_file, supply_period, consent, data_key, sealed_block TO kluis_gateway;
+GRANT SELECT (stored_at) ON ingest_batch TO kluis_gateway;
 GRANT INSERT ON access_log TO kluis_gateway;
 
 GRANT SELECT ON supplier TO kluis_issuer;
@@ -175,11 +192,11 @@ GRANT SELECT ON supplier TO kluis_issuer;
 -- Ingest sees of a block all but its ciphertext, and can only add.
 GRANT SELECT ON metering_point, legal_file, data_key TO kluis_ingest;
 GRANT SELECT (ean, field, day, version, resolution, key_id, value_count, content_mac, sealed_at) ON sealed_block TO kluis_ingest;
-GRANT INSERT ON data_key, sealed_block TO kluis_ingest;
+GRANT INSERT ON data_key, sealed_block, ingest_batch TO kluis_ingest;
 
 -- The registrar adds versions of sealed facts; only their indexes may change.
 GRANT SELECT, INSERT ON supplier, legal_file, metering_point TO kluis_registrar;
 GRANT SELECT, INSERT, DELETE ON supply_period, consent TO kluis_registrar;
 
 -- +goose Down
-DROP TABLE access_log, sealed_block, data_key, consent, supply_period, legal_file, metering_point, supplier;
+DROP TABLE access_log, ingest_batch, sealed_block, data_key, consent, supply_period, legal_file, metering_point, supplier;

@@ -83,11 +83,13 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway INSERT access_log",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
+		"kluis_gateway SELECT ingest_batch (stored_at)",
 		"kluis_gateway SELECT legal_file",
 		"kluis_gateway SELECT sealed_block",
 		"kluis_gateway SELECT supplier",
 		"kluis_gateway SELECT supply_period",
 		"kluis_ingest INSERT data_key",
+		"kluis_ingest INSERT ingest_batch",
 		"kluis_ingest INSERT sealed_block",
 		"kluis_ingest SELECT data_key",
 		"kluis_ingest SELECT legal_file",
@@ -156,7 +158,7 @@ func TestRolesAttack(t *testing.T) {
 		supply = `INSERT INTO supply_period (ean, gln, from_day) VALUES (1, 1, '2026-01-01')`
 		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`
 	)
-	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "access_log", "goose_db_version"}
+	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version"}
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
 			log, "SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",

@@ -1,0 +1,317 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"kluis/authz"
+	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
+	"kluis/meter"
+)
+
+const roleGateway = "kluis_gateway"
+
+// Gateway is the gateway's way to the database: it reads sealed facts, the
+// indexes, and granted ciphertext, and appends to the access log.
+type Gateway struct {
+	store
+	supplier, legalFile, candidates, blocks, keys, record, lastStored *sqlx.Stmt
+}
+
+const (
+	// One descent of the primary key per run of days, read backwards: the
+	// first row of each day is its highest version.
+	queryBlocks = `
+		SELECT b.field, b.day - DATE '1970-01-01', b.version, b.resolution, uuid_send(b.key_id), b.ciphertext
+		FROM unnest($2::smallint[], $3::int[], $4::int[]) AS run (field, from_day, to_day)
+		CROSS JOIN LATERAL (
+			SELECT DISTINCT ON (s.day) s.field, s.day, s.version, s.resolution, s.key_id, s.ciphertext
+			FROM sealed_block s
+			WHERE s.ean = $1 AND s.field = run.field
+			  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
+			ORDER BY s.day DESC, s.version DESC
+		) b`
+	queryKeys = `
+		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
+		FROM data_key WHERE ean = $1 AND key_id = ANY ($2::uuid[])`
+	// Each branch stops at the limit by itself.
+	queryCandidates = `
+		SELECT c.ean, f.file FROM (
+			(SELECT DISTINCT ean FROM supply_period WHERE gln = $1 AND ean > $2 ORDER BY ean LIMIT $3)
+			UNION
+			(SELECT DISTINCT ean FROM consent WHERE gln = $1 AND ean > $2 ORDER BY ean LIMIT $3)
+			ORDER BY ean LIMIT $3
+		) c
+		LEFT JOIN LATERAL (SELECT file FROM legal_file l WHERE l.ean = c.ean ORDER BY version DESC LIMIT 1) f ON true
+		ORDER BY c.ean`
+	queryRecord = `
+		INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)`
+	queryLastStored = `
+		SELECT (extract(epoch FROM stored_at) * 1000000)::bigint FROM ingest_batch ORDER BY stored_at DESC LIMIT 1`
+)
+
+// NewGateway connects as kluis_gateway.
+func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
+	s, err := open(ctx, c, roleGateway)
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{store: *s}
+	err = g.prepare(ctx, map[**sqlx.Stmt]string{
+		&g.supplier:   querySupplier,
+		&g.legalFile:  queryLegalFile,
+		&g.candidates: queryCandidates,
+		&g.blocks:     queryBlocks,
+		&g.keys:       queryKeys,
+		&g.record:     queryRecord,
+		&g.lastStored: queryLastStored,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Supplier returns the current sealed record of a supplier; nil when there is
+// none.
+func (g *Gateway) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
+	return sealed(ctx, "supplier", g.supplier, gln.Int64())
+}
+
+// LegalFile returns the current sealed legal file of a metering point; nil
+// when there is none.
+func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
+	return sealed(ctx, "legal file", g.legalFile, ean.Int64())
+}
+
+// Candidate is a metering point that an index connects with a supplier. That
+// is no evidence; its legal file may be.
+type Candidate struct {
+	EAN       meter.EAN
+	LegalFile []byte // sealed; nil when there is none
+}
+
+// Candidates lists metering points that the supply periods or consents
+// connect with a supplier, above after, ascending. Fewer than limit: there
+// are no more.
+func (g *Gateway) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]Candidate, error) {
+	const op = "candidates"
+	var out []Candidate
+	for last := after.Int64(); limit > len(out); {
+		want := limit - len(out)
+		rows, err := g.candidates.QueryxContext(ctx, gln.Int64(), last, want)
+		if err != nil {
+			return nil, wrap(ctx, op, err)
+		}
+		n := 0
+		for rows.Next() {
+			n++
+			var c Candidate
+			if err := rows.Scan(&last, &c.LegalFile); err != nil {
+				return nil, errors.Join(wrap(ctx, op, err), wrap(ctx, op, rows.Close()))
+			}
+			// What is no EAN was put in the index by hand, and has no file.
+			if c.EAN, err = meter.EANFromInt64(last); err == nil {
+				out = append(out, c)
+			}
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return nil, wrap(ctx, op, err)
+		}
+		if n < want {
+			break
+		}
+	}
+	return out, nil
+}
+
+// Blocks returns the current version of each stored block that the grant
+// reads, ascending by field and day, and the data key records they name. It
+// is the only way to ciphertext: no Grant, no rows.
+//
+// Values that the database cannot rightly hold are passed on; a block with
+// one does not open.
+func (g *Gateway) Blocks(ctx context.Context, grant authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+	var fields, from, to []int64
+	days := 0
+	for _, r := range grant.Reads() {
+		for _, run := range r.Days.Ranges() {
+			fields = append(fields, int64(r.Field))
+			from = append(from, int64(run.From))
+			to = append(to, int64(run.To))
+			days += run.Len()
+		}
+	}
+	if len(fields) == 0 {
+		return nil, nil, nil
+	}
+	blocks, ids, err := g.ciphertexts(ctx, grant.EAN(), fields, from, to, days)
+	if err != nil || len(blocks) == 0 {
+		return nil, nil, err
+	}
+	slices.SortFunc(blocks, func(a, b envelope.SealedBlock) int {
+		return cmp.Or(cmp.Compare(a.Field, b.Field), cmp.Compare(a.Day, b.Day))
+	})
+	keys, err := g.keyRecords(ctx, grant.EAN(), ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The blocks have indexes into ids; not every id need have a record.
+	at := make([]int, len(ids))
+	for i, id := range ids {
+		at[i] = slices.IndexFunc(keys, func(k envelope.KeyRecord) bool { return k.ID == id })
+	}
+	for i := range blocks {
+		if blocks[i].Key = at[blocks[i].Key]; blocks[i].Key < 0 {
+			blocks[i].Key = envelope.NoKey
+		}
+	}
+	return keys, blocks, nil
+}
+
+// ciphertexts fetches the blocks of runs of days. Key is an index into the
+// ids it returns.
+func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int) ([]envelope.SealedBlock, []uuid.UUID, error) {
+	const op = "blocks"
+	rows, err := g.blocks.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to))
+	if err != nil {
+		return nil, nil, wrap(ctx, op, err)
+	}
+	defer rows.Close()
+	blocks := make([]envelope.SealedBlock, 0, days)
+	var ids []uuid.UUID
+	index := make(map[uuid.UUID]int)
+	var arena []byte // the ciphertexts, in one piece after another
+	var (
+		field, day, version, resolution int64
+		keyID, ciphertext               sql.RawBytes
+	)
+	for rows.Next() {
+		if err := rows.Scan(&field, &day, &version, &resolution, &keyID, &ciphertext); err != nil {
+			return nil, nil, wrap(ctx, op, err)
+		}
+		var id uuid.UUID
+		copy(id[:], keyID)
+		k, known := index[id]
+		if !known {
+			k = len(ids)
+			index[id] = k
+			ids = append(ids, id)
+		}
+		if cap(arena)-len(arena) < len(ciphertext) {
+			arena = make([]byte, 0, max(len(ciphertext), 32<<10))
+		}
+		start := len(arena)
+		arena = append(arena, ciphertext...)
+		blocks = append(blocks, envelope.SealedBlock{
+			Field:      meter.FieldCode(field),
+			Day:        meter.Day(day),
+			Resolution: resolutionOf(resolution),
+			Version:    uint32(version),
+			Key:        k,
+			Ciphertext: arena[start:len(arena):len(arena)],
+		})
+	}
+	if err := rows.Err(); err != nil {
+		return nil, nil, wrap(ctx, op, err)
+	}
+	return blocks, ids, nil
+}
+
+// keyRecords fetches data keys by their ids.
+func (g *Gateway) keyRecords(ctx context.Context, ean meter.EAN, ids []uuid.UUID) ([]envelope.KeyRecord, error) {
+	const op = "data keys"
+	rows, err := g.keys.QueryxContext(ctx, ean.Int64(), pq.Array(ids))
+	if err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	keys, err := scanKeys(rows, ean)
+	return keys, wrap(ctx, op, err)
+}
+
+// scanKeys reads (id, class, month, occupancy, epoch, wrapped, mac).
+func scanKeys(rows *sqlx.Rows, ean meter.EAN) ([]envelope.KeyRecord, error) {
+	defer rows.Close()
+	var keys []envelope.KeyRecord
+	for rows.Next() {
+		var (
+			class, month, occupancy, epoch int64
+			id, mac                        sql.RawBytes
+		)
+		k := envelope.KeyRecord{EAN: ean}
+		if err := rows.Scan(&id, &class, &month, &occupancy, &epoch, &k.Wrapped, &mac); err != nil {
+			return nil, err
+		}
+		if class > 0 && class <= 0xff {
+			k.Class = meter.Class(class)
+		}
+		k.Month, k.Occupancy, k.Epoch = meter.Month(month), meter.Day(occupancy), uint32(epoch)
+		copy(k.ID[:], id)
+		copy(k.MAC[:], mac)
+		keys = append(keys, k)
+	}
+	return keys, rows.Err()
+}
+
+// resolutionOf gives 0, which no block has, for what is no resolution.
+func resolutionOf(n int64) meter.Resolution {
+	if n < 0 || n > 0xff {
+		return 0
+	}
+	return meter.Resolution(n)
+}
+
+// Record appends to the access log and returns nil only once the record is
+// durable. Any error means that nothing may leave: the record may be there or
+// not.
+func (g *Gateway) Record(ctx context.Context, r audit.Record) error {
+	const op = "access record"
+	b, err := r.Encode()
+	if err != nil {
+		return fmt.Errorf("postgres: %s: %w", op, err)
+	}
+	receipt := r.Receipt
+	if receipt == nil {
+		receipt = []byte{} // not null
+	}
+	var salt [16]byte
+	rand.Read(salt[:]) // never fails
+	_, err = g.record.ExecContext(ctx,
+		r.EAN.Int64(), uuid.UUID(r.InteractionID).String(), r.Supplier.Int64(), int64(r.Outcome), b, receipt, salt[:])
+	if err == nil {
+		// See transact: a cancelled wait for a standby comes back as success.
+		err = ctx.Err()
+	}
+	if err = wrap(ctx, op, err); errors.Is(err, ErrConflict) {
+		// Most likely our own: the connection broke after the commit, and
+		// database/sql sent the statement again. Which it is cannot be told
+		// without reading the log, which the gateway may not do.
+		return fmt.Errorf("postgres: %s: %w: there is one of this interaction already", op, ErrUnavailable)
+	}
+	return err
+}
+
+// LastStored is when ingest last stored a batch; zero when it never did.
+func (g *Gateway) LastStored(ctx context.Context) (time.Time, error) {
+	var at int64
+	err := g.lastStored.GetContext(ctx, &at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, wrap(ctx, "last stored", err)
+	}
+	return time.UnixMicro(at).UTC(), nil
+}

@@ -1,0 +1,235 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"kluis/cryptoserver/envelope"
+	"kluis/meter"
+)
+
+const roleIngest = "kluis_ingest"
+
+// Ingest is ingest's way to the database: it sees of stored blocks all but
+// their ciphertext, and adds keys and blocks.
+type Ingest struct {
+	store
+	legalFile, heads, keys *sqlx.Stmt
+}
+
+const (
+	queryHeads = `
+		SELECT b.field, b.day - DATE '1970-01-01', b.version, b.resolution, b.value_count, uuid_send(b.key_id), b.content_mac
+		FROM unnest($2::smallint[]) AS f (field)
+		CROSS JOIN LATERAL (
+			SELECT DISTINCT ON (s.day) s.field, s.day, s.version, s.resolution, s.value_count, s.key_id, s.content_mac
+			FROM sealed_block s
+			WHERE s.ean = $1 AND s.field = f.field
+			  AND s.day >= DATE '1970-01-01' + $3::int AND s.day < DATE '1970-01-01' + $4::int
+			ORDER BY s.day DESC, s.version DESC
+		) b`
+	queryMonthKeys = `
+		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
+		FROM data_key WHERE ean = $1 AND month BETWEEN $2 AND $3`
+
+	// One writer of a metering point at a time; in ascending order, so that
+	// two never wait for each other.
+	execLock = `SELECT pg_advisory_xact_lock(ean) FROM unnest($1::bigint[]) AS ean`
+	execKeys = `
+		INSERT INTO data_key (ean, key_id, class, month, occupancy, kek_epoch, wrapped, mac)
+		SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::bytea[])`
+	execBlocks = `
+		INSERT INTO sealed_block (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext)
+		SELECT ean, field, DATE '1970-01-01' + day, version, resolution, key_id, value_count, content_mac, ciphertext
+		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[], $5::smallint[], $6::uuid[], $7::smallint[], $8::bytea[], $9::bytea[])
+		  AS b (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext)`
+	execBatch = `
+		INSERT INTO ingest_batch (ean, batch_id, keys, blocks)
+		SELECT ean, $2::uuid, keys, blocks FROM unnest($1::bigint[], $3::int[], $4::int[]) AS b (ean, keys, blocks)`
+
+	// blocksPerStatement bounds a statement to a few megabytes.
+	blocksPerStatement = 2000
+)
+
+// NewIngest connects as kluis_ingest.
+func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
+	s, err := open(ctx, c, roleIngest)
+	if err != nil {
+		return nil, err
+	}
+	i := &Ingest{store: *s}
+	err = i.prepare(ctx, map[**sqlx.Stmt]string{
+		&i.legalFile: queryLegalFile,
+		&i.heads:     queryHeads,
+		&i.keys:      queryMonthKeys,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+// LegalFile returns the current sealed legal file of a metering point; nil
+// when there is none.
+func (i *Ingest) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
+	return sealed(ctx, "legal file", i.legalFile, ean.Int64())
+}
+
+// Head is what can be seen of the highest version of a block.
+type Head struct {
+	Field      meter.FieldCode
+	Day        meter.Day
+	Version    uint32
+	Resolution meter.Resolution
+	ValueCount int
+	KeyID      [16]byte
+	ContentMAC [32]byte
+}
+
+// Heads returns the highest version of each block stored of the fields and
+// days, in no order.
+func (i *Ingest) Heads(ctx context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
+	const op = "heads"
+	codes := make([]int64, len(fields))
+	for n, f := range fields {
+		codes[n] = int64(f)
+	}
+	slices.Sort(codes)
+	codes = slices.Compact(codes)
+	rows, err := i.heads.QueryxContext(ctx, ean.Int64(), pq.Array(codes), int64(days.From), int64(days.To))
+	if err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	defer rows.Close()
+	var out []Head
+	for rows.Next() {
+		var (
+			field, day, version, resolution int64
+			keyID, mac                      sql.RawBytes
+			h                               Head
+		)
+		if err := rows.Scan(&field, &day, &version, &resolution, &h.ValueCount, &keyID, &mac); err != nil {
+			return nil, wrap(ctx, op, err)
+		}
+		h.Field, h.Day, h.Version, h.Resolution = meter.FieldCode(field), meter.Day(day), uint32(version), resolutionOf(resolution)
+		copy(h.KeyID[:], keyID)
+		copy(h.ContentMAC[:], mac)
+		out = append(out, h)
+	}
+	return out, wrap(ctx, op, rows.Err())
+}
+
+// Keys returns the data keys of the months from first to last, both included,
+// of all classes and occupancies.
+func (i *Ingest) Keys(ctx context.Context, ean meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
+	const op = "data keys"
+	rows, err := i.keys.QueryxContext(ctx, ean.Int64(), int64(first), int64(last))
+	if err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	keys, err := scanKeys(rows, ean)
+	return keys, wrap(ctx, op, err)
+}
+
+// Batch is what is stored at once.
+type Batch struct {
+	Keys   []envelope.KeyRecord
+	Blocks []Row
+}
+
+// Row is a sealed block to be stored.
+type Row struct {
+	EAN        meter.EAN
+	Field      meter.FieldCode
+	Day        meter.Day
+	Version    uint32
+	Resolution meter.Resolution
+	KeyID      [16]byte
+	ValueCount int
+	ContentMAC [32]byte
+	Ciphertext []byte
+}
+
+// Commit stores a batch, all or nothing. ErrConflict: a data key of the same
+// class, month and occupancy, or a block of the same field, day and version,
+// is there already. ErrUnavailable: it may be stored or not; read again what
+// is there before repeating.
+func (i *Ingest) Commit(ctx context.Context, b Batch) error {
+	type count struct{ keys, blocks int64 }
+	counts := map[int64]count{}
+	for _, k := range b.Keys {
+		c := counts[k.EAN.Int64()]
+		c.keys++
+		counts[k.EAN.Int64()] = c
+	}
+	for _, r := range b.Blocks {
+		c := counts[r.EAN.Int64()]
+		c.blocks++
+		counts[r.EAN.Int64()] = c
+	}
+	if len(counts) == 0 {
+		return nil
+	}
+	var eans, keys, blocks []int64
+	for ean := range counts {
+		eans = append(eans, ean)
+	}
+	slices.Sort(eans)
+	for _, ean := range eans {
+		keys = append(keys, counts[ean].keys)
+		blocks = append(blocks, counts[ean].blocks)
+	}
+	id := uuid.New()
+
+	return i.transact(ctx, "store batch", func(ctx context.Context, tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, execLock, pq.Array(eans)); err != nil {
+			return err
+		}
+		if err := insertKeys(ctx, tx, b.Keys); err != nil {
+			return err
+		}
+		for part := range slices.Chunk(b.Blocks, blocksPerStatement) {
+			if err := insertBlocks(ctx, tx, part); err != nil {
+				return err
+			}
+		}
+		_, err := tx.ExecContext(ctx, execBatch, pq.Array(eans), id.String(), pq.Array(keys), pq.Array(blocks))
+		return err
+	})
+}
+
+func insertKeys(ctx context.Context, tx *sqlx.Tx, keys []envelope.KeyRecord) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	n := len(keys)
+	ean, class, month, occupancy, epoch := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	id, wrapped, mac := make([]string, n), make([][]byte, n), make([][]byte, n)
+	for i, k := range keys {
+		ean[i], class[i], month[i], occupancy[i], epoch[i] = k.EAN.Int64(), int64(k.Class), int64(k.Month), int64(k.Occupancy), int64(k.Epoch)
+		id[i], wrapped[i], mac[i] = uuid.UUID(k.ID).String(), k.Wrapped, k.MAC[:]
+	}
+	_, err := tx.ExecContext(ctx, execKeys, pq.Array(ean), pq.Array(id), pq.Array(class), pq.Array(month),
+		pq.Array(occupancy), pq.Array(epoch), pq.Array(wrapped), pq.Array(mac))
+	return err
+}
+
+func insertBlocks(ctx context.Context, tx *sqlx.Tx, rows []Row) error {
+	n := len(rows)
+	ean, field, day, version := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	resolution, values := make([]int64, n), make([]int64, n)
+	key, mac, ciphertext := make([]string, n), make([][]byte, n), make([][]byte, n)
+	for i, r := range rows {
+		ean[i], field[i], day[i], version[i] = r.EAN.Int64(), int64(r.Field), int64(r.Day), int64(r.Version)
+		resolution[i], values[i] = int64(r.Resolution), int64(r.ValueCount)
+		key[i], mac[i], ciphertext[i] = uuid.UUID(r.KeyID).String(), r.ContentMAC[:], r.Ciphertext
+	}
+	_, err := tx.ExecContext(ctx, execBlocks, pq.Array(ean), pq.Array(field), pq.Array(day), pq.Array(version),
+		pq.Array(resolution), pq.Array(key), pq.Array(values), pq.Array(mac), pq.Array(ciphertext))
+	return err
+}

@@ -1,0 +1,170 @@
+// Package postgres keeps what Kluis stores: sealed facts, wrapped data keys,
+// ciphertext and the access log. It holds nothing that could open any of it.
+//
+// There is one type per process, each logging in under its own role, which
+// can do no more than that process needs (package migrations). A type has the
+// methods of its process and no others: the gateway, for one, can fetch
+// blocks only with an authz.Grant.
+//
+// Every method is safe for concurrent use, honours its context, and returns
+// errors that wrap ErrUnavailable, ErrConflict or the context's error where
+// one applies, and never hold a value of a statement or a row. The pools
+// recover from a restart of PostgreSQL by themselves.
+//
+// Days cross the border as their number since 1970-01-01, and instants as
+// microseconds, so that no time zone, of the session or of the process, can
+// shift them.
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+)
+
+// Config says how to reach the database.
+type Config struct {
+	// DSN is the connection string, complete with password and sslmode. Its
+	// role must be the one of the process. Never logged.
+	DSN string
+	// MaxConns bounds the pool; 0: 16.
+	MaxConns int
+	// StatementTimeout is PostgreSQL's limit for one statement; 0: 5 s. A
+	// server that does not answer at all is given up a second later.
+	StatementTimeout time.Duration
+	// ConnectTimeout bounds the making of one connection; 0: 3 s.
+	ConnectTimeout time.Duration
+}
+
+// store is what all the roles have in common.
+type store struct {
+	db    *sqlx.DB
+	stmts []*sqlx.Stmt
+}
+
+// Close ends the pool.
+func (s *store) Close() error {
+	var errs []error
+	for _, st := range s.stmts {
+		errs = append(errs, st.Close())
+	}
+	return wrap(context.Background(), "close", errors.Join(append(errs, s.db.Close())...))
+}
+
+// Stats describes the pool.
+func (s *store) Stats() sql.DBStats { return s.db.Stats() }
+
+// Database reports whether the database serves.
+func (s *store) Database(ctx context.Context) error {
+	var one int
+	return wrap(ctx, "check", s.db.GetContext(ctx, &one, `SELECT 1`))
+}
+
+// open makes the pool of a role, and checks that this is who it logs in as:
+// a process that got hold of a stronger role's connection does not serve.
+func open(ctx context.Context, c Config, role string) (*store, error) {
+	parsed, err := pq.NewConfig(c.DSN)
+	if err != nil {
+		// The driver's error may quote the string, and so the password.
+		return nil, errors.New("postgres: the connection string cannot be read: want postgres://role@host:port/database?sslmode=verify-full")
+	}
+	statement := orDefault(c.StatementTimeout, 5*time.Second)
+	if parsed.ConnectTimeout == 0 {
+		parsed.ConnectTimeout = orDefault(c.ConnectTimeout, 3*time.Second)
+	}
+	if parsed.ApplicationName == "" {
+		parsed.ApplicationName = role
+	}
+	parsed.BinaryParameters = true // bytea goes as it is, not as hexadecimal
+	if parsed.Runtime == nil {
+		parsed.Runtime = map[string]string{}
+	}
+	setDefault(parsed.Runtime, "statement_timeout", strconv.FormatInt(statement.Milliseconds(), 10))
+	setDefault(parsed.Runtime, "idle_in_transaction_session_timeout", "60000")
+	setDefault(parsed.Runtime, "synchronous_commit", "on")
+	connector, err := pq.NewConnectorConfig(parsed)
+	if err != nil {
+		return nil, errors.New("postgres: the connection string cannot be used")
+	}
+	connector.Dialer(dialer{silence: statement + time.Second})
+
+	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
+	conns := c.MaxConns
+	if conns <= 0 {
+		conns = 16
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	db.SetConnMaxIdleTime(5 * time.Minute)
+	db.SetConnMaxLifetime(time.Hour)
+
+	var is struct {
+		Role   string `db:"role"`
+		Commit string `db:"commit"`
+	}
+	err = db.GetContext(ctx, &is, `SELECT current_user AS role, current_setting('synchronous_commit') AS commit`)
+	switch {
+	case err != nil:
+		err = wrap(ctx, "connect", err)
+	case is.Role != role:
+		err = fmt.Errorf("postgres: logged in as %s: this process must be %s", is.Role, role)
+	case is.Commit != "on" && is.Commit != "remote_apply":
+		err = fmt.Errorf("postgres: synchronous_commit is %s for %s: it must be on (or remote_apply), or what is acknowledged may be lost", is.Commit, role)
+	}
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	return &store{db: db}, nil
+}
+
+// prepare prepares the process's statements. On an error the pool is closed.
+// database/sql prepares them again on whatever connection they run.
+func (s *store) prepare(ctx context.Context, into map[**sqlx.Stmt]string) error {
+	for p, query := range into {
+		st, err := s.db.PreparexContext(ctx, query)
+		if err != nil {
+			return errors.Join(wrap(ctx, "prepare (is the schema migrated?)", err), s.Close())
+		}
+		*p = st
+		s.stmts = append(s.stmts, st)
+	}
+	return nil
+}
+
+// sealed fetches the one sealed fact of a key; nil when there is none.
+func sealed(ctx context.Context, op string, st *sqlx.Stmt, key int64) ([]byte, error) {
+	var b []byte
+	err := st.GetContext(ctx, &b, key)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	return b, nil
+}
+
+const (
+	querySupplier  = `SELECT record FROM supplier WHERE gln = $1 ORDER BY version DESC LIMIT 1`
+	queryLegalFile = `SELECT file FROM legal_file WHERE ean = $1 ORDER BY version DESC LIMIT 1`
+)
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
+	}
+	return d
+}
+
+func setDefault(m map[string]string, key, value string) {
+	if _, set := m[key]; !set {
+		m[key] = value
+	}
+}
