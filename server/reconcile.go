@@ -48,26 +48,30 @@ func daysWithheld(list []authz.Withheld) map[meter.FieldCode]meter.DaySet {
 	return sets
 }
 
-// without takes days out of a series. A read at the start of a day taken out
-// stays where it closes the day before.
+// without takes days out of a series. A register read belongs to the day (at
+// P1M, the month) it starts and to the one it closes, and stays with either.
 func without(s meter.Series, out meter.DaySet) meter.Series {
 	if out.Empty() {
 		return s
 	}
-	gone := func(d meter.Day) bool { return out.Contains(d) }
-	before := func(d meter.Day) meter.Day { return d - 1 }
+	next := func(d meter.Day) meter.Day { return d + 1 }
 	if s.Resolution == meter.P1M {
-		gone = func(d meter.Day) bool {
-			return !out.Intersect(meter.NewDaySet(meter.DayRange{From: d, To: (d.Month() + 1).First()})).Empty()
-		}
-		before = func(d meter.Day) meter.Day { return (d.Month() - 1).First() }
+		next = func(d meter.Day) meter.Day { return (d.Month() + 1).First() }
 	}
-	closes := s.Kind == meter.Register && s.Resolution >= meter.P1D
+	gone := func(d meter.Day) bool {
+		return !out.Intersect(meter.NewDaySet(meter.DayRange{From: d, To: next(d)})).Empty()
+	}
+	reads := s.Kind == meter.Register && s.Resolution >= meter.P1D
 	var kept []meter.SeriesDay
 	expected, delivered := 0, 0
 	for i, d := range s.Days {
-		// The first read of a series closes nothing.
-		if gone(d.Day) && !(closes && i > 0 && !gone(before(d.Day))) {
+		keep := !gone(d.Day)
+		if reads {
+			starts := i+1 < len(s.Days) && s.Days[i+1].Day == next(d.Day)
+			closes := i > 0 && next(s.Days[i-1].Day) == d.Day
+			keep = starts && keep || closes && !gone(s.Days[i-1].Day)
+		}
+		if !keep {
 			continue
 		}
 		kept = append(kept, d)

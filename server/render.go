@@ -170,14 +170,21 @@ func appendString(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
-// size estimates how long the answer is, so that it is written into one
-// buffer that is erased once it is sent.
+// size is enough for the answer, so that it is written into one buffer, which
+// is erased once it is sent: one outgrown would be left behind. Only values of
+// more than 13 characters could outgrow it.
 func (a *answer) size() int {
-	n := 512 + 128*len(a.withheld)
+	n := 512 + 160*len(a.withheld)
 	for i := range a.series {
-		n += 256
-		for _, d := range a.series[i].Days {
-			n += 64 + 14*len(d.Values) + 4*len(d.Quality)
+		n += 512
+		for j := range a.series[i].Days {
+			d := &a.series[i].Days[j]
+			n += 64 + 16*len(d.Values)
+			for k := range d.Quality {
+				if k == 0 || d.Quality[k] != d.Quality[k-1] {
+					n += 64
+				}
+			}
 		}
 	}
 	return n
