@@ -1,0 +1,301 @@
+package hsm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"kluis/cryptoserver/token"
+
+	"github.com/miekg/pkcs11"
+)
+
+const (
+	// chunk is how many operations one crossing into C does at most; between
+	// chunks an abandoned batch stops.
+	chunk = 256
+	// maxBatch bounds a batch in bytes, keys and items; offsets are 32 bits.
+	maxBatch = 64 << 20
+)
+
+// batch is one Open or Seal, laid out flat. The buffers belong to the batch,
+// not to the caller, so that a caller can leave while the module still
+// writes. They hold plaintext and are cleared before they are used again.
+type batch struct {
+	encrypt bool
+	in, out []byte
+	keys    []batchKey
+	items   []gcmItem
+	of      []int   // item → key, -1 when the item never had a chance
+	errs    []error // by item
+	unwraps []unwrapItem
+	targets []int // unwrap → key
+}
+
+type batchKey struct {
+	id      digest
+	epoch   uint32
+	wrapped int // offset into in; -1 when its length is wrong
+	same    int // index of the first key with the same digest
+	handle  uint64
+	err     error
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+func (b *batch) release() {
+	clear(b.in)
+	clear(b.out)
+	if cap(b.in)+cap(b.out) > 4<<20 {
+		return // an unusually large one need not stay
+	}
+	clear(b.errs)
+	*b = batch{in: b.in[:0], out: b.out[:0], keys: b.keys[:0], items: b.items[:0], of: b.of[:0],
+		errs: b.errs[:0], unwraps: b.unwraps[:0], targets: b.targets[:0]}
+	batches.Put(b)
+}
+
+// layout copies a batch into its flat form. Errors here are the caller's
+// mistakes; what is wrong with data is put to its item.
+func (b *batch) layout(encrypt bool, keys []token.WrappedKey, items []token.Item) error {
+	b.encrypt = encrypt
+	inSize, outSize := len(keys)*wrappedSize, 0
+	for i := range items {
+		it := &items[i]
+		if it.Key < 0 || it.Key >= len(keys) {
+			return fmt.Errorf("item %d names key %d of %d: %w", i, it.Key, len(keys), token.ErrBadData)
+		}
+		if n := len(it.In); encrypt && cap(it.Out) < n+tagSize || !encrypt && cap(it.Out) < n-tagSize {
+			return fmt.Errorf("item %d has no room for its result: %w", i, token.ErrBadData)
+		}
+		inSize += ivSize + len(it.AAD) + len(it.In)
+		outSize += len(it.In) + tagSize
+		if inSize > maxBatch || outSize > maxBatch {
+			return fmt.Errorf("batch is larger than %d bytes: %w", maxBatch, token.ErrBadData)
+		}
+	}
+	if inSize > maxBatch || len(items) > math.MaxInt32 {
+		return fmt.Errorf("batch is larger than %d bytes: %w", maxBatch, token.ErrBadData)
+	}
+	// Grown before anything is copied: append would leave an uncleared copy.
+	b.in, b.out = sized(b.in, inSize), sized(b.out, outSize)[:outSize]
+
+	first := make(map[digest]int, len(keys))
+	for i := range keys {
+		k := batchKey{id: keyDigest(&keys[i]), epoch: keys[i].Epoch, wrapped: -1, same: i}
+		if len(keys[i].Wrapped) == wrappedSize {
+			k.wrapped = len(b.in)
+			b.in = append(b.in, keys[i].Wrapped...)
+		}
+		if j, ok := first[k.id]; ok {
+			k.same = j
+		} else {
+			first[k.id] = i
+		}
+		b.keys = append(b.keys, k)
+	}
+	out := 0
+	for i := range items {
+		it := &items[i]
+		g, of := gcmItem{}, -1
+		var err error
+		if !encrypt && (len(it.IV) != ivSize || len(it.In) < tagSize) {
+			err = token.ErrBadData
+		} else {
+			of = it.Key
+			g.iv = cUint32(len(b.in))
+			if encrypt {
+				b.in = b.in[:len(b.in)+ivSize] // cleared; the token fills it
+			} else {
+				b.in = append(b.in, it.IV...)
+			}
+			g.aad, g.aad_len = cUint32(len(b.in)), cUint32(len(it.AAD))
+			b.in = append(b.in, it.AAD...)
+			g.data, g.data_len = cUint32(len(b.in)), cUint32(len(it.In))
+			b.in = append(b.in, it.In...)
+			// SoftHSM asks for the tag's room when it decrypts, too.
+			g.out, g.out_len = cUint32(out), cUint32(len(it.In)+tagSize)
+			out += len(it.In) + tagSize
+		}
+		b.items, b.of, b.errs = append(b.items, g), append(b.of, of), append(b.errs, err)
+	}
+	return nil
+}
+
+func sized(b []byte, n int) []byte {
+	if cap(b) < n {
+		return make([]byte, 0, n)
+	}
+	return b[:0]
+}
+
+func keyDigest(k *token.WrappedKey) digest {
+	var buf [4 + wrappedSize]byte
+	return sha256.Sum256(append(binary.BigEndian.AppendUint32(buf[:0], k.Epoch), k.Wrapped...))
+}
+
+// results copies what came out to the caller's items.
+func (b *batch) results(items []token.Item) {
+	for i := range items {
+		it := &items[i]
+		it.Err = b.errs[i]
+		it.Out = it.Out[:0]
+		if it.Err != nil {
+			continue
+		}
+		g := &b.items[i]
+		it.Out = append(it.Out, b.out[g.out:g.out+g.out_len]...)
+		if b.encrypt {
+			it.IV = append(it.IV[:0], b.in[g.iv:g.iv+ivSize]...)
+		}
+	}
+}
+
+// run does the batch on a connection. It may be run again after the
+// connection was replaced.
+func (c *conn) run(b *batch, left func() bool) (err error) {
+	defer func() {
+		if flushed := c.flush(); err == nil {
+			err = flushed
+		}
+	}()
+	suspect := map[uint32]bool{} // epochs whose canary must speak
+
+	if err := c.resolve(b, suspect); err != nil {
+		return err
+	}
+	for i := range b.items {
+		g := &b.items[i]
+		g.key, g.rv = 0, notRun
+		if b.of[i] < 0 {
+			continue
+		}
+		k := &b.keys[b.keys[b.of[i]].same]
+		b.errs[i] = k.err
+		if k.err == nil {
+			g.key = cUint64(k.handle)
+			g.out_len = g.data_len + tagSize
+		}
+	}
+	if b.encrypt {
+		if err := c.fillIVs(b); err != nil {
+			return err
+		}
+	}
+	for from := 0; from < len(b.items); from += chunk {
+		if left() {
+			return token.ErrUnavailable
+		}
+		part := b.items[from:min(from+chunk, len(b.items))]
+		if n := c.mod.shim.gcm(c.work, b.encrypt, part, b.in, b.out); n < len(part) {
+			return pkcs11.Error(part[n].rv)
+		}
+		for i := range part {
+			g := &part[i]
+			want := g.data_len + tagSize
+			if !b.encrypt {
+				want = g.data_len - tagSize
+			}
+			if g.key != 0 && (g.rv != 0 || g.out_len != want) {
+				b.errs[from+i] = token.ErrBadData
+				suspect[b.keys[b.of[from+i]].epoch] = true
+			}
+		}
+	}
+	for epoch := range suspect {
+		if err := c.canary(epoch); err != nil {
+			return fmt.Errorf("%w: %w", errCanary, err)
+		}
+	}
+	return nil
+}
+
+// resolve gives each key of the batch a handle or an error.
+func (c *conn) resolve(b *batch, suspect map[uint32]bool) error {
+	now := time.Now()
+	b.unwraps, b.targets = b.unwraps[:0], b.targets[:0]
+	for i := range b.keys {
+		k := &b.keys[i]
+		k.handle, k.err = 0, nil
+		if k.same != i {
+			continue
+		}
+		kek, ok := c.keks[k.epoch]
+		switch {
+		case k.wrapped < 0:
+			k.err = token.ErrBadData
+			continue
+		case !ok:
+			k.err = token.ErrUnknownEpoch
+			continue
+		}
+		if h, ok := c.unwrapped.get(k.id, now); ok {
+			k.handle = h
+			continue
+		}
+		b.unwraps = append(b.unwraps, unwrapItem{kek: cUint64(kek), rv: notRun, wrapped: cUint32(k.wrapped), wrapped_len: wrappedSize})
+		b.targets = append(b.targets, i)
+	}
+	n := c.mod.shim.unwrap(c.session, b.unwraps, b.in, c.template)
+	for u := range b.unwraps[:n] {
+		k := &b.keys[b.targets[u]]
+		if rv := b.unwraps[u].rv; rv != 0 {
+			k.err = token.ErrBadData
+			suspect[k.epoch] = true
+			continue
+		}
+		k.handle = uint64(b.unwraps[u].key)
+		c.unwrapped.put(k.id, k.handle, now)
+	}
+	if n < len(b.unwraps) {
+		return pkcs11.Error(b.unwraps[n].rv)
+	}
+	return nil
+}
+
+// fillIVs draws the IVs of a Seal from the token's RNG.
+func (c *conn) fillIVs(b *batch) error {
+	random := make([]byte, len(b.items)*ivSize)
+	if err := c.mod.shim.random(c.work, random); err != nil {
+		return err
+	}
+	for i := range b.items {
+		if b.of[i] >= 0 {
+			copy(b.in[b.items[i].iv:], random[i*ivSize:(i+1)*ivSize])
+		}
+	}
+	return nil
+}
+
+// flush destroys the data keys that fell out of the cache.
+func (c *conn) flush() error {
+	if c.unwrapped == nil {
+		return nil
+	}
+	return c.unwrapped.flush(func(handles []uint64) error { return c.mod.shim.destroy(c.session, handles) })
+}
+
+// gcm does a whole Open or Seal.
+func (e *executor) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKey, items []token.Item) error {
+	if len(items) == 0 {
+		return nil
+	}
+	b := batches.Get().(*batch)
+	if err := b.layout(encrypt, keys, items); err != nil {
+		b.release()
+		return err
+	}
+	mine, err := e.do(ctx, func(c *conn, left func() bool) error { return c.run(b, left) }, b.release)
+	if !mine {
+		return err
+	}
+	if err == nil {
+		b.results(items)
+	}
+	b.release()
+	return err
+}

@@ -1,0 +1,255 @@
+package hsm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Role is what a token is for.
+type Role string
+
+// The roles.
+const (
+	RoleOpen Role = "open" // unwraps data keys to decrypt
+	RoleSeal Role = "seal" // unwraps data keys to encrypt; MACs; the seal key
+	RoleMint Role = "mint" // makes and wraps data keys; record MAC
+	RoleSign Role = "sign" // the access-token key
+)
+
+// Roles lists all roles in their fixed order.
+func Roles() []Role { return []Role{RoleOpen, RoleSeal, RoleMint, RoleSign} }
+
+func (r Role) hasKEK() bool { return r == RoleOpen || r == RoleSeal || r == RoleMint }
+
+// macs are the labels of the MAC keys the role holds.
+func (r Role) macs() []string {
+	switch r {
+	case RoleSeal:
+		return []string{labelContentMAC, labelRecordMAC}
+	case RoleMint:
+		return []string{labelRecordMAC}
+	}
+	return nil
+}
+
+// signing is the label of the role's signing key, or "".
+func (r Role) signing() string {
+	switch r {
+	case RoleSeal:
+		return "kluis/seal"
+	case RoleSign:
+		return "kluis/token"
+	}
+	return ""
+}
+
+// Labels of the objects on a token.
+const (
+	labelKEK        = "kluis/kek/" // and the epoch in decimal
+	labelContentMAC = "kluis/mac/content"
+	labelRecordMAC  = "kluis/mac/record"
+	labelTransport  = "kluis/transport"
+)
+
+func kekLabel(epoch uint32) string { return labelKEK + strconv.FormatUint(uint64(epoch), 10) }
+
+func parseKEKLabel(label string) (uint32, bool) {
+	s, ok := strings.CutPrefix(label, labelKEK)
+	if !ok {
+		return 0, false
+	}
+	epoch, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || epoch == 0 || s[0] == '0' || s[0] == '+' {
+		return 0, false
+	}
+	return uint32(epoch), true
+}
+
+func attribute(t uint, v any) *pkcs11.Attribute { return pkcs11.NewAttribute(t, v) }
+
+func mechanism(m uint) []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}
+}
+
+// allowed is CKA_ALLOWED_MECHANISMS with one mechanism.
+func allowed(m uint) *pkcs11.Attribute {
+	return attribute(pkcs11.CKA_ALLOWED_MECHANISMS, binary.NativeEndian.AppendUint64(nil, uint64(m)))
+}
+
+// frozen ends every template of a key that must stay as it is. SoftHSM
+// applies attributes in order and refuses all after MODIFIABLE=false, so it
+// is the last.
+func frozen() []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{attribute(pkcs11.CKA_COPYABLE, false), attribute(pkcs11.CKA_MODIFIABLE, false)}
+}
+
+// usage sets the named uses of a secret key and denies all others.
+func usage(uses ...uint) []*pkcs11.Attribute {
+	all := []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP,
+		pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY, pkcs11.CKA_DERIVE}
+	var as []*pkcs11.Attribute
+	for _, u := range all {
+		on := false
+		for _, x := range uses {
+			on = on || x == u
+		}
+		as = append(as, attribute(u, on))
+	}
+	return as
+}
+
+// dataKey is the template under which a role unwraps data keys: enforced by
+// the KEK's CKA_UNWRAP_TEMPLATE and presented at each unwrap.
+func dataKey(r Role) []*pkcs11.Attribute {
+	use := uint(pkcs11.CKA_DECRYPT)
+	if r == RoleSeal {
+		use = pkcs11.CKA_ENCRYPT
+	}
+	as := []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		attribute(pkcs11.CKA_TOKEN, false),
+		attribute(pkcs11.CKA_SENSITIVE, true),
+		attribute(pkcs11.CKA_EXTRACTABLE, false),
+	}
+	as = append(as, usage(use)...)
+	as = append(as, allowed(pkcs11.CKM_AES_GCM))
+	return append(as, frozen()...)
+}
+
+// unwrapping is dataKey as the caller presents it.
+func unwrapping(r Role) []*pkcs11.Attribute {
+	return append([]*pkcs11.Attribute{attribute(pkcs11.CKA_PRIVATE, false)}, dataKey(r)...)
+}
+
+// minting is the template of a data key for the moment between its making
+// and its wrapping. It can do nothing but be wrapped.
+func minting() []*pkcs11.Attribute {
+	as := []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		attribute(pkcs11.CKA_VALUE_LEN, 32),
+		attribute(pkcs11.CKA_TOKEN, false),
+		attribute(pkcs11.CKA_PRIVATE, false),
+		attribute(pkcs11.CKA_SENSITIVE, true),
+		attribute(pkcs11.CKA_EXTRACTABLE, true),
+	}
+	as = append(as, usage()...)
+	return append(as, frozen()...)
+}
+
+// secret begins the template of a secret key at home on a token.
+func secret(label string, keyType uint) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attribute(pkcs11.CKA_KEY_TYPE, keyType),
+		attribute(pkcs11.CKA_TOKEN, true),
+		attribute(pkcs11.CKA_PRIVATE, true),
+		attribute(pkcs11.CKA_LABEL, label),
+		attribute(pkcs11.CKA_ID, []byte(label)),
+		attribute(pkcs11.CKA_SENSITIVE, true),
+		attribute(pkcs11.CKA_EXTRACTABLE, false),
+	}
+}
+
+// kek is the template of a KEK at home on a token of this role. release frees
+// the nested template once the key exists.
+func kek(r Role, label string) (as []*pkcs11.Attribute, release func()) {
+	as = secret(label, pkcs11.CKK_AES)
+	release = func() {}
+	if r == RoleMint {
+		as = append(as, usage(pkcs11.CKA_WRAP)...)
+	} else {
+		nested := newTemplate(dataKey(r))
+		release = nested.free
+		as = append(as, usage(pkcs11.CKA_UNWRAP)...)
+		as = append(as, attribute(pkcs11.CKA_UNWRAP_TEMPLATE, nested.bytes()))
+	}
+	as = append(as, allowed(pkcs11.CKM_AES_KEY_WRAP))
+	return append(as, frozen()...), release
+}
+
+// macKey is the template of a MAC key at home on a token.
+func macKey(label string) []*pkcs11.Attribute {
+	as := append(secret(label, pkcs11.CKK_GENERIC_SECRET), usage(pkcs11.CKA_SIGN)...)
+	as = append(as, allowed(pkcs11.CKM_SHA256_HMAC))
+	return append(as, frozen()...)
+}
+
+// find lists the objects that match, on a session without an active search.
+func find(raw *pkcs11.Ctx, session pkcs11.SessionHandle, as ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	if err := raw.FindObjectsInit(session, as); err != nil {
+		return nil, err
+	}
+	var all []pkcs11.ObjectHandle
+	for {
+		found, _, err := raw.FindObjects(session, 64)
+		if err != nil || len(found) == 0 {
+			return all, firstError(err, raw.FindObjectsFinal(session))
+		}
+		all = append(all, found...)
+	}
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findSecret finds the one secret token key of this label; 0 when there is none.
+func findSecret(raw *pkcs11.Ctx, session pkcs11.SessionHandle, label string) (pkcs11.ObjectHandle, error) {
+	found, err := find(raw, session, attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_LABEL, label))
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("looking for key %s: %w", label, err)
+	case len(found) == 0:
+		return 0, nil
+	case len(found) > 1:
+		return 0, fmt.Errorf("%w: %d keys are named %s; which is right cannot be told, so initialise the token anew and import again", errKeys, len(found), label)
+	}
+	return found[0], nil
+}
+
+// findKEKs finds the KEKs of all epochs.
+func findKEKs(raw *pkcs11.Ctx, session pkcs11.SessionHandle) (map[uint32]pkcs11.ObjectHandle, error) {
+	found, err := find(raw, session, attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES))
+	if err != nil {
+		return nil, fmt.Errorf("looking for KEKs: %w", err)
+	}
+	keks := map[uint32]pkcs11.ObjectHandle{}
+	for _, h := range found {
+		as, err := raw.GetAttributeValue(session, h, []*pkcs11.Attribute{attribute(pkcs11.CKA_LABEL, nil)})
+		if err != nil {
+			return nil, fmt.Errorf("reading a key's label: %w", err)
+		}
+		epoch, ok := parseKEKLabel(string(as[0].Value))
+		if !ok {
+			continue
+		}
+		if _, twice := keks[epoch]; twice {
+			return nil, fmt.Errorf("%w: two KEKs of epoch %d; which is right cannot be told, so initialise the token anew and import again", errKeys, epoch)
+		}
+		keks[epoch] = h
+	}
+	return keks, nil
+}
+
+func sortedEpochs(keks map[uint32]pkcs11.ObjectHandle) []uint32 {
+	epochs := make([]uint32, 0, len(keks))
+	for e := range keks {
+		epochs = append(epochs, e)
+	}
+	sort.Slice(epochs, func(i, j int) bool { return epochs[i] < epochs[j] })
+	return epochs
+}

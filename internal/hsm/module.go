@@ -1,0 +1,141 @@
+package hsm
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/ThalesGroup/crypto11"
+	"github.com/miekg/pkcs11"
+)
+
+// module is a PKCS#11 module of this process. C_Initialize and C_Finalize act
+// on the whole process, so there is one module per path and it decides when
+// they are called.
+//
+// crypto11 initialises with its first context and finalises with its last,
+// and cannot join a module that somebody else initialised. So every token we
+// serve from has a crypto11 context, which is opened before and closed after
+// our own sessions. Where there is no token to open a context on yet (a key
+// ceremony initialising tokens), bare initialises by itself, alone.
+//
+// The library stays loaded until the process ends: modules do not survive
+// being unloaded and loaded again.
+type module struct {
+	path string
+	raw  *pkcs11.Ctx // management calls; never initialised by itself but in bare
+	shim shim
+
+	mu       sync.Mutex
+	changed  sync.Cond
+	contexts int  // open crypto11 contexts
+	alone    bool // bare initialised the module and is still running
+	guests   int  // bare runs on crypto11's initialisation
+}
+
+var modules = struct {
+	sync.Mutex
+	byPath map[string]*module
+}{byPath: map[string]*module{}}
+
+func loadModule(path string) (*module, error) {
+	modules.Lock()
+	defer modules.Unlock()
+	if m, ok := modules.byPath[path]; ok {
+		return m, nil
+	}
+	s, err := loadShim(path)
+	if err != nil {
+		return nil, err
+	}
+	raw := pkcs11.New(path)
+	if raw == nil {
+		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded", path)
+	}
+	m := &module{path: path, raw: raw, shim: s}
+	m.changed.L = &m.mu
+	modules.byPath[path] = m
+	return m, nil
+}
+
+// context opens a crypto11 context on the token of this label and logs in.
+func (m *module) context(label, pin string) (*crypto11.Context, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.alone {
+		m.changed.Wait()
+	}
+	c, err := crypto11.Configure(&crypto11.Config{
+		Path:       m.path,
+		TokenLabel: label,
+		Pin:        pin,
+		// One executor per token signs, so one session is in use at a time.
+		MaxSessions:     2,
+		PoolWaitTimeout: signTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.contexts++
+	return c, nil
+}
+
+func (m *module) closeContext(c *crypto11.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.contexts == 1 && m.guests > 0 {
+		m.changed.Wait()
+	}
+	_ = c.Close() // always nil
+	m.contexts--
+}
+
+// bare runs f with the module initialised but no token assumed.
+func (m *module) bare(f func() error) error {
+	m.mu.Lock()
+	for m.alone {
+		m.changed.Wait()
+	}
+	own := m.contexts == 0
+	if own {
+		if err := m.raw.Initialize(); err != nil {
+			m.mu.Unlock()
+			return fmt.Errorf("PKCS#11 module %s does not initialise: %w", m.path, err)
+		}
+		m.alone = true
+	} else {
+		m.guests++
+	}
+	m.mu.Unlock()
+
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if own {
+			_ = m.raw.Finalize()
+			m.alone = false
+		} else {
+			m.guests--
+		}
+		m.changed.Broadcast()
+	}()
+	return f()
+}
+
+// findSlots lists the slots whose token has this label.
+func (m *module) findSlots(label string) ([]uint, error) {
+	slots, err := m.raw.GetSlotList(true)
+	if err != nil {
+		return nil, fmt.Errorf("listing slots: %w", err)
+	}
+	var found []uint
+	for _, s := range slots {
+		info, err := m.raw.GetTokenInfo(s)
+		if err != nil {
+			return nil, fmt.Errorf("reading token of slot %d: %w", s, err)
+		}
+		if info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0 && info.Label == label {
+			found = append(found, s)
+		}
+	}
+	return found, nil
+}

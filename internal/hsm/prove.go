@@ -1,0 +1,183 @@
+package hsm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+)
+
+// ErrWeakKEK: the token let a KEK be used, changed or copied beyond its role.
+var ErrWeakKEK = errors.New("KEK is not protected by the token")
+
+// attack is one thing that whoever holds the PIN might try on a KEK. run
+// returns nil when the token let it happen, and undoes it.
+type attack struct {
+	name string
+	run  func() error
+}
+
+// prove attacks a KEK and returns nil only if the token refused every time.
+// What counts is the attempt, not what the key's attributes say.
+func prove(l *login, role Role, kek pkcs11.ObjectHandle, p probe) error {
+	// A session of its own: an attack that succeeds leaves it unusable.
+	session, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.mod.raw.CloseSession(session) }()
+
+	for _, a := range attacks(l.mod.raw, session, role, kek, p) {
+		err := a.run()
+		if err == nil {
+			return fmt.Errorf("%w: %s succeeded; destroy this KEK and import it again", ErrWeakKEK, a.name)
+		}
+		if !refused(err) {
+			return fmt.Errorf("%w: whether the token prevents it could not be told: %s: %w", ErrWeakKEK, a.name, err)
+		}
+	}
+	return nil
+}
+
+// refused says whether the token answered that this may not be done. Any
+// other failure proves nothing.
+func refused(err error) bool {
+	var rv pkcs11.Error
+	if !errors.As(err, &rv) {
+		return false
+	}
+	switch uint(rv) {
+	case pkcs11.CKR_ACTION_PROHIBITED, pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_SENSITIVE,
+		pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
+		pkcs11.CKR_FUNCTION_REJECTED, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_NOT_WRAPPABLE,
+		pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_MECHANISM_INVALID,
+		pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT:
+		return true
+	}
+	return false
+}
+
+func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs11.ObjectHandle, p probe) []attack {
+	var list []attack
+	add := func(name string, run func() error) { list = append(list, attack{name, run}) }
+
+	// Getting a data key out, or to another use.
+	unwrap := func(name string, change ...*pkcs11.Attribute) {
+		as := replace(unwrapping(role), change...)
+		add("unwrapping a data key "+name, func() error { return tryUnwrap(raw, session, kek, p, as) })
+	}
+	yes, no := func(a uint) *pkcs11.Attribute { return attribute(a, true) }, func(a uint) *pkcs11.Attribute { return attribute(a, false) }
+	unwrap("readable and extractable", no(pkcs11.CKA_SENSITIVE), yes(pkcs11.CKA_EXTRACTABLE))
+	unwrap("readable", no(pkcs11.CKA_SENSITIVE))
+	unwrap("extractable", yes(pkcs11.CKA_EXTRACTABLE))
+	unwrap("to stay on the token", yes(pkcs11.CKA_TOKEN))
+	unwrap("modifiable", yes(pkcs11.CKA_MODIFIABLE))
+	unwrap("copyable", yes(pkcs11.CKA_COPYABLE))
+	unwrap("for another mechanism", allowed(pkcs11.CKM_AES_ECB))
+	if role != RoleOpen {
+		unwrap("to decrypt", yes(pkcs11.CKA_DECRYPT))
+	}
+	if role != RoleSeal {
+		unwrap("to encrypt", yes(pkcs11.CKA_ENCRYPT))
+	}
+	if role == RoleMint {
+		unwrap("as it is")
+	}
+	add("unwrapping a data key readable with nothing else said", func() error {
+		return tryUnwrap(raw, session, kek, p, []*pkcs11.Attribute{
+			attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+			no(pkcs11.CKA_SENSITIVE), yes(pkcs11.CKA_EXTRACTABLE)})
+	})
+
+	// Turning the KEK into something else, in place or as a copy.
+	gains := []struct {
+		name string
+		attr *pkcs11.Attribute
+	}{
+		{"DECRYPT", yes(pkcs11.CKA_DECRYPT)},
+		{"ENCRYPT", yes(pkcs11.CKA_ENCRYPT)},
+		{"MODIFIABLE", yes(pkcs11.CKA_MODIFIABLE)},
+		{"EXTRACTABLE", yes(pkcs11.CKA_EXTRACTABLE)},
+		{"readability", no(pkcs11.CKA_SENSITIVE)},
+		{"other mechanisms", allowed(pkcs11.CKM_AES_ECB)},
+	}
+	if role == RoleMint {
+		gains = append(gains, struct {
+			name string
+			attr *pkcs11.Attribute
+		}{"UNWRAP", yes(pkcs11.CKA_UNWRAP)})
+	} else {
+		gains = append(gains, struct {
+			name string
+			attr *pkcs11.Attribute
+		}{"WRAP", yes(pkcs11.CKA_WRAP)})
+		lax := func(use func(t *pkcs11.Attribute) error) error {
+			t := newTemplate([]*pkcs11.Attribute{attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY)})
+			defer t.free()
+			return use(attribute(pkcs11.CKA_UNWRAP_TEMPLATE, t.bytes()))
+		}
+		add("copying the KEK with a laxer unwrap template", func() error {
+			return lax(func(t *pkcs11.Attribute) error { return tryCopy(raw, session, kek, t) })
+		})
+		add("setting a laxer unwrap template on the KEK", func() error {
+			return lax(func(t *pkcs11.Attribute) error { return raw.SetAttributeValue(session, kek, []*pkcs11.Attribute{t}) })
+		})
+	}
+	for _, g := range gains {
+		add("setting "+g.name+" on the KEK", func() error { return trySet(raw, session, kek, g.attr) })
+		add("copying the KEK with "+g.name, func() error { return tryCopy(raw, session, kek, g.attr) })
+	}
+
+	// Using it as it is.
+	add("decrypting with the KEK", func() error {
+		return raw.DecryptInit(session, mechanism(pkcs11.CKM_AES_ECB), kek)
+	})
+	add("reading the KEK", func() error {
+		as, err := raw.GetAttributeValue(session, kek, []*pkcs11.Attribute{attribute(pkcs11.CKA_VALUE, nil)})
+		if err == nil {
+			clear(as[0].Value)
+		}
+		return err
+	})
+	return list
+}
+
+// replace returns the list with some attributes exchanged in their place:
+// the order matters to SoftHSM.
+func replace(list []*pkcs11.Attribute, change ...*pkcs11.Attribute) []*pkcs11.Attribute {
+	list = append([]*pkcs11.Attribute(nil), list...)
+	for i := range list {
+		for _, c := range change {
+			if list[i].Type == c.Type {
+				list[i] = c
+			}
+		}
+	}
+	return list
+}
+
+func tryUnwrap(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, p probe, as []*pkcs11.Attribute) error {
+	h, err := raw.UnwrapKey(session, mechanism(pkcs11.CKM_AES_KEY_WRAP), kek, p.wrapped[:], as)
+	if err == nil {
+		_ = raw.DestroyObject(session, h)
+	}
+	return err
+}
+
+func tryCopy(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, gain *pkcs11.Attribute) error {
+	h, err := raw.CopyObject(session, kek, []*pkcs11.Attribute{attribute(pkcs11.CKA_TOKEN, false), gain})
+	if err == nil {
+		_ = raw.DestroyObject(session, h)
+	}
+	return err
+}
+
+// trySet takes the change back as far as the token allows; the KEK is refused
+// either way.
+func trySet(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, gain *pkcs11.Attribute) error {
+	err := raw.SetAttributeValue(session, kek, []*pkcs11.Attribute{gain})
+	if err == nil && len(gain.Value) == 1 {
+		_ = raw.SetAttributeValue(session, kek, []*pkcs11.Attribute{attribute(gain.Type, gain.Value[0] == 0)})
+	}
+	return err
+}

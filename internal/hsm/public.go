@@ -1,0 +1,224 @@
+package hsm
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// PublicKeys are the public keys of one server's tokens, as the key ceremony
+// carries them about: transport keys to wrap to, and the keys that others
+// verify its signatures with.
+type PublicKeys struct {
+	Transport map[Role]*rsa.PublicKey
+	Seal      *ecdsa.PublicKey // nil without a seal token
+	Sign      *ecdsa.PublicKey // nil without a sign token
+}
+
+const minTransportBits = 2048
+
+// files are the keys by file name, in a fixed order.
+func (p PublicKeys) files() (names []string, keys []crypto.PublicKey) {
+	for _, r := range Roles() {
+		if k := p.Transport[r]; k != nil {
+			names, keys = append(names, "transport-"+string(r)+".pem"), append(keys, k)
+		}
+	}
+	if p.Seal != nil {
+		names, keys = append(names, "seal.pem"), append(keys, p.Seal)
+	}
+	if p.Sign != nil {
+		names, keys = append(names, "sign.pem"), append(keys, p.Sign)
+	}
+	return names, keys
+}
+
+// Fingerprint is SHA-256, in hex, over all keys with their names. It is what
+// people compare between servers: whoever can slip in a transport key of
+// their own gets every key in clear.
+func (p PublicKeys) Fingerprint() (string, error) {
+	h := sha256.New()
+	field := func(b []byte) {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		h.Write(b)
+	}
+	field([]byte("kluis/server-keys"))
+	names, keys := p.files()
+	for i, k := range keys {
+		der, err := x509.MarshalPKIXPublicKey(k)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", names[i], err)
+		}
+		field([]byte(names[i]))
+		field(der)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Write puts the keys into a folder as PEM files.
+func (p PublicKeys) Write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	names, keys := p.files()
+	for i, k := range keys {
+		b, err := EncodePEM(k)
+		if err != nil {
+			return fmt.Errorf("%s: %w", names[i], err)
+		}
+		if err := writeFile(filepath.Join(dir, names[i]), b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ReadPublicKeys reads what Write wrote; a role whose file is missing has no key.
+func ReadPublicKeys(dir string) (PublicKeys, error) {
+	p := PublicKeys{Transport: map[Role]*rsa.PublicKey{}}
+	for _, r := range Roles() {
+		k, err := readPublic[*rsa.PublicKey](filepath.Join(dir, "transport-"+string(r)+".pem"))
+		if err != nil {
+			return p, err
+		}
+		if k != nil {
+			if k.N.BitLen() < minTransportBits {
+				return p, fmt.Errorf("%s: transport key of role %s has %d bits, at least %d are needed", dir, r, k.N.BitLen(), minTransportBits)
+			}
+			p.Transport[r] = k
+		}
+	}
+	var err error
+	if p.Seal, err = readPublic[*ecdsa.PublicKey](filepath.Join(dir, "seal.pem")); err != nil {
+		return p, err
+	}
+	if p.Sign, err = readPublic[*ecdsa.PublicKey](filepath.Join(dir, "sign.pem")); err != nil {
+		return p, err
+	}
+	if names, _ := p.files(); len(names) == 0 {
+		return p, fmt.Errorf("%s holds no public keys; it should be the folder that cryptoserver keys init wrote", dir)
+	}
+	return p, nil
+}
+
+func readPublic[K crypto.PublicKey](path string) (K, error) {
+	var none K
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return none, nil
+	}
+	if err != nil {
+		return none, err
+	}
+	block, rest := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" || len(rest) != 0 {
+		return none, fmt.Errorf("%s: not one PEM PUBLIC KEY", path)
+	}
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", path, err)
+	}
+	k, ok := parsed.(K)
+	if !ok {
+		return none, fmt.Errorf("%s: a %T, not the kind of key that belongs here", path, parsed)
+	}
+	return k, nil
+}
+
+// EncodePEM encodes a public key as PEM "PUBLIC KEY" (RFC 7468, clause 13).
+func EncodePEM(k crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(k)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
+}
+
+// jwk has its members in the order of RFC 7638, which hashes them so.
+type jwk struct {
+	Crv string `json:"crv"`
+	Kty string `json:"kty"`
+	X   string `json:"x"`
+	Y   string `json:"y"`
+}
+
+func newJWK(k *ecdsa.PublicKey) (jwk, error) {
+	point, err := k.Bytes() // 0x04 || x || y
+	if err != nil || len(point) != 65 {
+		return jwk{}, errors.New("not a P-256 key")
+	}
+	e := base64.RawURLEncoding.EncodeToString
+	return jwk{Crv: "P-256", Kty: "EC", X: e(point[1:33]), Y: e(point[33:])}, nil
+}
+
+// Thumbprint is the JWK thumbprint (RFC 7638, SHA-256, base64url) of a P-256
+// key: its kid.
+func Thumbprint(k *ecdsa.PublicKey) (string, error) {
+	j, err := newJWK(k)
+	if err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(j)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(sum[:]), nil
+}
+
+// JWKS is the JWK set (RFC 7517) of ES256 keys, each with its thumbprint as kid.
+func JWKS(keys ...*ecdsa.PublicKey) ([]byte, error) {
+	type member struct {
+		jwk
+		Kid string `json:"kid"`
+		Use string `json:"use"`
+		Alg string `json:"alg"`
+	}
+	set := struct {
+		Keys []member `json:"keys"`
+	}{Keys: []member{}}
+	for _, k := range keys {
+		j, err := newJWK(k)
+		if err != nil {
+			return nil, err
+		}
+		kid, err := Thumbprint(k)
+		if err != nil {
+			return nil, err
+		}
+		set.Keys = append(set.Keys, member{jwk: j, Kid: kid, Use: "sig", Alg: "ES256"})
+	}
+	b, err := json.MarshalIndent(set, "", "  ")
+	return append(b, '\n'), err
+}
+
+// writeFile replaces a file as a whole or not at all.
+func writeFile(path string, b []byte, mode os.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(b)
+	err = firstError(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,149 @@
+package hsm
+
+/*
+#cgo linux LDFLAGS: -ldl
+#include <stdlib.h>
+#include <string.h>
+#include "shim.h"
+
+static void kluis_set_attribute(ck_attribute *a, int i, ck_ulong type, void *value, ck_ulong len)
+{
+	a[i].type = type;
+	a[i].value = value;
+	a[i].len = len;
+}
+*/
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Sizes the shim insists on; checked in Go before any crossing.
+const (
+	ivSize      = 12
+	tagSize     = 16
+	macSize     = 32
+	wrappedSize = 40
+)
+
+type (
+	gcmItem    = C.kluis_gcm_item
+	unwrapItem = C.kluis_unwrap_item
+	macItem    = C.kluis_mac_item
+)
+
+const notRun = C.kluis_not_run
+
+// shim is the module's function list, as the data path calls it.
+type shim struct{ list unsafe.Pointer }
+
+func loadShim(path string) (shim, error) {
+	p := C.CString(path)
+	defer C.free(unsafe.Pointer(p))
+	list := C.kluis_load(p)
+	if list == nil {
+		return shim{}, fmt.Errorf("PKCS#11 module %s cannot be loaded: check the path and that it is built for this machine", path)
+	}
+	return shim{list: list}, nil
+}
+
+// template is an attribute list in C memory: attributes have pointers, which
+// memory of Go must not hold across a call. It carries no key material.
+type template struct {
+	list *C.ck_attribute
+	n    int
+}
+
+func newTemplate(attributes []*pkcs11.Attribute) template {
+	t := template{n: len(attributes)}
+	t.list = (*C.ck_attribute)(C.calloc(C.size_t(len(attributes)), C.sizeof_ck_attribute))
+	for i, a := range attributes {
+		C.kluis_set_attribute(t.list, C.int(i), C.ck_ulong(a.Type), C.CBytes(a.Value), C.ck_ulong(len(a.Value)))
+	}
+	return t
+}
+
+func (t template) free() {
+	if t.list == nil {
+		return
+	}
+	for _, a := range unsafe.Slice(t.list, t.n) {
+		C.free(a.value)
+	}
+	C.free(unsafe.Pointer(t.list))
+}
+
+// bytes is the list as the value of an attribute that nests it
+// (CKA_UNWRAP_TEMPLATE); valid until free.
+func (t template) bytes() []byte {
+	return C.GoBytes(unsafe.Pointer(t.list), C.int(t.n)*C.sizeof_ck_attribute)
+}
+
+func rvError(rv C.ck_ulong) error {
+	if rv == 0 {
+		return nil
+	}
+	return pkcs11.Error(rv)
+}
+
+func bytePointer(b []byte) *C.uchar { return (*C.uchar)(unsafe.SliceData(b)) }
+
+// gcm works through items and returns how many it got through.
+func (s shim) gcm(session pkcs11.SessionHandle, encrypt bool, items []gcmItem, in, out []byte) int {
+	if len(items) == 0 {
+		return 0
+	}
+	e := C.int(0)
+	if encrypt {
+		e = 1
+	}
+	return int(C.kluis_gcm(s.list, C.ck_ulong(session), e, unsafe.SliceData(items), C.int(len(items)),
+		bytePointer(in), C.uint64_t(len(in)), bytePointer(out), C.uint64_t(len(out))))
+}
+
+func (s shim) unwrap(session pkcs11.SessionHandle, items []unwrapItem, in []byte, t template) int {
+	if len(items) == 0 {
+		return 0
+	}
+	return int(C.kluis_unwrap(s.list, C.ck_ulong(session), unsafe.SliceData(items), C.int(len(items)),
+		bytePointer(in), C.uint64_t(len(in)), t.list, C.int(t.n)))
+}
+
+func (s shim) destroy(session pkcs11.SessionHandle, objects []uint64) error {
+	if len(objects) == 0 {
+		return nil
+	}
+	return rvError(C.kluis_destroy(s.list, C.ck_ulong(session), (*C.uint64_t)(unsafe.SliceData(objects)), C.int(len(objects))))
+}
+
+func (s shim) mac(session pkcs11.SessionHandle, key pkcs11.ObjectHandle, items []macItem, in, out []byte) error {
+	if len(items) == 0 {
+		return nil
+	}
+	return rvError(C.kluis_mac(s.list, C.ck_ulong(session), C.ck_ulong(key), unsafe.SliceData(items), C.int(len(items)),
+		bytePointer(in), C.uint64_t(len(in)), bytePointer(out), C.uint64_t(len(out))))
+}
+
+// mint fills wrapped, whose length is a multiple of wrappedSize.
+func (s shim) mint(session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, t template, wrapped []byte) error {
+	if len(wrapped) == 0 {
+		return nil
+	}
+	return rvError(C.kluis_mint(s.list, C.ck_ulong(session), C.ck_ulong(kek), t.list, C.int(t.n),
+		bytePointer(wrapped), C.int(len(wrapped)/wrappedSize)))
+}
+
+func (s shim) random(session pkcs11.SessionHandle, out []byte) error {
+	if len(out) == 0 {
+		return nil
+	}
+	return rvError(C.kluis_random(s.list, C.ck_ulong(session), bytePointer(out), C.uint64_t(len(out))))
+}
+
+func cUint32(n int) C.uint32_t { return C.uint32_t(n) }
+
+func cUint64[T ~uint | ~uint64](n T) C.uint64_t { return C.uint64_t(n) }
