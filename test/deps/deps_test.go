@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"openapi/client": {},
 	"migrations":     {},
 
-	"internal/authn": {"authz", "meter"},
+	"internal/authn": {"authz", "internal/config", "meter"},
 	"internal/audit": {"authz", "internal/canonical", "meter"},
 
 	"cryptoserver/token":    {},
