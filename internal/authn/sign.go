@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -120,13 +121,19 @@ func (m hsmES256) Sign(signingString string, k any) ([]byte, error) {
 	return sig, nil
 }
 
+var errNotP256Signature = errors.New("the signer's signature is not one of ECDSA P-256")
+
 // fixedSignature turns ASN.1 DER into r || s of 32 bytes each (RFC 7518,
 // clause 3.4).
 func fixedSignature(der []byte) ([]byte, error) {
 	var v struct{ R, S *big.Int }
-	rest, err := asn1.Unmarshal(der, &v)
-	if err != nil || len(rest) != 0 || v.R.Sign() <= 0 || v.S.Sign() <= 0 || v.R.BitLen() > 256 || v.S.BitLen() > 256 {
-		return nil, errors.New("the signer's signature is not one of ECDSA P-256")
+	_, err := asn1.Unmarshal(der, &v)
+	if err != nil || v.R.Sign() <= 0 || v.S.Sign() <= 0 || v.R.BitLen() > 256 || v.S.BitLen() > 256 {
+		return nil, errNotP256Signature
+	}
+	// Unmarshal overlooks what follows in and after the sequence.
+	if again, err := asn1.Marshal(v); err != nil || !bytes.Equal(again, der) {
+		return nil, errNotP256Signature
 	}
 	sig := make([]byte, 64)
 	v.R.FillBytes(sig[:32])
