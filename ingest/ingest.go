@@ -162,6 +162,8 @@ func (e *FewerError) Unwrap() error { return ErrFewer }
 const (
 	// sealBatch bounds the blocks of one Seal call: about 300 kB.
 	sealBatch = 384
+	// mintBatch bounds the keys of one Mint call.
+	mintBatch = 1000
 	// sealParallel bounds the Seal calls under way.
 	sealParallel = 4
 	// commitTries is how often Days starts over when another writer was
@@ -350,17 +352,17 @@ func (g *Ingester) seal(ctx context.Context, works []*work, progress func(done, 
 	total, done := 0, 0
 	for _, w := range works {
 		total += len(w.blocks)
-		if len(w.mint) == 0 {
-			continue
+		w.keys = w.keys[:w.stored:w.stored]
+		for specs := range slices.Chunk(w.mint, mintBatch) {
+			minted, err := g.sealer.Mint(ctx, specs)
+			if err != nil {
+				return fmt.Errorf("making data keys: %w", err)
+			}
+			if len(minted) != len(specs) {
+				return fmt.Errorf("the cryptoserver made %d data keys instead of %d", len(minted), len(specs))
+			}
+			w.keys = append(w.keys, minted...)
 		}
-		minted, err := g.sealer.Mint(ctx, w.mint)
-		if err != nil {
-			return fmt.Errorf("making data keys: %w", err)
-		}
-		if len(minted) != len(w.mint) {
-			return fmt.Errorf("the cryptoserver made %d data keys instead of %d", len(minted), len(w.mint))
-		}
-		w.keys = append(w.keys[:w.stored:w.stored], minted...)
 	}
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
