@@ -43,14 +43,17 @@ var world struct {
 }
 
 // Main runs the tests, stops and removes the cluster, and exits.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main without the exit, for a package that has more to clean up.
+func Run(m interface{ Run() int }) int {
 	world.running = true
 	code := m.Run()
 	if err := tearDown(); err != nil {
 		fmt.Fprintln(os.Stderr, "pgtest:", err)
 		code = max(code, 1)
 	}
-	os.Exit(code)
+	return code
 }
 
 func tearDown() error {
