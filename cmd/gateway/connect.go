@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kluis/authz"
+	"kluis/cryptoserver/client"
+	"kluis/internal/authn"
+	"kluis/internal/config"
+	"kluis/internal/postgres"
+	"kluis/meter"
+	"kluis/server"
+)
+
+// connect makes the server's parts. The returned function closes them.
+func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prometheus.Registerer) (_ server.Config, _ func() error, err error) {
+	var closers []func() error
+	closeAll := func() error {
+		var errs []error
+		for _, c := range slices.Backward(closers) {
+			errs = append(errs, c())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll())
+		}
+	}()
+
+	yaml, err := os.ReadFile(cfg.ProfileFile)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("profile_file: %w", err)
+	}
+	profile, err := meter.ParseProfile(yaml)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("profile_file %s: %w", cfg.ProfileFile, err)
+	}
+	keys, err := config.PublicKeys(cfg.SealKeysFile)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("seal_keys_file: %w", err)
+	}
+	sealKeys, err := authz.NewSealKeys(keys...)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("seal_keys_file: %w", err)
+	}
+	verifier, err := authn.Configured(ctx, cfg.Issuers, log)
+	if err != nil {
+		return server.Config{}, nil, err
+	}
+	tlsConfig, err := config.ClientTLS(cfg.Cryptoservers.TLS)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("cryptoservers: %w", err)
+	}
+	pool, err := client.New(client.Config{
+		Addresses: cfg.Cryptoservers.Addresses, TLS: tlsConfig, Timeout: time.Duration(cfg.RequestTimeout),
+	})
+	if err != nil {
+		return server.Config{}, nil, err
+	}
+	closers = append(closers, pool.Close)
+	dsn, err := config.DSN(cfg.DatabaseURL, cfg.DatabasePasswordFile)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("database_url: %w", err)
+	}
+	db, err := postgres.NewGateway(ctx, postgres.Config{DSN: dsn})
+	if err != nil {
+		return server.Config{}, nil, err
+	}
+	closers = append(closers, db.Close)
+
+	return server.Config{
+		Profile:        profile,
+		SealKeys:       sealKeys,
+		Tokens:         verifier,
+		Facts:          facts{db},
+		Rows:           db,
+		Opener:         opener{pool, profile.Digest()},
+		Recorder:       db,
+		Health:         health{db, pool, profile.Digest()},
+		PublicURL:      cfg.PublicURL,
+		RequestTimeout: time.Duration(cfg.RequestTimeout),
+		Now:            time.Now,
+		Log:            log,
+		Metrics:        reg,
+	}, closeAll, nil
+}
+
+// facts gives the database's candidates the server's type.
+type facts struct{ *postgres.Gateway }
+
+func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]server.Candidate, error) {
+	found, err := f.Gateway.Candidates(ctx, gln, after, limit)
+	out := make([]server.Candidate, len(found))
+	for i, c := range found {
+		out[i] = server.Candidate(c)
+	}
+	return out, err
+}
+
+// opener asks the pool of cryptoservers.
+type opener struct {
+	pool    *client.Client
+	profile [32]byte
+}
+
+func (o opener) Open(ctx context.Context, r server.OpenRequest) (server.Opened, error) {
+	units, err := o.pool.Open(ctx, client.OpenRequest{
+		AccessToken: r.Token, SupplierRecord: r.Supplier, Profile: o.profile,
+		Units: []client.Unit{{
+			InteractionID: r.Interaction, LegalFile: r.LegalFile, Request: r.Request, Keys: r.Keys, Blocks: r.Blocks,
+		}},
+	})
+	if err != nil {
+		return server.Opened{}, openError(err)
+	}
+	u := units[0] // as many as were asked for
+	if u.Err != nil {
+		return server.Opened{}, openError(u.Err)
+	}
+	opened := server.Opened{Series: u.Series, Withheld: u.Withheld, Receipt: u.Receipt}
+	for _, f := range u.Faults {
+		if f.Reason == client.Damaged {
+			opened.Damaged++
+		} else {
+			opened.Outside++
+		}
+	}
+	return opened, nil
+}
+
+// openError says what a failure means to the caller. A server that cannot
+// serve this installation's data (another profile, a missing key, a fault) is
+// as good as away: only the operator can help, and trying later is all a
+// caller can do.
+func openError(err error) error {
+	for _, k := range []struct{ from, to error }{
+		{client.ErrTokenRefused, server.ErrTokenRefused},
+		{client.ErrSupplierRefused, server.ErrTokenRefused},
+		{client.ErrEvidence, server.ErrEvidenceRefused},
+		{client.ErrUnavailable, server.ErrNoCryptoserver},
+		{client.ErrProfileMismatch, server.ErrNoCryptoserver},
+		{client.ErrUnknownEpoch, server.ErrNoCryptoserver},
+		{client.ErrInternal, server.ErrNoCryptoserver},
+		{context.DeadlineExceeded, server.ErrNoCryptoserver},
+	} {
+		if errors.Is(err, k.from) {
+			return fmt.Errorf("%w: %w", k.to, err)
+		}
+	}
+	return err
+}
+
+// health asks the back ends.
+type health struct {
+	*postgres.Gateway
+	pool    *client.Client
+	profile [32]byte
+}
+
+func (h health) Cryptoservers(ctx context.Context) []server.Cryptoserver {
+	states := h.pool.Status(ctx)
+	out := make([]server.Cryptoserver, len(states))
+	for i, s := range states {
+		// By its place in the configuration: callers need not know addresses.
+		out[i] = server.Cryptoserver{
+			Name:   fmt.Sprintf("cryptoserver-%d", i+1),
+			Serves: s.Err == nil && s.Healthy && slices.Contains(s.Roles, "open") && s.ProfileDigest == h.profile,
+		}
+	}
+	return out
+}
