@@ -82,7 +82,7 @@ func (l *login) signer(label string) (crypto.Signer, *ecdsa.PublicKey, error) {
 	return s, pub, nil
 }
 
-// readPIN reads the PIN of a file that only its owner or group may read.
+// readPIN reads the PIN of a file that only its owner may access.
 func readPIN(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -93,8 +93,8 @@ func readPIN(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading a PIN: %w", err)
 	}
-	if info.Mode().Perm()&0o007 != 0 {
-		return "", fmt.Errorf("PIN file %s is open to everybody: chmod o= it", path)
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("PIN file %s can be accessed by others than its owner (mode %#o): chmod 600 it", path, info.Mode().Perm())
 	}
 	buf := make([]byte, 258)
 	defer clear(buf)

@@ -17,7 +17,7 @@ import (
 // Token names one PKCS#11 token.
 type Token struct {
 	Label   string
-	PINFile string // the user PIN; not readable by everybody
+	PINFile string // holds the user PIN on its one line; mode 0600 or stricter
 }
 
 // Config says which tokens this process serves from.
