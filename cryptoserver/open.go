@@ -35,6 +35,7 @@ type unitWork struct {
 	file     *authz.LegalFile
 	purpose  meter.Purpose
 	grant    authz.Grant
+	items    []authz.GrantItem
 	withheld []authz.Withheld
 	first    int // of its items in openWork.items
 	end      int
@@ -115,7 +116,9 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	resp := &cryptopb.OpenResponse{Units: make([]*cryptopb.OpenedUnit, len(w.units))}
 	for i := range w.units {
 		u := &w.units[i]
-		s.finishUnit(w, u, caller, req.Units[i], now)
+		if err := s.finishUnit(w, u, caller, req.Units[i], now); err != nil {
+			return nil, err
+		}
 		c.refused += int(u.counts.outside + u.counts.duplicate)
 		c.damaged += int(u.counts.damaged)
 		resp.Units[i] = u.out
@@ -176,6 +179,7 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		s.metrics.units.WithLabelValues("no_relation").Inc()
 		return nil
 	}
+	u.items = u.grant.Items()
 	u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_OK
 	s.metrics.units.WithLabelValues("ok").Inc()
 
@@ -234,9 +238,9 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 }
 
 // finishUnit turns what the token opened into what may leave.
-func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *cryptopb.OpenUnit, now time.Time) {
+func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *cryptopb.OpenUnit, now time.Time) error {
 	if u.file == nil {
-		return
+		return nil
 	}
 	loc := s.profile.Location()
 	w.opened = w.opened[:0]
@@ -249,7 +253,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		}
 		u.counts.opened++
 		u.fields[ref.field].byDay[ref.id.Day] = block
-		w.opened = append(w.opened, openedUnder(u.grant, ref.id))
+		w.opened = append(w.opened, openedUnder(u.items, ref.id))
 	}
 	// A block that is not there must not be found as nil.
 	for _, f := range u.fields {
@@ -260,7 +264,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		}
 	}
 	var series []meter.Series
-	for _, g := range u.grant.Items() {
+	for _, g := range u.items {
 		var blocks map[meter.Day]*meter.Block
 		for _, f := range u.fields {
 			if f.field.Code == g.Spec.Field.Code {
@@ -269,6 +273,9 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		}
 		made, short := meter.Assemble(g.Spec, blocks, loc)
 		for i := range made {
+			if made[i].Resolution < g.Spec.Granularity {
+				return refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", errTooFine)
+			}
 			made[i].Basis, made[i].Rule = g.Basis, g.Rule
 		}
 		series = append(series, made...)
@@ -301,13 +308,17 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 			s.metrics.blocks.WithLabelValues(outcome).Add(float64(n))
 		}
 	}
+	return nil
 }
+
+var errTooFine = errors.New("assembled finer than granted")
 
 // openedUnder names the basis a block was opened on and how fine it left. The
 // closing read of a register belongs to the day before it.
-func openedUnder(g authz.Grant, id envelope.BlockID) envelope.Opened {
+func openedUnder(items []authz.GrantItem, id envelope.BlockID) envelope.Opened {
 	for _, back := range []meter.Day{0, 1} {
-		for _, item := range g.Items() {
+		for i := range items {
+			item := &items[i]
 			if item.Spec.Field.Code != id.Field || !item.Spec.Days.Contains(id.Day-back) {
 				continue
 			}

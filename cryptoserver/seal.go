@@ -201,7 +201,10 @@ func (s *Server) addPlain(b *sealBatch, i int, in *cryptopb.PlainBlock, ean mete
 	}
 	block := meter.Block{
 		Day: day, Resolution: meter.Resolution(in.Resolution), Start: meter.Value(in.Start),
-		Values: make([]meter.Value, len(in.Values)), Quality: make([]meter.Quality, len(in.Values)),
+		Values: make([]meter.Value, len(in.Values)),
+	}
+	if len(in.Quality) > 0 {
+		block.Quality = make([]meter.Quality, len(in.Quality))
 	}
 	for j, v := range in.Values {
 		block.Values[j] = meter.Value(v)
@@ -212,7 +215,7 @@ func (s *Server) addPlain(b *sealBatch, i int, in *cryptopb.PlainBlock, ean mete
 	plain, err := meter.AppendBlock(b.plain, &block, field.Class, s.profile.Location())
 	clear(block.Values)
 	if err != nil {
-		return malformed("block %d is not valid", i) // the cause could quote values
+		return malformed("block %d: %v", i, err) // the text tells no value
 	}
 	b.plain, b.ends[i] = plain, len(plain)
 	b.ids[i] = envelope.BlockID{

@@ -1,0 +1,256 @@
+package cryptoserver
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"kluis/authz"
+	"kluis/cryptoserver/cryptopb"
+	"kluis/cryptoserver/envelope"
+	"kluis/cryptoserver/token"
+	"kluis/meter"
+)
+
+func TestAllowListDeniesByDefault(t *testing.T) {
+	t.Parallel()
+	const service = "/kluis.cryptoserver.v1.Cryptoserver/"
+	const health = "/grpc.health.v1.Health/"
+	a, err := newAllowList(map[string][]string{"Open": {"gateway"}, "Seal": {}, "Mint": nil})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, identity string
+		want             bool
+	}{
+		{service + "Open", "gateway", true},
+		{service + "Open", "Gateway", false},
+		{service + "Open", "ingest", false},
+		{service + "Open", "", false},
+		{service + "Seal", "gateway", false},
+		{service + "Mint", "gateway", false},
+		{service + "SignToken", "gateway", false},
+		{service + "Invented", "gateway", false},
+		{health + "Watch", "gateway", true},
+		{health + "Check", "gateway", true},
+		{health + "Watch", "ingest", false},
+		{health + "Watch", "", false},
+		{"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "gateway", false},
+	} {
+		if got := a.allows(c.method, c.identity); got != c.want {
+			t.Errorf("%q may call %s: %v", c.identity, c.method, got)
+		}
+	}
+	empty, err := newAllowList(nil)
+	if err != nil || empty.allows(service+"Open", "gateway") || empty.allows(service+"Open", "") {
+		t.Errorf("no lists: something is allowed (%v)", err)
+	}
+	for name, bad := range map[string]map[string][]string{
+		"unknown method": {"open": {"gateway"}},
+		"empty identity": {"Open": {""}},
+	} {
+		if _, err := newAllowList(bad); err == nil {
+			t.Errorf("%s accepted", name)
+		}
+	}
+}
+
+func TestReceiptsAreOneChain(t *testing.T) {
+	t.Parallel()
+	ean, err := meter.ParseEAN("871685900000000004")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gln, err := meter.ParseGLN("8712345000004")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := &receipts{serverID: "cs1", bootID: [16]byte{1}}
+	const n = 200
+	got := make([]envelope.Receipt, n)
+	raw := make([][]byte, n)
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			b := chain.issue(envelope.Receipt{
+				At: time.Unix(1718445600, 0), Supplier: gln, EAN: ean, Purpose: meter.Billing, FileVersion: 1,
+			})
+			r, err := envelope.ParseReceipt(b)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got[r.Sequence-1], raw[r.Sequence-1] = r, b
+		})
+	}
+	wg.Wait()
+	var previous [32]byte
+	for i, r := range got {
+		if r.Sequence != uint64(i+1) || r.Previous != previous || r.ServerID != "cs1" || r.BootID != chain.bootID {
+			t.Fatalf("receipt %d breaks the chain: %+v", i+1, r)
+		}
+		previous = sha256.Sum256(raw[i])
+	}
+	if chain.issued() != n {
+		t.Errorf("%d issued", chain.issued())
+	}
+}
+
+func TestDamagedRuns(t *testing.T) {
+	t.Parallel()
+	got := damagedRuns([]fieldDay{{2, 10}, {1, 12}, {1, 10}, {1, 11}, {2, 12}})
+	want := []authz.Withheld{
+		{Field: 1, Days: meter.DayRange{From: 10, To: 13}, Reason: meter.Damaged},
+		{Field: 2, Days: meter.DayRange{From: 10, To: 11}, Reason: meter.Damaged},
+		{Field: 2, Days: meter.DayRange{From: 12, To: 13}, Reason: meter.Damaged},
+	}
+	if len(got) != len(want) {
+		t.Fatalf("got %v", got)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("%d: got %v, want %v", i, got[i], want[i])
+		}
+	}
+}
+
+// signerFunc is a crypto.Signer whose signature a test chooses.
+type signerFunc struct {
+	pub  crypto.PublicKey
+	sign func(digest []byte) ([]byte, error)
+}
+
+func (s signerFunc) Public() crypto.PublicKey { return s.pub }
+func (s signerFunc) Sign(_ io.Reader, d []byte, _ crypto.SignerOpts) ([]byte, error) {
+	return s.sign(d)
+}
+
+func TestSealSigner(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newSealSigner(key, []*ecdsa.PublicKey{&other.PublicKey}); err == nil {
+		t.Error("a seal key that is not pinned was accepted")
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newSealSigner(p384, []*ecdsa.PublicKey{&p384.PublicKey}); err == nil {
+		t.Error("a P-384 key was accepted")
+	}
+	s, err := newSealSigner(key, []*ecdsa.PublicKey{&other.PublicKey, &key.PublicKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.KeyID() != authz.KeyIDOf(&key.PublicKey) {
+		t.Error("another key id")
+	}
+	for i := range 300 { // enough for components with leading zeros
+		d := sha256.Sum256(binary.BigEndian.AppendUint32(nil, uint32(i)))
+		sig, err := s.SignDigest(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, ss := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
+		if !ecdsa.Verify(&key.PublicKey, d[:], r, ss) {
+			t.Fatal("does not verify")
+		}
+	}
+	for name, der := range map[string][]byte{
+		"empty": nil, "not DER": []byte("x"), "zero": {0x30, 6, 2, 1, 0, 2, 1, 0}, "negative": {0x30, 6, 2, 1, 0xff, 2, 1, 1},
+		"trailing": {0x30, 6, 2, 1, 1, 2, 1, 1, 0},
+	} {
+		bad, err := newSealSigner(signerFunc{&key.PublicKey, func([]byte) ([]byte, error) { return der, nil }}, []*ecdsa.PublicKey{&key.PublicKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bad.SignDigest([32]byte{}); err == nil {
+			t.Errorf("%s accepted as a signature", name)
+		}
+	}
+}
+
+// TestNewRefuses: whatever would serve without a guard does not start.
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	profile, err := meter.ParseProfile(meter.NL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := func() Config {
+		return Config{
+			ID: "cs1", Profile: profile, SealKeys: []*ecdsa.PublicKey{&key.PublicKey},
+			TLS: &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool()},
+			Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		}
+	}
+	for name, change := range map[string]func(*Config){
+		"no role":               func(*Config) {},
+		"no id":                 func(c *Config) { c.ID = "" },
+		"no TLS":                func(c *Config) { c.TLS = nil },
+		"TLS 1.2":               func(c *Config) { c.TLS.MinVersion = tls.VersionTLS12 },
+		"client certs optional": func(c *Config) { c.TLS.ClientAuth = tls.VerifyClientCertIfGiven },
+		"any client cert":       func(c *Config) { c.TLS.ClientAuth = tls.RequireAnyClientCert },
+		"system authorities":    func(c *Config) { c.TLS.ClientCAs = nil },
+		"no profile":            func(c *Config) { c.Profile = nil },
+		"no seal keys":          func(c *Config) { c.SealKeys = nil },
+		"unknown method":        func(c *Config) { c.Allow = map[string][]string{"Reveal": {"gateway"}} },
+	} {
+		c := good()
+		change(&c)
+		if _, err := New(t.Context(), c); err == nil {
+			t.Errorf("%s: started", name)
+		}
+	}
+}
+
+func TestPublicHidesCauses(t *testing.T) {
+	t.Parallel()
+	secret := errors.New("ean 871685900000000004")
+	m, err := newMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{health: newMonitor(nil, time.Second, slog.New(slog.DiscardHandler), m)}
+	for name, err := range map[string]error{
+		"plain":       secret,
+		"refusal":     refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", secret),
+		"unavailable": s.tokenError(t.Context(), RoleOpen, fmt.Errorf("%w: %w", token.ErrUnavailable, secret)),
+		"epoch":       s.tokenError(t.Context(), RoleOpen, fmt.Errorf("%w: %w", token.ErrUnknownEpoch, secret)),
+		"other":       s.tokenError(t.Context(), RoleOpen, secret),
+	} {
+		if got := status.Convert(public(err)).Message(); got == "" || strings.Contains(got, "8716") {
+			t.Errorf("%s: the client is told %q", name, got)
+		}
+	}
+}
