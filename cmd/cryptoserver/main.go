@@ -17,6 +17,7 @@ var version = "unknown"
 
 type cli struct {
 	Serve   serveCmd         `cmd:"" help:"Serve the roles whose tokens the configuration names, until SIGTERM."`
+	Keys    keysCmd          `cmd:"" help:"The key ceremony: make the keys and bring them to the tokens."`
 	Version kong.VersionFlag `help:"Print the version."`
 }
 
