@@ -37,7 +37,7 @@ import (
 // KindNotAvailable for REGISTER of intervals stored without a register;
 // PartialPeriod for days outside a whole month at P1M. What would be finer than
 // granted comes back NotGrantedAtThisGranularity whatever the blocks hold: an
-// unset Granularity grants nothing.
+// unset or unknown Granularity grants nothing.
 //
 // Values share no memory with the blocks. Blocks within the limits that
 // DecodeBlock enforces cannot overflow, whatever the period.
@@ -45,7 +45,8 @@ func Assemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) ([]Ser
 	a := assembler{spec: &spec, blocks: blocks, loc: loc}
 	switch {
 	case spec.Days.Empty():
-	case spec.Granularity == 0 || spec.Resolution != 0 && spec.Resolution < spec.Granularity:
+	case spec.Granularity == 0 || spec.Resolution != 0 && spec.Resolution < spec.Granularity,
+		max(spec.Resolution, spec.Granularity) > P1M:
 		a.withholdAll(NotGrantedAtThisGranularity)
 	case spec.Kind != Register && spec.Kind != Consumption:
 		a.withholdAll(KindNotAvailable)

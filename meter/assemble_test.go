@@ -146,6 +146,7 @@ func TestAssembleRegisters(t *testing.T) {
 		"granularity not stated": {Register, 0, 0, "2024-01-01/2024-02-01", `2024-01-01/2024-02-01 NOT_GRANTED_AT_THIS_GRANULARITY`},
 		"kind not stated":        {0, 0, P1D, "2024-01-01/2024-02-01", `2024-01-01/2024-02-01 KIND_NOT_AVAILABLE`},
 		"no days":                {Register, 0, P1D, "", ``},
+		"resolution unheard of":  {Register, 9, P1D, "2024-01-01/2024-02-01", `2024-01-01/2024-02-01 NOT_GRANTED_AT_THIS_GRANULARITY`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -186,6 +187,9 @@ func TestAssembleIntervals(t *testing.T) {
 	gap.Values[1], gap.Quality[1] = Null, NotAvailable
 	gap.Values[2], gap.Quality[2] = 7, Estimated
 	gap.Quality[0] = Estimated
+	quarterGap := steady(d("2024-05-02"), PT15M, 5, 100, ams)
+	quarterGap.Values[0], quarterGap.Quality[0] = Null, NotAvailable
+	quarterGap.Values[1], quarterGap.Quality[1] = Null, Adjusted
 
 	for name, tt := range map[string]struct {
 		field   string
@@ -208,6 +212,8 @@ func TestAssembleIntervals(t *testing.T) {
 		"a null and an estimate in an hour": {"import_intervals", Consumption, 0, PT15M, "2024-05-02/2024-05-03",
 			put(map[Day]*Block{}, gap),
 			"CONSUMPTION PT1H 23/24\n2024-05-02 5:ESTIMATED null:NOT_AVAILABLE 7:ESTIMATED" + strings.Repeat(" 5", 21)},
+		"the worst null names a gap": {"import_intervals", Consumption, PT1H, PT15M, "2024-05-02/2024-05-03",
+			put(map[Day]*Block{}, quarterGap), "CONSUMPTION PT1H 23/24\n2024-05-02 null:NOT_AVAILABLE" + strings.Repeat(" 20", 23)},
 		"a day with a gap": {"import_intervals", Consumption, P1D, PT15M, "2024-05-02/2024-05-03",
 			put(map[Day]*Block{}, gap), "CONSUMPTION P1D 0/1\n2024-05-02 null:NOT_AVAILABLE"},
 		"registers stop at a gap": {"import_intervals", Register, PT1H, PT15M, "2024-05-02/2024-05-03",
@@ -250,6 +256,8 @@ func TestAssembleIntervals(t *testing.T) {
 			put(map[Day]*Block{}, steady(d("2024-05-02"), PT15M, 1, 1, ams)), "2024-05-02/2024-05-03 NOT_GRANTED_AT_THIS_GRANULARITY"},
 		"granularity not stated": {"import_intervals", Consumption, PT15M, 0, "2024-05-02/2024-05-03",
 			put(map[Day]*Block{}, steady(d("2024-05-02"), PT15M, 1, 1, ams)), "2024-05-02/2024-05-03 NOT_GRANTED_AT_THIS_GRANULARITY"},
+		"resolution unheard of":  {"import_intervals", Consumption, 9, PT15M, "2024-05-02/2024-05-03", nil, "2024-05-02/2024-05-03 NOT_GRANTED_AT_THIS_GRANULARITY"},
+		"granularity unheard of": {"import_intervals", Consumption, 0, 9, "2024-05-02/2024-05-03", nil, "2024-05-02/2024-05-03 NOT_GRANTED_AT_THIS_GRANULARITY"},
 		"a block under another day": {"import_intervals", Consumption, P1D, PT15M, "2024-05-02/2024-05-03",
 			map[Day]*Block{d("2024-05-02"): steady(d("2024-05-01"), PT15M, 1, 1, ams)}, "CONSUMPTION P1D 0/1\n2024-05-02 null"},
 		"a block that does not fit its day": {"import_intervals", Consumption, P1D, PT15M, "2024-03-31/2024-04-01",
@@ -605,10 +613,10 @@ func TestAssembleAgainstModel(t *testing.T) {
 			return (seed >> 20) % n
 		}
 		missing := rapid.Int64Range(0, 3).Draw(t, "missing") // of 10 blocks
-		gaps := rapid.Int64Range(0, 20).Draw(t, "gaps")      // of 1000 values
+		gaps := rapid.Int64Range(0, 200).Draw(t, "gaps")     // of 1000 values
 		starts := rapid.Int64Range(0, 10).Draw(t, "starts")  // of 10 blocks
 		mixed := rapid.Bool().Draw(t, "mixed")
-		odd := rapid.Int64Range(0, 20).Draw(t, "odd qualities") // of 1000
+		odd := rapid.Int64Range(0, 200).Draw(t, "odd qualities") // of 1000
 		for d := span.From; d <= span.To; d++ {
 			if next(10) < missing {
 				continue

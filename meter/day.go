@@ -54,21 +54,25 @@ func (d Day) Date() (int, time.Month, int) { return d.utc().Date() }
 func (d Day) Start(loc *time.Location) time.Time {
 	y, m, dd := d.Date()
 	t := time.Date(y, m, dd, 0, 0, 0, 0, loc)
-	if since, until := t.ZoneBounds(); t.Hour() != 0 || t.Day() != dd {
-		// 00:00 does not exist: time.Date took the offset of before or of after
-		// the change, so the change is one of the bounds.
-		if t.Day() == dd {
-			return since
-		}
-		return until
-	} else if !since.IsZero() {
-		_, now := t.Zone()
-		_, before := since.Add(-1).Zone()
-		if first := t.Add(time.Duration(now-before) * time.Second); first.Before(since) {
-			return first
+	since, until := t.ZoneBounds()
+	const far = 48 * time.Hour
+	if (since.IsZero() || t.Sub(since) > far) && (until.IsZero() || until.Sub(t) > far) {
+		return t
+	}
+	// Near a change of the clocks time.Date may choose either offset. The first
+	// instant whose local time is 00:00 or later is a change, or 00:00 by the
+	// offset of before or after one.
+	wall := int64(d) * 86400
+	first := time.Time{}
+	for _, c := range []time.Time{since.Add(-1), since, t, until} {
+		_, offset := c.Zone()
+		for _, c := range []time.Time{c, time.Unix(wall-int64(offset), 0).In(loc)} {
+			if _, offset := c.Zone(); c.Unix()+int64(offset) >= wall && (first.IsZero() || c.Before(first)) {
+				first = c
+			}
 		}
 	}
-	return t
+	return first
 }
 
 // Month returns the month that holds the day.

@@ -167,6 +167,20 @@ func TestParseProfile(t *testing.T) {
 	}
 }
 
+// A successor can be prepared beside the rule it will replace.
+func TestDisabledRuleMayOverlap(t *testing.T) {
+	t.Parallel()
+	src := strings.Replace(smallProfile, "from: 2024-07-01\n    requires_supply: true\n    despite_opt_out: false\n    enabled: true",
+		"from: 2024-01-01\n    requires_supply: true\n    despite_opt_out: false\n    enabled: false", 1)
+	p, err := ParseProfile([]byte(src))
+	if err != nil || src == smallProfile {
+		t.Fatal(err)
+	}
+	if rules := p.Rules(Billing); len(rules) != 1 || rules[0].ID != "one" {
+		t.Errorf("rules %v", rules)
+	}
+}
+
 func TestParseProfileRefuses(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

@@ -66,7 +66,8 @@ func (r *yamlReader) document(src []byte) ast.Node {
 }
 
 // mapping returns the values of a mapping by key, and nil where n is none. A
-// missing required key is reported at the mapping's start.
+// missing required key is reported at the mapping's start; a repeated one the
+// parser has refused.
 func (r *yamlReader) mapping(n ast.Node, required, optional []string) map[string]ast.Node {
 	var values []*ast.MappingValueNode
 	switch n := n.(type) {
@@ -86,8 +87,6 @@ func (r *yamlReader) mapping(n ast.Node, required, optional []string) map[string
 			r.fail(v.Key, "want a plain key")
 		case !slices.Contains(required, key.Value) && !slices.Contains(optional, key.Value):
 			r.fail(v.Key, "unknown key %q: want %s", key.Value, strings.Join(append(slices.Clone(required), optional...), ", "))
-		case out[key.Value] != nil:
-			r.fail(v.Key, "key %q is there twice", key.Value)
 		default:
 			out[key.Value] = v.Value
 		}

@@ -47,9 +47,21 @@ func TestSlots(t *testing.T) {
 		{"America/Havana", "2024-11-02", 96, 24},
 		{"America/Havana", "2024-11-03", 100, 25},
 		{"America/Havana", "2024-03-10", 92, 23},
+		{"Asia/Amman", "2021-10-28", 96, 24},
+		{"Asia/Amman", "2021-10-29", 100, 25},
+		{"Pacific/Apia", "2011-12-29", 96, 24},
+		{"Pacific/Apia", "2011-12-30", 0, 0}, // skipped: the date line moved
+		{"Pacific/Apia", "2011-12-31", 96, 24},
+		{"America/Toronto", "1919-03-30", 94, 24}, // from 23:30 the clocks go to 00:30
+		{"America/Toronto", "1919-03-31", 94, 24},
 		{"Australia/Lord_Howe", "2024-04-07", 98, 25}, // 24 hours and a half
 	} {
-		loc, d := zone(t, tt.zone), day(t, tt.day)
+		loc := zone(t, tt.zone)
+		at, err := time.Parse(time.DateOnly, tt.day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := DayFromDate(at.Date())
 		if q, h := Slots(d, PT15M, loc), Slots(d, PT1H, loc); q != tt.quarters || h != tt.hours {
 			t.Errorf("%s %s: %d quarters, %d hours, want %d, %d", tt.zone, tt.day, q, h, tt.quarters, tt.hours)
 		}
@@ -63,7 +75,7 @@ func TestSlots(t *testing.T) {
 // first instant lies in it while the instant before does not.
 func TestDayStart(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"Europe/Amsterdam", "America/Sao_Paulo", "America/Havana", "Africa/Cairo", "Asia/Beirut", "Atlantic/Azores", "UTC"} {
+	for _, name := range []string{"Europe/Amsterdam", "America/Sao_Paulo", "America/Havana", "Africa/Cairo", "Asia/Amman", "Asia/Beirut", "Atlantic/Azores", "UTC"} {
 		loc := zone(t, name)
 		for d := day(t, "2016-01-01"); d < day(t, "2028-01-01"); d++ {
 			s := d.Start(loc)
