@@ -1,0 +1,146 @@
+// Command kluis is the operator's command: the demo, migrations, imports of
+// readings, suppliers, supply periods and consents. It works against the demo
+// and against production alike.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"kluis/cryptoserver/client"
+	"kluis/ingest"
+	"kluis/internal/postgres"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// The exit codes, as help and docs/INGEST.md say them.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitRefused     = 3 // the file, or days of it
+	exitUnavailable = 4 // try again
+	exitInterrupted = 130
+)
+
+const description = `Operate Kluis, the gateway to smart-meter readings.
+
+To see it work:  kluis demo --state .demo
+
+The other commands act on an installation: --state DIR is the folder of the demo, --config FILE the operator's configuration of any other (or KLUIS_STATE, KLUIS_CONFIG).
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a file or its days were refused, 4 a back end was not reachable: try again.`
+
+type cli struct {
+	Demo     demoCmd     `cmd:"" help:"Set up and run everything on this machine."`
+	Migrate  migrateCmd  `cmd:"" help:"Bring the database schema up to date."`
+	Ingest   ingestCmd   `cmd:"" help:"Import readings."`
+	Supplier supplierCmd `cmd:"" help:"Suppliers and their certificates."`
+	Supply   supplyCmd   `cmd:"" help:"Metering points: who supplies them, and when."`
+	Consent  consentCmd  `cmd:"" help:"Customers' consents."`
+
+	Version kong.VersionFlag `help:"Print the version."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	code := run(ctx, os.Args[1:], streams{os.Stdout, os.Stderr})
+	stop()
+	os.Exit(code)
+}
+
+// streams are where commands write.
+type streams struct{ out, err io.Writer }
+
+// exit ends parsing early, for --help and --version.
+type exit int
+
+func run(ctx context.Context, args []string, s streams) (code int) {
+	defer func() {
+		if p := recover(); p != nil {
+			e, ok := p.(exit)
+			if !ok {
+				panic(p)
+			}
+			code = int(e)
+		}
+	}()
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("kluis"),
+		kong.Description(description),
+		kong.Vars{"version": version, "mappings": strings.Join(ingest.BuiltIn(), ", ")},
+		kong.Writers(s.out, s.err),
+		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(s),
+	)
+	if err != nil {
+		panic(err) // the declarations above are wrong
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(s.err, "kluis: %v\n", err)
+		var pe *kong.ParseError
+		if errors.As(err, &pe) && pe.Context != nil {
+			fmt.Fprintf(s.err, "For help: %s --help\n", strings.TrimSpace("kluis "+commandOf(pe.Context)))
+		}
+		return exitUsage
+	}
+	if err := parsed.Run(); err != nil {
+		fmt.Fprintf(s.err, "kluis: %v\n", err)
+		return exitCode(ctx, err)
+	}
+	return exitOK
+}
+
+// commandOf is the part of the command that was understood.
+func commandOf(c *kong.Context) string {
+	var words []string
+	for _, p := range c.Path {
+		if p.Command != nil {
+			words = append(words, p.Command.Name)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// usageError is a mistake in the flags that only shows later.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func exitCode(ctx context.Context, err error) int {
+	var u usageError
+	switch {
+	case errors.As(err, &u):
+		return exitUsage
+	case ctx.Err() != nil:
+		return exitInterrupted
+	case errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer):
+		return exitRefused
+	case errors.Is(err, ingest.ErrMapping):
+		return exitUsage
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		return exitUnavailable
+	default:
+		return exitFailed
+	}
+}
