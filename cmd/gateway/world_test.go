@@ -1,0 +1,723 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kluis/authz"
+	"kluis/cryptoserver"
+	"kluis/cryptoserver/client"
+	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
+	"kluis/internal/authn"
+	"kluis/internal/config"
+	"kluis/internal/devpki"
+	"kluis/internal/hsm"
+	"kluis/internal/postgres"
+	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/pgtest"
+	"kluis/meter"
+	"kluis/server"
+)
+
+// The tests of this command run the gateway as configured by a file, over TLS,
+// against a real PostgreSQL and real cryptoservers on SoftHSM. Where a test
+// wants a fault, it puts it between the server and the real part.
+
+func TestMain(m *testing.M) { os.Exit(hsmtest.Main(suite{m})) }
+
+type suite struct{ m *testing.M }
+
+func (s suite) Run() int {
+	code := pgtest.Run(s.m)
+	if err := shared.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "cryptoservers:", err)
+		code = max(code, 1)
+	}
+	return code
+}
+
+const (
+	issuerURL = "https://issuer.test"
+	audience  = "urn:kluis:gateway"
+)
+
+// pki is shared: making keys costs more than a test.
+type pki struct {
+	operator, supplier, stranger *devpki.CA
+}
+
+var authorities = sync.OnceValue(func() pki {
+	return pki{must(devpki.NewCA("operator")), must(devpki.NewCA("suppliers")), must(devpki.NewCA("strangers"))}
+})
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// serviceTLS is the client side of a service of the operator.
+func serviceTLS(name string) *tls.Config {
+	a := authorities()
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: a.operator.Pool(),
+		Certificates: []tls.Certificate{must(a.operator.Issue(devpki.Leaf{CommonName: name}))},
+	}
+}
+
+// pool is two cryptoservers, in all roles.
+type pool struct {
+	addresses []string
+	hsm       *hsmtest.HSM
+	stops     []func() error
+	registrar *client.Client
+	ingest    *client.Client
+	issuer    *client.Client
+	keys      *authz.SealKeys
+}
+
+// sharedPool is the one of the tests that do not stop it.
+type sharedPool struct {
+	once sync.Once
+	pool *pool
+	err  error
+}
+
+var shared sharedPool
+
+func (s *sharedPool) get(t testing.TB) *pool {
+	t.Helper()
+	tokens := hsmtest.New(t)
+	s.once.Do(func() { s.pool, s.err = startPool(tokens) })
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	return s.pool
+}
+
+func (s *sharedPool) close() error {
+	if s.pool == nil {
+		return nil
+	}
+	return s.pool.close()
+}
+
+func startPool(tokens *hsmtest.HSM) (_ *pool, err error) {
+	p := &pool{hsm: tokens}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	for i := range tokens.Servers {
+		if err := p.start(i); err != nil {
+			return nil, err
+		}
+	}
+	for name, c := range map[string]**client.Client{"registrar": &p.registrar, "ingest": &p.ingest, "issuer": &p.issuer} {
+		if *c, err = client.New(client.Config{Addresses: p.addresses, TLS: serviceTLS(name)}); err != nil {
+			return nil, err
+		}
+	}
+	p.keys, err = authz.NewSealKeys(tokens.SealKeys...)
+	return p, err
+}
+
+func (p *pool) start(i int) error {
+	a := authorities()
+	h, err := hsm.New(p.hsm.Servers[i].Config)
+	if err != nil {
+		return err
+	}
+	jwks, err := os.ReadFile(p.hsm.JWKSFile)
+	if err != nil {
+		return err
+	}
+	keys, err := authn.PinnedKeys(jwks)
+	if err != nil {
+		return err
+	}
+	verifier, err := authn.NewVerifier(time.Now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute})
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("cryptoserver-%d", i+1)
+	cert, err := a.operator.Issue(devpki.Leaf{CommonName: name, Hosts: []string{"127.0.0.1"}})
+	if err != nil {
+		return err
+	}
+	s, err := cryptoserver.New(context.Background(), cryptoserver.Config{
+		ID: name, Version: "test",
+		TLS: &tls.Config{
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.operator.Pool(),
+		},
+		Allow: map[string][]string{
+			"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
+			"SignToken": {"issuer"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
+		},
+		Profile: must(meter.ParseProfile(meter.NL())), SealKeys: p.hsm.SealKeys, Verifier: verifier,
+		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Tokens: cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
+		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
+	})
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	p.addresses = append(p.addresses, l.Addr().String())
+	p.stops = append(p.stops, sync.OnceValue(func() error {
+		cancel()
+		return errors.Join(<-done, h.Close())
+	}))
+	return nil
+}
+
+func (p *pool) close() error {
+	var errs []error
+	for _, c := range []*client.Client{p.registrar, p.ingest, p.issuer} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
+	}
+	for _, stop := range p.stops {
+		errs = append(errs, stop())
+	}
+	return errors.Join(errs...)
+}
+
+// supplier is a party with a registered certificate.
+type supplier struct {
+	gln    meter.GLN
+	cert   tls.Certificate
+	record []byte // sealed
+}
+
+func (s *supplier) thumbprint() [32]byte { return sha256.Sum256(s.cert.Certificate[0]) }
+
+// world is one gateway with a database of its own.
+type world struct {
+	t         testing.TB
+	pool      *pool
+	db        *pgtest.DB
+	registrar *postgres.Registrar
+	ingest    *postgres.Ingest
+	profile   *meter.Profile
+	tap       *tap
+	log       *syncBuffer
+	metrics   *prometheus.Registry
+	url       string
+	a, b      *supplier
+	month     meter.Month // the calendar month before this one
+}
+
+// options changes what newWorld makes.
+type options struct {
+	pool    *pool
+	timeout time.Duration
+	change  func(*server.Config)
+}
+
+func newWorld(t testing.TB, o options) *world {
+	t.Helper()
+	if o.pool == nil {
+		o.pool = shared.get(t)
+	}
+	if o.timeout == 0 {
+		o.timeout = 10 * time.Second
+	}
+	w := &world{t: t, pool: o.pool, db: pgtest.New(t), profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
+	w.month = meter.DayOf(time.Now(), w.profile.Location()).Month() - 1
+	ctx := t.Context()
+	var err error
+	if w.registrar, err = postgres.NewRegistrar(ctx, postgres.Config{DSN: w.db.URL("kluis_registrar")}); err != nil {
+		t.Fatal(err)
+	}
+	w.closeAfter(w.registrar.Close)
+	if w.ingest, err = postgres.NewIngest(ctx, postgres.Config{DSN: w.db.URL("kluis_ingest")}); err != nil {
+		t.Fatal(err)
+	}
+	w.closeAfter(w.ingest.Close)
+	w.a = w.newSupplier("8712423010208")
+	w.b = w.newSupplier("8714252005219")
+	w.serve(o)
+	return w
+}
+
+func (w *world) closeAfter(f func() error) {
+	w.t.Cleanup(func() {
+		if err := f(); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func (w *world) write(dir, name string, b []byte) string {
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+// configFile is the gateway's configuration.
+func (w *world) configFile(timeout time.Duration) string {
+	t, a := w.t, authorities()
+	t.Helper()
+	dir := t.TempDir()
+	identity := func(name string, ca *devpki.CA, l devpki.Leaf) config.TLS {
+		cert, key, err := a.operator.IssueFiles(dir, name, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config.TLS{CertificateFile: cert, KeyFile: key, CAFile: w.write(dir, name+"-peers.pem", ca.PEM())}
+	}
+	cfg := config.Gateway{
+		Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", PublicURL: "https://api.test",
+		TLS:         identity("server", a.supplier, devpki.Leaf{CommonName: "gateway", Hosts: []string{"127.0.0.1"}}),
+		DatabaseURL: w.db.URL("kluis_gateway"), ProfileFile: w.write(dir, "nl.yaml", meter.NL()),
+		SealKeysFile:   w.pool.hsm.SealKeysFile,
+		Issuers:        []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile}},
+		Cryptoservers:  config.Cryptoservers{Addresses: w.pool.addresses, TLS: identity("client", a.operator, devpki.Leaf{CommonName: "gateway"})},
+		RequestTimeout: config.Duration(timeout),
+	}
+	b, err := yaml.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.write(dir, "gateway.yaml", b)
+}
+
+// serve runs the gateway's parts with a tap between them and the server.
+func (w *world) serve(o options) {
+	t := w.t
+	t.Helper()
+	cfg, err := config.Load[config.Gateway](w.configFile(o.timeout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewJSONHandler(w.log, nil))
+	parts, closeParts, err := connect(t.Context(), cfg, log, w.metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.closeAfter(closeParts)
+	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Recorder: parts.Recorder}
+	parts.Facts, parts.Rows, parts.Opener, parts.Recorder = w.tap, w.tap, w.tap, w.tap
+	if o.change != nil {
+		o.change(&parts)
+	}
+	srv, err := server.New(parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tlsConfig, err := config.ServerTLS(cfg.TLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := srv.HTTPServer(tlsConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx, api, l, 5*time.Second) }()
+	w.closeAfter(func() error { cancel(); return <-done })
+	w.url = "https://" + l.Addr().String()
+}
+
+func (w *world) newSupplier(gln string) *supplier {
+	w.t.Helper()
+	s := &supplier{gln: must(meter.ParseGLN(gln))}
+	s.cert = must(authorities().supplier.Issue(devpki.Leaf{CommonName: "supplier " + gln}))
+	w.register(s, nil)
+	return s
+}
+
+// register seals and stores the next version of a supplier's record.
+func (w *world) register(s *supplier, change func(*authz.SupplierFacts)) {
+	w.t.Helper()
+	facts := authz.SupplierFacts{
+		GLN: s.gln, Name: "Supplier", Scopes: []string{authn.ScopeReadings},
+		Certificates: []authz.Certificate{{Thumbprint: s.thumbprint(), NotAfter: s.cert.Leaf.NotAfter}},
+	}
+	if change != nil {
+		change(&facts)
+	}
+	sealed, err := w.pool.registrar.SealSupplier(w.t.Context(), s.record, facts)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	record, err := w.pool.keys.Supplier(sealed)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.registrar.StoreSupplier(w.t.Context(), record, sealed); err != nil {
+		w.t.Fatal(err)
+	}
+	s.record = sealed
+}
+
+// token has a cryptoserver sign an access token for the supplier.
+func (w *world) token(s *supplier) string {
+	w.t.Helper()
+	raw, _, err := w.pool.issuer.SignToken(w.t.Context(), s.record, s.thumbprint(), []string{authn.ScopeReadings}, 5*time.Minute)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return raw
+}
+
+// legalFile takes steps on a metering point and stores each version.
+func (w *world) legalFile(ean meter.EAN, commodity meter.Commodity, steps ...authz.Step) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	previous, err := w.registrar.LegalFile(ctx, ean)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if previous == nil {
+		steps = append([]authz.Step{authz.Register{EAN: ean, Commodity: commodity}}, steps...)
+	}
+	for _, step := range steps {
+		sealed, err := w.pool.registrar.SealStep(ctx, previous, step)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		file, err := w.pool.keys.LegalFile(sealed)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if err := w.registrar.StoreLegalFile(ctx, file, sealed); err != nil {
+			w.t.Fatal(err)
+		}
+		previous = sealed
+	}
+}
+
+func day(s string) meter.Day { return must(meter.ParseDay(s)) }
+
+// ean makes a metering point's number.
+func ean(n int) meter.EAN {
+	digits := fmt.Sprintf("87168714%09d", n)
+	sum := 0
+	for i := range digits {
+		d := int(digits[i] - '0')
+		if (len(digits)-i)%2 == 1 {
+			d *= 3
+		}
+		sum += d
+	}
+	return must(meter.ParseEAN(fmt.Sprintf("%s%d", digits, (10-sum%10)%10)))
+}
+
+// customer registers an electricity metering point supplied by s for years.
+func (w *world) customer(n int, s *supplier, more ...authz.Step) meter.EAN {
+	w.t.Helper()
+	e := ean(n)
+	since := meter.DayRange{From: day("2020-01-01"), To: meter.MaxDay}
+	w.legalFile(e, meter.Electricity, append([]authz.Step{authz.SetOccupancy{Days: since}, authz.SetSupply{Supplier: s.gln, Days: since}}, more...)...)
+	return e
+}
+
+func (w *world) consent(s *supplier) authz.GrantConsent {
+	return authz.GrantConsent{
+		ID: [16]byte{1}, Supplier: s.gln, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals}, Granularity: meter.PT15M,
+		Days: meter.DayRange{From: day("2020-01-01"), To: meter.MaxDay}, ValidUntil: time.Now().AddDate(1, 0, 0), Evidence: "form-17",
+	}
+}
+
+// days is the month that the tests read.
+func (w *world) days() meter.DayRange {
+	return meter.DayRange{From: w.month.First(), To: (w.month + 1).First()}
+}
+
+// read is the value of a register on a day, and slot that of a quarter-hour.
+func read(f meter.FieldCode, d meter.Day) meter.Value {
+	return meter.Value(int(f)*1_000_000 + int(d)*10)
+}
+func slot(f meter.FieldCode, i int) meter.Value { return meter.Value(int(f)*1000 + i) }
+
+// fill seals and stores a month of readings: registers with the closing read,
+// and quarter-hours.
+func (w *world) fill(e meter.EAN) {
+	w.t.Helper()
+	ctx, loc := w.t.Context(), w.profile.Location()
+	var specs []envelope.KeySpec
+	for _, class := range []meter.Class{meter.Registers, meter.Intervals} {
+		for m := w.month; m <= w.month+1; m++ {
+			specs = append(specs, envelope.KeySpec{EAN: e, Class: class, Month: m, Occupancy: day("2020-01-01")})
+		}
+	}
+	keys, err := w.pool.ingest.Mint(ctx, specs)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var plain []envelope.PlainBlock
+	for _, f := range w.profile.Fields(meter.Electricity) {
+		run := w.days()
+		if f.Class == meter.Registers {
+			run.To++
+		}
+		for d := run.From; d < run.To; d++ {
+			b := meter.Block{Day: d, Resolution: meter.P1D, Start: meter.Null, Values: []meter.Value{read(f.Code, d)}}
+			if f.Class == meter.Intervals {
+				b.Resolution, b.Values = meter.PT15M, make([]meter.Value, meter.Slots(d, meter.PT15M, loc))
+				for i := range b.Values {
+					b.Values[i] = slot(f.Code, i)
+				}
+			}
+			b.Quality = make([]meter.Quality, len(b.Values))
+			at := 0
+			for i, k := range keys {
+				if k.Class == f.Class && k.Month == d.Month() {
+					at = i
+				}
+			}
+			plain = append(plain, envelope.PlainBlock{Field: f.Code, Version: 1, Key: at, Block: b})
+		}
+	}
+	sealed, err := w.pool.ingest.Seal(ctx, e, keys, plain)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	batch := postgres.Batch{Keys: keys}
+	for i, b := range plain {
+		batch.Blocks = append(batch.Blocks, postgres.Row{
+			EAN: e, Field: b.Field, Day: b.Block.Day, Version: 1, Resolution: b.Block.Resolution, KeyID: keys[b.Key].ID,
+			ValueCount: len(b.Block.Values), ContentMAC: sealed[i].ContentMAC, Ciphertext: sealed[i].Ciphertext,
+		})
+	}
+	if err := w.ingest.Commit(ctx, batch); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// http is a client with the supplier's certificate.
+func (w *world) http(cert ...tls.Certificate) *http.Client {
+	tr := &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: authorities().operator.Pool(), Certificates: cert},
+		ForceAttemptHTTP2: true,
+	}
+	w.t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+}
+
+// reply is an answer taken apart.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// problem is the slug of a problem document, or "".
+func (r reply) problem(t testing.TB) string {
+	t.Helper()
+	if r.status < 400 {
+		return ""
+	}
+	var p struct {
+		Type          string `json:"type"`
+		Status        int    `json:"status"`
+		InteractionID string `json:"interactionId"`
+	}
+	if err := json.Unmarshal(r.body, &p); err != nil {
+		t.Errorf("status %d without a problem document: %s", r.status, r.body)
+		return ""
+	}
+	if p.Status != r.status || r.header.Get("Content-Type") != "application/problem+json" || p.InteractionID != r.header.Get("X-Interaction-Id") {
+		t.Errorf("problem document %s in an answer of status %d with headers %v", r.body, r.status, r.header)
+	}
+	return strings.TrimPrefix(p.Type, "urn:kluis:problem:")
+}
+
+func (w *world) do(c *http.Client, method, path string, change func(*http.Request)) reply {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), method, w.url+path, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if change != nil {
+		change(req)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, body}
+}
+
+// get is a request by a supplier.
+func (w *world) get(s *supplier, path string) reply {
+	w.t.Helper()
+	return w.do(w.http(s.cert), http.MethodGet, path, bearer(w.token(s)))
+}
+
+func bearer(token string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
+}
+
+// path is a reading request for the month of the tests.
+func (w *world) path(e meter.EAN, query ...string) string {
+	q := url.Values{"from": {w.days().From.String()}, "to": {w.days().To.String()}, "purpose": {"ENERGY_MANAGEMENT"}}
+	for i := 0; i+1 < len(query); i += 2 {
+		q.Set(query[i], query[i+1])
+		if query[i+1] == "" {
+			q.Del(query[i])
+		}
+	}
+	return "/v1/metering-points/" + e.String() + "/readings?" + q.Encode()
+}
+
+// records reads the access log as its owner.
+func (w *world) records() []audit.Record {
+	w.t.Helper()
+	rows, err := w.db.Open(w.t, "kluis_owner").QueryContext(w.t.Context(), `SELECT record, receipt FROM access_log ORDER BY recorded_at`)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer rows.Close()
+	var out []audit.Record
+	for rows.Next() {
+		var record, receipt []byte
+		if err := rows.Scan(&record, &receipt); err != nil {
+			w.t.Fatal(err)
+		}
+		r, err := audit.Parse(record, receipt)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		out = append(out, r)
+	}
+	if err := rows.Err(); err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+// tap passes calls on, counts them, and puts faults between.
+type tap struct {
+	server.Facts
+	server.Rows
+	server.Opener
+	server.Recorder
+
+	mu     sync.Mutex
+	calls  []string
+	record func(context.Context, audit.Record, server.Recorder) error
+	rows   func(context.Context, authz.Grant, server.Rows) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+	facts  func(context.Context) error
+	opened func(server.OpenRequest)
+}
+
+func (p *tap) note(call string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls = append(p.calls, call)
+}
+
+// taken returns the calls since the last time.
+func (p *tap) taken() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := strings.Join(p.calls, " ")
+	p.calls = nil
+	return s
+}
+
+func (p *tap) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
+	p.note("supplier")
+	return p.Facts.Supplier(ctx, gln)
+}
+
+func (p *tap) LegalFile(ctx context.Context, e meter.EAN) ([]byte, error) {
+	p.note("legal-file")
+	if p.facts != nil {
+		if err := p.facts(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return p.Facts.LegalFile(ctx, e)
+}
+
+func (p *tap) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]server.Candidate, error) {
+	p.note("candidates")
+	return p.Facts.Candidates(ctx, gln, after, limit)
+}
+
+func (p *tap) Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+	p.note("blocks")
+	if p.rows != nil {
+		return p.rows(ctx, g, p.Rows)
+	}
+	return p.Rows.Blocks(ctx, g)
+}
+
+func (p *tap) Open(ctx context.Context, r server.OpenRequest) (server.Opened, error) {
+	p.note("open")
+	if p.opened != nil {
+		p.opened(r)
+	}
+	return p.Opener.Open(ctx, r)
+}
+
+func (p *tap) Record(ctx context.Context, r audit.Record) error {
+	p.note("record")
+	if p.record != nil {
+		return p.record(ctx, r, p.Recorder)
+	}
+	return p.Recorder.Record(ctx, r)
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
