@@ -1,0 +1,26 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// The statements whose plans the tests look at.
+const (
+	QueryBlocks     = queryBlocks
+	QueryKeys       = queryKeys
+	QueryCandidates = queryCandidates
+	QueryHeads      = queryHeads
+	QueryLegalFile  = queryLegalFile
+)
+
+// Roles as the constructors want them.
+var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar}
+
+var Wrap = wrap
+
+// Transact runs f in a transaction of ingest's.
+func (i *Ingest) Transact(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx) error) error {
+	return i.transact(ctx, "test", f)
+}
