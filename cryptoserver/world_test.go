@@ -153,7 +153,7 @@ func (s *spySealer) Seal(ctx context.Context, keys []token.WrappedKey, items []t
 	return s.Sealer.Seal(ctx, keys, items)
 }
 
-type option func(*cryptoserver.Config)
+type option func(*world, *cryptoserver.Config)
 
 func newWorld(t testing.TB, opts ...option) *world {
 	t.Helper()
@@ -182,7 +182,7 @@ func newWorld(t testing.TB, opts ...option) *world {
 		CheckEvery: 20 * time.Millisecond,
 	}
 	for _, o := range opts {
-		o(&c)
+		o(w, &c)
 	}
 	server, err := cryptoserver.New(t.Context(), c)
 	w.must(err)

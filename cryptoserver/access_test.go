@@ -1,0 +1,338 @@
+package cryptoserver_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"kluis/cryptoserver"
+	"kluis/cryptoserver/client"
+	"kluis/cryptoserver/cryptopb"
+	"kluis/cryptoserver/token"
+	"kluis/internal/devpki"
+	"kluis/meter"
+)
+
+// methods calls every method with an empty message.
+var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) error{
+	"Open": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Open(ctx, &cryptopb.OpenRequest{})
+		return err
+	},
+	"Mint": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Mint(ctx, &cryptopb.MintRequest{})
+		return err
+	},
+	"Seal": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Seal(ctx, &cryptopb.SealRequest{})
+		return err
+	},
+	"SealStep": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SealStep(ctx, &cryptopb.SealStepRequest{})
+		return err
+	},
+	"SealSupplier": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SealSupplier(ctx, &cryptopb.SealSupplierRequest{})
+		return err
+	},
+	"SignToken": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SignToken(ctx, &cryptopb.SignTokenRequest{})
+		return err
+	},
+	"Status": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Status(ctx, &cryptopb.StatusRequest{})
+		return err
+	},
+}
+
+func health(ctx context.Context, w *world, identity string) error {
+	conn, err := grpc.NewClient(w.address, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(identity))))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+		return err
+	}
+	stream, err := healthpb.NewHealthClient(conn).Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return err
+	}
+	_, err = stream.Recv()
+	return err
+}
+
+func reasonOf(err error) cryptopb.Reason {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return cryptopb.Reason(info.Reason)
+		}
+	}
+	return ""
+}
+
+// TestIdentities tries every identity on every method.
+func TestIdentities(t *testing.T) {
+	t.Parallel()
+	if len(methods) != len(cryptopb.Cryptoserver_ServiceDesc.Methods) {
+		t.Fatal("a method is not tried")
+	}
+	w := newWorld(t)
+	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "stranger", "cryptoserver-1", ""} {
+		api := w.raw(w.clientTLS(identity))
+		any := false
+		for method, call := range methods {
+			want := slices.Contains(allow()[method], identity)
+			any = any || want
+			denied := reasonOf(call(t.Context(), api)) == cryptopb.ReasonIdentityNotAllowed
+			if denied == want {
+				t.Errorf("%q on %s: denied %v", identity, method, denied)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		err := health(ctx, w, identity)
+		cancel()
+		if any != (err == nil) || !any && status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%q on the health service: %v", identity, err)
+		}
+	}
+}
+
+// TestTLS: without a certificate of the operator's CA there is no connection.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	foreign, err := devpki.NewCA("suppliers")
+	w.must(err)
+	ours := w.clientTLS("gateway")
+	bad := map[string]func() *tls.Config{
+		"no certificate": func() *tls.Config { c := ours.Clone(); c.Certificates = nil; return c },
+		"another CA": func() *tls.Config {
+			c := ours.Clone()
+			cert, err := foreign.Issue(devpki.Leaf{CommonName: "gateway"})
+			w.must(err)
+			c.Certificates = []tls.Certificate{cert}
+			return c
+		},
+		"expired": func() *tls.Config {
+			c := ours.Clone()
+			cert, err := w.ca.Issue(devpki.Leaf{CommonName: "gateway", NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)})
+			w.must(err)
+			c.Certificates = []tls.Certificate{cert}
+			return c
+		},
+		"TLS 1.2": func() *tls.Config {
+			c := ours.Clone()
+			c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+			return c
+		},
+		"a server of another CA": func() *tls.Config {
+			c := ours.Clone()
+			c.RootCAs = foreign.Pool()
+			return c
+		},
+	}
+	for name, conf := range bad {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, err := w.raw(conf()).Status(ctx, &cryptopb.StatusRequest{})
+		cancel()
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := w.raw(ours).Status(t.Context(), &cryptopb.StatusRequest{}); err != nil {
+		t.Errorf("the gateway: %v", err)
+	}
+}
+
+// TestImpostor: another service of the operator, with a certificate good for
+// the address, may not pose as a cryptoserver and be given readings to seal.
+func TestImpostor(t *testing.T) {
+	t.Parallel()
+	for name, genuine := range map[string]bool{
+		"cryptoserver": true, "cryptoserver-2": true, "gateway": false, "cryptoserverx": false, "": false,
+	} {
+		w := newWorld(t, func(w *world, c *cryptoserver.Config) { c.TLS = w.serverTLS(name) })
+		if err := w.as("gateway").Status(t.Context())[0].Err; (err == nil) != genuine {
+			t.Errorf("server %q: %v", name, err)
+		}
+	}
+}
+
+// TestRoles: a server answers for the roles whose tokens it holds.
+func TestRoles(t *testing.T) {
+	t.Parallel()
+	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "SealSupplier": "seal", "SignToken": "sign"}
+	everything := map[string][]string{}
+	for m := range methods {
+		everything[m] = []string{"tester"}
+	}
+	for _, held := range []string{"open", "seal", "mint", "sign"} {
+		w := newWorld(t, func(_ *world, c *cryptoserver.Config) {
+			c.Allow = everything
+			keep := c.Tokens
+			c.Tokens = cryptoserver.Tokens{}
+			switch held {
+			case "open":
+				c.Tokens.Open = keep.Open
+			case "seal":
+				c.Tokens.Seal = keep.Seal
+			case "mint":
+				c.Tokens.Mint = keep.Mint
+			case "sign":
+				c.Tokens.Sign = keep.Sign
+			}
+		})
+		api := w.raw(w.clientTLS("tester"))
+		for method, role := range needs {
+			notServed := reasonOf(methods[method](t.Context(), api)) == cryptopb.ReasonRoleNotServed
+			if notServed != (role != held) {
+				t.Errorf("server of role %s on %s: refused %v", held, method, notServed)
+			}
+		}
+		st := w.as("tester").Status(t.Context())
+		if len(st) != 1 || st[0].Err != nil || !slices.Equal(st[0].Roles, []string{held}) || !st[0].Healthy {
+			t.Errorf("status: %+v", st)
+		}
+	}
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	w.opened(m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow)))
+	st := w.as("gateway").Status(t.Context())
+	if len(st) != 1 || st[0].Err != nil {
+		t.Fatalf("%+v", st)
+	}
+	s := st[0]
+	if s.ServerID != "cs1" || s.Version != "test" || !slices.Equal(s.Roles, []string{"mint", "open", "seal", "sign"}) ||
+		s.ProfileDigest != w.profile.Digest() || !slices.Equal(s.KEKEpochs, []uint32{1}) || !s.Healthy ||
+		s.Receipts != 1 || s.BootID == [16]byte{} || !s.StartedAt.Equal(baseTime) || s.Address != w.address {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestLimits: what is malformed or too much is refused before any work.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	api := w.raw(w.clientTLS("gateway"))
+	digest := w.profile.Digest()
+	good := func() *cryptopb.OpenRequest {
+		return &cryptopb.OpenRequest{
+			AccessToken: w.token(m.new), SupplierRecord: m.new.record, ProfileDigest: digest[:],
+			Units: []*cryptopb.OpenUnit{{
+				LegalFile: m.file, InteractionId: make([]byte, 16), Purpose: uint32(meter.EnergyManagement),
+				FromDay: int32(day("2024-04-01")), ToDay: int32(day("2024-05-01")), Fields: []uint32{1},
+			}},
+		}
+	}
+	if _, err := api.Open(t.Context(), good()); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*cryptopb.OpenRequest){
+		"no unit":            func(r *cryptopb.OpenRequest) { r.Units = nil },
+		"too many units":     func(r *cryptopb.OpenRequest) { r.Units = slices.Repeat(r.Units, 1001) },
+		"too many blocks":    func(r *cryptopb.OpenRequest) { r.Units[0].Blocks = slices.Repeat([]*cryptopb.SealedBlock{{}}, 20001) },
+		"too many keys":      func(r *cryptopb.OpenRequest) { r.Units[0].Keys = slices.Repeat([]*cryptopb.DataKey{{}}, 4001) },
+		"no interaction":     func(r *cryptopb.OpenRequest) { r.Units[0].InteractionId = nil },
+		"no purpose":         func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 0 },
+		"unknown purpose":    func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 6 },
+		"purpose wraps":      func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 256 + 2 },
+		"unknown resolution": func(r *cryptopb.OpenRequest) { r.Units[0].Resolution = 5 },
+		"resolution wraps":   func(r *cryptopb.OpenRequest) { r.Units[0].Resolution = 256 + 1 },
+		"unknown kind":       func(r *cryptopb.OpenRequest) { r.Units[0].Kind = 3 },
+		"reversed":           func(r *cryptopb.OpenRequest) { r.Units[0].ToDay = r.Units[0].FromDay - 1 },
+		"empty":              func(r *cryptopb.OpenRequest) { r.Units[0].ToDay = r.Units[0].FromDay },
+		"a hundred years":    func(r *cryptopb.OpenRequest) { r.Units[0].ToDay += 36500 },
+		"overflowing": func(r *cryptopb.OpenRequest) {
+			r.Units[0].FromDay, r.Units[0].ToDay = -1<<31, 1<<31-1
+		},
+		"no field":       func(r *cryptopb.OpenRequest) { r.Units[0].Fields = nil },
+		"unknown field":  func(r *cryptopb.OpenRequest) { r.Units[0].Fields = []uint32{99} },
+		"field wraps":    func(r *cryptopb.OpenRequest) { r.Units[0].Fields = []uint32{1<<16 + 1} },
+		"repeated field": func(r *cryptopb.OpenRequest) { r.Units[0].Fields = []uint32{1, 1} },
+	} {
+		r := good()
+		change(r)
+		if _, err := api.Open(t.Context(), r); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r := good()
+	r.Units[0].LegalFile = make([]byte, 17<<20)
+	if _, err := api.Open(t.Context(), r, grpc.MaxCallSendMsgSize(32<<20)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message of 17 MB: %v", err)
+	}
+}
+
+// TestDeadline: a call without a deadline gets the server's.
+func TestDeadline(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(_ *world, c *cryptoserver.Config) { c.MaxCall = 300 * time.Millisecond })
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow))
+	w.open.wait.Store(true)
+	start := time.Now()
+	_, err := w.as("gateway").Open(t.Context(), q)
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
+		t.Errorf("after %s: %v", time.Since(start), err)
+	}
+}
+
+// TestHealth: a server whose token is down says so at once, and is back when
+// the token is; other roles are not concerned.
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow))
+	w.opened(q)
+
+	down := fmt.Errorf("%w: injected", token.ErrUnavailable)
+	w.open.check.Store(&down)
+	w.open.fail.Store(&down)
+	eventually(t, "the call fails as unavailable", func() bool {
+		_, err := w.as("gateway").Open(t.Context(), q)
+		return errors.Is(err, client.ErrUnavailable)
+	})
+	eventually(t, "the gauge falls", func() bool { return w.counter("kluis_cryptoserver_token_up", "role", "open") == 0 })
+	if st := w.as("gateway").Status(t.Context()); st[0].Err != nil || st[0].Healthy {
+		t.Errorf("status while down: %+v", st[0])
+	}
+	if w.counter("kluis_cryptoserver_token_up", "role", "sign") != 1 {
+		t.Error("another role went down too")
+	}
+	w.token(m.new) // role sign goes on
+
+	w.open.fail.Store(nil)
+	w.open.check.Store(nil)
+	eventually(t, "the call succeeds again", func() bool {
+		_, err := w.as("gateway").Open(t.Context(), q)
+		return err == nil
+	})
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("not in 10 s: %s", what)
+}
