@@ -1,0 +1,318 @@
+package hsm_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kluis/internal/hsm"
+	"kluis/internal/testing/hsmtest"
+
+	"github.com/miekg/pkcs11"
+)
+
+// TestKEKWithstandsAttacks: whoever holds a PIN gets nothing but the role.
+func TestKEKWithstandsAttacks(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	for i, s := range world.Servers {
+		for _, role := range []hsm.Role{hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint} {
+			got, err := hsm.Attack(s.Config, role)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got) < 20 {
+				t.Errorf("only %d attacks were tried", len(got))
+			}
+			for name, err := range got {
+				if err == nil || !hsm.Refused(err) {
+					t.Errorf("server %d, %s: %s: %v", i+1, role, name, err)
+				}
+			}
+		}
+	}
+}
+
+// TestKeysCannotBeStolen looks at every key that stays on a token.
+func TestKeysCannotBeStolen(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 4, hsm.RoleMint: 2, hsm.RoleSign: 1} // transport keys are gone
+	for _, role := range hsm.Roles() {
+		stolen, looked, err := hsm.Steal(world.Servers[1].Config, role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if looked != want[role] || len(stolen) > 0 {
+			t.Errorf("%s: %d keys, want %d; %s", role, looked, want[role], strings.Join(stolen, "; "))
+		}
+	}
+}
+
+// spare is a token of this test alone.
+func spare(t *testing.T, world *hsmtest.HSM) hsm.Token {
+	label := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+	return hsm.Token{Label: label[max(0, len(label)-32):], PINFile: filepath.Join(world.Dir, "pin")}
+}
+
+func set(typ uint, value bool) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+	return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+		var out []*pkcs11.Attribute
+		for _, a := range as {
+			if a.Type == typ {
+				a = pkcs11.NewAttribute(typ, value)
+			}
+			out = append(out, a)
+		}
+		return out
+	}
+}
+
+func without(typ uint) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+	return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+		var out []*pkcs11.Attribute
+		for _, a := range as {
+			if a.Type != typ {
+				out = append(out, a)
+			}
+		}
+		return out
+	}
+}
+
+// lax takes one attribute out of the KEK's unwrap template.
+func lax(t *testing.T, role hsm.Role, attribute uint) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+	nested, free := hsm.LaxUnwrapTemplate(role, attribute)
+	t.Cleanup(free)
+	return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+		var out []*pkcs11.Attribute
+		for _, a := range as {
+			if a.Type == nested.Type {
+				a = nested
+			}
+			out = append(out, a)
+		}
+		return out
+	}
+}
+
+// TestStartRefusesWeakKEK builds one weakness at a time.
+func TestStartRefusesWeakKEK(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	both := func(fs ...func([]*pkcs11.Attribute) []*pkcs11.Attribute) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+		return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+			for _, f := range fs {
+				as = f(as)
+			}
+			return as
+		}
+	}
+	modifiable := set(pkcs11.CKA_MODIFIABLE, true)
+	for _, c := range []struct {
+		name   string
+		role   hsm.Role
+		weaken func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute
+		attack string // one that must have succeeded
+	}{
+		{"sound", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
+		{"sound", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
+		{"sound", hsm.RoleMint, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
+		{"no template", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return without(pkcs11.CKA_UNWRAP_TEMPLATE)
+		}, "unwrapping a data key readable and extractable"},
+		{"sensitive", hsm.RoleOpen, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleOpen, pkcs11.CKA_SENSITIVE)
+		}, "unwrapping a data key readable"},
+		{"extractable", hsm.RoleSeal, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleSeal, pkcs11.CKA_EXTRACTABLE)
+		}, "unwrapping a data key extractable"},
+		{"token", hsm.RoleOpen, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleOpen, pkcs11.CKA_TOKEN)
+		}, "unwrapping a data key to stay on the token"},
+		{"encrypt", hsm.RoleOpen, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleOpen, pkcs11.CKA_ENCRYPT)
+		}, "unwrapping a data key to encrypt"},
+		{"decrypt", hsm.RoleSeal, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleSeal, pkcs11.CKA_DECRYPT)
+		}, "unwrapping a data key to decrypt"},
+		{"mechanism", hsm.RoleSeal, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleSeal, pkcs11.CKA_ALLOWED_MECHANISMS)
+		}, "unwrapping a data key for another mechanism"},
+		{"key modifiable", hsm.RoleOpen, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleOpen, pkcs11.CKA_MODIFIABLE)
+		}, "unwrapping a data key modifiable"},
+		{"modifiable", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return modifiable }, "setting DECRYPT on the KEK"},
+		{"copyable", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return both(set(pkcs11.CKA_COPYABLE, true), modifiable)
+		}, "copying the KEK with DECRYPT"},
+		{"modifiable", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return modifiable }, "setting DECRYPT on the KEK"},
+		{"modifiable", hsm.RoleMint, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return modifiable }, "setting UNWRAP on the KEK"},
+		{"may unwrap", hsm.RoleMint, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_UNWRAP, true)
+		}, "unwrapping a data key as it is"},
+		{"may decrypt", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return both(set(pkcs11.CKA_DECRYPT, true), without(pkcs11.CKA_ALLOWED_MECHANISMS))
+		}, "decrypting with the KEK"},
+		{"readable", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return both(set(pkcs11.CKA_SENSITIVE, false), set(pkcs11.CKA_EXTRACTABLE, true))
+		}, "reading the KEK"},
+	} {
+		t.Run(fmt.Sprintf("%s/%s", c.role, c.name), func(t *testing.T) {
+			cfg, err := hsm.PlantWeak(world.Servers[0].Config, c.role, spare(t, world),
+				filepath.Join(world.Dir, "so-pin"), filepath.Join(t.TempDir(), "probe.bin"), c.weaken(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := hsm.New(cfg)
+			if c.attack == "" {
+				if err != nil {
+					t.Fatalf("a sound KEK was refused: %v", err)
+				}
+				if err := h.Close(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil {
+				_ = h.Close()
+				t.Fatal("the process would serve")
+			}
+			if !errors.Is(err, hsm.ErrWeakKEK) {
+				t.Errorf("refused for another reason: %v", err)
+			}
+			got, err := hsm.Attack(cfg, c.role)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err, tried := got[c.attack]; err != nil || !tried {
+				t.Errorf("the test built no such weakness: %s: %v", c.attack, err)
+			}
+		})
+	}
+}
+
+// TestStartRefuses names what else keeps the process from serving.
+func TestStartRefuses(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	dir := t.TempDir()
+	write := func(name, content string, mode os.FileMode) string {
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(p, []byte(content), mode), os.Chmod(p, mode)); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	probe, err := os.ReadFile(world.ProbeKeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherIV := append([]byte(nil), probe...)
+	otherIV[9+40] ^= 1
+	otherKey := append([]byte(nil), probe...)
+	otherKey[9] ^= 1
+	otherEpoch := append([]byte(nil), probe...)
+	otherEpoch[8] = 9
+
+	pinFile := func(p string) func(*hsm.Config) {
+		return func(c *hsm.Config) {
+			c.Tokens[hsm.RoleOpen] = hsm.Token{Label: c.Tokens[hsm.RoleOpen].Label, PINFile: p}
+		}
+	}
+	probeFile := func(b []byte, name string) func(*hsm.Config) {
+		return func(c *hsm.Config) { c.ProbeKeyFile = write(name, string(b), 0o600) }
+	}
+	for name, c := range map[string]struct {
+		change func(*hsm.Config)
+		says   string
+	}{
+		"no module":           {func(c *hsm.Config) { c.Module = filepath.Join(dir, "none.so") }, "cannot be loaded"},
+		"module is no module": {func(c *hsm.Config) { c.Module = "/lib/x86_64-linux-gnu/libc.so.6" }, "cannot be loaded"},
+		"no token": {func(c *hsm.Config) {
+			c.Tokens[hsm.RoleOpen] = hsm.Token{Label: "none", PINFile: c.Tokens[hsm.RoleOpen].PINFile}
+		}, "could not find PKCS#11 token"},
+		"no tokens":             {func(c *hsm.Config) { c.Tokens = nil }, "no HSM token"},
+		"PIN missing":           {pinFile(filepath.Join(dir, "none")), "no such file"},
+		"PIN open to all":       {pinFile(write("open", hsmtest.PIN, 0o644)), "chmod 600"},
+		"PIN empty":             {pinFile(write("empty", "\n", 0o600)), "one line"},
+		"PIN of two lines":      {pinFile(write("two", "a\nb\n", 0o600)), "one line"},
+		"probe missing":         {func(c *hsm.Config) { c.ProbeKeyFile = filepath.Join(dir, "none") }, "probe key file"},
+		"probe not ours":        {probeFile([]byte("hello"), "p1"), "not a probe key file"},
+		"probe with another IV": {probeFile(otherIV, "p2"), "does not come out"},
+		"probe key damaged":     {probeFile(otherKey, "p3"), "does not come out"},
+		"probe of other epoch":  {probeFile(otherEpoch, "p4"), "no record for epoch 1"},
+		"token of another role": {func(c *hsm.Config) { c.Tokens[hsm.RoleOpen] = world.Servers[0].Config.Tokens[hsm.RoleSeal] }, "does not come out"},
+		"token without keys":    {func(c *hsm.Config) { c.Tokens[hsm.RoleSeal] = world.Servers[0].Config.Tokens[hsm.RoleSign] }, "no key kluis/mac"},
+		"cache without bound":   {func(c *hsm.Config) { c.CacheSize = 0 }, "must be positive"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := world.Servers[0].Config
+			cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: cfg.Tokens[hsm.RoleOpen]}
+			c.change(&cfg)
+			h, err := hsm.New(cfg)
+			if err == nil {
+				_ = h.Close()
+				t.Fatal("it would serve")
+			}
+			if !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want %q", err, c.says)
+			}
+			if strings.Contains(err.Error(), hsmtest.PIN) {
+				t.Error("the error holds the PIN")
+			}
+		})
+	}
+}
+
+// TestKeyInTransitCannotBeRead holds a PIN and a wrapped file while the
+// ceremony lasts.
+func TestKeyInTransitCannotBeRead(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg := world.Servers[0].Config
+	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(t, world)}
+	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
+	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := public.Write(filepath.Join(dir, "public")); err != nil {
+		t.Fatal(err)
+	}
+	fingerprint, err := public.Fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := filepath.Join(dir, "keys")
+	if err := c.Create(1, map[string]string{fingerprint: filepath.Join(dir, "public")}, keys); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(keys, "seal-*.bin"))
+	if err != nil || len(files) != 3 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := hsm.StealInTransit(cfg, hsm.RoleSeal, b); !hsm.Refused(err) {
+			t.Errorf("%s: %v", filepath.Base(f), err)
+		}
+	}
+	if err := c.Import(keys, fingerprint, filepath.Join(dir, "probe.bin")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hsm.StealInTransit(cfg, hsm.RoleSeal, b); err == nil || !strings.Contains(err.Error(), "no transport key") {
+		t.Errorf("after the import: %v", err)
+	}
+}

@@ -1,0 +1,232 @@
+package hsm
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Exported for the external tests, which import hsmtest and so cannot be in
+// this package.
+var (
+	ParseProbes  = parseProbes
+	ErrProbeFile = errProbeFile
+	Refused      = refused
+)
+
+const (
+	ProbeSize   = probeSize
+	QueueLength = queueLength
+)
+
+// Probe is one record, made of its parts.
+func Probe(epoch uint32, wrapped [40]byte, iv [12]byte, ciphertext []byte) []byte {
+	p := probe{epoch: epoch, wrapped: wrapped, iv: iv}
+	copy(p.ciphertext[:], ciphertext)
+	return p.append(nil)
+}
+
+// AppendProbes encodes what ParseProbes read.
+func AppendProbes(probes []probe) (b []byte) {
+	for _, p := range probes {
+		b = p.append(b)
+	}
+	return b
+}
+
+// Attack runs every attack on the KEK of epoch 1, also after one succeeded,
+// and returns what each got.
+func Attack(cfg Config, role Role) (map[string]error, error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[role])
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return nil, err
+	}
+	probes, err := readProbes(cfg.ProbeKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	got := map[string]error{}
+	for i := range attacks(mod.raw, l.session, role, keks[1], probes[0]) {
+		s, err := l.open() // an attack that succeeds spoils its session
+		if err != nil {
+			return nil, err
+		}
+		a := attacks(mod.raw, s, role, keks[1], probes[0])[i]
+		if _, twice := got[a.name]; twice {
+			return nil, fmt.Errorf("two attacks are named %q", a.name)
+		}
+		got[a.name] = a.run()
+		if err := mod.raw.CloseSession(s); err != nil {
+			return nil, err
+		}
+	}
+	return got, nil
+}
+
+// PlantWeak puts a KEK on a new token whose template was changed by weaken,
+// with MAC and signing keys as usual, and returns the configuration to serve
+// from it.
+func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weaken func([]*pkcs11.Attribute) []*pkcs11.Attribute) (_ Config, err error) {
+	cfg.Tokens = map[Role]Token{role: t}
+	cfg.ProbeKeyFile = probeFile
+	c := Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 1024} // used for nothing
+	if _, err := c.Init(soPINFile); err != nil {
+		return cfg, err
+	}
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return cfg, err
+	}
+	l, err := dial(mod, t)
+	if err != nil {
+		return cfg, err
+	}
+	defer l.close()
+	raw, s := mod.raw, l.session
+	generate := func(mech, keyType uint, uses ...uint) (pkcs11.ObjectHandle, error) {
+		return raw.GenerateKey(s, mechanism(mech), append(session(keyType), usage(uses...)...))
+	}
+	source, err := generate(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKK_AES, pkcs11.CKA_WRAP)
+	if err != nil {
+		return cfg, err
+	}
+	p, err := createProbe(l, 1, source, generate)
+	if err != nil {
+		return cfg, err
+	}
+	if err := os.WriteFile(probeFile, p.append(nil), 0o600); err != nil {
+		return cfg, err
+	}
+	// A transport key without a template of its own, as weak keys need.
+	transport, err := generate(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKK_AES, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
+	if err != nil {
+		return cfg, err
+	}
+	move := func(key pkcs11.ObjectHandle, as []*pkcs11.Attribute) error {
+		wrapped, err := raw.WrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), transport, key)
+		if err != nil {
+			return err
+		}
+		_, err = raw.UnwrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), transport, wrapped, as)
+		return err
+	}
+	as, release := kek(role, kekLabel(1))
+	defer release()
+	if err := move(source, weaken(as)); err != nil {
+		return cfg, fmt.Errorf("planting the KEK: %w", err)
+	}
+	for _, label := range role.macs() {
+		key, err := generate(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN)
+		if err != nil {
+			return cfg, err
+		}
+		if err := move(key, macKey(label)); err != nil {
+			return cfg, err
+		}
+	}
+	return cfg, nil
+}
+
+// LaxUnwrapTemplate is a CKA_UNWRAP_TEMPLATE that lacks one attribute of the
+// role's.
+func LaxUnwrapTemplate(role Role, without uint) (*pkcs11.Attribute, func()) {
+	var as []*pkcs11.Attribute
+	for _, a := range dataKey(role) {
+		if a.Type != without {
+			as = append(as, a)
+		}
+	}
+	t := newTemplate(as)
+	return attribute(pkcs11.CKA_UNWRAP_TEMPLATE, t.bytes()), t.free
+}
+
+// Steal tries, with the PIN of a token, to read every secret and private key
+// on it and to turn it to another use; it returns what succeeded.
+func Steal(cfg Config, role Role) (stolen []string, looked int, err error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, 0, err
+	}
+	l, err := dial(mod, cfg.Tokens[role])
+	if err != nil {
+		return nil, 0, err
+	}
+	defer l.close()
+	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
+		keys, err := find(mod.raw, l.session, attribute(pkcs11.CKA_CLASS, class), attribute(pkcs11.CKA_TOKEN, true))
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, k := range keys {
+			looked++
+			label, err := mod.raw.GetAttributeValue(l.session, k, []*pkcs11.Attribute{attribute(pkcs11.CKA_LABEL, nil)})
+			if err != nil {
+				return nil, 0, err
+			}
+			name := string(label[0].Value)
+			tried := func(what string, err error) {
+				if err == nil || !Refused(err) {
+					stolen = append(stolen, fmt.Sprintf("%s: %s: %v", name, what, err))
+				}
+			}
+			secret := uint(pkcs11.CKA_VALUE)
+			if name == labelTransport {
+				secret = pkcs11.CKA_PRIVATE_EXPONENT
+			}
+			_, err = mod.raw.GetAttributeValue(l.session, k, []*pkcs11.Attribute{attribute(secret, nil)})
+			tried("reading", err)
+			for _, gain := range []uint{pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_DECRYPT, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP,
+				pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE, pkcs11.CKA_SIGN, pkcs11.CKA_MODIFIABLE} {
+				tried(fmt.Sprintf("setting %#x", gain), trySet(mod.raw, l.session, k, attribute(gain, true)))
+				tried(fmt.Sprintf("copying with %#x", gain), tryCopy(mod.raw, l.session, k, attribute(gain, true)))
+			}
+		}
+	}
+	return stolen, looked, nil
+}
+
+// StealInTransit tries to unwrap a travelling key so that it can be read,
+// with the PIN of the token it is meant for.
+func StealInTransit(cfg Config, role Role, wrapped []byte) error {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return err
+	}
+	l, err := dial(mod, cfg.Tokens[role])
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	private, err := findPrivate(mod.raw, l.session, labelTransport)
+	if err != nil || private == 0 {
+		return errors.Join(err, errors.New("no transport key"))
+	}
+	_, err = mod.raw.UnwrapKey(l.session, oaep(), private, wrapped, []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+		attribute(pkcs11.CKA_SENSITIVE, false), attribute(pkcs11.CKA_EXTRACTABLE, true)})
+	return err
+}
+
+// CachedKeys is how many data keys the open role holds at the moment.
+func (h *HSM) CachedKeys(role Role) (n int) {
+	e := h.executors[role]
+	done := make(chan struct{})
+	j := &job{run: func(c *conn, _ func() bool) error { n = c.unwrapped.lru.Len(); close(done); return nil }, clear: func() {}, done: make(chan error, 1)}
+	e.queue <- j
+	<-done
+	return n
+}
+
+var _ crypto.Signer = (*signer)(nil)
