@@ -196,3 +196,5 @@ func value(t testing.TB, db *sql.DB, query string, args ...any) string {
 	}
 	return s.String
 }
+
+func openURL(url string) (*sql.DB, error) { return sql.Open("postgres", url) }

@@ -44,17 +44,16 @@ type Config struct {
 
 // store is what all the roles have in common.
 type store struct {
-	db    *sqlx.DB
-	stmts []*sqlx.Stmt
+	db *sqlx.DB
 }
 
 // Close ends the pool.
 func (s *store) Close() error {
-	var errs []error
-	for _, st := range s.stmts {
-		errs = append(errs, st.Close())
+	err := wrap(context.Background(), "close", s.db.Close())
+	if errors.Is(err, ErrUnavailable) {
+		return nil // a connection that is broken need not be taken leave of
 	}
-	return wrap(context.Background(), "close", errors.Join(append(errs, s.db.Close())...))
+	return err
 }
 
 // Stats describes the pool.
@@ -124,8 +123,9 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 	return &store{db: db}, nil
 }
 
-// prepare prepares the process's statements. On an error the pool is closed.
-// database/sql prepares them again on whatever connection they run.
+// prepare prepares the process's statements, which live as long as the pool.
+// database/sql prepares them again on whatever connection they run. On an
+// error the pool is closed.
 func (s *store) prepare(ctx context.Context, into map[**sqlx.Stmt]string) error {
 	for p, query := range into {
 		st, err := s.db.PreparexContext(ctx, query)
@@ -133,7 +133,6 @@ func (s *store) prepare(ctx context.Context, into map[**sqlx.Stmt]string) error 
 			return errors.Join(wrap(ctx, "prepare (is the schema migrated?)", err), s.Close())
 		}
 		*p = st
-		s.stmts = append(s.stmts, st)
 	}
 	return nil
 }
