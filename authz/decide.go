@@ -105,7 +105,7 @@ func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, 
 	d.window = meter.DayRange{From: d.today.AddMonths(-p.RetentionMonths()), To: d.today}
 	d.rules = slices.DeleteFunc(slices.Clone(p.Rules(r.Purpose)), func(rule meter.Rule) bool { return !decidable(rule) })
 
-	grant := Grant{ean: r.EAN}
+	grant := Grant{ean: r.EAN, from: r.Days.From}
 	var withheld []Withheld
 	for _, code := range fields {
 		field, known := p.FieldByCode(code)
@@ -117,19 +117,15 @@ func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, 
 			continue
 		}
 		o := d.outcome(field)
-		first := len(grant.items)
 		for _, part := range o.parts {
 			grant.items = append(grant.items, d.item(field, part))
 		}
 		for _, run := range o.withheld {
 			withheld = append(withheld, Withheld{Field: code, Days: run.days, Reason: run.reason})
 		}
-		if items := grant.items[first:]; len(items) > 0 {
-			var days []meter.DayRange
-			for i := range items {
-				days = append(days, reads(&items[i])...)
-			}
-			grant.reads = append(grant.reads, FieldDays{Field: code, Days: meter.NewDaySet(days...)})
+		if len(o.parts) > 0 {
+			grant.reads = append(grant.reads, FieldDays{Field: code, Days: o.reads})
+			grant.bits = append(grant.bits, o.bits)
 		}
 	}
 	return grant, withheld, nil
@@ -164,6 +160,8 @@ type outcome struct {
 	finest   meter.Resolution
 	parts    []part
 	withheld []run
+	reads    meter.DaySet // stored days that the parts need
+	bits     dayBits      // the same
 }
 
 // part is days granted on one rule, at one finest granularity.
@@ -235,8 +233,17 @@ func (d *decision) outcome(field meter.Field) *outcome {
 			e.apply(rule, field.Class)
 		}
 	}
-	parts, withheld := e.result()
-	d.outcomes = append(d.outcomes, outcome{class: field.Class, finest: finest, parts: parts, withheld: withheld})
+	o := outcome{class: field.Class, finest: finest}
+	o.parts, o.withheld = e.result()
+	var open []meter.DayRange
+	for _, p := range o.parts {
+		open = append(open, reads(field.Class, p)...)
+	}
+	for _, r := range open {
+		o.bits.set(int(r.From-d.r.Days.From), int(r.To-d.r.Days.From))
+	}
+	o.reads = meter.NewDaySet(open...)
+	d.outcomes = append(d.outcomes, o)
 	return &d.outcomes[len(d.outcomes)-1]
 }
 
@@ -404,7 +411,8 @@ func overlapping(sorted []meter.DayRange, days meter.DayRange) []meter.DayRange 
 }
 
 // dayBits is a set of days of one request: bit i is the day r.Days.From + i.
-type dayBits [(MaxRequestDays + 63) / 64]uint64
+// There is room for the closing read.
+type dayBits [(MaxRequestDays + 1 + 63) / 64]uint64
 
 func (b *dayBits) has(i int) bool { return b[i/64]>>(i%64)&1 != 0 }
 

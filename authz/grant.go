@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"cmp"
 	"errors"
 	"slices"
 
@@ -32,6 +31,8 @@ type Grant struct {
 	ean   meter.EAN
 	items []GrantItem // by field
 	reads []FieldDays // by field
+	from  meter.Day   // first day asked for
+	bits  []dayBits   // of the reads, from that day on
 }
 
 // GrantItem is one field on one basis. The Resolution of its Spec is the one
@@ -73,19 +74,25 @@ func (g Grant) Reads() []FieldDays { return slices.Clone(g.reads) }
 // Covers reports whether one stored block may be opened under the grant: it is
 // in Reads.
 func (g Grant) Covers(f meter.FieldCode, d meter.Day) bool {
-	i, found := slices.BinarySearchFunc(g.reads, f, func(r FieldDays, f meter.FieldCode) int {
-		return cmp.Compare(r.Field, f)
-	})
-	return found && g.reads[i].Days.Contains(d)
+	i := int(d) - int(g.from)
+	if i < 0 || i >= len(dayBits{})*64 {
+		return false
+	}
+	for j := range g.reads { // at most one for each field of the commodity
+		if g.reads[j].Field == f {
+			return g.bits[j].has(i)
+		}
+	}
+	return false
 }
 
-// reads are the stored days that an item needs.
-func reads(item *GrantItem) []meter.DayRange {
-	runs := item.Spec.Days.Ranges()
-	if item.Spec.Field.Class != meter.Registers {
+// reads are the stored days that a part of a class's fields needs.
+func reads(class meter.Class, p part) []meter.DayRange {
+	runs := p.days.Ranges()
+	if class != meter.Registers {
 		return runs // intervals stand for themselves
 	}
-	if item.Spec.Granularity != meter.P1M {
+	if p.granularity != meter.P1M {
 		for i := range runs {
 			runs[i].To++ // the closing read
 		}
