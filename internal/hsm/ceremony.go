@@ -94,7 +94,10 @@ func (c Ceremony) Init(soPINFile string) (PublicKeys, error) {
 			return err
 		}
 		defer l.close()
-		return c.initKeys(l, r)
+		if err := c.initSigning(l, r); err != nil || !r.hasKEK() {
+			return err
+		}
+		return c.initTransport(l)
 	}); err != nil {
 		return PublicKeys{}, err
 	}
@@ -179,34 +182,37 @@ func (m *module) freeSlot() (uint, error) {
 // P-256 as CKA_EC_PARAMS: the DER of OID 1.2.840.10045.3.1.7.
 var p256Params = []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}
 
-// initKeys makes the keys that belong to one token alone. The order of
-// attributes matters (see frozen), which is why not crypto11 makes them: it
-// keeps attributes in a map.
-func (c Ceremony) initKeys(l *login, r Role) error {
-	raw, s := l.mod.raw, l.session
-	if label := r.signing(); label != "" {
-		have, err := findPrivate(raw, s, label)
-		if err != nil {
-			return err
-		}
-		if have == 0 {
-			id, err := raw.GenerateRandom(s, 16)
-			if err != nil {
-				return fmt.Errorf("drawing a key id: %w", err)
-			}
-			public := append(publicKey(label, id), attribute(pkcs11.CKA_EC_PARAMS, p256Params), attribute(pkcs11.CKA_VERIFY, true))
-			private := append(privateKey(label, id), attribute(pkcs11.CKA_SIGN, true), attribute(pkcs11.CKA_DECRYPT, false),
-				attribute(pkcs11.CKA_UNWRAP, false), attribute(pkcs11.CKA_DERIVE, false), allowed(pkcs11.CKM_ECDSA))
-			if _, _, err := raw.GenerateKeyPair(s, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN), append(public, frozen()...), append(private, frozen()...)); err != nil {
-				return fmt.Errorf("generating key %s: %w", label, err)
-			}
-			c.report("token %s: key %s generated", l.label, label)
-		}
-	}
-	if !r.hasKEK() {
+// initSigning makes the role's signing key, which stays on this token alone.
+// The order of attributes matters (see frozen), which is why not crypto11
+// makes it: it keeps attributes in a map.
+func (c Ceremony) initSigning(l *login, r Role) error {
+	label := r.signing()
+	if label == "" {
 		return nil
 	}
-	have, err := findPrivate(raw, s, labelTransport)
+	raw, s := l.mod.raw, l.session
+	have, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, label)
+	if err != nil || have != 0 {
+		return err
+	}
+	id, err := raw.GenerateRandom(s, 16)
+	if err != nil {
+		return fmt.Errorf("drawing a key id: %w", err)
+	}
+	public := append(publicKey(label, id), attribute(pkcs11.CKA_EC_PARAMS, p256Params), attribute(pkcs11.CKA_VERIFY, true))
+	private := append(privateKey(label, id), attribute(pkcs11.CKA_SIGN, true), attribute(pkcs11.CKA_DECRYPT, false),
+		attribute(pkcs11.CKA_UNWRAP, false), attribute(pkcs11.CKA_DERIVE, false), allowed(pkcs11.CKM_ECDSA))
+	if _, _, err := raw.GenerateKeyPair(s, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN), append(public, frozen()...), append(private, frozen()...)); err != nil {
+		return fmt.Errorf("generating key %s: %w", label, err)
+	}
+	c.report("token %s: key %s generated", l.label, label)
+	return nil
+}
+
+// initTransport makes the key that others wrap keys for this token to.
+func (c Ceremony) initTransport(l *login) error {
+	raw, s := l.mod.raw, l.session
+	have, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport)
 	if err != nil || have != 0 {
 		return err
 	}
@@ -243,11 +249,7 @@ func privateKey(label string, id []byte) []*pkcs11.Attribute {
 		attribute(pkcs11.CKA_SENSITIVE, true), attribute(pkcs11.CKA_EXTRACTABLE, false)}
 }
 
-// findPrivate finds the one private key of this label; 0 when there is none.
-func findPrivate(raw *pkcs11.Ctx, s pkcs11.SessionHandle, label string) (pkcs11.ObjectHandle, error) {
-	return findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, label)
-}
-
+// findPair finds the one public or private key of this label; 0 when there is none.
 func findPair(raw *pkcs11.Ctx, s pkcs11.SessionHandle, class uint, label string) (pkcs11.ObjectHandle, error) {
 	found, err := find(raw, s, attribute(pkcs11.CKA_CLASS, class), attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_LABEL, label))
 	switch {
@@ -699,7 +701,7 @@ func (c Ceremony) importKeys(l *login, r Role, epoch uint32, read func(string) (
 			c.report("token %s: %s is there already", l.label, label)
 			continue
 		}
-		private, err := findPrivate(raw, s, labelTransport)
+		private, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport)
 		if err != nil {
 			return err
 		}

@@ -181,7 +181,7 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 			return nil, fmt.Errorf("%w: the probe key file has no record for epoch %d, which token %s holds: run cryptoserver keys import again", errKeys, epoch, l.label)
 		}
 		if err := c.canary(epoch); err != nil {
-			return nil, fmt.Errorf("%w: token %s, KEK epoch %d: the probe key does not come out, so this is not the KEK the probe was made with: %w", errKeys, l.label, epoch, err)
+			return nil, fmt.Errorf("token %s, KEK epoch %d: the probe key does not come out, so the token is broken or this is not the KEK the probe was made with: %w", l.label, epoch, err)
 		}
 		if err := prove(l, role, c.keks[epoch], p); err != nil {
 			return nil, fmt.Errorf("token %s, KEK epoch %d: %w", l.label, epoch, err)

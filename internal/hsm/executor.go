@@ -209,8 +209,8 @@ func (e *executor) up(c *conn) {
 // new one replaces it.
 func (e *executor) fail(err error) {
 	e.down.Store(&err)
-	if classify(err) == classPIN || errors.Is(err, ErrWeakKEK) || errors.Is(err, errKeys) {
-		// Trying again would lock the token, or serve from keys that are not ours.
+	if classify(err) == classPIN || errors.Is(err, ErrWeakKEK) {
+		// Trying again would lock the token, or change nothing.
 		e.latched = true
 		e.log.Error("HSM token is down until an operator acts", "token", e.label, "error", err)
 		return

@@ -81,12 +81,12 @@ func Attack(cfg Config, role Role) (map[string]error, error) {
 func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weaken func([]*pkcs11.Attribute) []*pkcs11.Attribute) (_ Config, err error) {
 	cfg.Tokens = map[Role]Token{role: t}
 	cfg.ProbeKeyFile = probeFile
-	c := Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 1024} // used for nothing
-	if _, err := c.Init(soPINFile); err != nil {
-		return cfg, err
-	}
 	mod, err := loadModule(cfg.Module)
 	if err != nil {
+		return cfg, err
+	}
+	var c Ceremony
+	if err := mod.bare(func() error { return c.initToken(mod, t, soPINFile) }); err != nil {
 		return cfg, err
 	}
 	l, err := dial(mod, t)
@@ -209,7 +209,7 @@ func StealInTransit(cfg Config, role Role, wrapped []byte) error {
 		return err
 	}
 	defer l.close()
-	private, err := findPrivate(mod.raw, l.session, labelTransport)
+	private, err := findPair(mod.raw, l.session, pkcs11.CKO_PRIVATE_KEY, labelTransport)
 	if err != nil || private == 0 {
 		return errors.Join(err, errors.New("no transport key"))
 	}

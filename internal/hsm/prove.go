@@ -33,7 +33,7 @@ func prove(l *login, role Role, kek pkcs11.ObjectHandle, p probe) error {
 			return fmt.Errorf("%w: %s succeeded; destroy this KEK and import it again", ErrWeakKEK, a.name)
 		}
 		if !refused(err) {
-			return fmt.Errorf("%w: whether the token prevents it could not be told: %s: %w", ErrWeakKEK, a.name, err)
+			return fmt.Errorf("whether the token prevents this could not be told: %s: %w", a.name, err)
 		}
 	}
 	return nil

@@ -47,13 +47,18 @@ static ul leave(int f, ul rv)
 	return rv;
 }
 
+static int ends(int f) { return f == 30 || f == 34 || f == 43; }
+
 #define WRAP(name, f, params, args)                        \
 	static ul name params                                  \
 	{                                                      \
 		ul rv;                                             \
 		enter(f, &rv);                                     \
-		if (rv != 0)                                       \
+		if (rv != 0) {                                     \
+			if (ends(f)) /* a failed call ends its operation, too */ \
+				((ul(*) params)real->fn[f])args;           \
 			return rv;                                     \
+		}                                                  \
 		return leave(f, ((ul(*) params)real->fn[f])args); \
 	}
 
