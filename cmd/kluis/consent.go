@@ -34,7 +34,7 @@ func (consentGrantCmd) Help() string {
 	return `The customer is whoever occupies the metering point today. The id is printed; kluis consent revoke takes it.
 
 Example:
-  kluis consent grant --state .demo --ean 871687200000000013 --supplier 8712000000011 --granularity PT15M --from 2024-01-01 --valid-until 2027-01-01 --evidence contract-4711`
+  kluis consent grant --state .demo --ean 871687200000000010 --supplier 8712000000011 --granularity PT15M --from 2024-01-01 --valid-until 2027-01-01 --evidence contract-4711`
 }
 
 func (c *consentGrantCmd) Run(ctx context.Context, s streams) error {
