@@ -247,7 +247,10 @@ func TestStartRefuses(t *testing.T) {
 		"probe of other epoch":  {probeFile(otherEpoch, "p4"), "no record for epoch 1"},
 		"token of another role": {func(c *hsm.Config) { c.Tokens[hsm.RoleOpen] = world.Servers[0].Config.Tokens[hsm.RoleSeal] }, "does not come out"},
 		"token without keys":    {func(c *hsm.Config) { c.Tokens[hsm.RoleSeal] = world.Servers[0].Config.Tokens[hsm.RoleSign] }, "no key kluis/mac"},
-		"cache without bound":   {func(c *hsm.Config) { c.CacheSize = 0 }, "must be positive"},
+		"token without signing key": {func(c *hsm.Config) {
+			c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSign: c.Tokens[hsm.RoleOpen]}
+		}, "no key kluis/token"},
+		"cache without bound": {func(c *hsm.Config) { c.CacheSize = 0 }, "must be positive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := world.Servers[0].Config

@@ -68,13 +68,16 @@ func (l *login) close() {
 
 // signer finds a signing key by its label.
 func (l *login) signer(label string) (crypto.Signer, *ecdsa.PublicKey, error) {
-	s, err := l.context.FindKeyPair(nil, []byte(label))
-	if err != nil {
+	found, err := l.context.FindKeyPairs(nil, []byte(label))
+	switch {
+	case err != nil:
 		return nil, nil, fmt.Errorf("looking for key %s on token %s: %w", label, l.label, err)
-	}
-	if s == nil {
+	case len(found) == 0:
 		return nil, nil, fmt.Errorf("%w: token %s has no key %s: run cryptoserver keys init", errKeys, l.label, label)
+	case len(found) > 1:
+		return nil, nil, fmt.Errorf("%w: token %s has %d keys named %s", errKeys, l.label, len(found), label)
 	}
+	s := found[0]
 	pub, ok := s.Public().(*ecdsa.PublicKey)
 	if !ok || pub.Curve != elliptic.P256() {
 		return nil, nil, fmt.Errorf("%w: key %s on token %s is not on P-256", errKeys, label, l.label)

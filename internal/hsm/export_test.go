@@ -94,6 +94,9 @@ func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weak
 		return cfg, err
 	}
 	defer l.close()
+	if err := c.initSigning(l, role); err != nil {
+		return cfg, err
+	}
 	raw, s := mod.raw, l.session
 	generate := func(mech, keyType uint, uses ...uint) (pkcs11.ObjectHandle, error) {
 		return raw.GenerateKey(s, mechanism(mech), append(session(keyType), usage(uses...)...))
