@@ -71,7 +71,7 @@ func (s *Server) refuseParams(r *http.Request, err error) error {
 	}
 	var errs paramErrors
 	if !contractErrors(err, &errs) {
-		return fail(internalError, fmt.Errorf("request validation: %w", err))
+		return fail(internalError, fmt.Errorf("request validation failed with a %T", err)) // its text may hold what was sent
 	}
 	rt := routeOf(r.Context())
 	for _, e := range checkQueryString(r, rt.query) {
@@ -86,36 +86,34 @@ func (s *Server) refuseParams(r *http.Request, err error) error {
 }
 
 // contractErrors collects the faulty parameters from err; false when err is
-// about something else.
+// about something else. It takes err apart by its type: what an error of the
+// validator wraps is again lists of errors, about values.
 func contractErrors(err error, errs *paramErrors) bool {
-	var multi openapi3.MultiError
-	if errors.As(err, &multi) {
-		for _, e := range multi {
+	switch e := err.(type) {
+	case openapi3.MultiError:
+		for _, e := range e {
 			if !contractErrors(e, errs) {
 				return false
 			}
 		}
-		return true
-	}
-	var re *openapi3filter.RequestError
-	if errors.As(err, &re) && re.Parameter != nil {
-		reason := wanted(re.Parameter)
-		if errors.Is(re.Err, openapi3filter.ErrInvalidRequired) {
+		return len(e) > 0
+	case *openapi3filter.RequestError:
+		if e.Parameter == nil {
+			return false
+		}
+		reason := wanted(e.Parameter)
+		if errors.Is(e.Err, openapi3filter.ErrInvalidRequired) {
 			reason = "is required"
 		}
-		errs.add("/"+re.Parameter.In+"/"+re.Parameter.Name, reason)
+		errs.add("/"+e.Parameter.In+"/"+e.Parameter.Name, reason)
 		return true
-	}
-	var f *failure
-	if errors.As(err, &f) && f.kind == invalidParameters {
-		for _, e := range f.params {
-			errs.add(e.Pointer, e.Reason)
+	case *failure:
+		for _, p := range e.params {
+			errs.add(p.Pointer, p.Reason)
 		}
 		return true
-	}
-	var format *openapi.InvalidParamFormatError
-	if errors.As(err, &format) {
-		errs.add("/query/"+format.ParamName, wantDay) // what the validator lets pass and the binding does not
+	case *openapi.InvalidParamFormatError:
+		errs.add("/query/"+e.ParamName, wantDay) // what the validator lets pass and the binding does not
 		return true
 	}
 	return false

@@ -218,6 +218,8 @@ type supplier struct {
 	gln    meter.GLN
 	cert   tls.Certificate
 	record []byte // sealed
+	raw    string // access token, until the record changes
+	client *http.Client
 }
 
 func (s *supplier) thumbprint() [32]byte { return sha256.Sum256(s.cert.Certificate[0]) }
@@ -386,17 +388,19 @@ func (w *world) register(s *supplier, change func(*authz.SupplierFacts)) {
 	if err := w.registrar.StoreSupplier(w.t.Context(), record, sealed); err != nil {
 		w.t.Fatal(err)
 	}
-	s.record = sealed
+	s.record, s.raw = sealed, ""
 }
 
 // token has a cryptoserver sign an access token for the supplier.
 func (w *world) token(s *supplier) string {
 	w.t.Helper()
-	raw, _, err := w.pool.issuer.SignToken(w.t.Context(), s.record, s.thumbprint(), []string{authn.ScopeReadings}, 5*time.Minute)
-	if err != nil {
-		w.t.Fatal(err)
+	if s.raw == "" {
+		var err error
+		if s.raw, _, err = w.pool.issuer.SignToken(w.t.Context(), s.record, s.thumbprint(), []string{authn.ScopeReadings}, 5*time.Minute); err != nil {
+			w.t.Fatal(err)
+		}
 	}
-	return raw
+	return s.raw
 }
 
 // legalFile takes steps on a metering point and stores each version.
@@ -586,7 +590,10 @@ func (w *world) do(c *http.Client, method, path string, change func(*http.Reques
 // get is a request by a supplier.
 func (w *world) get(s *supplier, path string) reply {
 	w.t.Helper()
-	return w.do(w.http(s.cert), http.MethodGet, path, bearer(w.token(s)))
+	if s.client == nil {
+		s.client = w.http(s.cert)
+	}
+	return w.do(s.client, http.MethodGet, path, bearer(w.token(s)))
 }
 
 func bearer(token string) func(*http.Request) {
