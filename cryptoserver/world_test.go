@@ -52,17 +52,18 @@ func allow() map[string][]string {
 // world is one cryptoserver on real tokens behind real TLS, with the clients
 // of an installation and the facts of a small market.
 type world struct {
-	t       testing.TB
-	hsm     *hsmtest.HSM
-	ca      *devpki.CA
-	profile *meter.Profile
-	clock   *clock
-	reg     *prometheus.Registry
-	log     *syncBuffer
-	open    *spyOpener
-	seal    *spySealer
-	address string
-	clients map[string]*client.Client
+	t        testing.TB
+	hsm      *hsmtest.HSM
+	ca       *devpki.CA
+	profile  *meter.Profile
+	clock    *clock
+	reg      *prometheus.Registry
+	log      *syncBuffer
+	open     *spyOpener
+	seal     *spySealer
+	verifier *authn.Verifier
+	address  string
+	clients  map[string]*client.Client
 
 	nextEAN uint64
 }
@@ -104,12 +105,20 @@ type spyOpener struct {
 	fail  atomic.Pointer[error]
 	check atomic.Pointer[error]
 	wait  atomic.Bool // until the call's deadline
+	hold  atomic.Pointer[hold]
 }
+
+// hold stops one call until it is released.
+type hold struct{ entered, release chan struct{} }
 
 func (s *spyOpener) Open(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
 	if s.wait.Load() {
 		<-ctx.Done()
 		return ctx.Err()
+	}
+	if h := s.hold.Swap(nil); h != nil {
+		close(h.entered)
+		<-h.release
 	}
 	if err := s.fail.Load(); err != nil {
 		return *err
@@ -171,11 +180,11 @@ func newWorld(t testing.TB, opts ...option) *world {
 	w.must(err)
 	keys, err := authn.PinnedKeys(jwks)
 	w.must(err)
-	verifier, err := authn.NewVerifier(w.clock.now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute})
+	w.verifier, err = authn.NewVerifier(w.clock.now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute})
 	w.must(err)
 	c := cryptoserver.Config{
 		ID: "cs1", Version: "test", TLS: w.serverTLS("cryptoserver-1"), Allow: allow(),
-		Profile: w.profile, SealKeys: h.SealKeys, Verifier: verifier,
+		Profile: w.profile, SealKeys: h.SealKeys, Verifier: w.verifier,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
 		Tokens: cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Sign: tokens.TokenSigner()},
 		Clock:  w.clock.now, Log: slog.New(slog.NewJSONHandler(w.log, nil)), Registerer: w.reg,
