@@ -220,6 +220,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			Module:       module,
 			Tokens:       config.Tokens{Open: token("open"), Seal: token("seal"), Mint: token("mint"), Sign: token("sign")},
 			ProbeKeyFile: l.path("keys", "probe.key"),
+			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
 		})
 		if err != nil {
 			return err

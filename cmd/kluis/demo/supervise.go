@@ -182,15 +182,18 @@ func watchReady(r io.Reader, log io.Writer, onReady func()) {
 	_, _ = io.Copy(log, r)
 }
 
-// run runs a command to its end; its output is shown only when it fails.
-func run(ctx context.Context, env []string, args ...string) error {
+// run runs a command to its end and returns what it wrote to stdout; what it
+// wrote to stderr is shown only when it fails.
+func run(ctx context.Context, env []string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
-	out, err := cmd.CombinedOutput()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s %v: %w\n%s", filepath.Base(args[0]), args[1:], err, out)
+		return nil, fmt.Errorf("%s %v: %w\n%s", filepath.Base(args[0]), args[1:], err, stderr.Bytes())
 	}
-	return nil
+	return out, nil
 }
 
 // tail returns the end of a log, for an error message.
