@@ -38,8 +38,8 @@ var ErrSeal = errors.New("sealed fact does not verify")
 // only selects a key; two pinned keys never share one.
 type KeyID [8]byte
 
-// KeyIDOf computes it. It is zero, which no pinned key has, for what is no
-// key.
+// KeyIDOf computes it. It is zero, which no pinned key has, for nil and for
+// curves that PKIX does not name.
 func KeyIDOf(k *ecdsa.PublicKey) KeyID {
 	var id KeyID
 	if k == nil || k.Curve == nil {

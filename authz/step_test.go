@@ -221,6 +221,7 @@ func TestApplyRefusesBadCircumstances(t *testing.T) {
 		"no zone":       second(Apply(f, step, operator, t0, nil)),
 		"no actor":      second(Apply(f, step, "", t0, amsterdam)),
 		"actor's lines": second(Apply(f, step, "a\nb", t0, amsterdam)),
+		"file of none":  second(Apply(&LegalFile{}, step, operator, t0, amsterdam)),
 	} {
 		if !errors.Is(err, ErrStep) {
 			t.Errorf("%s: %v", name, err)
