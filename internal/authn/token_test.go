@@ -2,6 +2,7 @@ package authn
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -102,7 +103,11 @@ func TestZeroValuesAreNobody(t *testing.T) {
 
 func TestParseScope(t *testing.T) {
 	t.Parallel()
-	for _, bad := range []string{"", " ", "a ", " a", "a  b", "a\tb", "a\"", `a\`, "é", "a\x7f", "a a", strings.Repeat("a ", 32) + "b"} {
+	many := "s0"
+	for i := range maxScopes {
+		many += fmt.Sprintf(" s%d", i+1)
+	}
+	for _, bad := range []string{"", " ", "a ", " a", "a  b", "a\tb", "a\"", `a\`, "é", "a\x7f", "a a", many} {
 		if got, ok := ParseScope(bad); ok {
 			t.Errorf("%q read as %q", bad, got)
 		}
