@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	"kluis/internal/audit"
 	"kluis/internal/authn"
 	"kluis/internal/config"
+	"kluis/internal/devpg"
 	"kluis/internal/devpki"
 	"kluis/internal/hsm"
 	"kluis/internal/postgres"
@@ -228,7 +230,7 @@ func (s *supplier) thumbprint() [32]byte { return sha256.Sum256(s.cert.Certifica
 type world struct {
 	t         testing.TB
 	pool      *pool
-	db        *pgtest.DB
+	db        database
 	registrar *postgres.Registrar
 	ingest    *postgres.Ingest
 	profile   *meter.Profile
@@ -240,11 +242,32 @@ type world struct {
 	month     meter.Month // the calendar month before this one
 }
 
+// database is a *pgtest.DB, or one in a cluster of the test's own.
+type database interface {
+	URL(role string) string
+	Open(t testing.TB, role string) *sql.DB
+}
+
+// clusterDB is the database of a cluster that a test may stop.
+type clusterDB struct{ *devpg.Cluster }
+
+func (c clusterDB) URL(role string) string { return c.Cluster.URL(role, "kluis") }
+
+func (c clusterDB) Open(t testing.TB, role string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", c.URL(role))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
 // options changes what newWorld makes.
 type options struct {
+	db      database
 	pool    *pool
 	timeout time.Duration
-	change  func(*server.Config)
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -252,10 +275,13 @@ func newWorld(t testing.TB, o options) *world {
 	if o.pool == nil {
 		o.pool = shared.get(t)
 	}
+	if o.db == nil {
+		o.db = pgtest.New(t)
+	}
 	if o.timeout == 0 {
 		o.timeout = 10 * time.Second
 	}
-	w := &world{t: t, pool: o.pool, db: pgtest.New(t), profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
+	w := &world{t: t, pool: o.pool, db: o.db, profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
 	w.month = meter.DayOf(time.Now(), w.profile.Location()).Month() - 1
 	ctx := t.Context()
 	var err error
@@ -333,9 +359,6 @@ func (w *world) serve(o options) {
 	w.closeAfter(closeParts)
 	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Recorder: parts.Recorder}
 	parts.Facts, parts.Rows, parts.Opener, parts.Recorder = w.tap, w.tap, w.tap, w.tap
-	if o.change != nil {
-		o.change(&parts)
-	}
 	srv, err := server.New(parts)
 	if err != nil {
 		t.Fatal(err)
