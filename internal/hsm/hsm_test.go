@@ -11,9 +11,18 @@ import (
 	"kluis/cryptoserver/token"
 	"kluis/internal/hsm"
 	"kluis/internal/testing/hsmtest"
+
+	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { os.Exit(hsmtest.Main(m)) }
+func TestMain(m *testing.M) {
+	code := hsmtest.Main(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
 
 // mintKeys mints n data keys.
 func mintKeys(t testing.TB, h *hsm.HSM, n int) []token.WrappedKey {
