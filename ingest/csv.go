@@ -65,6 +65,14 @@ type File struct {
 // memory. 60,000 rows are some 5 MB.
 const maxText = 1 << 30
 
+// maxCells bounds what is kept of a file, to some 1 GB: 70 years of
+// quarter-hours in eight fields.
+const maxCells = 20_000_000
+
+// maxBad is how many bad lines --skip-bad puts up with: beyond that, it is the
+// mapping that is wrong.
+const maxBad = 10_000
+
 const progressEvery = 4096
 
 // Read takes a file apart: CSV in UTF-8, packed by gzip or not. name is for
@@ -217,7 +225,7 @@ func (r *reader) run() error {
 		return err
 	}
 	r.cells = make([][]cell, len(r.m.fields))
-	staged := make([]stagedCell, 0, len(r.m.fields))
+	staged, kept := make([]stagedCell, 0, len(r.m.fields)), 0
 	for {
 		record, err := r.csv.Read()
 		if errors.Is(err, io.EOF) {
@@ -235,6 +243,9 @@ func (r *reader) run() error {
 				return err
 			}
 			continue
+		}
+		if kept += len(staged); kept > maxCells {
+			return fmt.Errorf("%w: %s holds more than %d values: split it", ErrFile, r.name, maxCells)
 		}
 		for _, s := range staged {
 			r.cells[s.field] = append(r.cells[s.field], s.cell)
@@ -283,6 +294,9 @@ func (r *reader) bad(err error) error {
 	}
 	if !r.opt.SkipBad {
 		return &LineError{r.name, line}
+	}
+	if len(r.out.Bad) >= maxBad {
+		return fmt.Errorf("%w: %s has more than %d lines that cannot be read: is %s the right mapping?", ErrFile, r.name, maxBad, r.m.name)
 	}
 	r.out.Bad = append(r.out.Bad, line)
 	return nil

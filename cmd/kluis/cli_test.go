@@ -247,3 +247,38 @@ func TestMigrateCommand(t *testing.T) {
 		t.Errorf("%d: %s", code, complaint)
 	}
 }
+
+// Facts altered or swapped in the database are not built upon.
+func TestRegistrarBelievesOnlySeals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.setUp()
+	other := otherSupplier(w)
+	owner := w.db.Open(t, migrations.RoleOwner)
+	for _, c := range []struct {
+		stmt, want string
+		args       []any
+		cmd        []string
+	}{
+		{`UPDATE legal_file SET file = (SELECT file FROM legal_file o WHERE o.ean = $2 ORDER BY version DESC LIMIT 1) WHERE ean = $1`, "of another metering point",
+			[]any{testEAN, testGas}, []string{"supply", "set", "--ean", testEAN, "--supplier", other, "--from", "2025-01-01"}},
+		{`UPDATE supplier SET record = (SELECT record FROM supplier o WHERE o.gln = $2) WHERE gln = $1`, "of another supplier",
+			[]any{testGLN, other}, []string{"supplier", "suspend", "--gln", testGLN}},
+		{`UPDATE supplier SET record = set_byte(record, 70, get_byte(record, 70) # 1) WHERE gln = $1`, "does not verify",
+			[]any{other}, []string{"supplier", "suspend", "--gln", other}},
+		{`UPDATE legal_file SET file = set_byte(file, 70, get_byte(file, 70) # 1) WHERE ean = $1`, "does not verify",
+			[]any{testGas}, []string{"supply", "show", "--ean", testGas}},
+	} {
+		if _, err := owner.Exec(c.stmt, c.args...); err != nil {
+			t.Fatal(err)
+		}
+		before := w.count("legal_file") + w.count("supplier")
+		code, _, complaint := w.kluis(c.cmd...)
+		if code != exitFailed || !strings.Contains(complaint, c.want) {
+			t.Errorf("%v: exit code %d: %s", c.cmd, code, complaint)
+		}
+		if w.count("legal_file")+w.count("supplier") != before {
+			t.Errorf("%v: a version was stored", c.cmd)
+		}
+	}
+}
