@@ -319,3 +319,24 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 		t.Errorf("after the import: %v", err)
 	}
 }
+
+// TestStartRefusesMixedKeys: tokens whose keys are of different ceremonies.
+func TestStartRefusesMixedKeys(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg, err := hsm.PlantWeak(world.Servers[0].Config, hsm.RoleMint, spare(t, world), filepath.Join(world.Dir, "so-pin"),
+		filepath.Join(t.TempDir(), "probe.bin"), func(as []*pkcs11.Attribute) []*pkcs11.Attribute { return as })
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.ProbeKeyFile = world.ProbeKeyFile
+	cfg.Tokens[hsm.RoleSeal] = world.Servers[0].Config.Tokens[hsm.RoleSeal]
+	h, err := hsm.New(cfg)
+	if err == nil {
+		_ = h.Close()
+		t.Fatal("it would serve")
+	}
+	if !strings.Contains(err.Error(), "different runs of cryptoserver keys create") {
+		t.Error(err)
+	}
+}

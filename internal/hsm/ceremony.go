@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -612,20 +614,21 @@ func (c Ceremony) Import(in, creator, probeFile string) error {
 		return err
 	}
 	// Known good before it replaces anything.
-	if err := c.each(func(r Role, t Token) error {
-		if !r.hasKEK() {
-			return nil
+	tokens := map[Role]Token{}
+	for r, t := range c.Tokens {
+		if r.hasKEK() {
+			tokens[r] = t
 		}
-		conn, err := connect(mod, r, t, probes, 1, 1)
-		if err != nil {
-			return err
-		}
-		conn.close()
-		c.report("token %s: the KEK withstood the attacks", t.Label)
-		return nil
-	}); err != nil {
+	}
+	h, err := start(mod, Config{Tokens: tokens, CacheSize: 1, CacheLifetime: time.Second, Log: slog.New(slog.DiscardHandler)},
+		func() ([]probe, error) { return probes, nil })
+	if err != nil {
 		return err
 	}
+	if err := h.Close(); err != nil {
+		return err
+	}
+	c.report("every KEK withstood the attacks")
 	var file []byte
 	for _, p := range probes {
 		file = p.append(file)

@@ -40,10 +40,10 @@ type HSM struct {
 	signers   map[Role]*signer
 }
 
-// New opens every token of the configuration, attacks its KEKs and computes
-// known vectors with them. It fails unless every token is fit to serve;
-// ErrWeakKEK tells a KEK that gave way.
-func New(cfg Config) (_ *HSM, err error) {
+// New opens every token of the configuration, attacks its KEKs, computes known
+// vectors with them and checks that the roles fit each other. It fails unless
+// every token is fit to serve; ErrWeakKEK tells a KEK that gave way.
+func New(cfg Config) (*HSM, error) {
 	if cfg.CacheSize < 1 || cfg.CacheLifetime <= 0 {
 		return nil, errors.New("key cache: size and lifetime must be positive")
 	}
@@ -54,6 +54,10 @@ func New(cfg Config) (_ *HSM, err error) {
 	if err != nil {
 		return nil, err
 	}
+	return start(mod, cfg, func() ([]probe, error) { return readProbes(cfg.ProbeKeyFile) })
+}
+
+func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err error) {
 	h := &HSM{executors: map[Role]*executor{}, signers: map[Role]*signer{}}
 	defer func() {
 		if err != nil {
@@ -66,14 +70,14 @@ func New(cfg Config) (_ *HSM, err error) {
 			continue
 		}
 		connect := func() (*conn, error) {
-			var probes []probe
-			if role.hasKEK() {
-				var err error
-				if probes, err = readProbes(cfg.ProbeKeyFile); err != nil {
-					return nil, err
-				}
+			if !role.hasKEK() {
+				return connect(mod, role, t, nil, cfg.CacheSize, cfg.CacheLifetime)
 			}
-			return connect(mod, role, t, probes, cfg.CacheSize, cfg.CacheLifetime)
+			p, err := probes()
+			if err != nil {
+				return nil, err
+			}
+			return connect(mod, role, t, p, cfg.CacheSize, cfg.CacheLifetime)
 		}
 		c, err := connect()
 		if err != nil {
@@ -85,8 +89,47 @@ func New(cfg Config) (_ *HSM, err error) {
 			h.signers[role] = &signer{executor: e, public: c.public}
 		}
 	}
+	if err := h.agree(); err != nil {
+		return nil, err
+	}
 	return h, nil
 }
+
+// agree checks what no probe can: that the mint token wraps under the KEK that
+// the seal token unwraps with, and that both record MAC keys are the same.
+func (h *HSM) agree() error {
+	minter, sealer := h.Minter(), h.Sealer()
+	if minter == nil || sealer == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	wrapped, epoch, err := minter.Mint(ctx, 1)
+	if err != nil {
+		return err
+	}
+	items := []token.Item{{Out: make([]byte, 0, tagSize)}}
+	if err := sealer.Seal(ctx, []token.WrappedKey{{Epoch: epoch, Wrapped: wrapped[0]}}, items); err != nil {
+		return err
+	}
+	if items[0].Err != nil {
+		return fmt.Errorf("%w: the seal token does not unwrap under KEK epoch %d what the mint token wraps; %s", errKeys, epoch, startOver)
+	}
+	a, err := minter.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
+	if err != nil {
+		return err
+	}
+	b, err := sealer.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
+	if err != nil {
+		return err
+	}
+	if a[0] != b[0] {
+		return fmt.Errorf("%w: the record MAC keys of the mint and the seal token differ; %s", errKeys, startOver)
+	}
+	return nil
+}
+
+const startOver = "they come from different runs of cryptoserver keys create: initialise new tokens and import one run's keys onto all"
 
 func readProbes(path string) ([]probe, error) {
 	b, err := os.ReadFile(path)
