@@ -129,6 +129,16 @@ func TestSealAttacks(t *testing.T) {
 	if !ecdsa.Verify(&signer.key.PublicKey, digest[:], new(big.Int).SetBytes(highS[len(highS)-64:len(highS)-32]), s) {
 		t.Fatal("the mirrored signature does not verify; the test is wrong")
 	}
+	// The right key, naming another.
+	w := canonical.New(domainSealed, versionSealed)
+	w.Fixed([]byte("8 bytes!"))
+	w.Bytes(file)
+	sig, err := signer.SignDigest(sha256.Sum256(w.Encoded()))
+	if err != nil || !lowS(&sig) {
+		t.Fatal("no signature")
+	}
+	w.Fixed(sig[:])
+	misnamed := w.Encoded()
 	noSig := seal(t, file, signer)
 	clear(noSig[len(noSig)-64:])
 	// Signed with the right key, but wrong inside.
@@ -138,6 +148,7 @@ func TestSealAttacks(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"another key":           foreign,
 		"another key, our id":   relabelled,
+		"our key, another id":   misnamed,
 		"mirrored signature":    highS,
 		"zero signature":        noSig,
 		"another domain":        forge(t, "kluis/sealer", file, signer),
@@ -310,6 +321,7 @@ func TestParseSealKeysRefuses(t *testing.T) {
 		"cut short":          string(good) + string(good[:len(good)/2]),
 		"a private key":      string(good) + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})),
 		"private as public":  string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: private})),
+		"another type":       strings.ReplaceAll(string(good), "PUBLIC KEY", "KEY"),
 		"Ed25519":            string(publicPEM(t, ed)),
 	} {
 		if k, err := ParseSealKeys([]byte(text)); err == nil || k != nil {
