@@ -6,8 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"kluis/cryptoserver/token"
 	"kluis/internal/hsm"
 	"kluis/internal/testing/hsmtest"
 
@@ -52,10 +54,11 @@ func TestKeysCannotBeStolen(t *testing.T) {
 	}
 }
 
+var spares atomic.Int32
+
 // spare is a token of this test alone.
-func spare(t *testing.T, world *hsmtest.HSM) hsm.Token {
-	label := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
-	return hsm.Token{Label: label[max(0, len(label)-32):], PINFile: filepath.Join(world.Dir, "pin")}
+func spare(world *hsmtest.HSM) hsm.Token {
+	return hsm.Token{Label: fmt.Sprintf("spare-%d", spares.Add(1)), PINFile: filepath.Join(world.Dir, "pin")}
 }
 
 func set(typ uint, value bool) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
@@ -162,7 +165,7 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 		}, "reading the KEK"},
 	} {
 		t.Run(fmt.Sprintf("%s/%s", c.role, c.name), func(t *testing.T) {
-			cfg, err := hsm.PlantWeak(world.Servers[0].Config, c.role, spare(t, world),
+			cfg, err := hsm.PlantWeak(world.Servers[0].Config, c.role, spare(world),
 				filepath.Join(world.Dir, "so-pin"), filepath.Join(t.TempDir(), "probe.bin"), c.weaken(t))
 			if err != nil {
 				t.Fatal(err)
@@ -277,7 +280,7 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	cfg := world.Servers[0].Config
-	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(t, world)}
+	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(world)}
 	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
 	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
 	if err != nil {
@@ -324,7 +327,7 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 func TestStartRefusesMixedKeys(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
-	cfg, err := hsm.PlantWeak(world.Servers[0].Config, hsm.RoleMint, spare(t, world), filepath.Join(world.Dir, "so-pin"),
+	cfg, err := hsm.PlantWeak(world.Servers[0].Config, hsm.RoleMint, spare(world), filepath.Join(world.Dir, "so-pin"),
 		filepath.Join(t.TempDir(), "probe.bin"), func(as []*pkcs11.Attribute) []*pkcs11.Attribute { return as })
 	if err != nil {
 		t.Fatal(err)
@@ -338,5 +341,30 @@ func TestStartRefusesMixedKeys(t *testing.T) {
 	}
 	if !strings.Contains(err.Error(), "different runs of cryptoserver keys create") {
 		t.Error(err)
+	}
+}
+
+// TestSealPINReadsByKeyStream holds down the limit that the package comment
+// names, so that nobody claims more: where the host chooses the IV, the PIN
+// of the seal token reads. The API of the role gives no way to it.
+func TestSealPINReadsByKeyStream(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	h := world.Servers[0].Open(t)
+	keys := mintKeys(t, h, 1)
+	const secret = "0001234.567"
+	items := []token.Item{{In: []byte(secret), Out: make([]byte, 0, 64)}}
+	if err := h.Sealer().Seal(t.Context(), keys, items); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := hsm.EncryptWithPIN(world.Servers[0].Config, keys[0].Wrapped, items[0].IV, make([]byte, len(secret)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range secret {
+		stream[i] ^= items[0].Out[i]
+	}
+	if string(stream[:len(secret)]) != secret {
+		t.Error("the module chose the IV itself: the package comment and the threat model may promise more")
 	}
 }

@@ -222,6 +222,34 @@ func StealInTransit(cfg Config, role Role, wrapped []byte) error {
 	return err
 }
 
+// EncryptWithPIN is what anybody with the seal token's PIN can do: encrypt
+// under an IV of their choice.
+func EncryptWithPIN(cfg Config, wrapped, iv, plaintext []byte) ([]byte, error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[RoleSeal])
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return nil, err
+	}
+	key, err := mod.raw.UnwrapKey(l.session, mechanism(pkcs11.CKM_AES_KEY_WRAP), keks[1], wrapped, unwrapping(RoleSeal))
+	if err != nil {
+		return nil, err
+	}
+	params := pkcs11.NewGCMParams(iv, nil, 128)
+	defer params.Free()
+	if err := mod.raw.EncryptInit(l.session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, key); err != nil {
+		return nil, err
+	}
+	return mod.raw.Encrypt(l.session, plaintext)
+}
+
 // CachedKeys is how many data keys the open role holds at the moment.
 func (h *HSM) CachedKeys(role Role) (n int) {
 	e := h.executors[role]
