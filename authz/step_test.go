@@ -151,7 +151,7 @@ func TestSteps(t *testing.T) {
 		{name: "consent without evidence", before: lived, step: grant(1, func(g *GrantConsent) { g.Evidence = "" }), refused: "evidence"},
 		{name: "consent with too much evidence", before: lived, step: grant(1, func(g *GrantConsent) { g.Evidence = strings.Repeat("e", 129) }), refused: "evidence"},
 		{name: "consent without end", before: lived, step: grant(1, func(g *GrantConsent) { g.ValidUntil = time.Time{} }), refused: "must end"},
-		{name: "consent that ended already", before: lived, step: grant(1, func(g *GrantConsent) { g.ValidUntil = t0 }), refused: "later end"},
+		{name: "consent that ended already", before: lived, step: grant(1, func(g *GrantConsent) { g.ValidUntil = t0.Add(time.Hour) }), refused: "later end"},
 		{name: "consent for no day", before: lived, step: grant(1, func(g *GrantConsent) { g.Days = days("2025-01-02", "2025-01-02") }), refused: "end after they start"},
 
 		{name: "revoke", before: append(lived[:2:2], grant(1)), step: RevokeConsent{uuid(1)}, check: func(f *LegalFile) bool {
