@@ -103,6 +103,12 @@ func TestRowsTamperedWith(t *testing.T) {
 			b.Key = len(u.Keys)
 			u.Keys = append(u.Keys, own)
 		}, false},
+		{"key record of another month by label", importLow, func(u *client.Unit, b *envelope.SealedBlock) {
+			own := u.Keys[b.Key]
+			own.Month++
+			b.Key = len(u.Keys)
+			u.Keys = append(u.Keys, own)
+		}, false},
 		{"wrapped key cut", importLow, func(u *client.Unit, b *envelope.SealedBlock) {
 			own := u.Keys[b.Key]
 			own.Wrapped = own.Wrapped[:32]
@@ -379,8 +385,17 @@ func TestEvidence(t *testing.T) {
 		}
 	}
 
+}
+
+// TestExpiry: the server's own clock ends tokens and consents.
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	r := energy(days("2024-04-01", "2024-05-01"), importLow, importIntervals)
+
 	// A token is of no use once it has expired.
-	q = m.ask(m.new, r)
+	q := m.ask(m.new, r)
 	w.clock.advance(5*time.Minute + time.Second)
 	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrTokenRefused) {
 		t.Errorf("expired token: %v", err)
@@ -395,6 +410,76 @@ func TestEvidence(t *testing.T) {
 		return x.Field == importIntervals && x.Reason == meter.ConsentExpired
 	}) {
 		t.Errorf("after the consent's end: %+v", got.Withheld)
+	}
+}
+
+// TestOutdatedEvidence: a genuine fact of yesterday is refused once today's has
+// been seen, but for the moment that a request may have taken.
+func TestOutdatedEvidence(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	r := energy(days("2024-04-01", "2024-04-03"), importIntervals)
+	before := m.ask(m.new, r)
+	if got := w.opened(before); got.Err != nil || len(got.Series) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	m.step(authz.RevokeConsent{ID: m.consent})
+	if got := w.opened(m.ask(m.new, r)); got.Err != nil || len(got.Series) != 0 {
+		t.Fatalf("after the revocation: %+v", got)
+	}
+	if got := w.opened(before); got.Err != nil || len(got.Series) != 1 {
+		t.Errorf("a request on its way at the revocation: %+v", got)
+	}
+	w.clock.advance(61 * time.Second)
+	w.open.opened()
+	if got := w.opened(before); !errors.Is(got.Err, client.ErrEvidence) {
+		t.Errorf("the file from before the revocation: %+v", got)
+	}
+	if n := w.open.opened(); n != 0 {
+		t.Errorf("the token opened %d blocks", n)
+	}
+
+	// The same of the supplier's certificate.
+	facts := m.new.facts
+	facts.Certificates = append(slices.Clone(facts.Certificates), authz.Certificate{Thumbprint: [32]byte{7}, NotAfter: baseTime.AddDate(2, 0, 0)})
+	facts.Certificates[0].RevokedAt = w.clock.now()
+	next, err := w.as("registrar").SealSupplier(t.Context(), m.new.record, facts)
+	w.must(err)
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-03"), importLow))
+	if got := w.opened(q); got.Err != nil || len(got.Series) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	q.SupplierRecord = next
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrSupplierRefused) {
+		t.Errorf("with the record that revokes the certificate: %v", err)
+	}
+	w.clock.advance(61 * time.Second)
+	q.SupplierRecord = m.new.record
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrSupplierRefused) {
+		t.Errorf("with the record from before: %v", err)
+	}
+	if _, _, err := w.as("issuer").SignToken(t.Context(), m.new.record, m.new.leaf, []string{authn.ScopeReadings}, time.Minute); !errors.Is(err, client.ErrSupplierRefused) {
+		t.Errorf("a token with the record from before: %v", err)
+	}
+}
+
+// TestPanicIsContained: one call that panics fails, and tells nothing.
+func TestPanicIsContained(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-03"), importLow))
+	w.open.panics.Store(true)
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrInternal) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%v", err)
+	}
+	w.open.panics.Store(false)
+	if got := w.opened(q); got.Err != nil || len(got.Series) != 1 {
+		t.Errorf("the next call: %+v", got)
+	}
+	if log := w.log.String(); strings.Contains(log, "secret value") || !strings.Contains(log, "panic in a call") {
+		t.Error("the panic is not in the log, or its value is")
 	}
 }
 

@@ -25,7 +25,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"outcome"}),
 		units: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_units_total",
-			Help: "Metering points asked for by outcome: ok, no_relation, evidence_invalid.",
+			Help: "Metering points asked for by outcome: ok, no_relation, evidence_invalid, evidence_outdated.",
 		}, []string{"outcome"}),
 		tokenUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "kluis_cryptoserver_token_up", Help: "1 while the HSM token of a role passes its check.",

@@ -137,6 +137,9 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 	if err != nil {
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
+	if s.suppliers.outdated(record.GLN(), record.Version(), now) {
+		return none, outdatedSupplier()
+	}
 	// The record must be the subject's, accept the certificate that the token
 	// is bound to, and hold the scope.
 	caller, err := t.Authenticate(record, authn.ScopeReadings, now)
@@ -147,6 +150,10 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not accept the access token", err)
 	}
 	return caller, nil
+}
+
+func outdatedSupplier() error {
+	return refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record is older than one presented before: fetch the current version", nil)
 }
 
 // authorise decides on one metering point and adds to the batch the blocks
@@ -169,6 +176,12 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		return nil
 	}
 	r.EAN = u.file.EAN()
+	if s.files.outdated(r.EAN, u.file.Version(), now) {
+		u.file = nil
+		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
+		s.metrics.units.WithLabelValues("evidence_outdated").Inc()
+		return nil
+	}
 	u.grant, u.withheld, err = authz.Decide(caller, r, u.file, s.profile, now)
 	if err != nil {
 		u.file = nil

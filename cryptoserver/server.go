@@ -112,6 +112,8 @@ type Server struct {
 	metrics    *metrics
 	health     *monitor
 	receipts   *receipts
+	files      *newest[meter.EAN]
+	suppliers  *newest[meter.GLN]
 	started    time.Time
 	checkEvery time.Duration
 	maxCall    time.Duration
@@ -160,6 +162,12 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	}
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("cryptoserver: metrics: %w", err)
+	}
+	if s.files, err = newNewest[meter.EAN](newestKept); err != nil {
+		return nil, fmt.Errorf("cryptoserver: %w", err)
+	}
+	if s.suppliers, err = newNewest[meter.GLN](newestKept); err != nil {
+		return nil, fmt.Errorf("cryptoserver: %w", err)
 	}
 	if _, err := rand.Read(s.receipts.bootID[:]); err != nil {
 		return nil, fmt.Errorf("cryptoserver: boot id: %w", err)

@@ -24,6 +24,9 @@ func (s *Server) SignToken(ctx context.Context, req *cryptopb.SignTokenRequest) 
 	if err != nil {
 		return nil, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
+	if s.suppliers.outdated(record.GLN(), record.Version(), now) {
+		return nil, outdatedSupplier()
+	}
 	if len(req.Thumbprint) != 32 {
 		return nil, malformed("thumbprint of 32 bytes")
 	}

@@ -98,20 +98,24 @@ func (s *syncBuffer) String() string {
 // and open, and where the plaintext went. A test may make it fail.
 type spyOpener struct {
 	token.Opener
-	mu    sync.Mutex
-	keys  [][]byte
-	items int
-	outs  [][]byte
-	fail  atomic.Pointer[error]
-	check atomic.Pointer[error]
-	wait  atomic.Bool // until the call's deadline
-	hold  atomic.Pointer[hold]
+	mu     sync.Mutex
+	keys   [][]byte
+	items  int
+	outs   [][]byte
+	fail   atomic.Pointer[error]
+	check  atomic.Pointer[error]
+	wait   atomic.Bool // until the call's deadline
+	hold   atomic.Pointer[hold]
+	panics atomic.Bool
 }
 
 // hold stops one call until it is released.
 type hold struct{ entered, release chan struct{} }
 
 func (s *spyOpener) Open(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
+	if s.panics.Load() {
+		panic("secret value")
+	}
 	if s.wait.Load() {
 		<-ctx.Done()
 		return ctx.Err()

@@ -1,0 +1,52 @@
+package cryptoserver
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// A sealed fact verifies for ever, so an old version of it could be presented
+// again: a consent from before its revocation, a certificate from before it
+// was withdrawn. This server knows no database, but it remembers the newest
+// version it has been shown of each, and refuses an older one.
+//
+// The memory is bounded and ends with the process. What was sealed here but
+// not presented yet does not count: it may never have been stored.
+
+const (
+	// newestKept bounds the facts remembered, of each kind.
+	newestKept = 1 << 16
+	// newestGrace is how long an older version is accepted after a newer one
+	// was first seen: for requests that had fetched it just before.
+	newestGrace = time.Minute
+)
+
+type newest[K comparable] struct {
+	mu   sync.Mutex
+	seen *simplelru.LRU[K, version]
+}
+
+type version struct {
+	number uint64
+	since  time.Time
+}
+
+func newNewest[K comparable](size int) (*newest[K], error) {
+	l, err := simplelru.NewLRU[K, version](size, nil)
+	return &newest[K]{seen: l}, err
+}
+
+// outdated notes the version and reports whether a newer one has been known
+// for longer than the grace.
+func (n *newest[K]) outdated(k K, number uint64, now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v, ok := n.seen.Get(k)
+	if !ok || number > v.number {
+		n.seen.Add(k, version{number, now})
+		return false
+	}
+	return number < v.number && now.Sub(v.since) > newestGrace
+}
