@@ -1,0 +1,136 @@
+// Package e2e tests all of Kluis from outside, as it is run: the programs are
+// built, `kluis demo` starts every one of them as a process of its own, and the
+// tests are suppliers, operators and attackers.
+//
+// world is a running demo. sharedWorld is the one that tests share; they leave
+// alone what others read: a test that needs another supplier, certificate or
+// metering point adds its own. privateWorld is a demo of the test's own, for
+// tests that break things; it costs seconds. sidecar starts one more gateway
+// and cryptoserver on the shared data, with a configuration of the test's own
+// and counters in between.
+//
+// Every answer of a gateway is checked against openapi.yaml on its way to the
+// test (see caller), and at the end of every world its logs are searched for
+// what must not be there, and the machine for what must not be left.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// suite is what a run of the tests shares.
+type suite struct {
+	dir string // of everything; removed at the end
+
+	build    sync.Once
+	buildErr error
+
+	share sync.Once
+	world *world
+	err   error
+}
+
+var run suite
+
+func TestMain(m *testing.M) {
+	code, err := run.tests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+func (s *suite) tests(m *testing.M) (code int, err error) {
+	if s.dir, err = os.MkdirTemp("", "kluis-e2e-"); err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(s.dir)
+	// PostgreSQL does not run as root: its user must be able to pass.
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return 1, err
+	}
+	code = m.Run()
+	if s.world != nil {
+		if err := s.world.stop(); err != nil {
+			return code, err
+		}
+	}
+	if left := processesOf(s.dir); len(left) > 0 {
+		return code, fmt.Errorf("processes are left behind: %v", left)
+	}
+	return code, nil
+}
+
+// bin builds the programs once and returns their folder.
+func (s *suite) bin(ctx context.Context) (string, error) {
+	dir := filepath.Join(s.dir, "bin")
+	s.build.Do(func() {
+		for _, b := range []struct {
+			cgo  string
+			cmds []string
+		}{
+			{"0", []string{"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}},
+			{"1", []string{"./cmd/cryptoserver"}},
+		} {
+			args := []string{"build", "-trimpath", "-buildvcs=false", "-o", dir + "/"}
+			if raceEnabled {
+				args, b.cgo = append(args, "-race"), "1"
+			}
+			cmd := exec.CommandContext(ctx, "go", append(args, b.cmds...)...)
+			cmd.Dir = "../.."
+			cmd.Env = append(os.Environ(), "CGO_ENABLED="+b.cgo)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				s.buildErr = fmt.Errorf("go build: %w\n%s", err, out)
+				return
+			}
+		}
+	})
+	return dir, s.buildErr
+}
+
+// sharedWorld is the demo that tests share.
+func sharedWorld(t testing.TB) *world {
+	t.Helper()
+	run.share.Do(func() {
+		run.world, run.err = startWorld(context.Background(), filepath.Join(run.dir, "shared"))
+	})
+	if run.err != nil {
+		t.Fatal(run.err)
+	}
+	return run.world
+}
+
+// privateWorld is a demo of the test's own, stopped and searched at its end.
+func privateWorld(t testing.TB) *world {
+	t.Helper()
+	dir, err := os.MkdirTemp(run.dir, "private-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	w, err := startWorld(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
