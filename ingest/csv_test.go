@@ -191,6 +191,16 @@ func TestCumulative(t *testing.T) {
 			t.Error("the read at midnight alone made a block of the next day")
 		}
 	})
+	t.Run("a file that begins after midnight says nothing of the read at midnight", func(t *testing.T) {
+		t.Parallel()
+		r := mustRead(t, m, fmt.Sprintf("Time;R\n%d;5\n%d;6\n%d;7\n", at(1), at(2), at(93)), ReadOptions{})
+		if _, ok := r.by["import_normal"][mustDay(t, "2024-03-31")]; ok {
+			t.Error("a gap where another file may have the read")
+		}
+		if b, ok := r.by["import_normal"][mustDay(t, "2024-04-01")]; !ok || b.Values[0] != meter.Null {
+			t.Error("no gap for the midnight that the file passes over")
+		}
+	})
 	t.Run("falling register", func(t *testing.T) {
 		t.Parallel()
 		text := fmt.Sprintf("Time;R\n%d;5\n%d;4,999\n%d;6\n", at(0), at(1), at(2))
@@ -276,6 +286,7 @@ func TestLocalTimes(t *testing.T) {
 		"unknown status":            {"27-10-2024,01:00,in,1,Z\n", 2, "add a rule"},
 		"month 13":                  {"27-13-2024,01:00,in,1,\n", 2, "not a time that exists"},
 		"hour 24":                   {"27-10-2024,24:00,in,1,\n", 2, "not a time that exists"},
+		"minute 60":                 {"27-10-2024,01:60,in,1,\n", 2, "not a time that exists"},
 		"short year":                {"27-10-24,01:00,in,1,\n", 2, "not a time of the form"},
 		"finer than Wh":             {"27-10-2024,01:00,in,0.5,\n", 2, "more than the 3 decimals"},
 	} {
@@ -325,6 +336,9 @@ func TestAccumulate(t *testing.T) {
 	r.wantReads("import_low", map[string]string{
 		"2024-01-01": "", "2024-01-02": "11.500", "2024-01-03": "14.500", "2024-01-04": "", "2024-01-05": "",
 	})
+	if _, ok := r.by["import_low"][mustDay(t, "2024-01-01")]; ok {
+		t.Error("a gap for the midnight before the file begins")
+	}
 	m, err := mapping(t, wide).WithStart(map[string]string{"import_low": "100"})
 	if err != nil {
 		t.Fatal(err)

@@ -264,12 +264,18 @@ func TestDaysFaults(t *testing.T) {
 		"too few keys":                    {arrange: func(d *desk) { d.press.short = true }, text: "data keys instead of"},
 		"unknown metering point":          {arrange: func(d *desk) { clear(d.ledger.files) }, want: ErrUnknownMeteringPoint},
 		"legal file altered":              {arrange: func(d *desk) { d.ledger.files[d.ean][60] ^= 1 }, want: authz.ErrSeal},
-		"gas at an electricity point":     {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Field = 5; return p }, want: ErrCommodity},
-		"unknown field":                   {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Field = 999; return p }, text: "not in the market's catalogue"},
-		"resolution that is not stored":   {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Block.Resolution = meter.PT1H; return p }, text: "cannot be stored at PT1H"},
-		"a day twice":                     {points: func(d *desk) []Point { p := d.registers(1, 2); p[0].Blocks[1].Block.Day--; return p }, text: "given twice"},
-		"a metering point twice":          {points: func(d *desk) []Point { return append(d.registers(1), d.registers(2)...) }, text: "given twice"},
-		"nothing to do":                   {points: func(d *desk) []Point { return []Point{{EAN: d.ean}} }},
+		"legal file of another point": {points: func(d *desk) []Point {
+			p := d.registers(1)
+			p[0].EAN, _ = meter.ParseEAN("871687200000000027")
+			d.ledger.files[p[0].EAN] = d.ledger.files[d.ean]
+			return p
+		}, want: authz.ErrSeal},
+		"gas at an electricity point":   {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Field = 5; return p }, want: ErrCommodity},
+		"unknown field":                 {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Field = 999; return p }, text: "not in the market's catalogue"},
+		"resolution that is not stored": {points: func(d *desk) []Point { p := d.registers(1); p[0].Blocks[0].Block.Resolution = meter.PT1H; return p }, text: "cannot be stored at PT1H"},
+		"a day twice":                   {points: func(d *desk) []Point { p := d.registers(1, 2); p[0].Blocks[1].Block.Day--; return p }, text: "given twice"},
+		"a metering point twice":        {points: func(d *desk) []Point { return append(d.registers(1), d.registers(2)...) }, text: "given twice"},
+		"nothing to do":                 {points: func(d *desk) []Point { return []Point{{EAN: d.ean}} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
