@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"kluis/meter"
 )
@@ -132,6 +131,36 @@ func (r *result) wantReads(field string, want map[string]string) {
 	}
 }
 
+// wantAssembled checks the consumption that the blocks give when they are
+// read: the total, and how many values of how many slots.
+func (r *result) wantAssembled(field string, res meter.Resolution, from, to, total string, delivered, expected int) {
+	r.t.Helper()
+	f, _ := r.p.Field(field)
+	blocks := map[meter.Day]*meter.Block{}
+	for d, b := range r.by[field] {
+		blocks[d] = &b
+	}
+	series, short := meter.Assemble(meter.SeriesSpec{
+		Field: f, Kind: meter.Consumption, Resolution: res, Granularity: res,
+		Days: meter.NewDaySet(meter.DayRange{From: mustDay(r.t, from), To: mustDay(r.t, to)}),
+	}, blocks, r.p.Location())
+	if len(series) != 1 || len(short) != 0 {
+		r.t.Fatalf("%s: %d series, short %v", field, len(series), short)
+	}
+	var sum meter.Value
+	for _, d := range series[0].Days {
+		for _, v := range d.Values {
+			if v != meter.Null {
+				sum += v
+			}
+		}
+	}
+	got := string(meter.AppendValue(nil, sum, f.Precision))
+	if got != total || series[0].Delivered != delivered || series[0].Expected != expected {
+		r.t.Errorf("%s at %s: %s in %d of %d, want %s in %d of %d", field, res, got, series[0].Delivered, series[0].Expected, total, delivered, expected)
+	}
+}
+
 // wantDays checks the number of days with and without a known value.
 func (r *result) wantDays(field string, total, without int) {
 	r.t.Helper()
@@ -167,25 +196,16 @@ func TestDSMRReader2024(t *testing.T) {
 	} {
 		r.wantReads(field, map[string]string{"2023-12-31": "", "2024-01-01": "0.000", "2024-03-17": "", "2025-01-01": total, "2025-01-02": ""})
 		r.wantDays(field, 367, 1)
-		// P1M consumption: every month boundary has a read, and they add up.
-		var sum meter.Value
-		f, _ := r.p.Field(field)
-		for m := range 12 {
-			from := meter.DayFromDate(2024, time.Month(1+m), 1)
-			a, okA := r.by[field][from]
-			b, okB := r.by[field][from.AddMonths(1)]
-			if !okA || !okB || a.Values[0] == meter.Null || b.Values[0] == meter.Null {
-				t.Fatalf("%s: no read at a bound of month %d", field, m+1)
+		// As a supplier gets it: consumption per month, all twelve, calculated.
+		r.wantAssembled(field, meter.P1M, "2024-01-01", "2025-01-01", total, 12, 12)
+		for _, b := range r.by[field] {
+			if b.Values[0] != meter.Null && b.Quality[0] != meter.Calculated {
+				t.Errorf("%s on %s: quality %s", field, b.Day, b.Quality[0])
 			}
-			if a.Quality[0] != meter.Calculated {
-				t.Errorf("%s: quality of month %d is %s", field, m+1, a.Quality[0])
-			}
-			sum += b.Values[0] - a.Values[0]
-		}
-		if got := string(meter.AppendValue(nil, sum, f.Precision)); got != total {
-			t.Errorf("%s: the months add up to %s, want %s", field, got, total)
 		}
 	}
+	r.wantAssembled("import_intervals", meter.PT1H, "2024-01-01", "2025-01-01", "3743.131", 8754, 8784)
+	r.wantAssembled("export_intervals", meter.PT1H, "2024-01-01", "2025-01-01", "2128.383", 8754, 8784)
 	r.wantSum("import_intervals", "2024-01-01", "2025-01-01", "3743.131", 8754, 8784)
 	r.wantSum("export_intervals", "2024-01-01", "2025-01-01", "2128.383", 8754, 8784)
 	r.wantSum("gas_intervals", "2024-01-01", "2025-01-01", "621.827", 8754, 8784)
@@ -216,6 +236,7 @@ func TestSlimmemeterportal(t *testing.T) {
 	r.wantReads("gas", map[string]string{"2024-01-29": "4349.580", "2024-01-28": "", "2023-01-01": ""})
 	r.wantSum("import_intervals", "2023-01-01", "2024-09-07", "13885.750", 58635, 59036)
 	r.wantSum("export_intervals", "2023-01-01", "2024-09-07", "0.000", 58635, 59036)
+	r.wantAssembled("import_intervals", meter.PT15M, "2023-01-01", "2024-09-07", "13885.750", 58635, 59036)
 	r.wantSum("gas_intervals", "2023-01-01", "2024-09-07", "5637.170", 14659, 14759)
 
 	first := r.by["import_intervals"][mustDay(t, "2023-01-01")]
