@@ -5,12 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -150,14 +152,15 @@ func TestNoWayIn(t *testing.T) {
 		"the service's own CA":            {must[tls.Certificate](t)(w.operator.Issue(devpki.Leaf{CommonName: "gateway"})), 0},
 		"TLS 1.2 with a good certificate": {w.a, tls.VersionTLS12},
 	} {
-		cl := w.client(&c.cert)
-		cl.Transport.(*http.Transport).TLSClientConfig.MaxVersion = c.max
-		resp, err := cl.Do(w.request(form().Encode()))
-		if err == nil {
-			resp.Body.Close()
-			t.Errorf("%s: status %d", name, resp.StatusCode)
-		} else if !strings.Contains(err.Error(), "remote error: tls:") {
-			t.Errorf("%s: not a TLS alert: %v", name, err)
+		conf := w.client(&c.cert).Transport.(*http.Transport).TLSClientConfig
+		conf.MaxVersion = c.max
+		conn, err := tls.Dial("tcp", w.addr, conf)
+		if err == nil { // in TLS 1.3 the client hears of its refusal with its first read
+			_, err = conn.Read(make([]byte, 1))
+			conn.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
+			t.Errorf("%s: not refused by a TLS alert: %v", name, err)
 		}
 	}
 	if asked, signed := w.calls(); asked+signed != 0 {
@@ -466,6 +469,19 @@ func TestNewAndServeRefuse(t *testing.T) {
 		if _, err := l.Accept(); err == nil {
 			t.Errorf("%s: the listener was left open", name)
 		}
+	}
+}
+
+// TestBodyCutOff: what arrived before the connection broke is not taken for
+// the whole.
+func TestBodyCutOff(t *testing.T) {
+	t.Parallel()
+	r := httptest.NewRequest(http.MethodPost, "/oauth2/token", io.MultiReader(strings.NewReader(form().Encode()), iotest.ErrReader(io.ErrUnexpectedEOF)))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req, err := parseTokenRequest(r)
+	var f *failure
+	if !errors.As(err, &f) || f.reason != "body_unreadable" || req.clientID != "" {
+		t.Errorf("%+v, %v", req, err)
 	}
 }
 
