@@ -155,6 +155,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestDaysAreCanonical: runs of days that touch, overlap or are out of order
+// are another encoding of the same days.
+func TestDaysAreCanonical(t *testing.T) {
+	t.Parallel()
+	r := full()
+	const first, second = "00004fe600004fec", "00004ff600005005"
+	text := hex.EncodeToString(must(r.Encode()))
+	for name, runs := range map[string]string{
+		"touching":     "00004fe600004ff6" + second,
+		"overlapping":  "00004fe600004ff7" + second,
+		"out of order": second + first,
+		"empty":        first + "00004ff600004ff6",
+	} {
+		b := must(hex.DecodeString(strings.Replace(text, first+second, runs, 1)))
+		if _, err := audit.Parse(b, r.Receipt); !errors.Is(err, audit.ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestReceiptBelongsToItsRecord(t *testing.T) {
 	t.Parallel()
 	b := must(full().Encode())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -302,9 +303,9 @@ func TestDiesWithItsParent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Busy the scheduler: threads that do not carry the child come and go.
-		for range 50 {
-			go time.Sleep(time.Millisecond)
+		// Threads that do not carry the child come and go.
+		for range 100 {
+			go runtime.LockOSThread() // never unlocked: its thread ends
 		}
 		fmt.Printf("pid=%d\n", cl.PID())
 		select {}

@@ -43,7 +43,7 @@ func wrap(ctx context.Context, op string, err error) error {
 			// Privileges, missing tables, logins: the text names no values.
 			return fmt.Errorf("postgres: %s: %s (SQLSTATE %s)", op, e.Message, code)
 		default:
-			return fmt.Errorf("postgres: %s: refused by %s %s (SQLSTATE %s)", op, e.Table, e.Constraint, code)
+			return fmt.Errorf("postgres: %s: refused (SQLSTATE %s, constraint %q of table %q)", op, code, e.Constraint, e.Table)
 		}
 	}
 	if n, ok := errors.AsType[net.Error](err); ok {
