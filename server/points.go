@@ -14,8 +14,13 @@ import (
 	"kluis/openapi"
 )
 
-// defaultLimit is the page size when none is said.
-const defaultLimit = 100
+const (
+	// defaultLimit is the page size when none is said.
+	defaultLimit = 100
+	// maxCandidates bounds the work for one page: a supplier most of whose
+	// customers have left it long ago gets shorter pages, and reaches the end.
+	maxCandidates = 4000
+)
 
 // ListMeteringPoints answers GET /v1/metering-points.
 func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringPointsRequestObject) (openapi.ListMeteringPointsResponseObject, error) {
@@ -60,7 +65,7 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 // of each decides.
 func (s *Server) points(ctx context.Context, c *call, after meter.EAN, limit int) (page []openapi.MeteringPoint, next meter.EAN, err error) {
 	page = []openapi.MeteringPoint{} // [] and not null
-	for {
+	for seen := 0; ; {
 		want := limit - len(page)
 		candidates, err := s.facts.Candidates(ctx, c.caller.Supplier(), after, want)
 		if err != nil {
@@ -81,11 +86,8 @@ func (s *Server) points(ctx context.Context, c *call, after meter.EAN, limit int
 		if len(candidates) < want {
 			return page, meter.EAN{}, nil
 		}
-		if len(page) == limit {
+		if seen += len(candidates); len(page) == limit || seen >= maxCandidates {
 			return page, after, nil
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, meter.EAN{}, err
 		}
 	}
 }

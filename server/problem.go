@@ -123,6 +123,10 @@ const statusClientGone = 499
 // writeFailure answers with the problem of err and notes it for the log line.
 func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error) {
 	ev := eventOf(r.Context())
+	if sw, ok := w.(*statusWriter); ok && sw.status != 0 {
+		ev.cause = err // the answer broke off: there is no other to give
+		return
+	}
 	if errors.Is(r.Context().Err(), context.Canceled) {
 		ev.clientGone(err)
 		return

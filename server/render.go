@@ -190,7 +190,8 @@ func (a *answer) size() int {
 	return n
 }
 
-// erase zeroes the readings that the answer holds.
+// erase zeroes the readings that the answer holds. What the layers below have
+// copied is theirs: this shortens how long plaintext lies about, no more.
 func (a *answer) erase() {
 	for i := range a.series {
 		for _, d := range a.series[i].Days {

@@ -1,18 +1,26 @@
 package main
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/lib/pq"
+
 	"kluis/authz"
 	"kluis/internal/audit"
+	"kluis/internal/config"
 	"kluis/meter"
 	"kluis/openapi/client"
 	"kluis/server"
@@ -234,9 +242,10 @@ func TestListPages(t *testing.T) {
 	for path != "" {
 		r := w.get(w.a, path)
 		var page client.MeteringPoints
-		if err := json.Unmarshal(r.body, &page); r.status != 200 || err != nil {
+		if r.status != 200 {
 			t.Fatalf("%d %s", r.status, r.body)
 		}
+		holdsTo(t, "MeteringPoints", r.body, &page)
 		if pages++; pages > 10 {
 			t.Fatal("the list does not end")
 		}
@@ -269,13 +278,65 @@ func TestListPages(t *testing.T) {
 	if len(recs) != pages || !recs[0].EAN.IsZero() || recs[0].Outcome != audit.Given || recs[0].Supplier != w.a.gln {
 		t.Errorf("%d records, %+v", len(recs), recs)
 	}
-	// Another's cursor is of no use.
-	if r := w.get(w.b, "/v1/metering-points?cursor="+url.QueryEscape("AQ")); r.status != 400 {
-		t.Errorf("%d", r.status)
-	}
 	// A supplier without customers has an empty list, not null.
 	if r := w.get(w.newSupplier("8716867111163"), "/v1/metering-points"); r.status != 200 || !strings.Contains(string(r.body), `"meteringPoints":[]`) || !strings.Contains(string(r.body), `"next":null`) {
 		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// However many metering points the indexes propose in vain, a page ends and
+// says where to go on.
+func TestListOfFormerCustomers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	var eans []int64
+	for i := range 4500 {
+		eans = append(eans, ean(i+1).Int64())
+	}
+	w.sql(`INSERT INTO supply_period (ean, gln, from_day) SELECT ean, $2, '2020-01-01' FROM unnest($1::bigint[]) AS ean`, pq.Array(eans), w.a.gln.Int64())
+	last := w.customer(5000, w.a)
+	var page client.MeteringPoints
+	r := w.get(w.a, "/v1/metering-points?limit=1000")
+	if err := json.Unmarshal(r.body, &page); err != nil || len(page.MeteringPoints) != 0 || page.Links.Next == nil {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	u, err := url.Parse(*page.Links.Next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = w.get(w.a, u.RequestURI())
+	if err := json.Unmarshal(r.body, &page); err != nil || len(page.MeteringPoints) != 1 || page.MeteringPoints[0].Ean != last.String() || page.Links.Next != nil {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+}
+
+// An issuer whose keys were never fetched: its tokens may be good, so they are
+// not refused for good.
+func TestIssuerUnavailable(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := "https://" + l.Addr().String()
+	l.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, authorities().stranger.PEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, options{issuers: []config.Issuer{{URL: away, Audience: audience, JWKSURL: away + "/jwks", CAFile: ca}}})
+	parts := strings.Split(w.token(w.a), ".")
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts[1] = base64.RawURLEncoding.EncodeToString(bytes.Replace(payload, []byte(issuerURL), []byte(away), 1))
+	r := w.do(w.http(w.a.cert), http.MethodGet, "/v1/status", bearer(strings.Join(parts, ".")))
+	if r.status != 503 || r.problem(t) != "issuer-unavailable" || r.header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if r := w.get(w.a, "/v1/status"); r.status != 200 {
+		t.Errorf("the other issuer's token: %d %s", r.status, r.body)
 	}
 }
 
@@ -284,17 +345,16 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t, options{})
 	var st client.Status
 	r := w.get(w.a, "/v1/status")
-	if err := json.Unmarshal(r.body, &st); err != nil || r.status != 200 {
+	if r.status != 200 {
 		t.Fatalf("%d %s", r.status, r.body)
 	}
+	holdsTo(t, "Status", r.body, &st)
 	if st.Status != client.StatusStatusUP || len(st.Backends) != 3 || st.Freshness.LastStoredAt != nil || st.Profile.Version != w.profile.Version() ||
 		st.Freshness.LastCompleteDay.String() != (meter.DayOf(time.Now(), w.profile.Location())-1).String() {
 		t.Errorf("%+v", st)
 	}
 	w.fill(w.customer(1, w.a))
-	if err := json.Unmarshal(w.get(w.a, "/v1/status").body, &st); err != nil {
-		t.Fatal(err)
-	}
+	holdsTo(t, "Status", w.get(w.a, "/v1/status").body, &st)
 	if st.Freshness.LastStoredAt == nil || time.Since(*st.Freshness.LastStoredAt) > time.Minute {
 		t.Errorf("%+v", st.Freshness)
 	}

@@ -26,9 +26,9 @@ import (
 // version is set by the linker.
 var version = "unknown"
 
-// drain is how long requests under way may take once the process is told to
-// stop.
-const drain = 15 * time.Second
+// drainExtra is how much longer than the request timeout the process waits for
+// requests under way once it is told to stop: they may still write records.
+const drainExtra = 10 * time.Second
 
 type cli struct {
 	Config  string           `required:"" type:"existingfile" placeholder:"FILE" help:"Configuration (YAML)."`
@@ -103,7 +103,7 @@ func realMain(ctx context.Context, configFile string, log *slog.Logger) (err err
 		probed <- server.Serve(probing, probes, probeListener, time.Second)
 		stopServing()
 	}()
-	err = server.Serve(serving, api, apiListener, drain)
+	err = server.Serve(serving, api, apiListener, time.Duration(cfg.RequestTimeout)+drainExtra)
 	stopProbing()
 	return errors.Join(err, <-probed)
 }

@@ -31,7 +31,7 @@ func (w *world) process() *process {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	w.t.Cleanup(cancel)
-	file := w.configFile(10 * time.Second)
+	file := w.configFile(options{timeout: 10 * time.Second})
 	go func() { p.done <- realMain(ctx, file, slog.New(slog.NewJSONHandler(p.log, nil))) }()
 	for range 1000 {
 		line, _, _ := strings.Cut(p.log.String(), "\n")
@@ -224,7 +224,7 @@ func TestPostgresStops(t *testing.T) {
 func TestRefusesToStart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	good, err := os.ReadFile(w.configFile(10 * time.Second))
+	good, err := os.ReadFile(w.configFile(options{timeout: 10 * time.Second}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"sync"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -12,27 +14,37 @@ import (
 	"kluis/openapi/client"
 )
 
+var contract = sync.OnceValues(openapi.Load)
+
+// holdsTo checks a body against a schema of the contract and decodes it.
+func holdsTo(t testing.TB, schema string, body []byte, into any) {
+	t.Helper()
+	doc, err := contract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v any
+	if err := json.Unmarshal(body, &v); err != nil {
+		t.Fatalf("%v: %s", err, body)
+	}
+	if err := doc.Components.Schemas[schema].Value.VisitJSON(v, openapi3.EnableFormatValidation()); err != nil {
+		t.Errorf("%s, against the contract: %v", schema, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		t.Errorf("%s: %v", schema, err)
+	}
+}
+
 // answerOf checks an answer against the contract and decodes it.
 func (w *world) answerOf(r reply) client.Readings {
 	w.t.Helper()
 	if r.status != 200 {
 		w.t.Fatalf("status %d: %s", r.status, r.body)
 	}
-	doc, err := openapi.Load()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var v any
-	if err := json.Unmarshal(r.body, &v); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := doc.Components.Schemas["Readings"].Value.VisitJSON(v, openapi3.EnableFormatValidation()); err != nil {
-		w.t.Errorf("against the contract: %v", err)
-	}
 	var a client.Readings
-	if err := json.Unmarshal(r.body, &a); err != nil {
-		w.t.Fatal(err)
-	}
+	holdsTo(w.t, "Readings", r.body, &a)
 	if a.InteractionId.String() != r.header.Get("X-Interaction-Id") {
 		w.t.Errorf("interaction %s in the body, %s in the header", a.InteractionId, r.header.Get("X-Interaction-Id"))
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +37,7 @@ import (
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
+	"kluis/openapi"
 	"kluis/server"
 )
 
@@ -267,6 +267,7 @@ func (c clusterDB) Open(t testing.TB, role string) *sql.DB {
 type options struct {
 	db      database
 	pool    *pool
+	issuers []config.Issuer // besides the one of the pool
 	timeout time.Duration
 }
 
@@ -316,7 +317,7 @@ func (w *world) write(dir, name string, b []byte) string {
 }
 
 // configFile is the gateway's configuration.
-func (w *world) configFile(timeout time.Duration) string {
+func (w *world) configFile(o options) string {
 	t, a := w.t, authorities()
 	t.Helper()
 	dir := t.TempDir()
@@ -332,9 +333,9 @@ func (w *world) configFile(timeout time.Duration) string {
 		TLS:         identity("server", a.supplier, devpki.Leaf{CommonName: "gateway", Hosts: []string{"127.0.0.1"}}),
 		DatabaseURL: w.db.URL("kluis_gateway"), ProfileFile: w.write(dir, "nl.yaml", meter.NL()),
 		SealKeysFile:   w.pool.hsm.SealKeysFile,
-		Issuers:        []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile}},
+		Issuers:        append([]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile}}, o.issuers...),
 		Cryptoservers:  config.Cryptoservers{Addresses: w.pool.addresses, TLS: identity("client", a.operator, devpki.Leaf{CommonName: "gateway"})},
-		RequestTimeout: config.Duration(timeout),
+		RequestTimeout: config.Duration(o.timeout),
 	}
 	b, err := yaml.Marshal(cfg)
 	if err != nil {
@@ -347,7 +348,7 @@ func (w *world) configFile(timeout time.Duration) string {
 func (w *world) serve(o options) {
 	t := w.t
 	t.Helper()
-	cfg, err := config.Load[config.Gateway](w.configFile(o.timeout))
+	cfg, err := config.Load[config.Gateway](w.configFile(o))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -574,19 +575,12 @@ func (r reply) problem(t testing.TB) string {
 	if r.status < 400 {
 		return ""
 	}
-	var p struct {
-		Type          string `json:"type"`
-		Status        int    `json:"status"`
-		InteractionID string `json:"interactionId"`
-	}
-	if err := json.Unmarshal(r.body, &p); err != nil {
-		t.Errorf("status %d without a problem document: %s", r.status, r.body)
-		return ""
-	}
-	if p.Status != r.status || r.header.Get("Content-Type") != "application/problem+json" || p.InteractionID != r.header.Get("X-Interaction-Id") {
+	var p openapi.Problem
+	holdsTo(t, "Problem", r.body, &p)
+	if p.Status != r.status || r.header.Get("Content-Type") != "application/problem+json" || p.InteractionId.String() != r.header.Get("X-Interaction-Id") {
 		t.Errorf("problem document %s in an answer of status %d with headers %v", r.body, r.status, r.header)
 	}
-	return strings.TrimPrefix(p.Type, "urn:kluis:problem:")
+	return strings.TrimPrefix(string(p.Type), "urn:kluis:problem:")
 }
 
 func (w *world) do(c *http.Client, method, path string, change func(*http.Request)) reply {
