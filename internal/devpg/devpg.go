@@ -11,7 +11,9 @@
 // "postgres", or "nobody" where that does not exist. That user must be able to
 // reach the data: where Dir lies under a folder closed to it (root's home, a
 // state folder of mode 0700), the data goes to a folder of its own under
-// /var/lib/kluis and Dir keeps a file "location" that names it. A socket path
+// /var/lib/kluis and Dir keeps a file "location" that names it; removing Dir
+// does not remove that folder. A state folder of mode 0711 keeps all in one
+// place. A socket path
 // is at most 107 bytes, so where Dir is too long for that, or closed, the
 // socket goes to a private folder under /tmp.
 //
