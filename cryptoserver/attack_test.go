@@ -464,6 +464,23 @@ func TestOutdatedEvidence(t *testing.T) {
 	}
 }
 
+// TestFailedItemIsNotUsed: what a token calls bad is not read, whatever it left
+// in the buffer.
+func TestFailedItemIsNotUsed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-03"), importLow))
+	w.open.spoil.Store(true)
+	got := w.opened(q)
+	if want := []client.Fault{{Block: 0, Reason: client.Damaged}}; !slices.Equal(got.Faults, want) {
+		t.Errorf("faults %v", got.Faults)
+	}
+	if v := valuesOf(got, importLow)[q.Units[0].Blocks[0].Day]; len(v) != 1 || v[0] != meter.Null {
+		t.Errorf("values %v", v)
+	}
+}
+
 // TestPanicIsContained: one call that panics fails, and tells nothing.
 func TestPanicIsContained(t *testing.T) {
 	t.Parallel()

@@ -106,6 +106,7 @@ type spyOpener struct {
 	check  atomic.Pointer[error]
 	wait   atomic.Bool // until the call's deadline
 	hold   atomic.Pointer[hold]
+	spoil  atomic.Bool // report the first item as failed, though it opened
 	panics atomic.Bool
 }
 
@@ -128,6 +129,9 @@ func (s *spyOpener) Open(ctx context.Context, keys []token.WrappedKey, items []t
 		return *err
 	}
 	err := s.Opener.Open(ctx, keys, items)
+	if s.spoil.Load() {
+		items[0].Err = token.ErrBadData
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range keys {
