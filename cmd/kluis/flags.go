@@ -3,7 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"errors"
-	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -16,17 +16,20 @@ import (
 
 // target says which installation a command acts on.
 type target struct {
-	State  string `help:"State folder of the demo (its kluis.yaml is the configuration)." type:"path" placeholder:"DIR" env:"KLUIS_STATE" xor:"target"`
-	Config string `help:"Operator's configuration file." type:"path" placeholder:"FILE" env:"KLUIS_CONFIG" xor:"target"`
+	State  string `help:"State folder of the demo; its kluis.yaml is the configuration. Default: $$KLUIS_STATE." type:"path" placeholder:"DIR" xor:"target"`
+	Config string `help:"Operator's configuration file. Default: $$KLUIS_CONFIG." type:"path" placeholder:"FILE" xor:"target"`
 	JSON   bool   `help:"Print JSON."`
 }
 
 func (t target) load() (config.Operator, error) {
-	path := t.Config
+	path, state := t.Config, t.State
+	if path == "" && state == "" {
+		path, state = os.Getenv("KLUIS_CONFIG"), os.Getenv("KLUIS_STATE")
+	}
 	switch {
 	case path != "":
-	case t.State != "":
-		path = filepath.Join(t.State, "kluis.yaml")
+	case state != "":
+		path = filepath.Join(state, "kluis.yaml")
 	default:
 		return config.Operator{}, usage("say which installation: --state DIR (the demo's) or --config FILE")
 	}
@@ -135,7 +138,7 @@ func instant(s string, loc *time.Location) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return t, fmt.Errorf("must be a day (2027-01-01: its start) or a time with offset (2027-01-01T12:00:00+01:00)")
+		return t, errors.New("must be a day (2027-01-01: its start) or a time with offset (2027-01-01T12:00:00+01:00)")
 	}
 	return t, nil
 }

@@ -101,6 +101,16 @@ func (c *ingestCSVCmd) Run(ctx context.Context, s streams) error {
 	if err := errors.Join(err, in.Close()); err != nil {
 		return err
 	}
+	// Lists in JSON are never null.
+	if leftOut == nil {
+		leftOut = []string{}
+	}
+	if file.Bad == nil {
+		file.Bad = []ingest.BadLine{}
+	}
+	if counts == nil {
+		counts = []ingest.Counts{}
+	}
 	r := report{
 		File: filepath.Base(c.File), Mapping: m.Name(), Rows: file.Rows, Fields: counts, OtherHomes: file.OtherHomes, NotMapped: file.NotMapped,
 		NoValue: file.NoValue, OffGrid: file.OffGrid, LeftOut: leftOut, Bad: file.Bad, Seconds: time.Since(began).Seconds(),
