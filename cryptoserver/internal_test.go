@@ -133,6 +133,45 @@ func TestDamagedRuns(t *testing.T) {
 	}
 }
 
+// TestOpenedUnder: what the receipt says of a block is what left of it.
+func TestOpenedUnder(t *testing.T) {
+	t.Parallel()
+	item := func(f meter.FieldCode, asked, granted meter.Resolution, b meter.Basis, from, to meter.Day) authz.GrantItem {
+		return authz.GrantItem{Basis: b, Spec: meter.SeriesSpec{
+			Field: meter.Field{Code: f}, Resolution: asked, Granularity: granted, Days: meter.NewDaySet(meter.DayRange{From: from, To: to}),
+		}}
+	}
+	items := []authz.GrantItem{
+		item(1, 0, meter.P1D, meter.SupplyDaily, 100, 110),
+		item(1, 0, meter.P1M, meter.SupplyPeriodic, 120, 150),
+		item(6, 0, meter.PT15M, meter.Consent, 100, 110),
+		item(7, meter.P1M, meter.P1M, meter.Consent, 100, 131),
+		item(8, meter.PT15M, meter.PT15M, meter.Consent, 100, 110),
+	}
+	for _, c := range []struct {
+		name  string
+		field meter.FieldCode
+		day   meter.Day
+		res   meter.Resolution
+		basis meter.Basis
+		given meter.Resolution
+	}{
+		{"a day", 1, 105, meter.P1D, meter.SupplyDaily, meter.P1D},
+		{"the closing read", 1, 110, meter.P1D, meter.SupplyDaily, meter.P1D},
+		{"a month boundary", 1, 120, meter.P1D, meter.SupplyPeriodic, meter.P1M},
+		{"its closing read", 1, 150, meter.P1D, meter.SupplyPeriodic, meter.P1M},
+		{"as stored", 6, 105, meter.PT15M, meter.Consent, meter.PT15M},
+		{"stored coarser than granted", 6, 105, meter.PT1H, meter.Consent, meter.PT1H},
+		{"asked coarser than stored", 7, 105, meter.PT15M, meter.Consent, meter.P1M},
+		{"asked finer than stored: nothing left", 8, 105, meter.PT1H, meter.Consent, 0},
+	} {
+		id := envelope.BlockID{Field: c.field, Day: c.day, Resolution: c.res}
+		if got := openedUnder(items, id); got.ID != id || got.Basis != c.basis || got.Given != c.given {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}
+
 // signerFunc is a crypto.Signer whose signature a test chooses.
 type signerFunc struct {
 	pub  crypto.PublicKey

@@ -28,7 +28,18 @@ import (
 	"kluis/meter"
 )
 
-func TestMain(m *testing.M) { os.Exit(hsmtest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(runTests(m)) }
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kluis-cryptoserver-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary.dir = dir
+	return hsmtest.Main(m)
+}
 
 // process is one `cryptoserver serve`, as a supervisor runs it.
 type process struct {
@@ -38,13 +49,25 @@ type process struct {
 	exited  chan error
 }
 
+// binary is built once for all tests that run it.
+var binary struct {
+	sync.Once
+	dir, path string
+	err       error
+}
+
 func build(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "cryptoserver")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	binary.Do(func() {
+		binary.path = filepath.Join(binary.dir, "cryptoserver")
+		if out, err := exec.Command("go", "build", "-o", binary.path, ".").CombinedOutput(); err != nil {
+			binary.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if binary.err != nil {
+		t.Fatal(binary.err)
 	}
-	return bin
+	return binary.path
 }
 
 // installation holds what several servers and their clients share.
