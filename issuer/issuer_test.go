@@ -72,7 +72,8 @@ func TestToken(t *testing.T) {
 			w.stop() // the log is complete
 			if log := w.log.String(); strings.Contains(log, raw) || strings.Contains(log, raw[:20]) {
 				t.Error("the token is in the log")
-			} else if !strings.Contains(log, `"client_id":"`+c.form.Get("client_id")+`"`) || strings.Count(log, `"msg":"request"`) != 1 {
+			} else if !strings.Contains(log, `"client_id":"`+c.form.Get("client_id")+`"`) || strings.Count(log, `"msg":"request"`) != 1 ||
+				strings.Contains(log, `"cause"`) || !strings.Contains(log, `"status":200`) {
 				t.Errorf("log: %s", log)
 			}
 		})
@@ -315,8 +316,11 @@ func TestBackEndsFail(t *testing.T) {
 			if got := w.ask(&w.a, form()); got.status != http.StatusOK {
 				t.Errorf("after recovery: %d %s", got.status, got.body)
 			}
-			if !strings.Contains(w.log.String(), `"level":"ERROR"`) {
-				t.Error("the failure is not in the log")
+			log := w.log.String()
+			for _, part := range []string{`"level":"ERROR"`, `"error":"` + c.code + `"`, `"reason":"`, `"cause":"`} {
+				if !strings.Contains(log, part) {
+					t.Errorf("%s is not in the log", part)
+				}
 			}
 		})
 	}
@@ -432,6 +436,41 @@ func TestDrain(t *testing.T) {
 	if got := <-done; got.status != http.StatusOK {
 		t.Errorf("the request under way: %d %s", got.status, got.body)
 	}
+}
+
+func TestDrainHasAnEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	w.signer.fails = func(context.Context) error { close(entered); <-release; return nil }
+	cert := must[tls.Certificate](t)(w.operator.Issue(devpki.Leaf{CommonName: "issuer", Hosts: []string{"127.0.0.1"}}))
+	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- w.issuer.Serve(ctx, l, &tls.Config{
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, ClientCAs: w.suppliers.Pool(),
+		}, 20*time.Millisecond)
+	}()
+	w.addr = l.Addr().String()
+	cut := make(chan error, 1)
+	cl, r := w.client(&w.a), w.request(form().Encode())
+	go func() {
+		resp, err := cl.Do(r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		cut <- err
+	}()
+	<-entered
+	cancel()
+	if err := <-served; err == nil || !strings.Contains(err.Error(), "cut off") {
+		t.Errorf("serving ended with %v", err)
+	}
+	if err := <-cut; err == nil {
+		t.Error("the request was answered")
+	}
+	close(release)
 }
 
 func TestNewAndServeRefuse(t *testing.T) {
