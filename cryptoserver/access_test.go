@@ -56,21 +56,17 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 	},
 }
 
-func health(ctx context.Context, w *world, identity string) error {
+// health tries the health service both ways.
+func health(ctx context.Context, w *world, identity string) (check, watch error) {
 	conn, err := grpc.NewClient(w.address, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(identity))))
-	if err != nil {
-		return err
-	}
+	w.must(err)
 	defer conn.Close()
-	if _, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
-		return err
-	}
-	stream, err := healthpb.NewHealthClient(conn).Watch(ctx, &healthpb.HealthCheckRequest{})
-	if err != nil {
-		return err
-	}
-	_, err = stream.Recv()
-	return err
+	api := healthpb.NewHealthClient(conn)
+	_, check = api.Check(ctx, &healthpb.HealthCheckRequest{})
+	stream, err := api.Watch(ctx, &healthpb.HealthCheckRequest{})
+	w.must(err)
+	_, watch = stream.Recv()
+	return check, watch
 }
 
 func reasonOf(err error) cryptopb.Reason {
@@ -91,20 +87,22 @@ func TestIdentities(t *testing.T) {
 	w := newWorld(t)
 	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "stranger", "cryptoserver-1", ""} {
 		api := w.raw(w.clientTLS(identity))
-		any := false
+		some := false
 		for method, call := range methods {
 			want := slices.Contains(allow()[method], identity)
-			any = any || want
+			some = some || want
 			denied := reasonOf(call(t.Context(), api)) == cryptopb.ReasonIdentityNotAllowed
 			if denied == want {
 				t.Errorf("%q on %s: denied %v", identity, method, denied)
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		err := health(ctx, w, identity)
+		check, watch := health(ctx, w, identity)
 		cancel()
-		if any != (err == nil) || !any && status.Code(err) != codes.PermissionDenied {
-			t.Errorf("%q on the health service: %v", identity, err)
+		for _, err := range []error{check, watch} {
+			if some != (err == nil) || !some && status.Code(err) != codes.PermissionDenied {
+				t.Errorf("%q on the health service: %v", identity, err)
+			}
 		}
 	}
 }
