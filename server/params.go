@@ -22,13 +22,6 @@ func (e *paramErrors) add(pointer, reason string) {
 	}
 }
 
-func (e paramErrors) err() error {
-	if len(e) == 0 {
-		return nil
-	}
-	return failParams(e)
-}
-
 // readingsParams are the parameters of getReadings as text; empty: not given.
 type readingsParams struct {
 	ean, from, to, purpose, class, resolution, kind string
