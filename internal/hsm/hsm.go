@@ -31,7 +31,7 @@ type Config struct {
 	// and of the seal token, each.
 	CacheSize     int
 	CacheLifetime time.Duration
-	Log           *slog.Logger
+	Log           *slog.Logger // nil: nothing is logged
 }
 
 // HSM serves the roles of its tokens. All methods are safe for concurrent use.
@@ -49,6 +49,9 @@ func New(cfg Config) (*HSM, error) {
 	}
 	if len(cfg.Tokens) == 0 {
 		return nil, errors.New("no HSM token is configured")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	mod, err := loadModule(cfg.Module)
 	if err != nil {

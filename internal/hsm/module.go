@@ -57,7 +57,8 @@ func loadModule(path string) (*module, error) {
 	return m, nil
 }
 
-// context opens a crypto11 context on the token of this label and logs in.
+// context opens a crypto11 context on the token of this label and logs in. A
+// login that hangs keeps other tokens from coming back, not from serving.
 func (m *module) context(label, pin string) (*crypto11.Context, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
