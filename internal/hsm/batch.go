@@ -18,8 +18,11 @@ const (
 	// chunk is how many operations one crossing into C does at most; between
 	// chunks an abandoned batch stops.
 	chunk = 256
-	// maxBatch bounds a batch in bytes, keys and items; offsets are 32 bits.
+	// maxBatch bounds a batch in bytes; offsets are 32 bits.
 	maxBatch = 64 << 20
+	// maxKeys bounds the data keys of a batch, which are session objects of
+	// the token all at the same time.
+	maxKeys = 16384
 )
 
 // batch is one Open or Seal, laid out flat. The buffers belong to the batch,
@@ -62,6 +65,9 @@ func (b *batch) release() {
 // layout copies a batch into its flat form. Errors here are the caller's
 // mistakes; what is wrong with data is put to its item.
 func (b *batch) layout(encrypt bool, keys []token.WrappedKey, items []token.Item) error {
+	if len(keys) > maxKeys {
+		return fmt.Errorf("batch has %d keys, at most %d may be: %w", len(keys), maxKeys, token.ErrBadData)
+	}
 	b.encrypt = encrypt
 	inSize, outSize := len(keys)*wrappedSize, 0
 	for i := range items {
@@ -165,7 +171,7 @@ func (c *conn) run(b *batch, left func() bool) (err error) {
 	}()
 	suspect := map[uint32]bool{} // epochs whose canary must speak
 
-	if err := c.resolve(b, suspect); err != nil {
+	if err := c.resolve(b, suspect, left); err != nil {
 		return err
 	}
 	for i := range b.items {
@@ -215,7 +221,7 @@ func (c *conn) run(b *batch, left func() bool) (err error) {
 }
 
 // resolve gives each key of the batch a handle or an error.
-func (c *conn) resolve(b *batch, suspect map[uint32]bool) error {
+func (c *conn) resolve(b *batch, suspect map[uint32]bool, left func() bool) error {
 	now := time.Now()
 	b.unwraps, b.targets = b.unwraps[:0], b.targets[:0]
 	for i := range b.keys {
@@ -240,19 +246,25 @@ func (c *conn) resolve(b *batch, suspect map[uint32]bool) error {
 		b.unwraps = append(b.unwraps, unwrapItem{kek: cUint64(kek), rv: notRun, wrapped: cUint32(k.wrapped), wrapped_len: wrappedSize})
 		b.targets = append(b.targets, i)
 	}
-	n := c.mod.shim.unwrap(c.session, b.unwraps, b.in, c.template)
-	for u := range b.unwraps[:n] {
-		k := &b.keys[b.targets[u]]
-		if rv := b.unwraps[u].rv; rv != 0 {
-			k.err = token.ErrBadData
-			suspect[k.epoch] = true
-			continue
+	for from := 0; from < len(b.unwraps); from += chunk {
+		if left() {
+			return token.ErrUnavailable
 		}
-		k.handle = uint64(b.unwraps[u].key)
-		c.unwrapped.put(k.id, k.handle, now)
-	}
-	if n < len(b.unwraps) {
-		return pkcs11.Error(b.unwraps[n].rv)
+		part := b.unwraps[from:min(from+chunk, len(b.unwraps))]
+		n := c.mod.shim.unwrap(c.session, part, b.in, c.template)
+		for u := range part[:n] {
+			k := &b.keys[b.targets[from+u]]
+			if part[u].rv != 0 {
+				k.err = token.ErrBadData
+				suspect[k.epoch] = true
+				continue
+			}
+			k.handle = uint64(part[u].key)
+			c.unwrapped.put(k.id, k.handle, now)
+		}
+		if n < len(part) {
+			return pkcs11.Error(part[n].rv)
+		}
 	}
 	return nil
 }

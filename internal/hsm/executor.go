@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -56,6 +57,7 @@ type executor struct {
 
 	queue   chan *job
 	closing chan struct{}
+	once    sync.Once // closes closing
 	ended   chan struct{}
 
 	down    atomic.Pointer[error] // nil while the token serves
@@ -250,7 +252,7 @@ func (e *executor) sweep(now time.Time) {
 func (e *executor) close() error {
 	err := errClosed
 	e.down.Store(&err)
-	close(e.closing)
+	e.once.Do(func() { close(e.closing) })
 	select {
 	case <-e.ended:
 		return nil

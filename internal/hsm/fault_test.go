@@ -489,6 +489,9 @@ func TestClosed(t *testing.T) {
 		t.Error(err)
 	}
 	wg.Wait()
+	if err := h.Close(); err != nil {
+		t.Errorf("closed twice: %v", err)
+	}
 	if _, _, err := h.Minter().Mint(t.Context(), 1); !errors.Is(err, token.ErrUnavailable) {
 		t.Error(err)
 	}

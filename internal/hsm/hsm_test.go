@@ -72,7 +72,7 @@ func TestRoundTripAcrossServers(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	one, two := world.Servers[0].Open(t), world.Servers[1].Open(t)
-	keys := mintKeys(t, one, 7)
+	keys := mintKeys(t, one, 300)         // as for keys
 	items := sealItems(t, one, keys, 600) // more than one crossing holds
 	if err := two.Opener().Open(context.Background(), keys, items); err != nil {
 		t.Fatal(err)
@@ -81,6 +81,10 @@ func TestRoundTripAcrossServers(t *testing.T) {
 		if it.Err != nil || !bytes.Equal(it.Out, plaintext(i)) {
 			t.Fatalf("item %d: %v, %x", i, it.Err, it.Out)
 		}
+	}
+	many := make([]token.WrappedKey, 16385)
+	if err := two.Opener().Open(t.Context(), many, items[:1]); !errors.Is(err, token.ErrBadData) {
+		t.Errorf("%d keys in a batch: %v", len(many), err)
 	}
 	messages := [][]byte{nil, []byte("a"), bytes.Repeat([]byte("b"), 5000)}
 	a, err := one.Minter().RecordMAC(t.Context(), messages)

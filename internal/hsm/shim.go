@@ -36,6 +36,9 @@ type (
 	macItem    = C.kluis_mac_item
 )
 
+// CK_ULONG has 64 bits wherever this builds; attributes are encoded so.
+var _ [C.sizeof_ck_ulong - 8]struct{}
+
 const notRun = C.kluis_not_run
 
 // shim is the module's function list, as the data path calls it.
