@@ -326,6 +326,23 @@ func TestHealth(t *testing.T) {
 	})
 }
 
+// TestCallFindsTokenDown: a call that finds its token gone does not wait for
+// the next check to say so.
+func TestCallFindsTokenDown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(_ *world, c *cryptoserver.Config) { c.CheckEvery = time.Hour })
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow))
+	down := fmt.Errorf("%w: injected", token.ErrUnavailable)
+	w.open.fail.Store(&down)
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+	if up := w.counter("kluis_cryptoserver_token_up", "role", "open"); up != 0 {
+		t.Error("the token counts as up")
+	}
+}
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

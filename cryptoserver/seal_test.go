@@ -108,6 +108,24 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// TestSealClears: no plaintext stays behind in the buffers of a call.
+func TestSealClears(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	d := day("2024-04-10")
+	w.point(meter.Electricity).store(w.registerBlock(importLow, d), w.intervalBlock(importIntervals, d, meter.PT15M))
+	w.seal.mu.Lock()
+	defer w.seal.mu.Unlock()
+	if len(w.seal.plain) != 4 {
+		t.Fatalf("%d buffers for two blocks and their content messages", len(w.seal.plain))
+	}
+	for _, p := range w.seal.plain {
+		if len(p) == 0 || !bytes.Equal(p, make([]byte, len(p))) {
+			t.Error("plaintext is still there")
+		}
+	}
+}
+
 // TestSealRefusesKeys: nothing is sealed under a key record that is not what
 // was minted for this metering point, class and month.
 func TestSealRefusesKeys(t *testing.T) {
@@ -187,7 +205,12 @@ func TestSealRefusesBlocks(t *testing.T) {
 		"no version":                 func() envelope.PlainBlock { b := w.registerBlock(importLow, d); b.Version = 0; return b }(),
 		"no such key":                func() envelope.PlainBlock { b := w.registerBlock(importLow, d); b.Key = 2; return b }(),
 		"negative key":               func() envelope.PlainBlock { b := w.registerBlock(importLow, d); b.Key = -1; return b }(),
-		"daily intervals":            func() envelope.PlainBlock { b := intervals(92); b.Block.Resolution = meter.P1D; return b }(),
+		"gas by the quarter-hour": func() envelope.PlainBlock {
+			b := intervals(92)
+			b.Field = 8
+			return b
+		}(),
+		"daily intervals": func() envelope.PlainBlock { b := intervals(92); b.Block.Resolution = meter.P1D; return b }(),
 		"quality too short": func() envelope.PlainBlock {
 			b := intervals(92)
 			b.Block.Quality = []meter.Quality{meter.Estimated}

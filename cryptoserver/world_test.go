@@ -160,14 +160,29 @@ func (s *spyOpener) opened() int {
 	return n
 }
 
+// spySealer is the real token, watched.
 type spySealer struct {
 	token.Sealer
 	sealed atomic.Int64
+	mu     sync.Mutex
+	plain  [][]byte // buffers that held plaintext during a call
 }
 
 func (s *spySealer) Seal(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
 	s.sealed.Add(int64(len(items)))
+	s.mu.Lock()
+	for i := range items {
+		s.plain = append(s.plain, items[i].In)
+	}
+	s.mu.Unlock()
 	return s.Sealer.Seal(ctx, keys, items)
+}
+
+func (s *spySealer) ContentMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
+	s.mu.Lock()
+	s.plain = append(s.plain, messages...)
+	s.mu.Unlock()
+	return s.Sealer.ContentMAC(ctx, messages)
 }
 
 type option func(*world, *cryptoserver.Config)
