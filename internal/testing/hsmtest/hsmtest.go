@@ -55,24 +55,28 @@ const (
 
 var world struct {
 	sync.Mutex
-	dir string // set by Main
-	hsm *HSM
-	err error
+	cleanedUp bool   // Main removes dir
+	dir       string // "" before the first New
+	hsm       *HSM
+	err       error
 }
 
 // Main runs a package's tests (a *testing.M, or what runs one) and removes the
 // tokens afterwards.
 func Main(m interface{ Run() int }) int {
-	dir, err := os.MkdirTemp("", "kluis-hsmtest-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
 	world.Lock()
-	world.dir = dir
+	world.cleanedUp = true
 	world.Unlock()
-	return m.Run()
+	code := m.Run()
+	world.Lock()
+	defer world.Unlock()
+	if world.dir != "" {
+		if err := os.RemoveAll(world.dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return code
 }
 
 // New returns the two servers' tokens, made at the first call.
@@ -80,11 +84,13 @@ func New(t testing.TB) *HSM {
 	t.Helper()
 	world.Lock()
 	defer world.Unlock()
-	if world.dir == "" {
+	if !world.cleanedUp {
 		t.Fatal("hsmtest.New needs: func TestMain(m *testing.M) { os.Exit(hsmtest.Main(m)) }")
 	}
 	if world.hsm == nil && world.err == nil {
-		world.hsm, world.err = build(world.dir)
+		if world.dir, world.err = os.MkdirTemp("", "kluis-hsmtest-"); world.err == nil {
+			world.hsm, world.err = build(world.dir)
+		}
 	}
 	if world.err != nil {
 		t.Fatal(world.err)
