@@ -148,8 +148,10 @@ func (w *world) checkAnswer(r *http.Request, res *http.Response, body []byte) er
 		}
 		return nil
 	}
-	for _, v := range decimals.FindAllString(string(body), -1) {
-		w.secrets.read(v)
+	if strings.HasSuffix(r.URL.Path, "/readings") {
+		for _, v := range decimals.FindAllString(string(body), -1) {
+			w.secrets.read(v)
+		}
 	}
 	return nil
 }
