@@ -1,6 +1,7 @@
 package cryptoserver
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"kluis/authz"
@@ -169,6 +171,57 @@ func TestOpenedUnder(t *testing.T) {
 		if got := openedUnder(items, id); got.ID != id || got.Basis != c.basis || got.Given != c.given {
 			t.Errorf("%s: %+v", c.name, got)
 		}
+	}
+}
+
+// scripted answers checks as told.
+type scripted struct{ err error }
+
+func (s *scripted) Check(context.Context) error { return s.err }
+func (s *scripted) Epochs() []uint32            { return nil }
+
+// TestMonitor: down at once when the token says it is unavailable, after two
+// failures otherwise, up after one success; each role by itself.
+func TestMonitor(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	met, err := newMetrics(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, sign := &scripted{}, &scripted{}
+	m := newMonitor(map[Role]token.Health{RoleOpen: open, RoleSign: sign}, time.Second, slog.New(slog.DiscardHandler), met)
+	status := func(service string) bool {
+		r, err := m.server.Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+		return err == nil && r.Status == healthpb.HealthCheckResponse_SERVING
+	}
+	if status("") || status("open") {
+		t.Error("serving before the first check")
+	}
+	if err := m.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	unavailable, other := fmt.Errorf("%w: injected", token.ErrUnavailable), errors.New("slow")
+	for i, step := range []struct {
+		err  error
+		down bool
+	}{
+		{nil, false}, {other, false}, {nil, false}, {other, false}, {other, true}, {other, true}, {nil, false},
+		{unavailable, true}, {other, true}, {nil, false}, {other, false},
+	} {
+		open.err = step.err
+		m.check(t.Context(), RoleOpen, open)
+		if status("open") == step.down || status("") == step.down || m.healthy() == step.down {
+			t.Errorf("step %d: open %v, all %v, healthy %v", i, status("open"), status(""), m.healthy())
+		}
+		if !status("sign") || status("seal") {
+			t.Errorf("step %d: sign %v, seal %v", i, status("sign"), status("seal"))
+		}
+	}
+	open.err = other
+	bad := newMonitor(map[Role]token.Health{RoleOpen: open}, time.Second, slog.New(slog.DiscardHandler), met)
+	if bad.start(t.Context()) == nil || status("seal") {
+		t.Error("started with a token that fails")
 	}
 }
 
