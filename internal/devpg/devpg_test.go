@@ -403,3 +403,58 @@ func TestMajor(t *testing.T) {
 		}
 	}
 }
+
+// Root writes in a folder that belongs to PostgreSQL's user: what that user
+// puts in the way must not lead root anywhere else.
+func TestServerUserLeadsRootNowhere(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, c := range []struct {
+		name, at string
+		victim   func(t *testing.T, path string)
+	}{
+		{"socket folder", "cluster/run", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"access file", "cluster/data/pg_hba.conf", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte("mine"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := shortDir(t)
+			stop(t, start(t, devpg.Config{Dir: dir, NoSync: true}))
+			outside := shortDir(t)
+			if err := os.Chmod(outside, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			victim := filepath.Join(outside, "victim")
+			c.victim(t, victim)
+			plant := exec.Command("/bin/sh", "-c", `rm -rf "$1" && ln -s "$2" "$1"`, "sh", filepath.Join(dir, c.at), victim)
+			plant.Dir, plant.SysProcAttr = "/", devpg.ServerAttributes(t)
+			if out, err := plant.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+
+			cl, err := devpg.Start(t.Context(), devpg.Config{Dir: dir, NoSync: true})
+			if err == nil {
+				stop(t, cl)
+				t.Error("started")
+			}
+			st, err := os.Stat(victim)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if uid := st.Sys().(*syscall.Stat_t).Uid; uid != 0 || st.Mode().Perm()&0o044 != 0o044 {
+				t.Errorf("the file outside belongs to user %d and has mode %v now", uid, st.Mode())
+			}
+			if b, err := os.ReadFile(victim); err == nil && string(b) != "mine" {
+				t.Error("the file outside has been overwritten")
+			}
+		})
+	}
+}

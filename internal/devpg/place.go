@@ -59,18 +59,44 @@ func (a account) reaches(dir string) bool {
 	return cmd.Run() == nil
 }
 
-// own makes a private folder of the server's user.
+// own makes a private folder of the server's user. A symbolic link in its place
+// is refused: where the folder above belongs to that user already, it could
+// otherwise have root give it any folder there is.
 func (a account) own(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("devpg: %w", err)
 	}
+	fd, err := syscall.Open(dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("devpg: %s must be a folder, and no link to one: %w", dir, err)
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	if err := f.Chmod(0o700); err != nil {
+		return fmt.Errorf("devpg: %w", err)
+	}
 	if a.drop {
-		if err := os.Chown(dir, a.uid, a.gid); err != nil {
+		if err := f.Chown(a.uid, a.gid); err != nil {
 			return fmt.Errorf("devpg: %w", err)
 		}
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("devpg: %w", err)
+	return nil
+}
+
+// write writes a private file in a folder of the server's user, as that user:
+// root would follow whatever links it put there.
+func (a account) write(path, content string) error {
+	if !a.drop {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			return fmt.Errorf("devpg: %w", err)
+		}
+		return nil
+	}
+	cmd := exec.Command("/bin/sh", "-c", `umask 077 && cat >"$1"`, "sh", path)
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = "/", environment(), a.attributes()
+	cmd.Stdin = strings.NewReader(content)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("devpg: write %s as user id %d: %w\n%s", path, a.uid, err, out)
 	}
 	return nil
 }
@@ -232,14 +258,8 @@ func writeAccess(data string, as account, osUser string, roles []string) error {
 		"pg_hba.conf":   "local all all peer map=kluis\n",
 		"pg_ident.conf": ident.String(),
 	} {
-		path := filepath.Join(data, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			return fmt.Errorf("devpg: %w", err)
-		}
-		if as.drop {
-			if err := os.Chown(path, as.uid, as.gid); err != nil {
-				return fmt.Errorf("devpg: %w", err)
-			}
+		if err := as.write(filepath.Join(data, name), content); err != nil {
+			return err
 		}
 	}
 	return nil
