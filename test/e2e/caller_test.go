@@ -284,7 +284,7 @@ func readAnswer(res *http.Response) (answer, error) {
 	if a.body, err = io.ReadAll(res.Body); err != nil {
 		return a, err
 	}
-	if res.StatusCode >= 400 && res.Header.Get("Content-Type") == "application/problem+json" {
+	if len(a.body) > 0 && res.Header.Get("Content-Type") == "application/problem+json" {
 		err = json.Unmarshal(a.body, &a.Problem)
 	}
 	return a, err

@@ -694,6 +694,9 @@ func TestStatusAndProbes(t *testing.T) {
 	if s == nil || s.Status != client.StatusStatusUP || len(s.Backends) != 3 || s.Profile.Country != "NL" || s.Profile.RetentionMonths != 60 {
 		t.Fatalf("%d: %s", res.StatusCode(), res.Body)
 	}
+	if rows := w.accessLog(t, s.InteractionId.String()); len(rows) != 0 {
+		t.Error("the status is in the access log, though it names nobody")
+	}
 	yesterday := meter.DayOf(time.Now(), w.profile(t).Location()) - 1
 	if s.Freshness.LastStoredAt == nil || s.Freshness.LastCompleteDay == nil || s.Freshness.LastCompleteDay.String() != yesterday.String() {
 		t.Errorf("freshness %+v", s.Freshness)

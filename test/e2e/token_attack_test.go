@@ -270,6 +270,14 @@ func TestTokensOfAnExternalIssuer(t *testing.T) {
 			}
 		})
 	}
+	// A certificate of the suppliers' CA that is nobody's: the issuer's word
+	// does not register it.
+	nobody := w.caller(t, a.clientID, &stranger).at(t, side.url)
+	token := e.sign(t, "ES256", nil, e.good(nobody))
+	w.refused(t, nobody.with(t, token, path), side.log, "certificate_not_registered", invalidToken)
+	if err := crypto.open(t, token, a.clientID, point, billing); !refusedByCryptoserver(err) {
+		t.Errorf("a certificate of nobody, at the cryptoserver: %v", err)
+	}
 	// A method that is not the key's own, though the signature is valid for it.
 	for _, alg := range []string{"RS256", "PS384", "PS512"} {
 		token := signed(t, alg, e.ps256, claims{"alg": alg, "typ": "at+jwt", "kid": "PS256"}, e.good(a))
