@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,10 @@ func TestNoRecordNoData(t *testing.T) {
 	}
 	if strings.Contains(w.log.String(), "secret") {
 		t.Error("the value of a panic is in the log")
+	}
+	// A stack as the runtime prints it shows the words of arguments.
+	if log := w.log.String(); strings.Contains(log, e.String()) || strings.Contains(log, strconv.FormatInt(e.Int64(), 16)) || !strings.Contains(log, "faults_test.go:") {
+		t.Errorf("the log of a panic must say where, and of no metering point: %s", log)
 	}
 	w.tap.record = nil
 	w.answerOf(w.get(w.a, w.path(e)))
