@@ -101,10 +101,16 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				}
 				ev.problem = internalError.slug
 			}
-			if ev.gone && sw.status == 0 {
+			gone := ev.gone && sw.status == 0
+			if gone {
 				sw.status = statusClientGone
 			}
 			s.finish(r, ev, sw.status, time.Since(start))
+			if gone {
+				// Who closed only its own side still reads: it must not take
+				// an empty 200 for an answer.
+				panic(http.ErrAbortHandler)
+			}
 		}()
 		next.ServeHTTP(sw, r)
 	})

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -157,6 +159,22 @@ func TestClientGone(t *testing.T) {
 	}
 	if got := w.tap.taken(); strings.Contains(got, "open") {
 		t.Errorf("calls %q", got)
+	}
+	// Closed on its own side only, a client still reads: silence, and no 200.
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(w.url, "https://"), &tls.Config{RootCAs: authorities().operator.Pool(), Certificates: []tls.Certificate{w.a.cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w.tap.facts = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	if _, err := io.WriteString(conn, "GET "+w.path(e)+" HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer "+token+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); err != nil || len(got) > 0 {
+		t.Errorf("answered %q, %v", got, err)
 	}
 	// While the record is written: it is written all the same.
 	leave(func(cancel context.CancelFunc) {
