@@ -1,0 +1,7 @@
+#!/bin/sh
+# Builds and runs the benchmark on a demo of its own (docs/PERFORMANCE.md).
+# The programs must be built. Arguments go to it: -short, -rounds N, -json FILE.
+set -eu
+cd "$(dirname "$0")/.."
+CGO_ENABLED=1 go build -trimpath -buildvcs=false -o bin/bench ./test/bench
+exec bin/bench -json bin/bench.json "$@"

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == partArg { // the floor runs this program again
+		exit(servePart(os.Args[2], os.Stdin, os.Stdout))
+	}
+	os.Exit(m.Run())
+}
+
+// TestBench keeps the benchmark working: one round, too short to say anything.
+// That each part of it did what it should, it checks itself.
+func TestBench(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "bin")
+	for cgo, commands := range map[string][]string{"0": {"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
+		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", bin + "/"}, commands...)...)
+		cmd.Dir = "../.."
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+	}
+	var progress, out bytes.Buffer
+	file := filepath.Join(dir, "figures", "bench.json")
+	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, progress: &progress}
+	if err := runAll(t.Context(), o, &out, file); err != nil {
+		t.Fatalf("%v\n%s", err, progress.Bytes())
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(raw, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Blocks != 4*32+2*31 || r.DataKeys != 3 || len(r.Rounds) != 1 {
+		t.Errorf("%d blocks, %d keys, %d rounds", r.Blocks, r.DataKeys, len(r.Rounds))
+	}
+	for _, name := range []string{kluisWarm, kluisCold, hsmWarm, hsmCold, sqlFloor, tlsFloor, tlsCached} {
+		for _, n := range clients {
+			x := r.Rounds[0][name][n]
+			if x.Operations == 0 || x.MedianMS <= 0 || x.P99MS < x.MedianMS || x.total() <= 0 {
+				t.Errorf("%s, %d clients: %+v", name, n, x)
+			}
+			if !strings.Contains(out.String(), name) {
+				t.Errorf("%s is not in the table:\n%s", name, out.String())
+			}
+		}
+	}
+	for _, p := range []string{"gateway", "cryptoserver-1", "cryptoserver-2"} {
+		for _, name := range []string{kluisWarm, kluisCold} {
+			if r.Rounds[0][name][8].CPU[p] <= 0 {
+				t.Errorf("%s: no CPU of %s", name, p)
+			}
+		}
+		if m := r.Memory[p]; m == nil || m.PeakMB <= 0 {
+			t.Errorf("no memory of %s", p)
+		}
+	}
+}
+
+// The measuring itself: a loop of a known length.
+func TestCPU(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; echo done; cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fscan(out, new(string)); err != nil {
+		t.Fatal(err)
+	}
+	own, err := cpuOf(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := cpuOfTree(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	took := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	if own <= 0 || all < 50*time.Millisecond || all > took+50*time.Millisecond || own > all {
+		t.Errorf("a shell's CPU is %s, with its children's %s; it says itself %s", own, all, took)
+	}
+	if _, err := cpuOf(cmd.Process.Pid); err == nil {
+		t.Error("a process that is gone has CPU time")
+	}
+}
+
+func TestStatementsAreTheGateways(t *testing.T) {
+	t.Parallel()
+	got, err := readStatements("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(got["queryBlocks"], "FROM sealed_block") || !strings.Contains(got["queryRecord"], scratchTable) {
+		t.Errorf("%v", got)
+	}
+	if _, err := readStatements(t.TempDir()); err == nil {
+		t.Error("statements of a tree without any")
+	}
+}

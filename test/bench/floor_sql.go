@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/lib/pq"
+)
+
+// sqlSetup is the statements of one request, on plain connections: what the
+// gateway asks for, nothing made of the answers, and a row of the size of its
+// record committed.
+type sqlSetup struct {
+	DSN        string            `json:"dsn"`
+	Statements map[string]string `json:"statements"` // by the names in statementNames
+	Conns      int               `json:"conns"`
+
+	EAN    int64    `json:"ean"`
+	GLN    int64    `json:"gln"`
+	Fields []int64  `json:"fields"` // runs of days, as the gateway asks for them
+	From   []int64  `json:"from"`
+	To     []int64  `json:"to"`
+	Keys   []string `json:"keys"` // UUIDs
+	Blocks int      `json:"blocks"`
+
+	Record, Receipt []byte
+}
+
+// scratchTable takes the rows that the floor commits; it is like access_log.
+const scratchTable = "bench_access_log"
+
+// statementNames are those of one request, as internal/postgres calls them.
+var statementNames = []string{"querySupplier", "queryLegalFile", "queryBlocks", "queryKeys", "queryRecord"}
+
+// readStatements takes the gateway's statements from its source, so that the
+// floor always runs the very same.
+func readStatements(root string) (map[string]string, error) {
+	files, err := filepath.Glob(filepath.Join(root, "internal", "postgres", "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok {
+				return true
+			}
+			for i, name := range spec.Names {
+				if i >= len(spec.Values) {
+					break
+				}
+				if lit, ok := spec.Values[i].(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					if s, err := strconv.Unquote(lit.Value); err == nil {
+						found[name.Name] = s
+					}
+				}
+			}
+			return true
+		})
+	}
+	out := map[string]string{}
+	for _, name := range statementNames {
+		if found[name] == "" {
+			return nil, fmt.Errorf("internal/postgres has no statement %s any more: the floor must follow", name)
+		}
+		out[name] = found[name]
+	}
+	record := strings.Replace(out["queryRecord"], "INTO access_log", "INTO "+scratchTable, 1)
+	if record == out["queryRecord"] {
+		return nil, errors.New("internal/postgres: queryRecord does not insert into access_log: the floor must follow")
+	}
+	out["queryRecord"] = record
+	return out, nil
+}
+
+type sqlPart struct {
+	sqlSetup
+	db    *sql.DB
+	conns []sqlConn
+}
+
+type sqlConn struct {
+	conn *sql.Conn
+	stmt map[string]*sql.Stmt
+}
+
+func newSQLPart(raw json.RawMessage) (worker, error) {
+	p := &sqlPart{}
+	if err := json.Unmarshal(raw, &p.sqlSetup); err != nil {
+		return nil, err
+	}
+	cfg, err := pq.NewConfig(p.DSN)
+	if err != nil {
+		return nil, err
+	}
+	cfg.BinaryParameters = true
+	connector, err := pq.NewConnectorConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.db = sql.OpenDB(connector)
+	ctx := context.Background()
+	for range p.Conns {
+		c := sqlConn{stmt: map[string]*sql.Stmt{}}
+		if c.conn, err = p.db.Conn(ctx); err != nil {
+			return nil, err
+		}
+		for name, query := range p.Statements {
+			if c.stmt[name], err = c.conn.PrepareContext(ctx, query); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		p.conns = append(p.conns, c)
+	}
+	return p, nil
+}
+
+func (p *sqlPart) address() string { return "" }
+
+func (p *sqlPart) close() error { return p.db.Close() }
+
+func (p *sqlPart) work(o order) (partAnswer, error) {
+	if o.Concurrency > len(p.conns) {
+		return partAnswer{}, errors.New("more clients than connections")
+	}
+	var a partAnswer
+	runtime.GC()
+	cpu := selfCPU()
+	var err error
+	a.Took, a.Wall, err = repeat(o.For, o.Concurrency, func(i int) error { return p.once(&p.conns[i]) })
+	a.CPU = selfCPU() - cpu
+	return a, err
+}
+
+// once does the statements of one request, in their order.
+func (p *sqlPart) once(c *sqlConn) error {
+	ctx := context.Background()
+	for _, q := range []struct {
+		name string
+		want int
+		args []any
+	}{
+		{"querySupplier", 1, []any{p.GLN}},
+		{"queryLegalFile", 1, []any{p.EAN}},
+		{"queryBlocks", p.Blocks, []any{p.EAN, pq.Array(p.Fields), pq.Array(p.From), pq.Array(p.To)}},
+		{"queryKeys", len(p.Keys), []any{p.EAN, pq.Array(p.Keys)}},
+	} {
+		n, err := fetch(ctx, c.stmt[q.name], q.args)
+		if err == nil && n != q.want {
+			err = fmt.Errorf("%d rows instead of %d", n, q.want)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", q.name, err)
+		}
+	}
+	var salt [16]byte
+	rand.Read(salt[:]) // never fails
+	_, err := c.stmt["queryRecord"].ExecContext(ctx, p.EAN, uuid.NewString(), p.GLN, int64(1), p.Record, p.Receipt, salt[:])
+	return err
+}
+
+// fetch reads every row and looks at none.
+func fetch(ctx context.Context, s *sql.Stmt, args []any) (int, error) {
+	rows, err := s.QueryContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, err
+	}
+	into := make([]any, len(columns))
+	for i := range into {
+		into[i] = new(sql.RawBytes)
+	}
+	n := 0
+	for rows.Next() {
+		if err := rows.Scan(into...); err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, rows.Err()
+}
+
+// selfCPU is the CPU time of this process so far.
+func selfCPU() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err) // it cannot fail for ourselves
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

@@ -1,0 +1,87 @@
+// Command bench measures one supplier request from end to end, and beside it,
+// in the same run, what its unavoidable parts cost by themselves: the floor.
+// docs/PERFORMANCE.md says what the figures mean. It asserts nothing about
+// them; it fails only when something is not done that should have been.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == partArg {
+		exit(servePart(os.Args[2], os.Stdin, os.Stdout))
+	}
+	var o options
+	short := flag.Bool("short", false, "one short round, to see that it works")
+	file := flag.String("json", "", "also write all figures to this `file`")
+	flag.StringVar(&o.root, "root", ".", "`folder` of the source tree")
+	flag.StringVar(&o.bin, "bin", "bin", "`folder` of the programs")
+	flag.IntVar(&o.rounds, "rounds", 5, "`number` of rounds")
+	flag.DurationVar(&o.slice, "slice", 2*time.Second, "how long Kluis is measured at a time")
+	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
+	flag.Parse()
+	o.progress = os.Stderr
+	if *short {
+		o.rounds, o.slice = 1, 500*time.Millisecond
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	exit(runAll(ctx, o, os.Stdout, *file))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// options of a run.
+type options struct {
+	root     string // of the source tree
+	bin      string // of the programs
+	rounds   int
+	slice    time.Duration // of one measurement of Kluis; those of the floor take half
+	profile  time.Duration
+	progress io.Writer
+}
+
+func runAll(ctx context.Context, o options, out io.Writer, file string) (err error) {
+	dir, err := os.MkdirTemp("", "kluis-bench-")
+	if err != nil {
+		return err
+	}
+	// Root's PostgreSQL runs as another user, who must be able to pass.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r, err := measure(ctx, o, dir)
+	if err != nil || r == nil {
+		return err
+	}
+	r.print(out)
+	if file == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}

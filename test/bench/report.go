@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// report is everything that was measured.
+type report struct {
+	Date      time.Time                `json:"date"`
+	Machine   string                   `json:"machine"`
+	Load      string                   `json:"load_average"` // as the rounds began
+	Blocks    int                      `json:"blocks"`
+	DataKeys  int                      `json:"data_keys"`
+	Answer    int                      `json:"answer_bytes"`
+	Slice     float64                  `json:"slice_seconds"`
+	Rounds    []round                  `json:"rounds"`
+	Most      run                      `json:"most_clients"`
+	Memory    map[string]*memoryReport `json:"memory_mb"`
+	processes []string
+}
+
+// memoryReport is resident memory in MB (10^6 bytes).
+type memoryReport struct {
+	BeforeMB float64 `json:"before"` // after all rounds
+	PeakMB   float64 `json:"peak"`   // with most clients
+	AfterMB  float64 `json:"after"`
+}
+
+func (b *bench) newReport() *report {
+	load, _ := os.ReadFile("/proc/loadavg") // only to be shown
+	r := &report{
+		Date: time.Now().UTC(), Machine: machine(), Load: strings.TrimSpace(string(load)), Blocks: b.blocks(), DataKeys: len(b.keys),
+		Answer: b.size, Slice: b.slice.Seconds(), Memory: map[string]*memoryReport{},
+	}
+	r.processes = []string{"gateway"}
+	for i := range b.warm.cryptoservers {
+		r.processes = append(r.processes, fmt.Sprintf("cryptoserver-%d", i+1))
+	}
+	r.processes = append(r.processes, "postgresql", clientCPU)
+	return r
+}
+
+func machine() string {
+	name := runtime.GOARCH
+	if f, err := os.Open("/proc/cpuinfo"); err == nil {
+		defer f.Close()
+		for s := bufio.NewScanner(f); s.Scan(); {
+			if key, value, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(key) == "model name" {
+				name = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s, %d CPUs, %s", name, runtime.NumCPU(), runtime.Version())
+}
+
+// spread is the least, middle and greatest of the rounds.
+func (r *report) spread(f func(round) float64) string {
+	v := make([]float64, len(r.Rounds))
+	for i, rd := range r.Rounds {
+		v[i] = f(rd)
+	}
+	slices.Sort(v)
+	middle := v[len(v)/2]
+	if len(v) == 1 {
+		return figure(middle)
+	}
+	return figure(middle) + " (" + figure(v[0]) + "-" + figure(v[len(v)-1]) + ")"
+}
+
+func figure(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// floors are the parts of the floor that go with Kluis at the same state of
+// the key cache.
+func floors(kluis, tls string) []string {
+	if kluis == kluisCold {
+		return []string{hsmCold, sqlFloor, tls}
+	}
+	return []string{hsmWarm, sqlFloor, tls}
+}
+
+func sum(rd round, names []string, n int, f func(run) float64) float64 {
+	t := 0.0
+	for _, name := range names {
+		t += f(rd[name][n])
+	}
+	return t
+}
+
+func (r *report) print(w io.Writer) {
+	fmt.Fprintf(w, "%s\n%s; load average before: %s\n", r.Date.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
+	fmt.Fprintf(w, "One request: %d blocks under %d data keys, an answer of %d bytes. %d round(s) of %gs; median of the rounds (least-greatest).\n",
+		r.Blocks, r.DataKeys, r.Answer, len(r.Rounds), r.Slice)
+	for _, n := range clients {
+		fmt.Fprintf(w, "\n%d client(s)\n", n)
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "\tmedian ms\t99% ms\tper second\tCPU ms")
+		for _, name := range []string{kluisWarm, kluisCold, hsmWarm, hsmCold, sqlFloor, tlsFloor, tlsCached} {
+			get := func(f func(run) float64) string {
+				return r.spread(func(rd round) float64 { return f(rd[name][n]) })
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", name,
+				get(func(x run) float64 { return x.MedianMS }), get(func(x run) float64 { return x.P99MS }),
+				get(func(x run) float64 { return float64(x.Operations) / x.Seconds }), get(run.total))
+		}
+		t.Flush()
+
+		fmt.Fprintln(w, "\n  CPU ms of a request by process")
+		t = tabwriter.NewWriter(w, 2, 0, 2, ' ', 0)
+		fmt.Fprintf(t, "  \t%s\n", strings.Join(r.processes, "\t"))
+		for _, name := range []string{kluisWarm, kluisCold} {
+			fmt.Fprintf(t, "  %s", name)
+			for _, p := range r.processes {
+				fmt.Fprintf(t, "\t%s", r.spread(func(rd round) float64 { return rd[name][n].CPU[p] }))
+			}
+			fmt.Fprintln(t)
+		}
+		t.Flush()
+
+		fmt.Fprintln(w, "\n  beside the sum of the floor")
+		t = tabwriter.NewWriter(w, 2, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "  \tfloor CPU ms\tCPU ratio\tfloor latency ms\tlatency ratio")
+		for _, name := range []string{kluisWarm, kluisCold} {
+			for _, tls := range []string{tlsFloor, tlsCached} {
+				parts := floors(name, tls)
+				latency := func(x run) float64 { return x.MedianMS }
+				fmt.Fprintf(t, "  %s; floor's token %s\t%s\t%s\t%s\t%s\n", name, strings.TrimPrefix(tls, "mTLS handler, token "),
+					r.spread(func(rd round) float64 { return sum(rd, parts, n, run.total) }),
+					r.spread(func(rd round) float64 { return rd[name][n].total() / sum(rd, parts, n, run.total) }),
+					r.spread(func(rd round) float64 { return sum(rd, parts, n, latency) }),
+					r.spread(func(rd round) float64 { return rd[name][n].MedianMS / sum(rd, parts, n, latency) }))
+			}
+		}
+		t.Flush()
+	}
+	fmt.Fprintf(w, "\n%d clients: %s requests/s, median %s ms, 99%% %s ms, CPU %s ms\n", most,
+		figure(float64(r.Most.Operations)/r.Most.Seconds), figure(r.Most.MedianMS), figure(r.Most.P99MS), figure(r.Most.total()))
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "resident MB\tafter the rounds\tpeak with %d clients\tafter them\n", most)
+	for _, p := range r.processes {
+		switch m := r.Memory[p]; {
+		case m == nil:
+		case m.PeakMB == 0: // several processes
+			fmt.Fprintf(t, "%s\t\t\t%s\n", p, figure(m.AfterMB))
+		default:
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p, figure(m.BeforeMB), figure(m.PeakMB), figure(m.AfterMB))
+		}
+	}
+	t.Flush()
+}
