@@ -181,21 +181,26 @@ DO $$ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- Times of storing are the database's own: no role but the owner may say them.
+
 -- The gateway reads what a decision needs and appends to the log, which it
 -- cannot read back.
 GRANT SELECT ON supplier, legal_file, supply_period, consent, data_key, sealed_block TO kluis_gateway;
 GRANT SELECT (stored_at) ON ingest_batch TO kluis_gateway;
-GRANT INSERT ON access_log TO kluis_gateway;
+GRANT INSERT (ean, interaction_id, gln, outcome, record, receipt, salt) ON access_log TO kluis_gateway;
 
 GRANT SELECT ON supplier TO kluis_issuer;
 
 -- Ingest sees of a block all but its ciphertext, and can only add.
 GRANT SELECT ON metering_point, legal_file, data_key TO kluis_ingest;
 GRANT SELECT (ean, field, day, version, resolution, key_id, value_count, content_mac, sealed_at) ON sealed_block TO kluis_ingest;
-GRANT INSERT ON data_key, sealed_block, ingest_batch TO kluis_ingest;
+GRANT INSERT (ean, key_id, class, month, occupancy, kek_epoch, wrapped, mac) ON data_key TO kluis_ingest;
+GRANT INSERT (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext) ON sealed_block TO kluis_ingest;
+GRANT INSERT (ean, batch_id, keys, blocks) ON ingest_batch TO kluis_ingest;
 
 -- The registrar adds versions of sealed facts; only their indexes may change.
-GRANT SELECT, INSERT ON supplier, legal_file, metering_point TO kluis_registrar;
+GRANT SELECT, INSERT ON supplier, legal_file TO kluis_registrar;
+GRANT SELECT, INSERT (ean, commodity) ON metering_point TO kluis_registrar;
 GRANT SELECT, INSERT, DELETE ON supply_period, consent TO kluis_registrar;
 
 -- +goose Down

@@ -80,7 +80,7 @@ func TestTheMeteringPointLeadsEveryUniqueKey(t *testing.T) {
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	want := []string{
-		"kluis_gateway INSERT access_log",
+		"kluis_gateway INSERT access_log (ean, gln, interaction_id, outcome, receipt, record, salt)",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
 		"kluis_gateway SELECT ingest_batch (stored_at)",
@@ -88,9 +88,9 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway SELECT sealed_block",
 		"kluis_gateway SELECT supplier",
 		"kluis_gateway SELECT supply_period",
-		"kluis_ingest INSERT data_key",
-		"kluis_ingest INSERT ingest_batch",
-		"kluis_ingest INSERT sealed_block",
+		"kluis_ingest INSERT data_key (class, ean, kek_epoch, key_id, mac, month, occupancy, wrapped)",
+		"kluis_ingest INSERT ingest_batch (batch_id, blocks, ean, keys)",
+		"kluis_ingest INSERT sealed_block (ciphertext, content_mac, day, ean, field, key_id, resolution, value_count, version)",
 		"kluis_ingest SELECT data_key",
 		"kluis_ingest SELECT legal_file",
 		"kluis_ingest SELECT metering_point",
@@ -100,7 +100,7 @@ func TestPrivileges(t *testing.T) {
 		"kluis_registrar DELETE supply_period",
 		"kluis_registrar INSERT consent",
 		"kluis_registrar INSERT legal_file",
-		"kluis_registrar INSERT metering_point",
+		"kluis_registrar INSERT metering_point (commodity, ean)",
 		"kluis_registrar INSERT supplier",
 		"kluis_registrar INSERT supply_period",
 		"kluis_registrar SELECT consent",
@@ -173,6 +173,7 @@ func TestRolesAttack(t *testing.T) {
 		migrations.RoleGateway: {
 			block, key, file, supp, supply, "SELECT FROM access_log", "SELECT ean FROM access_log",
 			log + " RETURNING ean", "COPY access_log TO STDOUT",
+			`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, '2020-01-01', gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`,
 		},
 		migrations.RoleIssuer: {
 			block, key, file, supp, supply, log,
