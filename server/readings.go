@@ -115,7 +115,12 @@ func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request
 	if err != nil {
 		return Opened{}, fail(databaseUnavailable, fmt.Errorf("blocks: %w", err))
 	}
-	opened, err := s.opener.Open(ctx, OpenRequest{
+	// Once it was asked for, decryption takes place, and its receipt belongs
+	// into the access log: a caller that goes away must not tear a hole into
+	// the chain of receipts. The deadline still holds.
+	asked, cancel := untilDeadline(ctx)
+	defer cancel()
+	opened, err := s.opener.Open(asked, OpenRequest{
 		Token: c.token, Supplier: c.supplier, LegalFile: file, Interaction: eventOf(ctx).interaction,
 		Request: r, Keys: keys, Blocks: blocks,
 	})
@@ -134,6 +139,15 @@ func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request
 		return opened, fail(decryptionUnavailable, err)
 	}
 	return opened, fmt.Errorf("open: %w", err)
+}
+
+// untilDeadline is a context that ends with the deadline of ctx, but not with
+// the client.
+func untilDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d, ok := ctx.Deadline(); ok {
+		return context.WithDeadline(context.WithoutCancel(ctx), d)
+	}
+	return context.WithCancel(context.WithoutCancel(ctx))
 }
 
 func (s *Server) newRecord(ctx context.Context, c authn.Caller, now time.Time) audit.Record {
