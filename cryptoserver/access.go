@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +16,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"kluis/cryptoserver/cryptopb"
 )
@@ -63,6 +64,9 @@ func (a allowList) allows(fullMethod, identity string) bool {
 	return identity != "" && a[fullMethod][identity]
 }
 
+// known says whether anybody may call the method.
+func (a allowList) known(fullMethod string) bool { return len(a[fullMethod]) > 0 }
+
 // identityOf is the subject common name of the client certificate that the TLS
 // handshake verified; "" when there is none.
 func identityOf(ctx context.Context) string {
@@ -98,30 +102,51 @@ func callOf(ctx context.Context) *call {
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := s.now()
 	c := &call{identity: identityOf(ctx)}
-	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
+	method := methodName(info.FullMethod)
 	defer func() {
 		if p := recover(); p != nil {
-			// The value may hold data; the stack holds none.
-			s.log.Error("panic in a call", "method", method, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			// The value may hold data, and so may the arguments in a printed stack.
+			s.log.Error("panic in a call", "method", method, "type", fmt.Sprintf("%T", p), "stack", frames())
 			resp, err = nil, refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", nil)
 		}
 		s.finish(ctx, method, c, start, err)
 		err = public(err)
 	}()
-	if !s.allow.allows(info.FullMethod, c.identity) {
-		return nil, refuse(codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed,
-			"this client identity is not on the server's allow-list for "+method, nil)
-	}
 	ctx, cancel := context.WithTimeout(ctx, s.maxCall) // the earlier of the client's deadline and ours
 	defer cancel()
 	return handler(context.WithValue(ctx, callKey{}, c), req)
 }
 
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if !s.allow.allows(info.FullMethod, identityOf(ss.Context())) {
-		return public(refuse(codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed, "this client identity may call no method of this server", nil))
+// admit is the allow-list. It runs on a call's headers, of unary calls and
+// streams alike: whoever is refused has no message read or decoded, which
+// could cost many times its size in memory.
+func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
+	identity := identityOf(ctx)
+	if s.allow.allows(info.FullMethodName, identity) {
+		return ctx, nil
 	}
-	return handler(srv, ss)
+	method := "unknown" // the name is the client's; it labels a metric
+	if s.allow.known(info.FullMethodName) {
+		method = methodName(info.FullMethodName)
+	}
+	err := refuse(codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed,
+		"this client identity is not on the server's allow-list for the method", nil)
+	s.finish(ctx, method, &call{identity: identity}, s.now(), err)
+	return ctx, public(err)
+}
+
+func methodName(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
+
+// frames names the functions on the stack, without their arguments.
+func frames() []string {
+	pcs := make([]uintptr, 64)
+	var list []string
+	for more, all := true, runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)]); more; {
+		var f runtime.Frame
+		f, more = all.Next()
+		list = append(list, fmt.Sprintf("%s:%d", f.Function, f.Line))
+	}
+	return list
 }
 
 // public makes sure that only what was meant for the client leaves.

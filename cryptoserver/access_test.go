@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,6 +107,47 @@ func TestIdentities(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangerIsNotHeardOut: whoever may not call a method is refused before
+// the message is decoded; a few megabytes of empty parts would take gigabytes.
+func TestStrangerIsNotHeardOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dial := func(identity string) *grpc.ClientConn {
+		conn, err := grpc.NewClient(w.address, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(identity))))
+		w.must(err)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	call := func(conn *grpc.ClientConn, method string) error {
+		return conn.Invoke(t.Context(), "/kluis.cryptoserver.v1.Cryptoserver/"+method, []byte("no message"), nil, grpc.ForceCodec(bytesCodec{}))
+	}
+	gateway, stranger := dial("gateway"), dial("stranger")
+	if err := call(gateway, "Open"); status.Code(err) != codes.Internal { // the message does not decode
+		t.Fatalf("the test sends what decodes: %v", err)
+	}
+	for _, method := range []string{"Open", "Seal", "Invented"} {
+		if err := call(stranger, method); reasonOf(err) != cryptopb.ReasonIdentityNotAllowed {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
+	if n := w.counter("kluis_cryptoserver_calls_total", "code", "PermissionDenied"); n != 3 {
+		t.Errorf("%v refusals counted, want 3", n)
+	}
+	if n := w.counter("kluis_cryptoserver_calls_total", "method", "Invented"); n != 0 {
+		t.Error("a client makes up labels of a metric")
+	}
+	if n := strings.Count(w.log.String(), `"client":"stranger"`); n != 3 {
+		t.Errorf("%d refusals logged, want 3", n)
+	}
+}
+
+// bytesCodec sends bytes as they are.
+type bytesCodec struct{}
+
+func (bytesCodec) Name() string                  { return "proto" }
+func (bytesCodec) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+func (bytesCodec) Unmarshal([]byte, any) error   { return nil }
 
 // TestTLS: without a certificate of the operator's CA there is no connection.
 func TestTLS(t *testing.T) {
@@ -243,9 +285,17 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*cryptopb.OpenRequest){
-		"no unit":            func(r *cryptopb.OpenRequest) { r.Units = nil },
-		"too many units":     func(r *cryptopb.OpenRequest) { r.Units = slices.Repeat(r.Units, 1001) },
-		"too many blocks":    func(r *cryptopb.OpenRequest) { r.Units[0].Blocks = slices.Repeat([]*cryptopb.SealedBlock{{}}, 20001) },
+		"no unit": func(r *cryptopb.OpenRequest) { r.Units = nil },
+		"too many units": func(r *cryptopb.OpenRequest) {
+			r.Units[0].ToDay = r.Units[0].FromDay + 1
+			r.Units = slices.Repeat(r.Units, 1001)
+		},
+		"too many blocks": func(r *cryptopb.OpenRequest) { r.Units[0].Blocks = slices.Repeat([]*cryptopb.SealedBlock{{}}, 20001) },
+		"too many days": func(r *cryptopb.OpenRequest) {
+			r.Units[0].Fields = []uint32{1, 2, 3, 4, 6, 7}
+			r.Units[0].ToDay = r.Units[0].FromDay + 366
+			r.Units = slices.Repeat(r.Units, 10)
+		},
 		"too many keys":      func(r *cryptopb.OpenRequest) { r.Units[0].Keys = slices.Repeat([]*cryptopb.DataKey{{}}, 4001) },
 		"no interaction":     func(r *cryptopb.OpenRequest) { r.Units[0].InteractionId = nil },
 		"no purpose":         func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 0 },
@@ -324,6 +374,25 @@ func TestHealth(t *testing.T) {
 		_, err := w.as("gateway").Open(t.Context(), q)
 		return err == nil
 	})
+}
+
+// TestBusyIsNotDown: too many calls at once are turned away, and the token
+// stays up: or load would spread from one server to the next as an outage.
+func TestBusyIsNotDown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(_ *world, c *cryptoserver.Config) { c.CheckEvery = time.Hour })
+	m := w.market()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow))
+	busy := fmt.Errorf("token x: %w", token.ErrBusy)
+	w.open.fail.Store(&busy)
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("busy: %v", err)
+	}
+	if w.counter("kluis_cryptoserver_token_up", "role", "open") != 1 {
+		t.Error("a busy token counts as down")
+	}
+	w.open.fail.Store(nil)
+	w.opened(q)
 }
 
 // TestCallFindsTokenDown: a call that finds its token gone does not wait for

@@ -60,7 +60,9 @@ func (s *Server) tokenError(ctx context.Context, role Role, err error) error {
 		return refuse(codes.FailedPrecondition, cryptopb.ReasonUnknownEpoch,
 			"the token has no KEK of the epoch a data key was wrapped under: clone the KEK to this token, or ask another server", err)
 	case errors.Is(err, token.ErrUnavailable):
-		s.health.down(role, err)
+		if !errors.Is(err, token.ErrBusy) {
+			s.health.down(role, err)
+		}
 		return refuse(codes.Unavailable, cryptopb.ReasonTokenUnavailable, "the HSM token of role "+string(role)+" is not available", err)
 	default:
 		return refuse(codes.Internal, cryptopb.ReasonInternal, "the HSM token of role "+string(role)+" failed", err)

@@ -102,7 +102,7 @@ func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 	case ctx.Err() != nil: // we are stopping
 	case err == nil:
 		m.set(r, true, nil)
-	case errors.Is(err, token.ErrUnavailable):
+	case errors.Is(err, token.ErrUnavailable) && !waited(err):
 		m.set(r, false, err)
 	default:
 		m.mu.Lock()
@@ -113,6 +113,11 @@ func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 			m.set(r, false, err)
 		}
 	}
+}
+
+// waited says whether a check failed for want of a turn.
+func waited(err error) bool {
+	return errors.Is(err, token.ErrBusy) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // down is told by a call that found the token unavailable.

@@ -74,10 +74,16 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	if len(req.Units) == 0 || len(req.Units) > maxUnits {
 		return nil, malformed("1 to %d metering points in a call", maxUnits)
 	}
+	var fieldDays int64
 	for _, u := range req.Units {
 		c.blocks += len(u.GetBlocks())
 		if len(u.GetKeys()) > maxKeys {
 			return nil, malformed("at most %d data keys of a metering point", maxKeys)
+		}
+		// Each term is far from overflowing the sum, which is checked every time.
+		fieldDays += max(0, int64(u.GetToDay())-int64(u.GetFromDay())) * int64(len(u.GetFields()))
+		if fieldDays > maxFieldDays {
+			return nil, malformed("at most %d days in a call, counted for each field", maxFieldDays)
 		}
 	}
 	if c.blocks > maxBlocks {

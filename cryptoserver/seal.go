@@ -83,6 +83,21 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	if err != nil {
 		return nil, malformed("%v", err)
 	}
+	seen := make(map[fieldDay]bool, n)
+	for i, in := range req.Blocks {
+		if len(in.GetValues()) > maxValues {
+			return nil, malformed("block %d: more values than a day has", i)
+		}
+		at := fieldDay{meter.FieldCode(in.GetField()), meter.Day(in.GetDay())}
+		if seen[at] {
+			return nil, malformed("block %d: its field and day are there twice", i)
+		}
+		seen[at] = true
+	}
+	if !s.sealed.admit(ean, seen, s.now()) {
+		return nil, refuse(codes.ResourceExhausted, cryptopb.ReasonSealedTooOften,
+			"the same field and day was sealed too often within the hour: try again later", nil)
+	}
 	recs, keys, err := s.sealingKeys(ctx, sealer, ean, req.Keys)
 	if err != nil {
 		return nil, err

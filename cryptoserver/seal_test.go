@@ -222,7 +222,9 @@ func TestSealRefusesBlocks(t *testing.T) {
 			b.Block.Quality[0] = 77
 			return b
 		}(),
-		"beyond the limit": func() envelope.PlainBlock { b := intervals(92); b.Block.Values[0] = meter.MaxInterval + 1; return b }(),
+		"more values than a day has": func() envelope.PlainBlock { b := intervals(92); b.Block.Values = make([]meter.Value, 1<<20); return b }(),
+		"the same block twice":       good,
+		"beyond the limit":           func() envelope.PlainBlock { b := intervals(92); b.Block.Values[0] = meter.MaxInterval + 1; return b }(),
 	} {
 		_, err := w.as("ingest").Seal(t.Context(), p.ean, recs, []envelope.PlainBlock{good, bad})
 		if !errors.Is(err, client.ErrRefused) {
@@ -238,6 +240,53 @@ func TestSealRefusesBlocks(t *testing.T) {
 	if _, err := w.as("ingest").Seal(t.Context(), p.ean, recs, []envelope.PlainBlock{good, intervals(92)}); err != nil {
 		t.Errorf("good blocks: %v", err)
 	}
+}
+
+// TestSealedTooOften: content MACs let whoever may seal try guesses of a
+// stored reading; only a few may be tried.
+func TestSealedTooOften(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.point(meter.Electricity)
+	d := day("2024-04-10")
+	guess := func(d meter.Day, v meter.Value) error {
+		b := w.registerBlock(importLow, d)
+		b.Block.Values[0] = v
+		_, err := w.as("ingest").Seal(t.Context(), p.ean, p.keys, []envelope.PlainBlock{b})
+		return err
+	}
+	p.store(w.registerBlock(importLow, d))
+	tries := 1
+	for ; tries < 1000; tries++ {
+		if err := guess(d, meter.Value(tries)); err != nil {
+			if !errors.Is(err, client.ErrRefused) || reasonOfClient(err) != cryptopb.ReasonSealedTooOften {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	if tries > 100 {
+		t.Errorf("%d guesses of one reading", tries)
+	}
+	if err := guess(d+1, 1); err != nil {
+		t.Errorf("another day: %v", err)
+	}
+	w.clock.advance(59 * time.Minute)
+	if guess(d, 1) == nil {
+		t.Error("admitted again within the hour")
+	}
+	w.clock.advance(time.Minute)
+	if err := guess(d, 1); err != nil {
+		t.Errorf("after an hour: %v", err)
+	}
+}
+
+func reasonOfClient(err error) cryptopb.Reason {
+	var e *client.Error
+	if errors.As(err, &e) {
+		return e.Reason
+	}
+	return ""
 }
 
 func TestSealStep(t *testing.T) {

@@ -81,13 +81,18 @@ type Issue struct {
 // Bounds of one call. A year of all fields of one metering point is some
 // 2,600 blocks and one megabyte.
 const (
-	maxMessage   = 16 << 20
-	maxUnits     = 1000
-	maxBlocks    = 20000
-	maxKeys      = 4000
-	maxMint      = 4000
-	maxFields    = 64
-	maxDays      = 366
+	maxMessage = 16 << 20
+	maxUnits   = 1000
+	maxBlocks  = 20000
+	maxKeys    = 4000
+	maxMint    = 4000
+	maxFields  = 64
+	maxDays    = 366
+	// maxFieldDays bounds the days asked for, over all fields: a day costs
+	// memory whether or not its block is sent.
+	maxFieldDays = 20000
+	// maxValues is more than a block has on any day.
+	maxValues    = 128
 	checkTimeout = 5 * time.Second
 )
 
@@ -114,6 +119,7 @@ type Server struct {
 	receipts   *receipts
 	files      *newest[meter.EAN]
 	suppliers  *newest[meter.GLN]
+	sealed     *repeats
 	started    time.Time
 	checkEvery time.Duration
 	maxCall    time.Duration
@@ -138,7 +144,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
 		verifier: c.Verifier, issue: c.Issue, tokens: c.Tokens,
 		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
-		receipts: &receipts{serverID: c.ID},
+		receipts: &receipts{serverID: c.ID}, sealed: newRepeats(),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -220,7 +226,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.tls)),
 		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.InTapHandle(s.admit),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),

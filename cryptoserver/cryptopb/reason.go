@@ -19,6 +19,7 @@ const (
 	ReasonEvidenceInvalid    Reason = "EVIDENCE_INVALID"     // a sealed fact that does not verify
 	ReasonStepRefused        Reason = "STEP_REFUSED"
 	ReasonKeyRecordInvalid   Reason = "KEY_RECORD_INVALID" // a data key record that is not what was minted
+	ReasonSealedTooOften     Reason = "SEALED_TOO_OFTEN"   // the same block again and again
 	ReasonUnknownEpoch       Reason = "UNKNOWN_KEK_EPOCH"
 	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"
 	ReasonInternal           Reason = "INTERNAL"

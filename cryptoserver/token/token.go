@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 )
 
 var (
@@ -19,6 +20,9 @@ var (
 	ErrBadData = errors.New("does not open")
 	// ErrUnavailable: the token cannot serve now. A reason to fail over.
 	ErrUnavailable = errors.New("token unavailable")
+	// ErrBusy is an ErrUnavailable: the token is well, but too many calls wait
+	// for it. A reason to try another server, not to call this one down.
+	ErrBusy = fmt.Errorf("%w: too many calls are waiting", ErrUnavailable)
 	// ErrUnknownEpoch: the token has no KEK of this epoch.
 	ErrUnknownEpoch = errors.New("unknown KEK epoch")
 )

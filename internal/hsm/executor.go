@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"kluis/cryptoserver/token"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 )
 
 var (
-	errQueueFull = errors.New("too many batches are waiting")
+	errQueueFull = token.ErrBusy
 	errStuck     = errors.New("a call into the module does not return")
 	errClosed    = errors.New("closed")
 )

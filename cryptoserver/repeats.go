@@ -1,0 +1,63 @@
+package cryptoserver
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"kluis/meter"
+)
+
+// Equal content has an equal content MAC, which ingest compares with the
+// stored one. So whoever may seal and sees stored MACs can find out a reading
+// by sealing guesses of it; a daily register read has some ten thousand likely
+// values. repeats bounds the guesses: a field of a metering point on one day
+// is sealed only so often in an hour, by each server.
+
+const (
+	repeatWindow = time.Hour
+	repeatLimit  = 64
+	repeatCells  = 1 << 22
+)
+
+// repeats counts what is sealed in cells, so that its memory is fixed and
+// nobody can push a count out of it. Cells are shared by chance; what they
+// hold on average is allowed on top.
+type repeats struct {
+	seed maphash.Seed
+
+	mu    sync.Mutex
+	cells []uint16
+	total uint64
+	since time.Time
+}
+
+func newRepeats() *repeats {
+	return &repeats{seed: maphash.MakeSeed(), cells: make([]uint16, repeatCells)}
+}
+
+// admit counts the blocks of one call, each named once, and reports whether
+// all of them may be sealed.
+func (r *repeats) admit(ean meter.EAN, blocks map[fieldDay]bool, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Sub(r.since) >= repeatWindow || now.Before(r.since) {
+		clear(r.cells)
+		r.total, r.since = 0, now
+	}
+	limit := repeatLimit + 2*(r.total/repeatCells)
+	ok := true
+	for b := range blocks {
+		at := maphash.Comparable(r.seed, struct {
+			ean int64
+			fieldDay
+		}{ean.Int64(), b}) % repeatCells
+		if uint64(r.cells[at]) >= limit {
+			ok = false
+			continue
+		}
+		r.cells[at]++
+		r.total++
+	}
+	return ok
+}
