@@ -163,6 +163,9 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 		{"readable", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
 			return both(set(pkcs11.CKA_SENSITIVE, false), set(pkcs11.CKA_EXTRACTABLE, true))
 		}, "reading the KEK"},
+		{"may be wrapped", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_EXTRACTABLE, true)
+		}, "wrapping the KEK out"},
 	} {
 		t.Run(fmt.Sprintf("%s/%s", c.role, c.name), func(t *testing.T) {
 			cfg, err := hsm.PlantWeak(world.Servers[0].Config, c.role, spare(world),

@@ -20,6 +20,9 @@ const (
 	classPIN                  // down until an operator acts
 )
 
+// aeadDecryptFailed is CKR_AEAD_DECRYPT_FAILED of PKCS#11 v3.0: a wrong tag.
+const aeadDecryptFailed = 0x42
+
 // errCanary: the known vector did not come out.
 var errCanary = errors.New("canary failed: the token does not compute what it should")
 
@@ -37,7 +40,7 @@ func classify(err error) class {
 	}
 	switch uint(rv) {
 	case pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
-		pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, pkcs11.CKR_SIGNATURE_INVALID,
+		pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, aeadDecryptFailed, pkcs11.CKR_SIGNATURE_INVALID,
 		pkcs11.CKR_WRAPPED_KEY_INVALID, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE:
 		return classData
 	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT,

@@ -132,6 +132,7 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 	add("decrypting with the KEK", func() error {
 		return raw.DecryptInit(session, mechanism(pkcs11.CKM_AES_ECB), kek)
 	})
+	add("wrapping the KEK out", func() error { return tryWrap(raw, session, kek) })
 	add("reading the KEK", func() error {
 		as, err := raw.GetAttributeValue(session, kek, []*pkcs11.Attribute{attribute(pkcs11.CKA_VALUE, nil)})
 		if err == nil {
@@ -169,6 +170,21 @@ func tryCopy(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHan
 	if err == nil {
 		_ = raw.DestroyObject(session, h)
 	}
+	return err
+}
+
+// tryWrap makes a key that may wrap and wraps the KEK under it. A token that
+// forbids to make one has refused as well.
+func tryWrap(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle) error {
+	h, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		attribute(pkcs11.CKA_VALUE_LEN, 32), attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true)})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = raw.DestroyObject(session, h) }()
+	wrapped, err := raw.WrapKey(session, mechanism(pkcs11.CKM_AES_KEY_WRAP), h, kek)
+	clear(wrapped)
 	return err
 }
 
