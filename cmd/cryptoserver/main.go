@@ -28,7 +28,23 @@ func main() {
 	}
 }
 
+// undumpable keeps readings and PINs in memory from reaching a disk or
+// another process: no core file, nor a core piped to a program, which the
+// limit does not stop; no tracing by processes of the same user.
+func undumpable() error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return err
+	}
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 func run() error {
+	if err := undumpable(); err != nil {
+		return fmt.Errorf("core dumps cannot be switched off: %w", err)
+	}
 	var c cli
 	k := kong.Parse(&c,
 		kong.Name("cryptoserver"),

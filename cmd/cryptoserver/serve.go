@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,10 +28,6 @@ type serveCmd struct {
 // Run serves until ctx ends.
 func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 	log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
-	// Readings and PINs pass through this process, and must not reach a disk.
-	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
-		return fmt.Errorf("core dumps cannot be switched off: %w", err)
-	}
 	cfg, err := config.Load[config.Cryptoserver](cmd.Config)
 	if err != nil {
 		return err
