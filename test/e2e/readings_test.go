@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"math/big"
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -767,20 +769,76 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// Receipts of one boot form a chain: each names the one before.
-func TestReceiptsAreChained(t *testing.T) {
+// However many ask at once, each request has its one row, and the receipts of
+// one boot form a chain: each names the one before.
+func TestEachRequestIsRecordedOnceInOneChain(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
-	c := w.supplier(t, 0)
 	p := w.ready.MeteringPoints[0]
 	today := meter.DayOf(time.Now(), w.profile(t).Location())
+	c := w.supplier(t, 0)
+	var wg sync.WaitGroup
 	for range 8 {
-		r := c.read(t, p.EAN, (today - 2).String(), today.String(), "ENERGY_MANAGEMENT", fields("import_low"))
-		w.checkRecord(t, c, r)
+		wg.Go(func() {
+			for range 4 {
+				params := period((today - 2).String(), today.String(), "ENERGY_MANAGEMENT")
+				res, err := c.api.GetReadingsWithResponse(t.Context(), p.EAN, &params)
+				if err != nil || res.JSON200 == nil {
+					t.Errorf("%v %s", err, res.Body)
+					return
+				}
+				rows := w.accessLog(t, res.JSON200.InteractionId.String())
+				if len(rows) != 1 || rows[0].Outcome != audit.Given || rows[0].receipt == nil {
+					t.Errorf("%d rows", len(rows))
+				}
+			}
+		})
 	}
-	links, _ := w.chain(t)
-	if links < 4 {
+	wg.Wait()
+	if links, _ := w.chain(t); links < 16 {
 		t.Errorf("only %d pairs of receipts that follow each other", links)
+	}
+}
+
+// Who goes away while a request is under way leaves its row all the same:
+// nothing is opened without one.
+func TestCallerGoesAway(t *testing.T) {
+	t.Parallel()
+	w := sharedWorld(t)
+	side := w.sidecar(t)
+	c := w.supplier(t, 0).at(t, side.url)
+	token := c.accessToken(t)
+	p := w.ready.MeteringPoints[0]
+	today := meter.DayOf(time.Now(), w.profile(t).Location())
+	path := readingsPath(p.EAN, (today - 100).String(), today.String(), "ENERGY_MANAGEMENT")
+	known := c.with(t, token, path)
+	boot := w.onlyRow(t, known.header.Get("X-Interaction-Id")).receipt.BootID
+	gone := 0
+	for i := range 40 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i)*time.Millisecond)
+		if _, err := c.trySend(ctx, http.MethodGet, path, nil, "Bearer "+token); err != nil {
+			gone++
+		}
+		cancel()
+	}
+	opened := func() float64 { return scrape(t, side.cryptoMetrics).sum(`^kluis_cryptoserver_units_total\{.*"ok"`) }
+	var receipts int
+	eventually(t, "every receipt is in the access log", func() bool {
+		rows, err := w.accessRows(`WHERE ean = $1`, p.EAN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		receipts = 0
+		for _, r := range rows {
+			if r.receipt != nil && r.receipt.BootID == boot {
+				receipts++
+			}
+		}
+		return float64(receipts) == opened()
+	})
+	t.Logf("%d of 40 went away; %d metering points opened, each with its receipt in the log", gone, receipts)
+	if gone == 0 {
+		t.Error("nobody went away: the test attacks nothing")
 	}
 }
 

@@ -32,7 +32,8 @@ type sidecar struct {
 	log           string // file of the gateway's log
 }
 
-func (w *world) sidecar(t testing.TB) *sidecar {
+// sidecar starts it; edit may change the gateway's configuration.
+func (w *world) sidecar(t testing.TB, edit ...func(*config.Gateway, *sidecar)) *sidecar {
 	t.Helper()
 	dir, err := os.MkdirTemp(w.dir, "sidecar-")
 	if err != nil {
@@ -69,6 +70,9 @@ func (w *world) sidecar(t testing.TB) *sidecar {
 	gateway.Listen, gateway.MetricsListen = "127.0.0.1:0", "127.0.0.1:0"
 	gateway.Cryptoservers.Addresses = []string{s.cryptoserver}
 	gateway.Issuers = append(gateway.Issuers, accepted)
+	for _, e := range edit {
+		e(&gateway, s)
+	}
 	file = filepath.Join(dir, "gateway.yaml")
 	if err := config.Write(file, gateway); err != nil {
 		t.Fatal(err)
@@ -211,9 +215,14 @@ func (s *statements) taken() []string {
 // eventually waits for something that another process does in its own time.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	eventuallyWithin(t, 10*time.Second, what, ok)
+}
+
+func eventuallyWithin(t testing.TB, d time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 10 seconds: %s", what)
+			t.Fatalf("not within %s: %s", d, what)
 		}
 	}
 }
