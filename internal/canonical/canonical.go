@@ -186,7 +186,11 @@ func (r *Reader) Time() time.Time {
 	if v == 0 {
 		return time.Time{}
 	}
-	return time.UnixMicro(v).UTC()
+	t := time.UnixMicro(v).UTC()
+	if t.IsZero() { // the first instant of year 1 would be written as 0
+		r.fail("not an instant")
+	}
+	return t
 }
 
 // Fixed copies len(dst) bytes.

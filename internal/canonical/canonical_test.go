@@ -135,6 +135,20 @@ func TestReaderRefuses(t *testing.T) {
 	}
 }
 
+// TestZeroTimeHasOneEncoding: the zero time is 0, and nothing else reads as it.
+func TestZeroTimeHasOneEncoding(t *testing.T) {
+	t.Parallel()
+	w := New("kluis/sample", 1)
+	w.I64(time.Time{}.UnixMicro())
+	r, _, err := Open(w.Encoded(), "kluis/sample", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Time(); r.Close() == nil {
+		t.Error("the zero time was accepted in a second encoding")
+	}
+}
+
 func FuzzReader(f *testing.F) {
 	f.Add(sample{A: 1, E: []byte("x"), F: "y", H: []uint16{1, 2}}.encode())
 	f.Add([]byte{})
