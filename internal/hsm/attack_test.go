@@ -201,6 +201,25 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 	}
 }
 
+// TestFailureIsNoRefusal: an attack that fails for another reason than that
+// the token forbids it proves nothing, so the process does not serve.
+func TestFailureIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	var cfg hsm.Config
+	_, f := openFaulty(t, func(c *hsm.Config) { cfg = *c }, hsm.RoleOpen)
+	for _, rv := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_SESSION_HANDLE_INVALID} {
+		f.fail(fnGenerateKey, rv, -1) // of the key to wrap the KEK with
+		h, err := hsm.New(cfg)
+		if err == nil {
+			_ = h.Close()
+			t.Fatalf("%#x: the process would serve", rv)
+		}
+		if errors.Is(err, hsm.ErrWeakKEK) || !strings.Contains(err.Error(), "could not be told") {
+			t.Errorf("%#x: %v", rv, err)
+		}
+	}
+}
+
 // TestStartRefuses names what else keeps the process from serving.
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"kluis/cryptoserver/token"
+
 	"github.com/miekg/pkcs11"
 )
 
@@ -248,6 +250,19 @@ func EncryptWithPIN(cfg Config, wrapped, iv, plaintext []byte) ([]byte, error) {
 		return nil, err
 	}
 	return mod.raw.Encrypt(l.session, plaintext)
+}
+
+// Released returns the memory of a batch that sealed plain, after its release.
+func Released(plain []byte) (in, out []byte, err error) {
+	b := new(batch)
+	items := []token.Item{{In: plain, Out: make([]byte, 0, len(plain)+tagSize)}}
+	if err := b.layout(true, []token.WrappedKey{{Wrapped: make([]byte, wrappedSize)}}, items); err != nil {
+		return nil, nil, err
+	}
+	in, out = b.in, b.out
+	copy(out, plain)
+	b.release()
+	return in, out, nil
 }
 
 // CachedKeys is how many data keys the open role holds at the moment.

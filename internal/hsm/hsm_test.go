@@ -112,3 +112,17 @@ func TestRoundTripAcrossServers(t *testing.T) {
 		t.Error("a healthy token is not")
 	}
 }
+
+// TestBatchIsCleared: the buffers of a batch are used again, without what was
+// in them.
+func TestBatchIsCleared(t *testing.T) {
+	t.Parallel()
+	// So large that it does not go back to the pool, where another test would find it.
+	in, out, err := hsm.Released(bytes.Repeat([]byte("reading"), 1<<19))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(in) == 0 || len(out) == 0 || !bytes.Equal(in, make([]byte, len(in))) || !bytes.Equal(out, make([]byte, len(out))) {
+		t.Error("something is left behind")
+	}
+}
