@@ -277,8 +277,11 @@ func (c *Cluster) cleanUp() {
 	})
 }
 
-// awaitReady connects until it is let in.
+// awaitReady connects until it is let in, for two minutes at most: a recovery
+// takes its time.
 func (c *Cluster) awaitReady(ctx context.Context, logPath string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	db, err := sql.Open("postgres", c.URL(Superuser, "postgres"))
 	if err != nil {
 		return fmt.Errorf("devpg: %w", err)
@@ -286,10 +289,14 @@ func (c *Cluster) awaitReady(ctx context.Context, logPath string) error {
 	defer db.Close()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := db.PingContext(ctx)
 		if err == nil {
 			return nil
+		}
+		if ctx.Err() == nil {
+			last = err
 		}
 		var refused *pq.Error
 		if errors.As(err, &refused) && refused.Code.Class() == "28" {
@@ -299,7 +306,7 @@ func (c *Cluster) awaitReady(ctx context.Context, logPath string) error {
 		case <-c.exited:
 			return fmt.Errorf("devpg: PostgreSQL did not start: %w%s", exitError(c.exitErr), logTail(logPath))
 		case <-ctx.Done():
-			return fmt.Errorf("devpg: PostgreSQL was not ready in time: %w%s", ctx.Err(), logTail(logPath))
+			return fmt.Errorf("devpg: PostgreSQL was not ready in time: %w (%v)%s", ctx.Err(), last, logTail(logPath))
 		case <-tick.C:
 		}
 	}

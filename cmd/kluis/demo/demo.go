@@ -46,6 +46,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := forgetDatabase(); err != nil {
+		return err
+	}
 	d := &demo{Options: o, layout: layout{state}, began: time.Now()}
 	defer d.stop()
 	if err := d.up(ctx); err != nil {
@@ -57,6 +60,20 @@ func Run(ctx context.Context, o Options) error {
 	d.greet()
 	<-ctx.Done()
 	d.say("stopping; run the same command to go on with the same data")
+	return nil
+}
+
+// forgetDatabase takes the variables of another PostgreSQL (PGHOSTADDR,
+// PGSERVICE) out of the environment of this process and its children, whose
+// driver would follow them past what the URLs say.
+func forgetDatabase() error {
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "PG") {
+			if err := os.Unsetenv(name); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
