@@ -2,8 +2,31 @@ package demo
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
+
+func TestProgressOfAnotherUser(t *testing.T) {
+	l := layout{t.TempDir()}
+	if _, err := l.loadProgress(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.save(progress{SetUp: "2026-01-01"}); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := l.loadProgress(); err != nil || p.SetUp != "2026-01-01" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	if err := os.Chown(l.progressFile(), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.loadProgress(); err == nil || !strings.Contains(err.Error(), "user id 65534") {
+		t.Errorf("%v", err)
+	}
+}
 
 func TestForgetDatabase(t *testing.T) {
 	t.Setenv("PGHOSTADDR", "192.0.2.1")

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"kluis/internal/config"
@@ -70,10 +71,20 @@ func (l layout) progressFile() string { return l.path("demo.json") }
 
 func (l layout) loadProgress() (progress, error) {
 	var p progress
-	b, err := os.ReadFile(l.progressFile())
+	st, err := os.Stat(l.progressFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
+	if err != nil {
+		return p, err
+	}
+	// Before anything is touched: with half of its files another's, a demo
+	// serves neither.
+	if owner := st.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Getuid() {
+		return p, fmt.Errorf("the demo in %s belongs to user id %d, and this is %d: run it as that user, or choose another folder with --state (make demo STATE=dir)",
+			l.dir, owner, os.Getuid())
+	}
+	b, err := os.ReadFile(l.progressFile())
 	if err != nil {
 		return p, err
 	}
