@@ -9,7 +9,8 @@ import (
 )
 
 // A supplier's record counts from the next request, whatever tokens are out.
-// Each of these suppliers is the test's own.
+// Each of these suppliers is the test's own. Guard: Supplier.Accepts, asked by
+// issuer, gateway and cryptoserver.
 
 func TestCertificateRegisteredToNobody(t *testing.T) {
 	t.Parallel()

@@ -85,6 +85,8 @@ func TestIssuedToken(t *testing.T) {
 	}
 }
 
+// Guards: parseTokenRequest, the sealed record in Issuer.token and, were that
+// gone, the cryptoserver's own look at it in SignToken.
 func TestIssuerRefuses(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)

@@ -25,7 +25,8 @@ func ean(digits string) string {
 
 // An unknown metering point and one the caller has nothing to do with cannot
 // be told apart: the same answer but for the id, the same statements, the
-// same calls to a cryptoserver (none), the same kind of row in the log.
+// same calls to a cryptoserver (none), the same kind of row in the log. Guard:
+// server.readings takes both the same way.
 func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -103,7 +104,8 @@ func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 	}
 }
 
-// In the list, too, there is nothing of others.
+// In the list, too, there is nothing of others. Guard: the query by supplier;
+// the legal file behind it is attacked by an index row added by hand.
 func TestListHoldsNothingOfOthers(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)

@@ -19,7 +19,8 @@ import (
 func mapKeys[K comparable, V any](m map[K]V) iter.Seq[K] { return maps.Keys(m) }
 
 // Malformed requests by an authenticated supplier: every fault is named by its
-// pointer, nothing is looked up and nothing recorded.
+// pointer, nothing is looked up and nothing recorded. Guards: the contract's
+// validator, and what it cannot say: checkQueryString and readingsParams.parse.
 func TestMalformedParameters(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -229,7 +230,8 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// What HTTP itself refuses never reaches the API, nor ends the gateway.
+// What HTTP itself refuses never reaches the API, nor ends the gateway. Guards:
+// net/http's parser, MaxHeaderBytes, and the refusal of bodies in server.enter.
 func TestOddHTTP(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)

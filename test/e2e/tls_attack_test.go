@@ -53,7 +53,8 @@ func alertOf(err error) string {
 }
 
 // Where no HTTP is possible a TLS alert is the answer, also for the probes,
-// and at gateway and (where a certificate is given) issuer alike.
+// and at gateway and (where a certificate is given) issuer alike. Guard:
+// config.ServerTLS.
 func TestTLSAlerts(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -202,7 +203,7 @@ func TestPlainHTTP(t *testing.T) {
 }
 
 // A connection that never finishes its handshake, or its header, is closed
-// within seconds. The guard is ReadHeaderTimeout.
+// within seconds. Guards: ReadHeaderTimeout and, behind it, ReadTimeout.
 func TestSlowloris(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)

@@ -72,6 +72,7 @@ func (w *world) refused(t testing.TB, a answer, log, reason, challenge string) {
 func (w *world) gatewayLog() string { return filepath.Join(w.state, "logs", "gateway.log") }
 
 // The Authorization header is the only place, and holds one bearer token.
+// Guard: authn.Bearer.
 func TestAuthorizationHeader(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -109,6 +110,7 @@ func TestAuthorizationHeader(t *testing.T) {
 	}
 }
 
+// Guard: server.enter, before anybody is authenticated.
 func TestTokenInTheQueryString(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -122,6 +124,7 @@ func TestTokenInTheQueryString(t *testing.T) {
 	}
 }
 
+// Guard: the comparison of cnf with the TLS certificate in Verifier.Verify.
 func TestCertificateOfAWithTokenOfB(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -132,7 +135,8 @@ func TestCertificateOfAWithTokenOfB(t *testing.T) {
 	}
 }
 
-// Tokens that the key of Kluis' issuer did not sign.
+// Tokens that the key of Kluis' issuer did not sign. Guards: the header's parser,
+// and keys that come from the configuration and have one algorithm each.
 func TestForgedSignatures(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -201,7 +205,8 @@ func TestForgedSignatures(t *testing.T) {
 
 // An external issuer is trusted to sign, but what its tokens say is checked
 // all the same: by the gateway and, were the gateway captured, by the
-// cryptoserver.
+// cryptoserver. Guards: the checks of claims in Verifier, and the sealed
+// supplier record in Token.Authenticate, in both processes.
 func TestTokensOfAnExternalIssuer(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
