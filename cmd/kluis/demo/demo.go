@@ -153,6 +153,9 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.startDatabase(ctx); err != nil {
 		return err
 	}
+	if err := d.forgetReady(); err != nil {
+		return err
+	}
 	if err := d.progress.addresses(); err != nil {
 		return err
 	}
@@ -190,6 +193,18 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	d.say("ready")
+	return nil
+}
+
+// forgetReady removes the ready file of an earlier run: who waits for it must
+// not find that run's addresses and process ids.
+func (d *demo) forgetReady() error {
+	if d.ReadyFile == "" {
+		return nil
+	}
+	if err := os.Remove(d.ReadyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
 }
 

@@ -1,10 +1,28 @@
 package demo
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
+
+func TestForgetReady(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ready.json")
+	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{file, file, ""} { // the second time there is none
+		if err := (&demo{Options: Options{ReadyFile: name}}).forgetReady(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
 
 func TestProgressOfAnotherUser(t *testing.T) {
 	l := layout{t.TempDir()}
