@@ -202,12 +202,15 @@ func TestMonitor(t *testing.T) {
 		t.Fatal(err)
 	}
 	unavailable, other := fmt.Errorf("%w: injected", token.ErrUnavailable), errors.New("slow")
+	// Waiting in vain for a turn is not being down.
+	busy, late := fmt.Errorf("token x: %w", token.ErrBusy), fmt.Errorf("%w: %w", token.ErrUnavailable, context.DeadlineExceeded)
 	for i, step := range []struct {
 		err  error
 		down bool
 	}{
 		{nil, false}, {other, false}, {nil, false}, {other, false}, {other, true}, {other, true}, {nil, false},
-		{unavailable, true}, {other, true}, {nil, false}, {other, false},
+		{unavailable, true}, {other, true}, {nil, false}, {other, false}, {nil, false},
+		{busy, false}, {nil, false}, {late, false}, {late, true}, {nil, false},
 	} {
 		open.err = step.err
 		m.check(t.Context(), RoleOpen, open)
