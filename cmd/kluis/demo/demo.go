@@ -260,6 +260,11 @@ func (d *demo) keepDatabase(ctx context.Context, cfg devpg.Config, cluster *devp
 			return
 		case <-cluster.Exited():
 		}
+		// It is gone, but its lock on the folder is ours until it is given back.
+		if err := cluster.Stop(ctx); err != nil {
+			d.say("PostgreSQL: %v", err)
+		}
+		cfg.Socket = filepath.Dir(cluster.Socket()) // where everybody looks for it
 		for {
 			select {
 			case <-ctx.Done():
@@ -268,6 +273,7 @@ func (d *demo) keepDatabase(ctx context.Context, cfg devpg.Config, cluster *devp
 			}
 			next, err := devpg.Start(ctx, cfg)
 			if err != nil {
+				d.say("PostgreSQL: %v", err)
 				continue
 			}
 			d.mu.Lock()
