@@ -55,11 +55,13 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	tokens, closeTokens, err := openTokens(cfg, log)
+	tokens, h, err := openTokens(cfg, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeTokens()) }()
+	defer func() { err = errors.Join(err, h.Close()) }()
+	ctx, stopped := endWhen(ctx, h.Stuck)
+	defer func() { err = errors.Join(err, stopped()) }()
 
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -94,7 +96,7 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 
 // openTokens logs in to the token of every configured role; the KEKs have
 // withstood every attack when it returns.
-func openTokens(cfg config.Cryptoserver, log *slog.Logger) (cryptoserver.Tokens, func() error, error) {
+func openTokens(cfg config.Cryptoserver, log *slog.Logger) (cryptoserver.Tokens, *hsm.HSM, error) {
 	byRole := map[hsm.Role]hsm.Token{}
 	for role, t := range map[hsm.Role]*config.Token{
 		hsm.RoleOpen: cfg.Tokens.Open, hsm.RoleSeal: cfg.Tokens.Seal, hsm.RoleMint: cfg.Tokens.Mint, hsm.RoleSign: cfg.Tokens.Sign,
@@ -110,7 +112,23 @@ func openTokens(cfg config.Cryptoserver, log *slog.Logger) (cryptoserver.Tokens,
 	if err != nil {
 		return cryptoserver.Tokens{}, nil, err
 	}
-	return cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()}, h.Close, nil
+	return cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()}, h, nil
+}
+
+// endWhen ends the context when wait returns an error, which stopped returns
+// after it has ended wait. Whoever supervises the process starts it anew.
+func endWhen(ctx context.Context, wait func(context.Context) error) (_ context.Context, stopped func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		err := wait(ctx)
+		cancel()
+		done <- err
+	}()
+	return ctx, func() error {
+		cancel()
+		return <-done
+	}
 }
 
 func serveMetrics(l net.Listener, reg *prometheus.Registry, log *slog.Logger) (stop func()) {

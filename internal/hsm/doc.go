@@ -24,7 +24,8 @@
 // whole batches from a bounded queue. Nobody else touches these sessions. A
 // module call cannot be cancelled; a caller returns at its deadline, and what
 // the call would have written stays in buffers of the executor, which clears
-// them. While a call is stuck the token counts as unavailable.
+// them. While a call is stuck the token counts as unavailable; when it does not come
+// back at all, Stuck says so and the process should end.
 //
 // Answers that may mean bad data (GENERAL_ERROR and its like) are settled by
 // a canary, a known vector under the probe key on the same token: if it works

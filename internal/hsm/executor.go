@@ -24,6 +24,10 @@ const (
 	// stuckAfter is how long one batch may run before the token counts as
 	// hung and callers are turned away at once.
 	stuckAfter = 10 * time.Second
+	// hopelessAfter is how long a call into the module may last before only a
+	// new process helps: well beyond any deadline of a caller, who being gone
+	// ends a batch between two chunks.
+	hopelessAfter = time.Minute
 	// closeTimeout is how long Close waits for a batch that is running.
 	closeTimeout = 10 * time.Second
 

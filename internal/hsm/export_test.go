@@ -1,10 +1,12 @@
 package hsm
 
 import (
+	"context"
 	"crypto"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"kluis/cryptoserver/token"
 
@@ -264,6 +266,9 @@ func Released(plain []byte) (in, out []byte, err error) {
 	b.release()
 	return in, out, nil
 }
+
+// StuckAfter is Stuck with another patience.
+func (h *HSM) StuckAfter(ctx context.Context, after time.Duration) error { return h.stuck(ctx, after) }
 
 // CachedKeys is how many data keys the open role holds at the moment.
 func (h *HSM) CachedKeys(role Role) (n int) {

@@ -11,6 +11,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -327,6 +328,29 @@ func TestDeadline(t *testing.T) {
 		t.Errorf("hanging signature, after %v: %v", time.Since(start), err)
 	}
 	f.delay(fnSign, 0)
+}
+
+// TestStuck: a call that does not come back is told, one that takes its time
+// is not.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	h, f := openFaulty(t, nil, hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint)
+	keys := mintKeys(t, h, 1)
+	items := sealItems(t, h, keys, 1)
+	f.delay(fnDecrypt, 2000)
+	opened := make(chan error, 1)
+	go func() { opened <- h.Opener().Open(t.Context(), keys, items) }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := h.StuckAfter(ctx, 10*time.Second); err != nil {
+		t.Errorf("a slow call: %v", err)
+	}
+	if err := h.StuckAfter(t.Context(), 200*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not return") {
+		t.Errorf("a stuck call: %v", err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestMintAndMACFaults(t *testing.T) {

@@ -155,6 +155,28 @@ func (h *HSM) Close() error {
 	return errors.Join(errs...)
 }
 
+// Stuck waits for a call into the module that does not come back, and names
+// the token. Nothing in this process can end such a call: the caller should
+// end the process. It returns nil when ctx ends.
+func (h *HSM) Stuck(ctx context.Context) error { return h.stuck(ctx, hopelessAfter) }
+
+func (h *HSM) stuck(ctx context.Context, after time.Duration) error {
+	tick := time.NewTicker(after / 20)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, e := range h.executors {
+			if s := e.started.Load(); s != 0 && time.Since(time.Unix(0, s)) > after {
+				return fmt.Errorf("token %s: %w", e.label, errStuck)
+			}
+		}
+	}
+}
+
 // Opener returns the open role, or nil when it is not served. So do the others.
 func (h *HSM) Opener() token.Opener {
 	if e, ok := h.executors[RoleOpen]; ok {
