@@ -87,6 +87,11 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 	setDefault(parsed.Runtime, "statement_timeout", strconv.FormatInt(statement.Milliseconds(), 10))
 	setDefault(parsed.Runtime, "idle_in_transaction_session_timeout", "60000")
 	setDefault(parsed.Runtime, "synchronous_commit", "on")
+	if role == roleGateway {
+		// Each of its statements walks an index, whatever the arguments. To
+		// plan it anew for each call costs the database as much as to run it.
+		setDefault(parsed.Runtime, "plan_cache_mode", "force_generic_plan")
+	}
 	connector, err := pq.NewConnectorConfig(parsed)
 	if err != nil {
 		return nil, errors.New("postgres: the connection string cannot be used")
