@@ -230,6 +230,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),
+		// A usual call fits, so that its sender need not wait for leave to go
+		// on; fixed, so that nobody measures the network to find a better one.
+		grpc.StaticStreamWindowSize(1<<20),
+		grpc.StaticConnWindowSize(4<<20),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{

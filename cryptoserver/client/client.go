@@ -106,6 +106,8 @@ func New(c Config) (*Client, error) {
 		),
 		grpc.WithDisableServiceConfig(), // of the resolver; the default one below counts
 		grpc.WithNoProxy(),
+		grpc.WithStaticStreamWindowSize(1 << 20), // as the server's
+		grpc.WithStaticConnWindowSize(4 << 20),
 	}
 	cl := &Client{timeout: c.Timeout}
 	if cl.timeout == 0 {
