@@ -113,6 +113,8 @@ func newSQLPart(raw json.RawMessage) (worker, error) {
 		return nil, err
 	}
 	cfg.BinaryParameters = true
+	// As the gateway: anything else would flatter it.
+	cfg.Runtime = map[string]string{"plan_cache_mode": "force_generic_plan"}
 	connector, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, err
