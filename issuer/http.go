@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
+	"strings"
 	"time"
 
 	"kluis/meter"
@@ -162,14 +164,30 @@ func (is *Issuer) handle(route string, h handler) http.Handler {
 	})
 }
 
-// recovered turns a panic into an error.
+// recovered turns a panic into an error, which says where it happened. The
+// value may hold anything of the request, and is not kept.
 func recovered(w http.ResponseWriter, r *http.Request, e *event, h handler) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = internal("panic", fmt.Errorf("%v", p))
+			err = internal("panic", errors.New(stack()))
 		}
 	}()
 	return h(w, r, e)
+}
+
+// stack lists functions and lines from the panic on, called from the function
+// that recovers it. A stack as the runtime prints it shows arguments too.
+func stack() string {
+	pcs := make([]uintptr, 64)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	var b strings.Builder
+	for {
+		f, more := frames.Next()
+		fmt.Fprintf(&b, "%s %s:%d\n", f.Function, f.File, f.Line)
+		if !more {
+			return b.String()
+		}
+	}
 }
 
 func (is *Issuer) log(ctx context.Context, e *event, status int, d time.Duration, f *failure, err error) {

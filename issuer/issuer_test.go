@@ -322,6 +322,9 @@ func TestBackEndsFail(t *testing.T) {
 					t.Errorf("%s is not in the log", part)
 				}
 			}
+			if strings.Contains(name, "panics") && (strings.Contains(log, "secret") || !strings.Contains(log, "issuer_test.go:")) {
+				t.Errorf("the log of a panic must say where, and not the value: %s", log)
+			}
 		})
 	}
 }
