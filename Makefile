@@ -16,7 +16,7 @@ setup: ## install (or say how to install) PostgreSQL, SoftHSM and a C compiler
 	@scripts/setup.sh
 
 demo: setup build ## everything on this machine, until interrupted; STATE=dir keeps its data there
-	bin/kluis demo --state $(STATE)
+	bin/kluis demo --state '$(STATE)'
 
 test: setup ## every test, on real PostgreSQL and SoftHSM
 	go test -race -timeout 9m ./...

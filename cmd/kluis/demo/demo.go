@@ -121,6 +121,9 @@ func (d *demo) up(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := d.keepOutOfGit(); err != nil {
+		return err
+	}
 	if err := d.writeProfile(); err != nil {
 		return err
 	}

@@ -59,3 +59,25 @@ func TestForgetDatabase(t *testing.T) {
 		}
 	}
 }
+
+func TestKeepOutOfGit(t *testing.T) {
+	l := layout{t.TempDir()}
+	for range 2 {
+		if err := l.keepOutOfGit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := l.path(".gitignore")
+	if b, err := os.ReadFile(file); err != nil || string(b) != "*\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := os.WriteFile(file, []byte("own\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.keepOutOfGit(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "own\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

@@ -119,6 +119,20 @@ func writeFile(path string, b []byte, mode fs.FileMode) error {
 	return os.Rename(tmp.Name(), path)
 }
 
+// keepOutOfGit lets git ignore the folder, keys and PINs and all, where it lies
+// in a checkout. A .gitignore that is there is somebody's own.
+func (l layout) keepOutOfGit() error {
+	f, err := os.OpenFile(l.path(".gitignore"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("*\n")
+	return errors.Join(err, f.Close())
+}
+
 // addresses keeps each loopback address of the last run that is still free
 // and picks new ones for the others.
 func (p *progress) addresses() error {
