@@ -366,6 +366,51 @@ func TestStartRefusesMixedKeys(t *testing.T) {
 	}
 }
 
+// TestStartRefusesMixedMACKeys: the KEKs are the same on both tokens, but each
+// got its MAC keys from another run of the ceremony.
+func TestStartRefusesMixedMACKeys(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg := world.Servers[0].Config
+	cfg.ProbeKeyFile = filepath.Join(t.TempDir(), "probe.bin")
+	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(world), hsm.RoleMint: spare(world)}
+	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
+	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := public.Write(filepath.Join(dir, "public")); err != nil {
+		t.Fatal(err)
+	}
+	fingerprint, err := public.Fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	for epoch, out := range map[uint32]string{1: first, 2: second} {
+		if err := c.Create(epoch, map[string]string{fingerprint: filepath.Join(dir, "public")}, out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for role, order := range map[hsm.Role][]string{hsm.RoleSeal: {first, second}, hsm.RoleMint: {second, first}} {
+		one := hsm.Ceremony{Module: cfg.Module, Tokens: map[hsm.Role]hsm.Token{role: cfg.Tokens[role]}}
+		for _, in := range order {
+			if err := one.ImportOnly(in, fingerprint, cfg.ProbeKeyFile); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	h, err := hsm.New(cfg)
+	if err == nil {
+		_ = h.Close()
+		t.Fatal("it would serve")
+	}
+	if !strings.Contains(err.Error(), "the record MAC keys of the mint and the seal token differ") {
+		t.Error(err)
+	}
+}
+
 // TestSealPINReadsByKeyStream holds down the limit that the package comment
 // names, so that nobody claims more: where the host chooses the IV, the PIN
 // of the seal token reads. The API of the role gives no way to it.

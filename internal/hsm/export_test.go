@@ -270,6 +270,38 @@ func Released(plain []byte) (in, out []byte, err error) {
 // StuckAfter is Stuck with another patience.
 func (h *HSM) StuckAfter(ctx context.Context, after time.Duration) error { return h.stuck(ctx, after) }
 
+// ImportOnly is Import without its last steps: nothing is tried, and the
+// transport keys stay.
+func (c Ceremony) ImportOnly(in, creator, probeFile string) error {
+	mod, err := c.module()
+	if err != nil {
+		return err
+	}
+	m, read, err := openManifest(in, creator)
+	if err != nil {
+		return err
+	}
+	if err := c.each(func(r Role, t Token) error {
+		l, err := dial(mod, t)
+		if err != nil {
+			return err
+		}
+		defer l.close()
+		return c.importKeys(l, r, m.Epoch, read)
+	}); err != nil {
+		return err
+	}
+	b, err := read(probeName)
+	if err != nil {
+		return err
+	}
+	probes, err := mergeProbes(probeFile, b, m.Epoch)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(probeFile, AppendProbes(probes), 0o600)
+}
+
 // CachedKeys is how many data keys the open role holds at the moment.
 func (h *HSM) CachedKeys(role Role) (n int) {
 	e := h.executors[role]
