@@ -446,3 +446,14 @@ func sure[T any](v T, err error) T {
 	}
 	return v
 }
+
+// tempUnder is a folder of a world's for the logs of one more program: they are
+// searched when the world stops.
+func tempUnder(t testing.TB, parent string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(parent, "beside-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
