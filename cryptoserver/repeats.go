@@ -2,6 +2,7 @@ package cryptoserver
 
 import (
 	"hash/maphash"
+	"math"
 	"sync"
 	"time"
 
@@ -12,17 +13,17 @@ import (
 // stored one. So whoever may seal and sees stored MACs can find out a reading
 // by sealing guesses of it; a daily register read has some ten thousand likely
 // values. repeats bounds the guesses: a field of a metering point on one day
-// is sealed only so often in an hour, by each server.
+// is sealed only so often in a day, by each server.
 
 const (
-	repeatWindow = time.Hour
-	repeatLimit  = 64
+	repeatWindow = 24 * time.Hour
+	repeatLimit  = 32
 	repeatCells  = 1 << 22
 )
 
 // repeats counts what is sealed in cells, so that its memory is fixed and
-// nobody can push a count out of it. Cells are shared by chance; what they
-// hold on average is allowed on top.
+// nobody can push a count out of it. Cells are shared by chance; what chance
+// puts into them (six standard deviations) is allowed on top.
 type repeats struct {
 	seed maphash.Seed
 
@@ -45,14 +46,15 @@ func (r *repeats) admit(ean meter.EAN, blocks map[fieldDay]bool, now time.Time) 
 		clear(r.cells)
 		r.total, r.since = 0, now
 	}
-	limit := repeatLimit + 2*(r.total/repeatCells)
+	mean := float64(r.total) / repeatCells
+	limit := uint16(min(repeatLimit+mean+6*math.Sqrt(mean), math.MaxUint16))
 	ok := true
 	for b := range blocks {
 		at := maphash.Comparable(r.seed, struct {
 			ean int64
 			fieldDay
 		}{ean.Int64(), b}) % repeatCells
-		if uint64(r.cells[at]) >= limit {
+		if r.cells[at] >= limit {
 			ok = false
 			continue
 		}

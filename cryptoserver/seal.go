@@ -96,7 +96,7 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	}
 	if !s.sealed.admit(ean, seen, s.now()) {
 		return nil, refuse(codes.ResourceExhausted, cryptopb.ReasonSealedTooOften,
-			"the same field and day was sealed too often within the hour: try again later", nil)
+			"the same field and day was sealed too often within a day: try again tomorrow", nil)
 	}
 	recs, keys, err := s.sealingKeys(ctx, sealer, ean, req.Keys)
 	if err != nil {
