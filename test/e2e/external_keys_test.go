@@ -16,8 +16,8 @@ import (
 )
 
 // fetchAgain is beyond the time after which a gateway asks again for a key that
-// it does not know (15 s).
-const fetchAgain = 30 * time.Second
+// it does not know (15 s), also on a busy machine.
+const fetchAgain = 90 * time.Second
 
 // An external issuer's keys, where the gateway fetches them: what it fetched
 // stays in use while the address fails, a key that is not in the set is not

@@ -810,7 +810,7 @@ func TestCallerGoesAway(t *testing.T) {
 	token := c.accessToken(t)
 	p := w.ready.MeteringPoints[0]
 	today := meter.DayOf(time.Now(), w.profile(t).Location())
-	path := readingsPath(p.EAN, (today - 100).String(), today.String(), "ENERGY_MANAGEMENT")
+	path := readingsPath(p.EAN, (today - 40).String(), today.String(), "ENERGY_MANAGEMENT")
 	known := c.with(t, token, path)
 	boot := w.onlyRow(t, known.header.Get("X-Interaction-Id")).receipt.BootID
 	gone := 0
