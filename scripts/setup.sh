@@ -1,9 +1,16 @@
 #!/bin/sh
 # Installs, or says how to install, what `make demo` and `make test` need of a
 # Debian 12 with Go: PostgreSQL's server programs, SoftHSM and a C compiler.
+#
+#   --generate   also what `make generate` needs
+#   --ci         also what .ci/run needs
 set -eu
 
-[ "${1:-}" = "--generate" ] && want_protoc=1 || want_protoc=0
+generate=0 ci=0
+case "${1:-}" in
+--generate) generate=1 ;;
+--ci) generate=1 ci=1 ;;
+esac
 
 missing=""
 need() { missing="$missing $1"; }
@@ -16,7 +23,9 @@ for d in /usr/lib/postgresql/*/bin; do
 	[ -x "$d/initdb" ] && [ "$(basename "$(dirname "$d")")" -ge 15 ] && pg=1
 done
 [ "$pg" = 1 ] || need postgresql
-[ "$want_protoc" = 0 ] || command -v protoc >/dev/null 2>&1 || need protobuf-compiler
+[ "$generate" = 0 ] || command -v protoc >/dev/null 2>&1 || need protobuf-compiler
+[ "$ci" = 0 ] || command -v make >/dev/null 2>&1 || need make
+[ "$ci" = 0 ] || command -v git >/dev/null 2>&1 || need git
 
 if ! command -v go >/dev/null 2>&1; then
 	echo "Kluis needs Go (see go.mod for the version), and no 'go' is on the PATH." >&2
