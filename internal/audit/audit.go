@@ -308,6 +308,9 @@ func (r *Record) check() error {
 		len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0) {
 		return errors.New("no relation, but it says something of the metering point")
 	}
+	if (r.Outcome == Given || r.Outcome == Partly) && len(r.Granted) > 0 && len(r.Receipt) == 0 {
+		return errors.New("something was given, but there is no receipt of its opening")
+	}
 	if r.Outcome == Withheld && len(r.Granted)+len(r.Receipt) > 0 {
 		return errors.New("all withheld, but something is granted")
 	}

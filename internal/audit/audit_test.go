@@ -139,6 +139,8 @@ func TestRefused(t *testing.T) {
 		"granted no days":                   func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
 		"long rule":                         func(r *audit.Record) { r.Granted[0].Rule = strings.Repeat("x", 65) },
 		"long receipt":                      func(r *audit.Record) { r.Receipt = make([]byte, 5000) },
+		"given, but no receipt":             func(r *audit.Record) { r.Outcome = audit.Given; r.Receipt = nil },
+		"given in part, but no receipt":     func(r *audit.Record) { r.Outcome = audit.Partly; r.Receipt = nil },
 		"withheld, but granted":             func(r *audit.Record) { r.Outcome = audit.Withheld; r.Receipt = nil },
 		"withheld, but opened":              func(r *audit.Record) { r.Outcome = audit.Withheld; r.Granted = nil },
 		"no relation, but a file version":   func(r *audit.Record) { *r = noRelation(); r.FileVersion = 1 },
@@ -240,7 +242,9 @@ func TestRoundTrip(t *testing.T) {
 		}
 		r.Receipt = rapid.SliceOfN(rapid.Byte(), 0, 50).Draw(t, "receipt")
 		if len(r.Receipt) == 0 {
-			r.Receipt = nil
+			if r.Receipt = nil; len(r.Granted) > 0 {
+				r.Outcome = audit.Failed // what is given has a receipt
+			}
 		}
 		b, err := r.Encode()
 		if err != nil {
