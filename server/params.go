@@ -141,7 +141,7 @@ func (p readingsParams) parse(profile *meter.Profile) (query, paramErrors) {
 	return q, nil
 }
 
-const wantDay = "must be a calendar day, YYYY-MM-DD"
+const wantDay = "must be a calendar day, YYYY-MM-DD, from 1970 on"
 
 // request is the query for a metering point of a commodity.
 func (q query) request(commodity meter.Commodity, profile *meter.Profile) authz.Request {
