@@ -37,7 +37,7 @@ func (ingestCSVCmd) Help() string {
 	return `All of the file is stored, or nothing. Each day of the file replaces that day; equal content changes nothing, other content becomes a new version. A mapping says what the columns mean: docs/INGEST.md.
 
 Example:
-  kluis ingest csv --state .demo --mapping nl_dsmrreader --ean 871687200000000010 --gas-ean 871687200000000027 readings.csv.gz`
+  kluis ingest csv --state .demo --mapping nl_dsmrreader --ean 871687200000000232 --gas-ean 871687200000000256 readings.csv.gz`
 }
 
 // report is what ingest did, for people and as JSON.

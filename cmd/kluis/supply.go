@@ -32,7 +32,7 @@ func (supplySetCmd) Help() string {
 A metering point without any occupancy gets one from the first day of supply on; consents and data keys belong to an occupancy. Say --occupied-from when somebody moves in.
 
 Example, a metering point seen for the first time:
-  kluis supply set --state .demo --ean 871687200000000010 --commodity electricity --supplier 8712000000011 --from 2024-01-01`
+  kluis supply set --state .demo --ean 871687200000000997 --commodity electricity --supplier 8712000000011 --from 2024-01-01`
 }
 
 func (c *supplySetCmd) Run(ctx context.Context, s streams) error {
