@@ -22,6 +22,9 @@ var (
 	ErrConflict = errors.New("stored by another writer first")
 )
 
+// errUnconfirmed: committed here, but on no standby.
+var errUnconfirmed = errors.New("no standby confirmed the commit")
+
 // wrap says what err means for a caller. Errors of the driver and of
 // PostgreSQL do not get through: they can hold values of statements and rows.
 func wrap(ctx context.Context, op string, err error) error {
@@ -48,6 +51,9 @@ func wrap(ctx context.Context, op string, err error) error {
 	}
 	if n, ok := errors.AsType[net.Error](err); ok {
 		return fmt.Errorf("postgres: %s: %w: %w", op, ErrUnavailable, n) // names an address, no more
+	}
+	if errors.Is(err, errUnconfirmed) {
+		return fmt.Errorf("postgres: %s: %w: %w", op, ErrUnavailable, err)
 	}
 	for _, lost := range []error{
 		driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, context.DeadlineExceeded,

@@ -7,10 +7,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/devpg"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/pgtest"
@@ -501,5 +503,49 @@ func TestStoppedInMidRequest(t *testing.T) {
 	}
 	if _, err := os.Stat(cl.Socket()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
+// PostgreSQL acknowledges a commit whose wait for a standby an operator
+// cancels. Who must not lose it must not take that for an acknowledgement.
+func TestStandbyDoesNotConfirm(t *testing.T) {
+	t.Parallel()
+	cl := pgtest.Cluster(t, devpg.Config{Dir: pgtest.Dir(t)})
+	g, err := postgres.NewGateway(t.Context(), postgres.Config{DSN: cl.URL(migrations.RoleGateway, "kluis")})
+	g = closing(t, g, err)
+	in, err := postgres.NewIngest(t.Context(), postgres.Config{DSN: cl.URL(migrations.RoleIngest, "kluis")})
+	in = closing(t, in, err)
+	admin := must(openURL(cl.URL(devpg.Superuser, "kluis")))
+	t.Cleanup(func() { admin.Close() })
+	for _, stmt := range []string{"ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"} {
+		if _, err := admin.ExecContext(t.Context(), stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // for the sessions to read it
+	for what, write := range map[string]func() error{
+		"record": func() error { return g.Record(t.Context(), record()) },
+		"batch": func() error {
+			return in.Commit(t.Context(), postgres.Batch{Keys: []envelope.KeyRecord{key(ean(1), meter.Registers, 600)}})
+		},
+	} {
+		done := make(chan error, 1)
+		go func() { done <- write() }()
+		cancelled := 0
+		for waiting := true; waiting; {
+			select {
+			case err := <-done:
+				if !errors.Is(err, postgres.ErrUnavailable) || !strings.Contains(err.Error(), "standby") || cancelled == 0 {
+					t.Errorf("%s: %v, after %d cancels", what, err, cancelled)
+				}
+				waiting = false
+			case <-time.After(20 * time.Millisecond):
+				var n int
+				if err := admin.QueryRowContext(t.Context(), `SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`).Scan(&n); err != nil {
+					t.Fatal(err)
+				}
+				cancelled += n
+			}
+		}
 	}
 }

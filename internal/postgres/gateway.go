@@ -288,12 +288,11 @@ func (g *Gateway) Record(ctx context.Context, r audit.Record) error {
 	}
 	var salt [16]byte
 	rand.Read(salt[:]) // never fails
-	_, err = g.record.ExecContext(ctx,
-		r.EAN.Int64(), uuid.UUID(r.InteractionID).String(), r.Supplier.Int64(), int64(r.Outcome), b, receipt, salt[:])
-	if err == nil {
-		// See transact: a cancelled wait for a standby comes back as success.
-		err = ctx.Err()
-	}
+	err = g.confirmed(ctx, func() error {
+		_, err := g.record.ExecContext(ctx,
+			r.EAN.Int64(), uuid.UUID(r.InteractionID).String(), r.Supplier.Int64(), int64(r.Outcome), b, receipt, salt[:])
+		return err
+	})
 	if err = wrap(ctx, op, err); errors.Is(err, ErrConflict) {
 		// Most likely our own: the connection broke after the commit, and
 		// database/sql sent the statement again. Which it is cannot be told

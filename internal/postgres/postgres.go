@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -45,6 +46,31 @@ type Config struct {
 // store is what all the roles have in common.
 type store struct {
 	db *sqlx.DB
+	// unconfirmed counts commits, on any connection, that PostgreSQL
+	// acknowledged without the standby it should have waited for.
+	unconfirmed *atomic.Uint64
+}
+
+// notice listens for the one warning that matters: a wait for a standby that
+// an operator cancels is acknowledged as a commit.
+func (s *store) notice(n *pq.Error) {
+	if n.Routine == "SyncRepWaitForLSN" {
+		s.unconfirmed.Add(1)
+	}
+}
+
+// confirmed runs a commit and does not take it for one when such a warning
+// came meanwhile; one of another connection's counts as well.
+func (s *store) confirmed(ctx context.Context, commit func() error) error {
+	before := s.unconfirmed.Load()
+	if err := commit(); err != nil {
+		return err
+	}
+	if s.unconfirmed.Load() != before {
+		return errUnconfirmed
+	}
+	// The context's end cuts the wait short too, before the warning is read.
+	return ctx.Err()
 }
 
 // Close ends the pool.
@@ -98,7 +124,9 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 	}
 	connector.Dialer(dialer{silence: statement + time.Second})
 
-	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
+	s := &store{unconfirmed: new(atomic.Uint64)}
+	db := sqlx.NewDb(sql.OpenDB(pq.ConnectorWithNoticeHandler(connector, s.notice)), "postgres")
+	s.db = db
 	conns := c.MaxConns
 	if conns <= 0 {
 		conns = 16
@@ -125,7 +153,7 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 		db.Close()
 		return nil, err
 	}
-	return &store{db: db}, nil
+	return s, nil
 }
 
 // prepare prepares the process's statements, which live as long as the pool.

@@ -42,10 +42,5 @@ func (s *store) once(ctx context.Context, f func(ctx context.Context, tx *sqlx.T
 	if err := f(ctx, tx); err != nil {
 		return err
 	}
-	if err := tx.Commit(); err != nil {
-		return err
-	}
-	// A cancelled wait for a standby is acknowledged as a commit (with a
-	// warning, which the driver drops): the caller must not rely on it.
-	return ctx.Err()
+	return s.confirmed(ctx, tx.Commit)
 }
