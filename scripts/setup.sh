@@ -39,6 +39,9 @@ if [ "$(id -u)" = 0 ]; then
 	apt-get update -qq >&2
 	# shellcheck disable=SC2086 # a list of packages
 	apt-get install -y -qq --no-install-recommends $missing >&2
+	case "$missing" in *postgresql*)
+		echo "Debian's postgresql package may also have started a server of its own; Kluis does not use it." >&2 ;;
+	esac
 else
 	echo "Kluis needs these Debian packages:$missing" >&2
 	echo "Install them, then run the same command again:" >&2
