@@ -117,3 +117,15 @@ func (r DayRange) Contains(d Day) bool { return r.From <= d && d < r.To }
 func (r DayRange) Intersect(o DayRange) DayRange {
 	return DayRange{max(r.From, o.From), min(r.To, o.To)}
 }
+
+// WholeMonths returns the days of the calendar months that lie wholly in the
+// range. One without an end stays without an end.
+func (r DayRange) WholeMonths() DayRange {
+	if m := r.From.Month(); r.From != m.First() {
+		r.From = (m + 1).First()
+	}
+	if r.To != MaxDay {
+		r.To = r.To.Month().First()
+	}
+	return r
+}

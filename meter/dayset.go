@@ -132,13 +132,7 @@ func (s DaySet) Subtract(o DaySet) DaySet {
 func (s DaySet) WholeMonths() DaySet {
 	var out []DayRange
 	for _, x := range s.r {
-		if m := x.From.Month(); x.From != m.First() {
-			x.From = (m + 1).First()
-		}
-		if x.To != MaxDay {
-			x.To = x.To.Month().First()
-		}
-		if !x.Empty() {
+		if x = x.WholeMonths(); !x.Empty() {
 			out = append(out, x)
 		}
 	}
