@@ -28,6 +28,7 @@ const (
 	stageOptedOut
 	stageTooFine         // granted, but only coarser than asked for
 	stageFinerThanStored // granted, but nothing is stored that fine
+	stageNoRegister      // granted, but not with a register beside it
 	stagePartial         // granted, but not for the whole month
 )
 
@@ -41,6 +42,7 @@ var stageReasons = [...]meter.Reason{
 	stageOptedOut:        meter.OptedOut,
 	stageTooFine:         meter.NotGrantedAtThisGranularity,
 	stageFinerThanStored: meter.FinerThanStored,
+	stageNoRegister:      meter.KindNotAvailable,
 	stagePartial:         meter.PartialPeriod,
 }
 
@@ -65,7 +67,18 @@ var stageReasons = [...]meter.Reason{
 //   - the customer had not opted out, unless the rule applies all the same;
 //   - the resolution asked for is not finer than rule and consent allow;
 //   - at P1M, asked for or all that is allowed: the whole calendar month is
-//     asked for and granted by the one rule.
+//     asked for and granted by the one rule; of a consent that allows P1M only,
+//     the month lies in its days and in the customer's occupancy. So a month is
+//     what one basis gives as a month, or a sum of days that may be had by
+//     themselves, and no days may be subtracted from it to find what the others
+//     withhold;
+//   - of intervals as REGISTER: some rule for the purpose gives class registers
+//     on the day at P1D or finer. Registers on both sides of days that are
+//     withheld would give what was used on them.
+//
+// A supplier's own months are not cut where one customer moved out and the next
+// moved in: it supplied both, and the read on the day of the move is on the
+// bills of both.
 //
 // Where several rules grant a day the first in the profile gives it. If no
 // resolution is asked for, what grants it finest does.
@@ -227,12 +240,13 @@ func (d *decision) outcome(field meter.Field) *outcome {
 			return o
 		}
 	}
-	e := evaluation{decision: d, finest: finest}
-	for i := range d.rules {
-		if rule := &d.rules[i]; slices.Contains(rule.Classes, field.Class) {
-			e.apply(rule, field.Class)
-		}
+	e := evaluation{decision: d, asked: d.r.Resolution, finest: finest}
+	if field.Class == meter.Intervals && d.r.Kind == meter.Register {
+		e.kind = d.dailyRegisters()
+	} else {
+		e.kind.set(0, d.r.Days.Len())
 	}
+	e.applyRules(field.Class)
 	o := outcome{class: field.Class, finest: finest}
 	o.parts, o.withheld = e.result()
 	var open []meter.DayRange
@@ -247,10 +261,25 @@ func (d *decision) outcome(field meter.Field) *outcome {
 	return &d.outcomes[len(d.outcomes)-1]
 }
 
+// dailyRegisters are the days on which class registers may be had by day,
+// whatever resolution is asked for.
+func (d *decision) dailyRegisters() dayBits {
+	e := evaluation{decision: d, asked: meter.P1D, finest: meter.P1D}
+	e.kind.set(0, d.r.Days.Len())
+	e.applyRules(meter.Registers)
+	var days dayBits
+	for i := range e.candidates {
+		days.add(&e.candidates[i].days)
+	}
+	return days
+}
+
 // evaluation works out one outcome, day by day. Day i is r.Days.From + i.
 type evaluation struct {
 	*decision
+	asked      meter.Resolution // 0: not said
 	finest     meter.Resolution // in which the fields may be stored
+	kind       dayBits          // on which the kind asked for may be given
 	stages     [MaxRequestDays]stage
 	candidates []candidate
 }
@@ -261,6 +290,21 @@ type candidate struct {
 	rule        *meter.Rule
 	granularity meter.Resolution
 	days        dayBits
+}
+
+// permission is what one basis, a supplier's own or one consent, allows.
+type permission struct {
+	rule        *meter.Rule
+	granularity meter.Resolution // finest
+	own         meter.DayRange   // on which it may hold at all; months are cut from these
+}
+
+func (e *evaluation) applyRules(class meter.Class) {
+	for i := range e.rules {
+		if rule := &e.rules[i]; slices.Contains(rule.Classes, class) {
+			e.apply(rule, class)
+		}
+	}
 }
 
 // apply finds how near the rule comes on each day.
@@ -282,7 +326,7 @@ func (e *evaluation) apply(rule *meter.Rule, class meter.Class) {
 		}
 		e.reach(supplied, stageNotOccupied)
 		for _, occupied := range overlapping(e.f.occupied, supplied) {
-			e.give(occupied.Intersect(supplied), rule, rule.Granularity)
+			e.give(occupied.Intersect(supplied), permission{rule, rule.Granularity, rule.Days})
 		}
 	}
 }
@@ -303,49 +347,63 @@ func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days met
 		case c.State == ConsentActive && !e.now.Before(c.ValidFrom):
 			e.reach(covered, stageNotOccupied)
 			if o, ok := e.f.occupancyAt(c.Occupancy); ok {
-				e.give(covered.Intersect(o.Days), rule, max(rule.Granularity, c.Granularity))
+				e.give(covered.Intersect(o.Days), permission{rule, max(rule.Granularity, c.Granularity), c.Days.Intersect(o.Days)})
 			}
 		}
 	}
 }
 
 // give passes on days whose facts are there, but for those opted out.
-func (e *evaluation) give(days meter.DayRange, rule *meter.Rule, granted meter.Resolution) {
-	if !rule.DespiteOptOut {
+func (e *evaluation) give(days meter.DayRange, by permission) {
+	if !by.rule.DespiteOptOut {
 		for _, out := range overlapping(e.f.optOuts, days) {
-			e.giveRun(meter.DayRange{From: days.From, To: out.From}, rule, granted)
+			e.giveRun(meter.DayRange{From: days.From, To: out.From}, by)
 			e.reach(out.Intersect(days), stageOptedOut)
 			days.From = min(out.To, days.To)
 		}
 	}
-	e.giveRun(days, rule, granted)
+	e.giveRun(days, by)
 }
 
 // giveRun makes the days a candidate's, if they may be given as fine as asked.
-func (e *evaluation) giveRun(days meter.DayRange, rule *meter.Rule, granted meter.Resolution) {
-	asked := e.r.Resolution
+func (e *evaluation) giveRun(days meter.DayRange, by permission) {
 	switch {
 	case days.Empty():
 		return
-	case asked != 0 && asked < granted:
+	case e.asked != 0 && e.asked < by.granularity:
 		e.reach(days, stageTooFine)
 		return
-	case asked != 0 && asked < e.finest:
+	case e.asked != 0 && e.asked < e.finest:
 		e.reach(days, stageFinerThanStored)
 		return
 	}
-	e.reach(days, stagePartial)
+	e.reach(days, stageNoRegister)
 	// What is asked for bounds what leaves; else what is granted, or stored.
-	granularity := asked
-	if asked == 0 {
-		granularity = max(granted, e.finest)
+	granularity := e.asked
+	if granularity == 0 {
+		granularity = max(by.granularity, e.finest)
 	}
-	i := slices.IndexFunc(e.candidates, func(c candidate) bool { return c.rule == rule && c.granularity == granularity })
+	i := slices.IndexFunc(e.candidates, func(c candidate) bool { return c.rule == by.rule && c.granularity == granularity })
 	if i < 0 {
 		i = len(e.candidates)
-		e.candidates = append(e.candidates, candidate{rule: rule, granularity: granularity})
+		e.candidates = append(e.candidates, candidate{rule: by.rule, granularity: granularity})
 	}
-	e.candidates[i].days.set(int(days.From-e.r.Days.From), int(days.To-e.r.Days.From))
+	// Part of a month that only counts whole must not fill up a month with
+	// days of another consent.
+	counted := days
+	if by.granularity == meter.P1M {
+		counted = by.own.WholeMonths()
+	}
+	for d := days.From; d < days.To; d++ {
+		day := int(d - e.r.Days.From)
+		if !e.kind.has(day) {
+			continue
+		}
+		e.reach(meter.DayRange{From: d, To: d + 1}, stagePartial)
+		if counted.Contains(d) {
+			e.candidates[i].days.set(day, day+1)
+		}
+	}
 }
 
 // reach notes that the days came at least as far as the stage.

@@ -40,13 +40,16 @@ type oracle struct {
 type offer struct {
 	index       int // of the rule
 	rule        meter.Rule
-	granularity meter.Resolution
+	consent     [16]byte         // zero for a supplier's own
+	allowed     meter.Resolution // finest, by rule and consent
+	granularity meter.Resolution // of what would leave
 }
 
 // nearness orders the reasons by how much was there already.
 var nearness = []meter.Reason{
 	meter.NotCoveredByRule, meter.NoSupply, meter.NoConsent, meter.ConsentExpired, meter.ConsentRevoked,
-	meter.NotOccupied, meter.OptedOut, meter.NotGrantedAtThisGranularity, meter.FinerThanStored, meter.PartialPeriod,
+	meter.NotOccupied, meter.OptedOut, meter.NotGrantedAtThisGranularity, meter.FinerThanStored,
+	meter.KindNotAvailable, meter.PartialPeriod,
 }
 
 func (o oracle) today() meter.Day {
@@ -72,13 +75,13 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 			reasons = append(reasons, meter.NoSupply)
 			continue
 		}
-		var finest []meter.Resolution
+		var found []offer
 		if supplyBasis {
 			if !occupied {
 				reasons = append(reasons, meter.NotOccupied)
 				continue
 			}
-			finest = append(finest, rule.Granularity)
+			found = append(found, offer{index: i, rule: rule, allowed: rule.Granularity})
 		} else {
 			reasons = append(reasons, meter.NoConsent)
 			for _, c := range o.f.Consents() {
@@ -100,22 +103,25 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 				case !home.Days.Contains(d):
 					reasons = append(reasons, meter.NotOccupied)
 				default:
-					finest = append(finest, max(rule.Granularity, c.Granularity))
+					found = append(found, offer{index: i, rule: rule, consent: c.ID, allowed: max(rule.Granularity, c.Granularity)})
 				}
 			}
 		}
-		for _, g := range finest {
+		for _, x := range found {
 			switch asked := o.r.Resolution; {
 			case opted && !rule.DespiteOptOut:
 				reasons = append(reasons, meter.OptedOut)
-			case asked != 0 && asked < g:
+			case asked != 0 && asked < x.allowed:
 				reasons = append(reasons, meter.NotGrantedAtThisGranularity)
 			case asked != 0 && asked < finestStored(field):
 				reasons = append(reasons, meter.FinerThanStored)
-			case asked != 0:
-				out = append(out, offer{i, rule, asked})
+			case field.Class == meter.Intervals && o.r.Kind == meter.Register && !o.dailyRegister(d):
+				reasons = append(reasons, meter.KindNotAvailable)
 			default:
-				out = append(out, offer{i, rule, max(g, finestStored(field))})
+				if x.granularity = asked; asked == 0 {
+					x.granularity = max(x.allowed, finestStored(field))
+				}
+				out = append(out, x)
 			}
 		}
 	}
@@ -126,6 +132,14 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 		return a.index - b.index
 	})
 	return out, reasons
+}
+
+// dailyRegister says whether a request for that day's register reads, by day,
+// would find an offer.
+func (o oracle) dailyRegister(d meter.Day) bool {
+	o.r.Kind, o.r.Resolution = meter.Register, meter.P1D
+	offers, _ := o.offers(meter.Field{Class: meter.Registers, Stored: []meter.Resolution{meter.P1D}}, d)
+	return len(offers) > 0
 }
 
 func (o oracle) decide() map[fieldDay]verdict {
@@ -181,9 +195,12 @@ func (o oracle) verdict(field meter.Field, known bool, d meter.Day) verdict {
 }
 
 // wholeMonth says whether the rule gives the day's month as one: every day of
-// it is asked for and granted by the rule at P1M, and none by anything finer.
+// it is asked for and granted by the rule at P1M, and none by anything finer;
+// and all by the same consent, or by the supply, or else all by days.
 func (o oracle) wholeMonth(field meter.Field, d meter.Day, by offer) bool {
 	y, m, _ := d.Date()
+	days, finer := 0, 0
+	basis := map[[16]byte]int{} // days that each gives
 	for day := meter.DayFromDate(y, m, 1); day < meter.DayFromDate(y, m+1, 1); day++ {
 		if !o.r.Days.Contains(day) || day >= o.today() || day < o.today().AddMonths(-o.m.retention) {
 			return false
@@ -193,8 +210,24 @@ func (o oracle) wholeMonth(field meter.Field, d meter.Day, by offer) bool {
 			!slices.ContainsFunc(offers, func(x offer) bool { return x.index == by.index }) {
 			return false
 		}
+		days++
+		byDay := false
+		for _, x := range offers {
+			if x.index == by.index {
+				basis[x.consent]++
+				byDay = byDay || x.allowed < meter.P1M
+			}
+		}
+		if byDay {
+			finer++
+		}
 	}
-	return true
+	for _, n := range basis {
+		if n == days {
+			return true
+		}
+	}
+	return finer == days
 }
 
 // reads are the blocks the verdicts need.
@@ -397,7 +430,40 @@ func (d dice) world() world {
 		from = from.Month().First()
 		w.r.Days = meter.DayRange{From: from, To: from.AddMonths(d.among(1, 11))}
 	}
+	if d.once(5) {
+		d.sideBySide(&w)
+	}
 	return w
+}
+
+// sideBySide adds consents of different granularity that meet on a day in the
+// request, and often customers who do.
+func (d dice) sideBySide(w *world) {
+	at := w.r.Days.From + meter.Day(d.IntN(w.r.Days.Len()))
+	halves := []meter.DayRange{{From: day("2023-01-01"), To: at}, {From: at, To: meter.MaxDay}}
+	move := d.once(2)
+	w.facts.occupancies = []Occupancy{{days("2023-01-01", "")}}
+	if move {
+		w.facts.occupancies = []Occupancy{{halves[0]}, {halves[1]}}
+	}
+	w.facts.supply = []SupplyPeriod{{alpha, days("2023-01-01", "")}}
+	w.facts.optOuts = nil
+	w.facts.consents = nil
+	for i, half := range halves {
+		c := Consent{
+			ID: uuid(byte(i + 1)), Supplier: alpha, Purpose: w.r.Purpose, Classes: d.classes(), Granularity: pick(d, meter.PT15M, meter.P1D, meter.P1M, meter.P1M),
+			Days: pick(d, half, half, days("2023-01-01", "")), ValidFrom: t0.AddDate(-2, 0, 0), GrantedAt: t0.AddDate(-2, 0, 0), ValidUntil: t0.AddDate(10, 0, 0),
+			Occupancy: day("2023-01-01"), State: ConsentActive, Evidence: "dossier",
+		}
+		if move {
+			c.Occupancy = half.From
+		}
+		w.facts.consents = append(w.facts.consents, c)
+	}
+	rule := meter.Rule{
+		ID: "met", Basis: meter.Consent, Purpose: w.r.Purpose, Classes: []meter.Class{meter.Registers, meter.Intervals}, Granularity: meter.PT15M, Days: always(), Enabled: true,
+	}
+	w.market.rules = slices.Insert(w.market.rules, d.IntN(len(w.market.rules)+1), rule)
 }
 
 // verdicts lays a decision out by field and day, and fails when a day is in it
@@ -685,6 +751,90 @@ func TestSplittingNeverGrantsMore(t *testing.T) {
 	})
 }
 
+// A month's total gives away no part of the month that is withheld by itself:
+// one consent alone, or the supply alone, gives the month, or all its days may
+// be had by day.
+func TestMonthsStandAlone(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		d := roll(t)
+		w := d.world()
+		if d.once(2) {
+			w.market.rules = nil
+			d.sideBySide(&w)
+		}
+		w.r.Resolution, w.r.Kind = meter.P1M, meter.Consumption
+		g, _, err := w.decide(t, alpha)
+		if err != nil {
+			return
+		}
+		covers := func(w world, field meter.FieldCode, days meter.DayRange) bool {
+			g, _, err := w.decide(t, alpha)
+			if err != nil {
+				return false
+			}
+			var given meter.DaySet
+			for _, item := range g.Items() {
+				if item.Spec.Field.Code == field {
+					given = given.Union(item.Spec.Days)
+				}
+			}
+			return meter.NewDaySet(days).Subtract(given).Empty()
+		}
+		for _, item := range g.Items() {
+			for _, run := range item.Spec.Days.Ranges() {
+				for from := run.From; from < run.To; {
+					month := meter.DayRange{From: from, To: (from.Month() + 1).First()}
+					from = month.To
+
+					byDay := w
+					byDay.r.Resolution = meter.P1D
+					alone := covers(byDay, item.Spec.Field.Code, month)
+					one := w
+					one.facts = w.facts.clone()
+					one.facts.consents = nil
+					alone = alone || covers(one, item.Spec.Field.Code, month)
+					for _, c := range w.facts.consents {
+						one.facts.consents = []Consent{c}
+						alone = alone || covers(one, item.Spec.Field.Code, month)
+					}
+					if !alone {
+						t.Fatalf("field %d: %v is a mixture", item.Spec.Field.Code, month)
+					}
+				}
+			}
+		}
+	})
+}
+
+// Intervals as registers are given on no day on which class registers is not
+// given by day.
+func TestIntervalsAsRegistersNeedRegisters(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		w := roll(t).world()
+		w.r.Kind, w.r.Fields = meter.Register, []meter.FieldCode{6, 8}
+		g, _, err := w.decide(t, alpha)
+		if err != nil {
+			return
+		}
+		w.r.Resolution, w.r.Fields = meter.P1D, []meter.FieldCode{1}
+		registers, _, err := w.decide(t, alpha)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var daily meter.DaySet
+		for _, item := range registers.Items() {
+			daily = daily.Union(item.Spec.Days)
+		}
+		for _, item := range g.Items() {
+			if more := item.Spec.Days.Subtract(daily); !more.Empty() {
+				t.Fatalf("field %d: %v more", item.Spec.Field.Code, more.Ranges())
+			}
+		}
+	})
+}
+
 // The random worlds are worth deciding about: every reason and every
 // granularity comes up.
 func TestWorldsAreVaried(t *testing.T) {
@@ -697,7 +847,10 @@ func TestWorldsAreVaried(t *testing.T) {
 			seen["NO_RELATION"]++
 			continue
 		}
-		for _, v := range verdicts(t, w.r, g, withheld) {
+		for k, v := range verdicts(t, w.r, g, withheld) {
+			if k.field >= 6 && w.r.Kind == meter.Register && (v.reason == 0 || v.reason == meter.KindNotAvailable) {
+				seen[fmt.Sprintf("intervals as registers %v", v.reason == 0)]++
+			}
 			if v.reason != 0 {
 				seen[v.reason.String()]++
 			} else {
@@ -712,6 +865,9 @@ func TestWorldsAreVaried(t *testing.T) {
 	}
 	for res := meter.PT15M; res <= meter.P1M; res++ {
 		for _, asked := range []bool{false, true} {
+			if seen[fmt.Sprintf("intervals as registers %v", asked)] == 0 {
+				t.Errorf("no intervals as registers, %v, in %v", asked, seen)
+			}
 			if seen[fmt.Sprintf("%s asked %v", res, asked)] == 0 {
 				t.Errorf("no %s, asked %v, in %v", res, asked, seen)
 			}

@@ -381,6 +381,217 @@ func TestConsentKeepsToItsOccupancy(t *testing.T) {
 	}
 }
 
+// A month holds days of two consents only where each day may be had by itself.
+// Otherwise the total, less the days that may be had, is what the others hide.
+func TestMonthsAreNotMixed(t *testing.T) {
+	t.Parallel()
+	p := dutch(t)
+	first, second := days("2024-01-01", "2025-03-15"), days("2025-03-15", "")
+	consent := func(id byte, g meter.Resolution, d meter.DayRange) Step {
+		return grant(id, func(c *GrantConsent) { c.Granularity, c.Days = g, d })
+	}
+	march := days("2025-03-01", "2025-04-01")
+	const (
+		month   = "import_intervals 2025-03-01 2025-04-01: P1M CONSUMPTION by nl-consent-intervals"
+		partial = "import_intervals 2025-03-01 2025-04-01: PARTIAL_PERIOD"
+	)
+	for _, c := range []struct {
+		name    string
+		move    bool // on 15 March; the first consent is of who moved out
+		one     Step
+		two     Step
+		want    []string // at P1M
+		unasked []string // when no resolution is asked for
+	}{
+		{
+			name: "months, then quarters of the next customer", move: true, one: consent(1, meter.P1M, first), two: consent(2, meter.PT15M, second),
+			want: []string{partial},
+			unasked: []string{
+				"import_intervals 2025-03-15 2025-04-01: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-03-01 2025-03-15: PARTIAL_PERIOD",
+			},
+		},
+		{
+			name: "quarters, then months of the next customer", move: true, one: consent(1, meter.PT15M, first), two: consent(2, meter.P1M, second),
+			want: []string{partial},
+			unasked: []string{
+				"import_intervals 2025-03-01 2025-03-15: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-03-15 2025-04-01: PARTIAL_PERIOD",
+			},
+		},
+		{
+			name: "months of both customers", move: true, one: consent(1, meter.P1M, first), two: consent(2, meter.P1M, second),
+			want: []string{partial}, unasked: []string{partial},
+		},
+		{
+			name: "months of both, said for longer than they lived there", move: true, one: consent(1, meter.P1M, days("2024-01-01", "")), two: consent(2, meter.P1M, days("2024-01-01", "")),
+			want: []string{partial}, unasked: []string{partial},
+		},
+		{
+			name: "days of both customers", move: true, one: consent(1, meter.P1D, first), two: consent(2, meter.PT15M, second),
+			want: []string{month},
+			unasked: []string{
+				"import_intervals 2025-03-15 2025-04-01: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-03-01 2025-03-15: P1D CONSUMPTION by nl-consent-intervals",
+			},
+		},
+		{
+			name: "months, then quarters of one customer", one: consent(1, meter.P1M, first), two: consent(2, meter.PT15M, second),
+			want: []string{partial},
+			unasked: []string{
+				"import_intervals 2025-03-15 2025-04-01: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-03-01 2025-03-15: PARTIAL_PERIOD",
+			},
+		},
+		{
+			name: "the month, and quarters of half of it", one: consent(1, meter.P1M, days("2024-01-01", "")), two: consent(2, meter.PT15M, second),
+			want: []string{month},
+			unasked: []string{
+				"import_intervals 2025-03-15 2025-04-01: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-03-01 2025-03-15: PARTIAL_PERIOD",
+			},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := history(t, instant("2025-03-01T10:00:00Z"), Register{home, meter.Electricity},
+				SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")}, c.one)
+			steps := []Step{c.two}
+			if c.move {
+				steps = []Step{SetOccupancy{second}, c.two}
+			}
+			for _, s := range steps {
+				var err error
+				if f, err = Apply(f, s, operator, instant("2025-03-20T10:00:00Z"), amsterdam); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for resolution, want := range map[meter.Resolution][]string{meter.P1M: c.want, 0: c.unasked} {
+				g, withheld, err := Decide(caller(alpha), Request{
+					EAN: home, Purpose: meter.EnergyManagement, Days: march, Fields: []meter.FieldCode{importIntervals}, Resolution: resolution,
+				}, f, p, storyNow)
+				if got := render(p, g, withheld); err != nil || !slices.Equal(got, want) {
+					t.Errorf("asked %v: %v\n got %s\nwant %s", resolution, err, strings.Join(got, "\n     "), strings.Join(want, "\n     "))
+				}
+			}
+		})
+	}
+}
+
+// A consent for intervals gives no register reads: those of two days would
+// give what was used between them. Where the supplier has the daily reads
+// anyway, it may have them of intervals too.
+func TestIntervalsAsRegisters(t *testing.T) {
+	t.Parallel()
+	withDaily := dutch(t)
+	yaml := string(meter.NL())
+	at := strings.Index(yaml, "- id: nl-daily")
+	withoutDaily, err := meter.ParseProfile([]byte(yaml[:at] + strings.Replace(yaml[at:], "enabled: true", "enabled: false", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two days consented, with one between them that is not.
+	f := history(t, t0, Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")},
+		grant(1, func(g *GrantConsent) { g.Days = days("2025-05-01", "2025-05-02") }),
+		grant(2, func(g *GrantConsent) { g.Days = days("2025-05-03", "2025-05-04") }),
+		grant(3, func(g *GrantConsent) { g.Days = days("2025-06-01", "2025-07-01") }))
+	registers := func(d meter.DayRange) Step {
+		return grant(4, func(g *GrantConsent) {
+			g.Classes, g.Granularity, g.Days = []meter.Class{meter.Registers}, meter.P1D, d
+		})
+	}
+	withRegisters, err := Apply(f, registers(days("2025-05-03", "2025-06-21")), operator, f.SealedAt(), amsterdam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := &testMarket{retention: 24, fields: withDaily.Fields(meter.Electricity)}
+	for _, r := range withoutDaily.Rules(meter.EnergyManagement) {
+		r.Classes = []meter.Class{meter.Registers, meter.Intervals}
+		r.Granularity = meter.P1D
+		both.rules = append(both.rules, r)
+	}
+	monthly := *both
+	monthly.rules = append(withoutDaily.Rules(meter.EnergyManagement), meter.Rule{
+		ID: "monthly", Basis: meter.SupplyPeriodic, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Registers}, Granularity: meter.P1M, Days: always(), RequiresSupply: true, Enabled: true,
+	})
+	may, june := days("2025-05-01", "2025-05-04"), days("2025-06-01", "2025-07-01")
+	for _, c := range []struct {
+		name       string
+		m          market
+		f          *LegalFile
+		days       meter.DayRange
+		kind       meter.Kind
+		resolution meter.Resolution
+		want       []string
+	}{
+		{
+			name: "with daily reads", m: withDaily, f: f, days: may, kind: meter.Register,
+			want: []string{
+				"import_intervals 2025-05-01 2025-05-02: PT15M REGISTER by nl-consent-intervals",
+				"import_intervals 2025-05-03 2025-05-04: PT15M REGISTER by nl-consent-intervals",
+				"import_intervals 2025-05-02 2025-05-03: NO_CONSENT",
+			},
+		},
+		{
+			name: "without", m: withoutDaily, f: f, days: may, kind: meter.Register,
+			want: []string{
+				"import_intervals 2025-05-01 2025-05-02: KIND_NOT_AVAILABLE",
+				"import_intervals 2025-05-02 2025-05-03: NO_CONSENT",
+				"import_intervals 2025-05-03 2025-05-04: KIND_NOT_AVAILABLE",
+			},
+		},
+		{
+			name: "without, by month", m: withoutDaily, f: f, days: june, kind: meter.Register, resolution: meter.P1M,
+			want: []string{"import_intervals 2025-06-01 2025-07-01: KIND_NOT_AVAILABLE"},
+		},
+		{
+			name: "monthly reads are not enough", m: &monthly, f: f, days: june, kind: meter.Register, resolution: meter.P1M,
+			want: []string{"import_intervals 2025-06-01 2025-07-01: KIND_NOT_AVAILABLE"},
+		},
+		{
+			name: "what is withheld for another reason keeps it", m: withoutDaily, f: f, days: may, kind: meter.Register, resolution: 5,
+			want: []string{"import_intervals 2025-05-01 2025-05-04: NOT_GRANTED_AT_THIS_GRANULARITY"},
+		},
+		{
+			name: "consumption needs no register", m: withoutDaily, f: f, days: may, kind: meter.Consumption,
+			want: []string{
+				"import_intervals 2025-05-01 2025-05-02: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-05-03 2025-05-04: PT15M CONSUMPTION by nl-consent-intervals",
+				"import_intervals 2025-05-02 2025-05-03: NO_CONSENT",
+			},
+		},
+		{
+			name: "nor does a kind not said", m: withoutDaily, f: f, days: june,
+			want: []string{"import_intervals 2025-06-01 2025-07-01: PT15M CONSUMPTION by nl-consent-intervals"},
+		},
+		{
+			name: "a consent for registers, on its days", m: both, f: withRegisters, days: may, kind: meter.Register,
+			want: []string{
+				"import_intervals 2025-05-03 2025-05-04: P1D REGISTER by nl-consent-intervals",
+				"import_intervals 2025-05-01 2025-05-02: KIND_NOT_AVAILABLE",
+				"import_intervals 2025-05-02 2025-05-03: NO_CONSENT",
+			},
+		},
+		{
+			name: "and months that lie in them", m: both, f: withRegisters, days: june, kind: meter.Register, resolution: meter.P1M,
+			want: []string{
+				"import_intervals 2025-06-01 2025-06-21: PARTIAL_PERIOD",
+				"import_intervals 2025-06-21 2025-07-01: KIND_NOT_AVAILABLE",
+			},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g, withheld, err := decide(caller(alpha), Request{
+				EAN: home, Purpose: meter.EnergyManagement, Days: c.days, Fields: []meter.FieldCode{importIntervals}, Resolution: c.resolution, Kind: c.kind,
+			}, c.f, c.m, storyNow)
+			if got := render(c.m, g, withheld); err != nil || !slices.Equal(got, c.want) {
+				t.Errorf("%v\n got %s\nwant %s", err, strings.Join(got, "\n     "), strings.Join(c.want, "\n     "))
+			}
+		})
+	}
+}
+
 // A day may be given from the first instant of the next local day on, also
 // where the clocks change, and consents count to the microsecond.
 func TestDayIsOverAtLocalMidnight(t *testing.T) {

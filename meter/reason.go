@@ -14,11 +14,11 @@ const (
 	ConsentExpired              Reason = 6  // CONSENT_EXPIRED
 	OptedOut                    Reason = 7  // OPTED_OUT: administratively off
 	NotGrantedAtThisGranularity Reason = 8  // NOT_GRANTED_AT_THIS_GRANULARITY
-	PartialPeriod               Reason = 9  // PARTIAL_PERIOD: only part of the month is covered
+	PartialPeriod               Reason = 9  // PARTIAL_PERIOD: only part of the month is covered, or not by one basis
 	PeriodInFuture              Reason = 10 // PERIOD_IN_FUTURE: not yet over
 	PeriodTooOld                Reason = 11 // PERIOD_TOO_OLD: past retention
 	FinerThanStored             Reason = 12 // FINER_THAN_STORED
-	KindNotAvailable            Reason = 13 // KIND_NOT_AVAILABLE: no such kind for this field
+	KindNotAvailable            Reason = 13 // KIND_NOT_AVAILABLE: no such kind for this field, or no basis for it
 	Damaged                     Reason = 14 // DAMAGED: stored value did not open; reported, never guessed
 	NotCoveredByRule            Reason = 15 // NOT_COVERED: no legal basis covers this class for this purpose
 )
