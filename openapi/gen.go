@@ -760,11 +760,11 @@ type Withheld struct {
 	// | `CONSENT_EXPIRED` | the consent may no longer be used |
 	// | `OPTED_OUT` | the customer opted out of remote reading |
 	// | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
-	// | `PARTIAL_PERIOD` | only part of the month is covered |
+	// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
 	// | `PERIOD_IN_FUTURE` | the day is not over |
 	// | `PERIOD_TOO_OLD` | past the time readings are kept |
 	// | `FINER_THAN_STORED` | stored coarser than asked for |
-	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind |
+	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 	// | `DAMAGED` | stored, but it does not open; the operator is told |
 	//
 	//
@@ -790,11 +790,11 @@ type Withheld struct {
 // | `CONSENT_EXPIRED` | the consent may no longer be used |
 // | `OPTED_OUT` | the customer opted out of remote reading |
 // | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
-// | `PARTIAL_PERIOD` | only part of the month is covered |
+// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
 // | `PERIOD_IN_FUTURE` | the day is not over |
 // | `PERIOD_TOO_OLD` | past the time readings are kept |
 // | `FINER_THAN_STORED` | stored coarser than asked for |
-// | `KIND_NOT_AVAILABLE` | the field has no values of this kind |
+// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 // | `DAMAGED` | stored, but it does not open; the operator is told |
 //
 // Example: PARTIAL_PERIOD

@@ -760,11 +760,11 @@ type Withheld struct {
 	// | `CONSENT_EXPIRED` | the consent may no longer be used |
 	// | `OPTED_OUT` | the customer opted out of remote reading |
 	// | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
-	// | `PARTIAL_PERIOD` | only part of the month is covered |
+	// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
 	// | `PERIOD_IN_FUTURE` | the day is not over |
 	// | `PERIOD_TOO_OLD` | past the time readings are kept |
 	// | `FINER_THAN_STORED` | stored coarser than asked for |
-	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind |
+	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 	// | `DAMAGED` | stored, but it does not open; the operator is told |
 	//
 	//
@@ -790,11 +790,11 @@ type Withheld struct {
 // | `CONSENT_EXPIRED` | the consent may no longer be used |
 // | `OPTED_OUT` | the customer opted out of remote reading |
 // | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
-// | `PARTIAL_PERIOD` | only part of the month is covered |
+// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
 // | `PERIOD_IN_FUTURE` | the day is not over |
 // | `PERIOD_TOO_OLD` | past the time readings are kept |
 // | `FINER_THAN_STORED` | stored coarser than asked for |
-// | `KIND_NOT_AVAILABLE` | the field has no values of this kind |
+// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 // | `DAMAGED` | stored, but it does not open; the operator is told |
 //
 // Example: PARTIAL_PERIOD
@@ -968,6 +968,12 @@ type ClientInterface interface {
 	// period and, as one more entry of `days`, the closing read at the end;
 	// `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 	// registers, `CONSUMPTION` for intervals. The two are never mixed.
+	// `REGISTER` of intervals is given only on days on which a legal basis
+	// for the purpose gives registers, too, by day: reads on both sides of
+	// days that are withheld would tell what was used on them.
+	//
+	// *Months.* `P1M` gives whole calendar months: those that one basis
+	// gives as a month, or of which it gives every day by itself.
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 	GetReadings(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1047,6 +1053,12 @@ func (c *Client) ListMeteringPoints(ctx context.Context, params *ListMeteringPoi
 // period and, as one more entry of `days`, the closing read at the end;
 // `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 // registers, `CONSUMPTION` for intervals. The two are never mixed.
+// `REGISTER` of intervals is given only on days on which a legal basis
+// for the purpose gives registers, too, by day: reads on both sides of
+// days that are withheld would tell what was used on them.
+//
+// *Months.* `P1M` gives whole calendar months: those that one basis
+// gives as a month, or of which it gives every day by itself.
 //
 // Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 func (c *Client) GetReadings(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1433,6 +1445,12 @@ type ClientWithResponsesInterface interface {
 	// period and, as one more entry of `days`, the closing read at the end;
 	// `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 	// registers, `CONSUMPTION` for intervals. The two are never mixed.
+	// `REGISTER` of intervals is given only on days on which a legal basis
+	// for the purpose gives registers, too, by day: reads on both sides of
+	// days that are withheld would tell what was used on them.
+	//
+	// *Months.* `P1M` gives whole calendar months: those that one basis
+	// gives as a month, or of which it gives every day by itself.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -1998,6 +2016,12 @@ func (c *ClientWithResponses) ListMeteringPointsWithResponse(ctx context.Context
 // period and, as one more entry of `days`, the closing read at the end;
 // `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 // registers, `CONSUMPTION` for intervals. The two are never mixed.
+// `REGISTER` of intervals is given only on days on which a legal basis
+// for the purpose gives registers, too, by day: reads on both sides of
+// days that are withheld would tell what was used on them.
+//
+// *Months.* `P1M` gives whole calendar months: those that one basis
+// gives as a month, or of which it gives every day by itself.
 //
 // Returns a wrapper object for the known response body format(s).
 //
