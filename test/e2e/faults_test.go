@@ -112,6 +112,15 @@ func childrenOf(pid int) (children []int) {
 	return children
 }
 
+// Faults that one world can have one after another.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	b := newBroken(t)
+	t.Run("access log", func(t *testing.T) { accessLogFaults(t, b) })
+	t.Run("gateway drains", func(t *testing.T) { gatewayDrains(t, b) })
+	t.Run("issuer", func(t *testing.T) { issuerFaults(t, b) })
+}
+
 func TestPostgresFaults(t *testing.T) {
 	t.Parallel()
 	b := newBroken(t)
@@ -188,9 +197,7 @@ func TestPostgresFaults(t *testing.T) {
 
 // The log cannot be written: its right is taken from the gateway, it is made to
 // fail, or to succeed unheard.
-func TestAccessLogFaults(t *testing.T) {
-	t.Parallel()
-	b := newBroken(t)
+func accessLogFaults(t *testing.T, b broken) {
 	count := func() int {
 		return one[int](t, b.world, `SELECT count(*) FROM access_log WHERE ean = $1`, b.h.ean.Int64())
 	}
@@ -368,9 +375,7 @@ func TestCryptoserverFaults(t *testing.T) {
 	b.h.intact(t)
 }
 
-func TestIssuerFaults(t *testing.T) {
-	t.Parallel()
-	b := newBroken(t)
+func issuerFaults(t *testing.T, b broken) {
 	if err := b.reread(); err != nil {
 		t.Fatal(err)
 	}
@@ -428,9 +433,7 @@ func TestIssuerFaults(t *testing.T) {
 }
 
 // A gateway that is told to stop answers what it has begun.
-func TestGatewayDrains(t *testing.T) {
-	t.Parallel()
-	b := newBroken(t)
+func gatewayDrains(t *testing.T, b broken) {
 	if err := b.reread(); err != nil {
 		t.Fatal(err)
 	}
