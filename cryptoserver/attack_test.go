@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"kluis/authz"
+	"kluis/cryptoserver"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
 	"kluis/internal/authn"
@@ -244,6 +245,57 @@ func TestGatewayAsksForMore(t *testing.T) {
 	got = w.opened(q)
 	if want := []client.Fault{{Block: honest, Reason: client.Duplicate}}; !slices.Equal(got.Faults, want) {
 		t.Errorf("duplicate: %v", got.Faults)
+	}
+}
+
+// TestRegisterOfIntervals: whoever may have intervals does not have register
+// reads with them for the asking, though they are in the same block. Without
+// a rule for daily reads no block is opened.
+func TestRegisterOfIntervals(t *testing.T) {
+	t.Parallel()
+	yaml := string(meter.NL())
+	at := strings.Index(yaml, "- id: nl-daily")
+	withoutDaily, err := meter.ParseProfile([]byte(yaml[:at] + strings.Replace(yaml[at:], "enabled: true", "enabled: false", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := day("2024-04-10")
+	for _, c := range []struct {
+		name  string
+		opts  []option
+		given bool
+	}{
+		{"with daily reads", nil, true},
+		{"without", []option{func(w *world, c *cryptoserver.Config) { w.profile, c.Profile = withoutDaily, withoutDaily }}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, c.opts...)
+			by := w.supplier("871234500001", "New Energy")
+			p := w.electricity(w.supplier("871234500000", "Old Energy"), by, [16]byte{1})
+			block := w.intervalBlock(importIntervals, target, meter.PT15M)
+			block.Block.Start = 5000
+			p.store(block)
+			r := energy(meter.DayRange{From: target, To: target + 1}, importIntervals)
+			r.Kind = meter.Register
+			w.open.opened()
+			got := w.opened(p.all(p.ask(by, r)))
+			opened, values := w.open.opened(), valuesOf(got, importIntervals)[target]
+			if c.given {
+				if opened != 1 || len(values) != 96 || values[0] != 5000 || values[1] != 5000+interval(importIntervals, target, 0) || len(got.Withheld) != 0 {
+					t.Errorf("%d opened, %v, withheld %v", opened, values, got.Withheld)
+				}
+				return
+			}
+			if want := []authz.Withheld{{Field: importIntervals, Days: r.Days, Reason: meter.KindNotAvailable}}; opened != 0 || len(got.Series) != 0 || !slices.Equal(got.Withheld, want) {
+				t.Errorf("%d opened, %v, withheld %v", opened, values, got.Withheld)
+			}
+			// Their consumption is another matter.
+			r.Kind = meter.Consumption
+			if got := w.opened(p.ask(by, r)); len(valuesOf(got, importIntervals)[target]) != 96 {
+				t.Errorf("no consumption: %v", got.Withheld)
+			}
+		})
 	}
 }
 
