@@ -69,9 +69,8 @@ var stageReasons = [...]meter.Reason{
 //   - at P1M, asked for or all that is allowed: the whole calendar month is
 //     asked for and granted by the one rule; of a consent that allows P1M only,
 //     the month lies in its days and in the customer's occupancy. So a month is
-//     what one basis gives as a month, or a sum of days that may be had by
-//     themselves, and no days may be subtracted from it to find what the others
-//     withhold;
+//     what one basis gives as a month, or a sum of days that may be had anyway,
+//     and the days of one consent never fill up a month for another;
 //   - of intervals as REGISTER: some rule for the purpose gives class registers
 //     on the day at P1D or finer. Registers on both sides of days that are
 //     withheld would give what was used on them.
