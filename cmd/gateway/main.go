@@ -27,11 +27,11 @@ import (
 // version is set by the linker.
 var version = "unknown"
 
-// gcPercent lets the heap grow to four times what is in use before the garbage
+// gcPercent lets the heap grow to three times what is in use before the garbage
 // is collected, instead of to twice that: a request leaves far more garbage
 // than it keeps, so that collecting took a fifth of this process's CPU. The
 // heap stays at some tens of megabytes (docs/PERFORMANCE.md).
-const gcPercent = 300
+const gcPercent = 200
 
 // drainExtra is how much longer than the request timeout the process waits for
 // requests under way once it is told to stop: they may still write records.
