@@ -29,8 +29,8 @@ var version = "unknown"
 
 // gcPercent lets the heap grow to three times what is in use before the garbage
 // is collected, instead of to twice that: a request leaves far more garbage
-// than it keeps, so that collecting took a fifth of this process's CPU. The
-// heap stays at some tens of megabytes (docs/PERFORMANCE.md).
+// than it keeps, and collecting it cost up to a fifth of this process's CPU.
+// The heap stays at some tens of megabytes (docs/PERFORMANCE.md).
 const gcPercent = 200
 
 // drainExtra is how much longer than the request timeout the process waits for
