@@ -439,7 +439,7 @@ func TestReceiptsOfACapturedGateway(t *testing.T) {
 	v := l.vendor(t)
 	h := l.home(t, v)
 	// A cryptoserver that nobody else uses.
-	side := w.sidecarCryptoserver(t)
+	side := w.oneMoreCryptoserver(t, tempUnder(t, w.dir), func(c *config.Cryptoserver) { c.ID = "cryptoserver-receipts" })["address"]
 	th := thief{l, l.poolAs(t, "gateway", side), v}
 	r, _ := th.loot(t, h)
 	var previous [32]byte
@@ -465,25 +465,6 @@ func TestReceiptsOfACapturedGateway(t *testing.T) {
 	if st := th.pool.Status(t.Context())[0]; st.Receipts != 5 {
 		t.Errorf("the server has issued %d receipts", st.Receipts)
 	}
-}
-
-// sidecarCryptoserver starts one more cryptoserver with the keys of the first.
-func (w *world) sidecarCryptoserver(t testing.TB) (address string) {
-	t.Helper()
-	home := filepath.Join(w.state, "cryptoserver-1")
-	c, err := config.Load[config.Cryptoserver](filepath.Join(home, "cryptoserver.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.ID, c.Listen, c.MetricsListen = "cryptoserver-receipts", "127.0.0.1:0", "127.0.0.1:0"
-	dir := tempUnder(t, w.dir)
-	file := filepath.Join(dir, "cryptoserver.yaml")
-	if err := config.Write(file, c); err != nil {
-		t.Fatal(err)
-	}
-	_, said := w.startProgram(t, dir, "cryptoserver", []string{"SOFTHSM2_CONF=" + filepath.Join(home, "softhsm2.conf")},
-		"cryptoserver", "serve", "--config", file)
-	return said["address"]
 }
 
 // Every method, by every identity there is.

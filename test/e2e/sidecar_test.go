@@ -32,6 +32,33 @@ type sidecar struct {
 	log           string // file of the gateway's log
 }
 
+// oneMoreCryptoserver starts a cryptoserver with the keys of the first, on
+// tokens of its own: SoftHSM writes to its folder at a start, and a process
+// that starts on the same folder at that moment may not find its tokens.
+func (w *world) oneMoreCryptoserver(t testing.TB, dir string, edit func(*config.Cryptoserver)) map[string]string {
+	t.Helper()
+	home := filepath.Join(w.state, "cryptoserver-1")
+	c, err := config.Load[config.Cryptoserver](filepath.Join(home, "cryptoserver.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Listen, c.MetricsListen = "127.0.0.1:0", "127.0.0.1:0"
+	edit(&c)
+	file := filepath.Join(dir, "cryptoserver.yaml")
+	if err := config.Write(file, c); err != nil {
+		t.Fatal(err)
+	}
+	tokens, conf := filepath.Join(dir, "tokens"), filepath.Join(dir, "softhsm2.conf")
+	if err := os.CopyFS(tokens, os.DirFS(filepath.Join(home, "tokens"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, said := w.startProgram(t, dir, "cryptoserver", []string{"SOFTHSM2_CONF=" + conf}, "cryptoserver", "serve", "--config", file)
+	return said
+}
+
 // sidecar starts it; edit may change the gateway's configuration.
 func (w *world) sidecar(t testing.TB, edit ...func(*config.Gateway, *sidecar)) *sidecar {
 	t.Helper()
@@ -46,19 +73,10 @@ func (w *world) sidecar(t testing.TB, edit ...func(*config.Gateway, *sidecar)) *
 	}
 	accepted := config.Issuer{URL: s.issuer.url, Audience: w.ready.Audience, JWKSFile: jwks}
 
-	home := filepath.Join(w.state, "cryptoserver-1")
-	crypto, err := config.Load[config.Cryptoserver](filepath.Join(home, "cryptoserver.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	crypto.ID, crypto.Listen, crypto.MetricsListen = "cryptoserver-sidecar", "127.0.0.1:0", "127.0.0.1:0"
-	crypto.Issuers = append(crypto.Issuers, accepted)
-	file := filepath.Join(dir, "cryptoserver.yaml")
-	if err := config.Write(file, crypto); err != nil {
-		t.Fatal(err)
-	}
-	_, said := w.startProgram(t, dir, "cryptoserver", []string{"SOFTHSM2_CONF=" + filepath.Join(home, "softhsm2.conf")},
-		"cryptoserver", "serve", "--config", file)
+	said := w.oneMoreCryptoserver(t, dir, func(c *config.Cryptoserver) {
+		c.ID = "cryptoserver-sidecar"
+		c.Issuers = append(c.Issuers, accepted)
+	})
 	s.cryptoserver, s.cryptoMetrics = said["address"], "http://"+said["metrics_address"]+"/metrics"
 
 	gateway, err := config.Load[config.Gateway](filepath.Join(w.state, "gateway.yaml"))
@@ -73,7 +91,7 @@ func (w *world) sidecar(t testing.TB, edit ...func(*config.Gateway, *sidecar)) *
 	for _, e := range edit {
 		e(&gateway, s)
 	}
-	file = filepath.Join(dir, "gateway.yaml")
+	file := filepath.Join(dir, "gateway.yaml")
 	if err := config.Write(file, gateway); err != nil {
 		t.Fatal(err)
 	}
