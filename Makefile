@@ -1,12 +1,13 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint build generate check-generated setup clean FORCE
+.PHONY: help demo test soak bench lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 
 STATE ?= .demo
+SOAK ?= 10m
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 help: ## show this list
@@ -20,6 +21,9 @@ demo: setup build ## everything on this machine, until interrupted; STATE=dir ke
 
 test: setup ## every test, on real PostgreSQL and SoftHSM
 	go test -race -timeout 9m ./...
+
+soak: setup ## the HSM under mixed faults for SOAK=10m, and two million calls; says what grew
+	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls' ./internal/hsm -soak $(SOAK)
 
 bench: setup build ## speed and memory, beside the floor measured in the same run
 	scripts/bench.sh

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -110,11 +111,22 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			resp, err = nil, refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", nil)
 		}
 		s.finish(ctx, method, c, start, err)
+		noRetry(ctx, err)
 		err = public(err)
 	}()
 	ctx, cancel := context.WithTimeout(ctx, s.maxCall) // the earlier of the client's deadline and ours
 	defer cancel()
 	return handler(context.WithValue(ctx, callKey{}, c), req)
+}
+
+// noRetry tells gRPC clients not to repeat a call that would use up a limit: of
+// what is exhausted, only the room in a token's queue is another on the next
+// server.
+func noRetry(ctx context.Context, err error) {
+	var r *refusal
+	if errors.As(err, &r) && r.code == codes.ResourceExhausted && r.reason != cryptopb.ReasonTokenBusy {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails outside of a call only
+	}
 }
 
 // admit is the allow-list. It runs on a call's headers, of unary calls and

@@ -56,6 +56,10 @@ func (s *Server) tokenError(ctx context.Context, role Role, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
+	case errors.Is(err, token.ErrBusy):
+		// The token is well: its health stays as it is.
+		return refuse(codes.ResourceExhausted, cryptopb.ReasonTokenBusy,
+			"as many calls as may wait for the HSM token of role "+string(role)+" already: ask another server, or later", err)
 	case errors.Is(err, token.ErrUnknownEpoch):
 		return refuse(codes.FailedPrecondition, cryptopb.ReasonUnknownEpoch,
 			"the token has no KEK of the epoch a data key was wrapped under: clone the KEK to this token, or ask another server", err)

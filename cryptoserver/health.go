@@ -32,8 +32,9 @@ var allRoles = []Role{RoleOpen, RoleSeal, RoleMint, RoleSign}
 
 // monitor asks each token how it fares and tells the gRPC health service. A
 // token is down at once when it says so or a call found it so, and after two
-// checks in a row that failed otherwise (a check may wait behind a batch); it
-// is up again after one good check.
+// checks in a row that failed otherwise (a check may wait behind a batch until
+// its time is over); it is up again after one good check. A full queue says
+// nothing about the token.
 type monitor struct {
 	server  *health.Server
 	tokens  map[Role]token.Health
@@ -102,7 +103,8 @@ func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 	case ctx.Err() != nil: // we are stopping
 	case err == nil:
 		m.set(r, true, nil)
-	case errors.Is(err, token.ErrUnavailable) && !waited(err):
+	case errors.Is(err, token.ErrBusy):
+	case errors.Is(err, token.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
 		m.set(r, false, err)
 	default:
 		m.mu.Lock()
@@ -113,11 +115,6 @@ func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 			m.set(r, false, err)
 		}
 	}
-}
-
-// waited says whether a check failed for want of a turn.
-func waited(err error) bool {
-	return errors.Is(err, token.ErrBusy) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // down is told by a call that found the token unavailable.

@@ -210,7 +210,7 @@ func TestMonitor(t *testing.T) {
 	}{
 		{nil, false}, {other, false}, {nil, false}, {other, false}, {other, true}, {other, true}, {nil, false},
 		{unavailable, true}, {other, true}, {nil, false}, {other, false}, {nil, false},
-		{busy, false}, {nil, false}, {late, false}, {late, true}, {nil, false},
+		{busy, false}, {busy, false}, {late, false}, {nil, false}, {late, false}, {late, true}, {busy, true}, {nil, false},
 	} {
 		open.err = step.err
 		m.check(t.Context(), RoleOpen, open)
@@ -342,6 +342,7 @@ func TestPublicHidesCauses(t *testing.T) {
 		"refusal":     refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", secret),
 		"unavailable": s.tokenError(t.Context(), RoleOpen, fmt.Errorf("%w: %w", token.ErrUnavailable, secret)),
 		"epoch":       s.tokenError(t.Context(), RoleOpen, fmt.Errorf("%w: %w", token.ErrUnknownEpoch, secret)),
+		"busy":        s.tokenError(t.Context(), RoleOpen, fmt.Errorf("%w: %w", token.ErrBusy, secret)),
 		"other":       s.tokenError(t.Context(), RoleOpen, secret),
 	} {
 		if got := status.Convert(public(err)).Message(); got == "" || strings.Contains(got, "8716") {

@@ -116,6 +116,41 @@ func TestPoolSharesAndLeaves(t *testing.T) {
 	}
 }
 
+// TestPoolBusy: a server whose queue is full is passed over, without being
+// called unwell; when all are full the answer says so, after few tries.
+func TestPoolBusy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	c, second, _ := w.pool()
+	q := m.ask(m.new, energy(days("2024-04-01", "2024-04-08"), importLow))
+	full := fmt.Errorf("%w: injected", token.ErrBusy)
+	w.open.fail.Store(&full)
+	w.open.check.Store(&full) // its checks find no room either
+	w.open.calls.Store(0)
+	for range 30 {
+		if got, err := c.Open(t.Context(), q); err != nil || got[0].Err != nil || len(got[0].Series) == 0 {
+			t.Fatalf("with room on the second server: %v", err)
+		}
+	}
+	if w.open.calls.Load() == 0 || second.opened() == 0 {
+		t.Errorf("the full server was asked %d times", w.open.calls.Load())
+	}
+	if w.counter("kluis_cryptoserver_token_up", "role", "open") != 1 {
+		t.Error("a full queue counts as a token that is down")
+	}
+	second.fail.Store(&full)
+	w.open.calls.Store(0)
+	second.calls.Store(0)
+	_, err := c.Open(t.Context(), q)
+	if !errors.Is(err, client.ErrBusy) || !errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrRefused) {
+		t.Errorf("both full: %v", err)
+	}
+	if n := w.open.calls.Load() + second.calls.Load(); n < 2 || n > 5 {
+		t.Errorf("both full: %d calls for one", n)
+	}
+}
+
 // TestPoolDown: with no server left the answer is clear and comes soon.
 func TestPoolDown(t *testing.T) {
 	t.Parallel()

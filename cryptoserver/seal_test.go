@@ -268,6 +268,10 @@ func TestSealedTooOften(t *testing.T) {
 	if tries > 40 {
 		t.Errorf("%d guesses of one reading", tries)
 	}
+	// No client tries the same again by itself, here or on the next server.
+	if n := w.counter("kluis_cryptoserver_calls_total", "code", "ResourceExhausted"); n != 1 {
+		t.Errorf("one refused call was made %v times", n)
+	}
 	if err := guess(d+1, 1); err != nil {
 		t.Errorf("another day: %v", err)
 	}

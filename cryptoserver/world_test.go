@@ -108,12 +108,14 @@ type spyOpener struct {
 	hold   atomic.Pointer[hold]
 	spoil  atomic.Bool // report the first item as failed, though it opened
 	panics atomic.Bool
+	calls  atomic.Int64
 }
 
 // hold stops one call until it is released.
 type hold struct{ entered, release chan struct{} }
 
 func (s *spyOpener) Open(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
+	s.calls.Add(1)
 	if s.panics.Load() {
 		panic("secret value")
 	}

@@ -4,12 +4,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"kluis/internal/hsm"
 )
 
 // version is set by the linker.
@@ -21,9 +24,16 @@ type cli struct {
 	Version kong.VersionFlag `help:"Print the version."`
 }
 
+// exitStuck tells the supervisor that nothing is wrong with the configuration
+// and a new process will do (EX_TEMPFAIL of sysexits.h).
+const exitStuck = 75
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "cryptoserver:", err)
+		if errors.Is(err, hsm.ErrStuck) {
+			os.Exit(exitStuck)
+		}
 		os.Exit(1)
 	}
 }

@@ -55,21 +55,21 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	tokens, h, err := openTokens(cfg, log)
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	tokens, err := openTokens(cfg, log, reg)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.Close()) }()
-	ctx, stopped := endWhen(ctx, h.Stuck)
+	defer func() { err = errors.Join(err, tokens.Close()) }()
+	ctx, stopped := endWhen(ctx, tokens.Stuck)
 	defer func() { err = errors.Join(err, stopped()) }()
-
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server, err := cryptoserver.New(ctx, cryptoserver.Config{
 		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
 		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
 		Issue:  cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
-		Tokens: tokens, Log: log, Registerer: reg,
+		Tokens: cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Sign: tokens.TokenSigner()},
+		Log:    log, Registerer: reg,
 	})
 	if err != nil {
 		return err
@@ -96,23 +96,21 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 
 // openTokens logs in to the token of every configured role; the KEKs have
 // withstood every attack when it returns.
-func openTokens(cfg config.Cryptoserver, log *slog.Logger) (cryptoserver.Tokens, *hsm.HSM, error) {
+func openTokens(cfg config.Cryptoserver, log *slog.Logger, reg prometheus.Registerer) (*hsm.HSM, error) {
 	byRole := map[hsm.Role]hsm.Token{}
 	for role, t := range map[hsm.Role]*config.Token{
 		hsm.RoleOpen: cfg.Tokens.Open, hsm.RoleSeal: cfg.Tokens.Seal, hsm.RoleMint: cfg.Tokens.Mint, hsm.RoleSign: cfg.Tokens.Sign,
 	} {
 		if t != nil {
-			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile}
+			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile, Workers: t.Workers}
 		}
 	}
-	h, err := hsm.New(hsm.Config{
+	return hsm.New(hsm.Config{
 		Module: cfg.Module, Tokens: byRole, ProbeKeyFile: cfg.ProbeKeyFile,
-		CacheSize: cfg.KeyCache.Size, CacheLifetime: time.Duration(cfg.KeyCache.Lifetime), Log: log,
+		CacheSize: cfg.KeyCache.Size, CacheLifetime: time.Duration(cfg.KeyCache.Lifetime),
+		CallTimeout: time.Duration(cfg.CallTimeout), StuckLimit: cfg.StuckLimit,
+		Log: log, Registerer: reg,
 	})
-	if err != nil {
-		return cryptoserver.Tokens{}, nil, err
-	}
-	return cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()}, h, nil
 }
 
 // endWhen ends the context when wait returns an error, which stopped returns

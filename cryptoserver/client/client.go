@@ -1,9 +1,10 @@
 // Package client reaches a pool of cryptoservers.
 //
 // Calls go round robin to the servers that say they serve the role the call
-// needs (gRPC health), and a call that finds its server gone is repeated on
-// another within the caller's deadline; all calls may be repeated without
-// harm. This is the one layer that retries: callers must not.
+// needs (gRPC health). A call that finds its server gone, or its queue full, is
+// repeated on the next, after a short jittered pause, at most four times, within
+// the caller's deadline and a budget of the whole client; all calls may be
+// repeated without harm. This is the one layer that retries: callers must not.
 //
 // The errors are of a few kinds for errors.Is: ErrUnavailable (try later),
 // ErrRefused with its finer kinds (trying again will not help), the context's
@@ -57,7 +58,7 @@ const serviceConfig = `{
 		"name": [{"service": %q}],
 		"retryPolicy": {
 			"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
-			"retryableStatusCodes": ["UNAVAILABLE"]
+			"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 		}
 	}],
 	"retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.5}

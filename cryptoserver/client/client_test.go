@@ -22,7 +22,7 @@ import (
 func TestErrorKinds(t *testing.T) {
 	t.Parallel()
 	kinds := []error{
-		ErrUnavailable, ErrInternal, ErrRefused, ErrTokenRefused, ErrSupplierRefused, ErrEvidence, ErrProfileMismatch,
+		ErrUnavailable, ErrBusy, ErrInternal, ErrRefused, ErrTokenRefused, ErrSupplierRefused, ErrEvidence, ErrProfileMismatch,
 		ErrUnknownEpoch, ErrKeyRecord, ErrStepRefused, context.DeadlineExceeded, context.Canceled,
 	}
 	for _, c := range []struct {
@@ -39,6 +39,7 @@ func TestErrorKinds(t *testing.T) {
 		{codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed, []error{ErrRefused}},
 		{codes.InvalidArgument, cryptopb.ReasonMalformed, []error{ErrRefused}},
 		{codes.ResourceExhausted, "", []error{ErrRefused}},
+		{codes.ResourceExhausted, cryptopb.ReasonTokenBusy, []error{ErrBusy, ErrUnavailable}},
 		{codes.FailedPrecondition, cryptopb.ReasonRoleNotServed, []error{ErrRefused}},
 		{codes.Unauthenticated, cryptopb.ReasonTokenInvalid, []error{ErrTokenRefused, ErrRefused}},
 		{codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, []error{ErrSupplierRefused, ErrRefused}},

@@ -16,6 +16,9 @@ var (
 	// ErrUnavailable: no server of the pool could serve the call now. Nothing
 	// was done, or what was done is lost and harmless; it may be tried later.
 	ErrUnavailable = errors.New("no cryptoserver available")
+	// ErrBusy: every server that was asked has a full queue. It is
+	// ErrUnavailable as well: nothing was done, and later there may be room.
+	ErrBusy = errors.New("cryptoservers busy")
 	// ErrInternal: a server failed in a way it did not foresee.
 	ErrInternal = errors.New("cryptoserver failed")
 	// ErrRefused: a server said no, and will say so again. The kinds below are
@@ -82,6 +85,11 @@ func fromGRPC(err error) error {
 		e.kinds = []error{context.Canceled}
 	case codes.Unavailable:
 		e.kinds = []error{ErrUnavailable}
+	case codes.ResourceExhausted: // without our reason: a message over gRPC's limit
+		e.kinds = []error{ErrRefused}
+		if e.Reason == cryptopb.ReasonTokenBusy {
+			e.kinds = []error{ErrBusy, ErrUnavailable}
+		}
 	case codes.Internal, codes.Unknown:
 		e.kinds = []error{ErrInternal}
 	default:

@@ -22,5 +22,6 @@ const (
 	ReasonSealedTooOften     Reason = "SEALED_TOO_OFTEN"   // the same block again and again
 	ReasonUnknownEpoch       Reason = "UNKNOWN_KEK_EPOCH"
 	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"
+	ReasonTokenBusy          Reason = "HSM_BUSY" // the token is well and its queue full: another server may have room
 	ReasonInternal           Reason = "INTERNAL"
 )

@@ -20,8 +20,9 @@ var (
 	ErrBadData = errors.New("does not open")
 	// ErrUnavailable: the token cannot serve now. A reason to fail over.
 	ErrUnavailable = errors.New("token unavailable")
-	// ErrBusy is an ErrUnavailable: the token is well, but too many calls wait
-	// for it. A reason to try another server, not to call this one down.
+	// ErrBusy is an ErrUnavailable: the token is well, and as many callers wait
+	// for it as may. Another server may have room; this one says so at once, or
+	// callers would miss their deadlines in the queue.
 	ErrBusy = fmt.Errorf("%w: too many calls are waiting", ErrUnavailable)
 	// ErrUnknownEpoch: the token has no KEK of this epoch.
 	ErrUnknownEpoch = errors.New("unknown KEK epoch")

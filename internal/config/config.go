@@ -80,6 +80,15 @@ type Cryptoserver struct {
 	Tokens       Tokens              `yaml:"tokens"`
 	ProbeKeyFile string              `yaml:"probe_key_file,omitempty"` // wrapped probe key for the start-up attacks
 	KeyCache     KeyCache            `yaml:"key_cache,omitempty"`
+	// CallTimeout is how long one call into the PKCS#11 module (at most 64
+	// operations) may take before it counts as stuck; default 2s, at most 1m.
+	// Keep it well under the gateway's request_timeout, so that a request can
+	// still go to another cryptoserver.
+	CallTimeout Duration `yaml:"call_timeout,omitempty"`
+	// StuckLimit is after how many stuck calls the process stops serving,
+	// drains and exits with code 75 for its supervisor to start another;
+	// default 3, at most 100.
+	StuckLimit int `yaml:"stuck_limit,omitempty"`
 }
 
 // TokenIssue is what the sign role puts into access tokens.
@@ -101,6 +110,9 @@ type Tokens struct {
 type Token struct {
 	Label   string `yaml:"label"`
 	PINFile string `yaml:"pin_file"`
+	// Workers is how many sessions work side by side: 1 (the default) for
+	// SoftHSM, as many as it has engines for a real HSM, at most 64.
+	Workers int `yaml:"workers,omitempty"`
 }
 
 // KeyCache bounds the unwrapped data keys a token holds.

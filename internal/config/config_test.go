@@ -62,9 +62,11 @@ token: {issuer: "https://localhost:8444", audience: "urn:kluis:gateway"}
 module: /usr/lib/softhsm/libsofthsm2.so
 tokens:
   open: {label: open, pin_file: open.pin}
-  sign: {label: sign, pin_file: sign.pin}
+  sign: {label: sign, pin_file: sign.pin, workers: 4}
 probe_key_file: probe.bin
 key_cache: {size: 10}
+call_timeout: 3s
+stuck_limit: 5
 `
 
 func write(t *testing.T, name, content string, mode os.FileMode) string {
@@ -111,6 +113,9 @@ func TestLoad(t *testing.T) {
 	}
 	if want := (KeyCache{10, Duration(5 * time.Minute)}); cs.KeyCache != want {
 		t.Errorf("key cache %v, want %v", cs.KeyCache, want)
+	}
+	if cs.Tokens.Open.Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 {
+		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d", cs.Tokens.Open.Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit)
 	}
 	if want := filepath.Dir(cpath) + "/sign.pin"; cs.Tokens.Sign.PINFile != want {
 		t.Errorf("path behind a pointer: %s, want %s", cs.Tokens.Sign.PINFile, want)
@@ -236,12 +241,15 @@ func TestCryptoserverRefuses(t *testing.T) {
 		"unknown method":   {"Open: [gateway]", "Opne: [gateway]", "allow.Opne: no such method"},
 		"empty identity":   {"Open: [gateway]", `Open: [""]`, "allow.Open: a client identity is empty"},
 		"fetches keys":     {"jwks_file: jwks.json", "jwks_url: https://x/jwks, ca_file: x", "issuers[0]: a cryptoserver never fetches keys"},
-		"no roles":         {"  open: {label: open, pin_file: open.pin}\n  sign: {label: sign, pin_file: sign.pin}", "  {}", "tokens: name the token"},
-		"pin missing":      {"pin_file: sign.pin", "", "tokens.sign.pin_file: is missing"},
+		"no roles":         {"  open: {label: open, pin_file: open.pin}\n  sign: {label: sign, pin_file: sign.pin, workers: 4}", "  {}", "tokens: name the token"},
+		"pin missing":      {"pin_file: sign.pin, ", "", "tokens.sign.pin_file: is missing"},
 		"probe missing":    {"probe_key_file: probe.bin", "", "probe_key_file: is missing"},
 		"issues no issuer": {`token: {issuer: "https://localhost:8444", `, `token: {`, "token.issuer: must be"},
 		"accepts no one":   {"issuers: [{", "#issuers: [{", "issuers: name at least one"},
 		"cache size":       {"size: 10", "size: 0", "key_cache.size: must be"},
+		"workers":          {"workers: 4", "workers: 65", "tokens.sign.workers: must be from 1 to 64"},
+		"call timeout":     {"call_timeout: 3s", "call_timeout: 2m", "call_timeout: must be"},
+		"stuck limit":      {"stuck_limit: 5", "stuck_limit: -1", "stuck_limit: must be"},
 		"bad id":           {"id: cs1", "id: a b", "id: must be"},
 	} {
 		t.Run(name, func(t *testing.T) {

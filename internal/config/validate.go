@@ -17,6 +17,9 @@ const (
 	maxTokenLifetime     = time.Hour
 	maxRequestTimeout    = 5 * time.Minute
 	maxKeyCacheLifetime  = time.Hour
+	maxCallTimeout       = time.Minute
+	maxStuckLimit        = 100
+	maxWorkers           = 64
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
@@ -96,6 +99,10 @@ func (c Cryptoserver) Validate() error {
 	}
 	p.check(c.KeyCache.Size > 0 && c.KeyCache.Size <= 1<<20, "key_cache.size", "must be from 1 to 1048576")
 	p.duration("key_cache.lifetime", c.KeyCache.Lifetime, maxKeyCacheLifetime)
+	if c.CallTimeout != 0 {
+		p.duration("call_timeout", c.CallTimeout, maxCallTimeout)
+	}
+	p.check(c.StuckLimit >= 0 && c.StuckLimit <= maxStuckLimit, "stuck_limit", fmt.Sprintf("must be from 1 to %d", maxStuckLimit))
 	return p.err()
 }
 
@@ -183,6 +190,7 @@ func (p *problems) token(key string, t *Token) {
 	if t != nil {
 		p.required(key+".label", t.Label)
 		p.required(key+".pin_file", t.PINFile)
+		p.check(t.Workers >= 0 && t.Workers <= maxWorkers, key+".workers", fmt.Sprintf("must be from 1 to %d", maxWorkers))
 	}
 }
 

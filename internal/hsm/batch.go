@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -15,9 +16,9 @@ import (
 )
 
 const (
-	// chunk is how many operations one crossing into C does at most; between
-	// chunks an abandoned batch stops.
-	chunk = 256
+	// chunk is how many operations one crossing into C does at most. Between
+	// chunks an abandoned batch stops, and each has the call's time to itself.
+	chunk = 64
 	// maxBatch bounds a batch in bytes; offsets are 32 bits.
 	maxBatch = 64 << 20
 	// maxKeys bounds the data keys of a batch, which are session objects of
@@ -44,7 +45,8 @@ type batchKey struct {
 	epoch   uint32
 	wrapped int // offset into in; -1 when its length is wrong
 	same    int // index of the first key with the same digest
-	handle  uint64
+	cached  *cachedKey
+	failed  bool // to unwrap, the last time
 	err     error
 }
 
@@ -161,44 +163,118 @@ func (b *batch) results(items []token.Item) {
 	}
 }
 
-// run does the batch on a connection. It may be run again after the
-// connection was replaced.
-func (c *conn) run(b *batch, left func() bool) (err error) {
+// start forgets what an earlier attempt on another session came to.
+func (b *batch) start() {
+	for i := range b.keys {
+		k := &b.keys[i]
+		k.cached, k.failed, k.err = nil, false, nil
+	}
+	for i := range b.items {
+		b.items[i].rv = notRun
+		if b.of[i] >= 0 {
+			b.errs[i] = nil
+		}
+	}
+}
+
+// again readies what failed for one more try.
+func (b *batch) again() {
+	for i := range b.keys {
+		if k := &b.keys[i]; k.failed {
+			k.failed, k.err = false, nil
+		}
+	}
+	for i := range b.items {
+		if b.items[i].rv != 0 {
+			b.items[i].rv = notRun
+		}
+	}
+}
+
+// run does the batch. An item fails for good when it failed twice and a known
+// vector came out in between: then it is the data, not the token.
+func (a *access) run(b *batch) (err error) {
+	b.start()
 	defer func() {
-		if flushed := c.flush(); err == nil {
-			err = flushed
+		if errors.Is(err, errAbandoned) || errors.Is(err, errHolder) {
+			return
+		}
+		tidying := a.holding(func() error {
+			for i := range b.keys {
+				if k := b.keys[i].cached; k != nil {
+					a.unwrapped.release(k)
+				}
+			}
+			return a.flush()
+		})
+		switch {
+		case errors.Is(tidying, errAbandoned):
+			err = tidying
+		case err == nil:
+			a.tidying = tidying
 		}
 	}()
-	suspect := map[uint32]bool{} // epochs whose canary must speak
-
-	if err := c.resolve(b, suspect, left); err != nil {
+	suspect, err := a.pass(b)
+	if err != nil || len(suspect) == 0 {
 		return err
+	}
+	for epoch := range suspect {
+		if err := a.canary(epoch); err != nil {
+			if classify(err) == classData {
+				return fmt.Errorf("%w: %w", errCanary, err)
+			}
+			return err
+		}
+	}
+	b.again()
+	if _, err = a.pass(b); err != nil {
+		return err
+	}
+	damaged := 0
+	for i := range b.items {
+		if b.of[i] >= 0 && errors.Is(b.errs[i], token.ErrBadData) {
+			damaged++
+		}
+	}
+	a.metrics.damaged(damaged)
+	return nil
+}
+
+// pass works through what has not run yet and names the epochs of what failed.
+func (a *access) pass(b *batch) (suspect map[uint32]bool, err error) {
+	suspect = map[uint32]bool{}
+	if err := a.resolve(b, suspect); err != nil {
+		return nil, err
 	}
 	for i := range b.items {
 		g := &b.items[i]
-		g.key, g.rv = 0, notRun
-		if b.of[i] < 0 {
+		g.key = 0
+		if b.of[i] < 0 || g.rv == 0 {
 			continue
 		}
 		k := &b.keys[b.keys[b.of[i]].same]
-		b.errs[i] = k.err
-		if k.err == nil {
-			g.key = cUint64(k.handle)
+		if b.errs[i] = k.err; k.err == nil {
+			g.key = cUint64(k.cached.handle)
 			g.out_len = g.data_len + tagSize
 		}
 	}
 	if b.encrypt {
-		if err := c.fillIVs(b); err != nil {
-			return err
+		if err := a.fillIVs(b); err != nil {
+			return nil, err
 		}
 	}
 	for from := 0; from < len(b.items); from += chunk {
-		if left() {
-			return token.ErrUnavailable
+		if a.left() {
+			return nil, token.ErrUnavailable
 		}
 		part := b.items[from:min(from+chunk, len(b.items))]
-		if n := c.mod.shim.gcm(c.work, b.encrypt, part, b.in, b.out); n < len(part) {
-			return pkcs11.Error(part[n].rv)
+		if err := a.call(func() error {
+			if n := a.shim.gcm(a.work, b.encrypt, part, b.in, b.out); n < len(part) {
+				return pkcs11.Error(part[n].rv)
+			}
+			return nil
+		}); err != nil {
+			return nil, err
 		}
 		for i := range part {
 			g := &part[i]
@@ -206,93 +282,106 @@ func (c *conn) run(b *batch, left func() bool) (err error) {
 			if !b.encrypt {
 				want = g.data_len - tagSize
 			}
-			if g.key != 0 && (g.rv != 0 || g.out_len != want) {
+			if g.key == 0 {
+				continue
+			}
+			if g.rv == 0 && g.out_len != want {
+				g.rv = notRun
+			}
+			if g.rv != 0 {
 				b.errs[from+i] = token.ErrBadData
 				suspect[b.keys[b.of[from+i]].epoch] = true
 			}
 		}
 	}
-	for epoch := range suspect {
-		if err := c.canary(epoch); err != nil {
-			return fmt.Errorf("%w: %w", errCanary, err)
-		}
-	}
-	return nil
+	return suspect, nil
 }
 
 // resolve gives each key of the batch a handle or an error.
-func (c *conn) resolve(b *batch, suspect map[uint32]bool, left func() bool) error {
-	now := time.Now()
-	b.unwraps, b.targets = b.unwraps[:0], b.targets[:0]
-	for i := range b.keys {
-		k := &b.keys[i]
-		k.handle, k.err = 0, nil
-		if k.same != i {
-			continue
-		}
-		kek, ok := c.keks[k.epoch]
-		switch {
-		case k.wrapped < 0:
-			k.err = token.ErrBadData
-			continue
-		case !ok:
-			k.err = token.ErrUnknownEpoch
-			continue
-		}
-		if h, ok := c.unwrapped.get(k.id, now); ok {
-			k.handle = h
-			continue
-		}
-		b.unwraps = append(b.unwraps, unwrapItem{kek: cUint64(kek), rv: notRun, wrapped: cUint32(k.wrapped), wrapped_len: wrappedSize})
-		b.targets = append(b.targets, i)
-	}
-	for from := 0; from < len(b.unwraps); from += chunk {
-		if left() {
-			return token.ErrUnavailable
-		}
-		part := b.unwraps[from:min(from+chunk, len(b.unwraps))]
-		n := c.mod.shim.unwrap(c.session, part, b.in, c.template)
-		for u := range part[:n] {
-			k := &b.keys[b.targets[from+u]]
-			if part[u].rv != 0 {
-				k.err = token.ErrBadData
-				suspect[k.epoch] = true
+func (a *access) resolve(b *batch, suspect map[uint32]bool) error {
+	return a.holding(func() error {
+		now := time.Now()
+		b.unwraps, b.targets = b.unwraps[:0], b.targets[:0]
+		for i := range b.keys {
+			k := &b.keys[i]
+			if k.same != i || k.cached != nil || k.err != nil {
 				continue
 			}
-			k.handle = uint64(part[u].key)
-			c.unwrapped.put(k.id, k.handle, now)
+			kek, ok := a.keks[k.epoch]
+			switch {
+			case k.wrapped < 0:
+				k.err = token.ErrBadData
+				continue
+			case !ok:
+				k.err = token.ErrUnknownEpoch
+				continue
+			}
+			if k.cached, ok = a.unwrapped.get(k.id, now); ok {
+				continue
+			}
+			b.unwraps = append(b.unwraps, unwrapItem{kek: cUint64(kek), rv: notRun, wrapped: cUint32(k.wrapped), wrapped_len: wrappedSize})
+			b.targets = append(b.targets, i)
 		}
-		if n < len(part) {
-			return pkcs11.Error(part[n].rv)
+		for from := 0; from < len(b.unwraps); from += chunk {
+			if a.left() {
+				return token.ErrUnavailable
+			}
+			part := b.unwraps[from:min(from+chunk, len(b.unwraps))]
+			var n int
+			if err := a.call(func() error {
+				n = a.shim.unwrap(a.session, part, b.in, a.template)
+				return nil
+			}); err != nil {
+				return err
+			}
+			for u := range part[:n] {
+				k := &b.keys[b.targets[from+u]]
+				if part[u].rv != 0 {
+					k.failed, k.err = true, token.ErrBadData
+					suspect[k.epoch] = true
+					continue
+				}
+				k.cached = a.unwrapped.put(k.id, uint64(part[u].key), now)
+			}
+			if n < len(part) {
+				return held(pkcs11.Error(part[n].rv))
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
-// fillIVs draws the IVs of a Seal from the token's RNG.
-func (c *conn) fillIVs(b *batch) error {
+// fillIVs draws the IVs of what is about to be sealed from the token's RNG.
+func (a *access) fillIVs(b *batch) error {
 	random := make([]byte, len(b.items)*ivSize)
-	if err := c.mod.shim.random(c.work, random); err != nil {
+	if err := a.random(random); err != nil {
 		return err
 	}
 	for i := range b.items {
-		if b.of[i] >= 0 {
+		if b.items[i].key != 0 {
 			copy(b.in[b.items[i].iv:], random[i*ivSize:(i+1)*ivSize])
 		}
 	}
 	return nil
 }
 
-// flush destroys the data keys that fell out of the cache.
-func (c *conn) flush() error {
-	if c.unwrapped == nil {
+func (a *access) random(p []byte) error {
+	return a.call(func() error { return a.shim.random(a.work, p) })
+}
+
+// flush destroys the data keys that fell out of the cache and are not used;
+// by the holder.
+func (a *access) flush() error {
+	if a.unwrapped == nil {
 		return nil
 	}
-	return c.unwrapped.flush(func(handles []uint64) error { return c.mod.shim.destroy(c.session, handles) })
+	return a.unwrapped.flush(func(handles []uint64) error {
+		return a.call(func() error { return held(a.shim.destroy(a.session, handles)) })
+	})
 }
 
 // gcm does a whole Open or Seal.
-func (e *executor) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKey, items []token.Item) error {
+func (p *pool) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKey, items []token.Item) error {
 	if len(items) == 0 {
 		return nil
 	}
@@ -301,7 +390,11 @@ func (e *executor) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKe
 		b.release()
 		return err
 	}
-	mine, err := e.do(ctx, func(c *conn, left func() bool) error { return c.run(b, left) }, b.release)
+	kind := "open"
+	if encrypt {
+		kind = "seal"
+	}
+	mine, err := p.do(ctx, kind, len(items), func(a *access) error { return a.run(b) }, b.release)
 	if !mine {
 		return err
 	}

@@ -1,7 +1,6 @@
 package hsm
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -450,11 +449,11 @@ func (c Ceremony) Create(epoch uint32, to map[string]string, out string) (err er
 	if err != nil {
 		return err
 	}
-	signer, _, err := l.signer(RoleSeal.signing())
+	key, _, err := l.signer(RoleSeal.signing())
 	if err != nil {
 		return err
 	}
-	signature, err := signer.Sign(nil, manifestDigest(b), crypto.SHA256)
+	signature, err := l.sign(key, manifestDigest(b))
 	if err != nil {
 		return fmt.Errorf("signing the manifest: %w", err)
 	}

@@ -2,10 +2,12 @@ package hsm
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"encoding/asn1"
+	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"slices"
 	"strings"
@@ -15,8 +17,8 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// login is an opened token: a crypto11 context, which logged in and keeps the
-// module initialised, and one session of our own.
+// login is an opened token: a crypto11 context, which keeps the module
+// initialised, and one session of our own, which logged in.
 type login struct {
 	mod     *module
 	label   string
@@ -25,29 +27,78 @@ type login struct {
 	session pkcs11.SessionHandle
 }
 
-func dial(mod *module, t Token) (*login, error) {
+func dial(mod *module, t Token) (_ *login, err error) {
 	pin, err := readPIN(t.PINFile)
 	if err != nil {
 		return nil, err
 	}
-	context, err := mod.context(t.Label, pin)
+	context, err := mod.context(t.Label)
 	if err != nil {
 		return nil, fmt.Errorf("opening token %s: %w", t.Label, err)
 	}
 	l := &login{mod: mod, label: t.Label, context: context}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
 	slots, err := mod.findSlots(t.Label)
-	if err == nil && len(slots) != 1 {
-		err = fmt.Errorf("%w: %d tokens are labelled %s; labels must be unique", errKeys, len(slots), t.Label)
-	}
-	if err == nil {
-		l.slot = slots[0]
-		l.session, err = l.open()
-	}
 	if err != nil {
-		mod.closeContext(context)
 		return nil, err
 	}
+	if len(slots) != 1 {
+		return nil, fmt.Errorf("%w: %d tokens are labelled %s; labels must be unique", errKeys, len(slots), t.Label)
+	}
+	l.slot = slots[0]
+	if l.session, err = l.open(); err != nil {
+		return nil, err
+	}
+	if err := l.present(pin); err != nil {
+		return nil, fmt.Errorf("logging in to token %s: %w", t.Label, err)
+	}
 	return l, nil
+}
+
+// present shows the PIN to the token, once. Unless the answer says that the
+// token did not look at it, a failure is errPIN: trying again might lock the
+// token.
+func (l *login) present(pin string) error {
+	info, err := l.mod.raw.GetTokenInfo(l.slot)
+	if err != nil {
+		return fmt.Errorf("reading its flags: %w", err)
+	}
+	if err := presentable(info.Flags); err != nil {
+		return err
+	}
+	err = l.mod.raw.Login(l.session, pkcs11.CKU_USER, pin)
+	var rv pkcs11.Error
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &rv):
+		return fmt.Errorf("%w: %w", errPIN, err)
+	}
+	switch uint(rv) {
+	case pkcs11.CKR_USER_ALREADY_LOGGED_IN: // a connection before this one is not closed yet
+		return nil
+	case pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT,
+		pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_HANDLE_INVALID,
+		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_OPERATION_ACTIVE,
+		pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_BUFFER_TOO_SMALL:
+		return err
+	}
+	return fmt.Errorf("%w: %w", errPIN, err)
+}
+
+// presentable says by a token's flags whether its user PIN may be tried.
+func presentable(flags uint) error {
+	if flags&pkcs11.CKF_USER_PIN_LOCKED != 0 {
+		return fmt.Errorf("%w: the token says that its user PIN is locked", errPIN)
+	}
+	if flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 {
+		return fmt.Errorf("%w: the token says that one more wrong PIN locks it; log in by hand once, then start again", errPIN)
+	}
+	return nil
 }
 
 // open opens one more session. It can write, or the start-up attacks on token
@@ -61,28 +112,49 @@ func (l *login) open() (pkcs11.SessionHandle, error) {
 }
 
 func (l *login) close() {
-	// A failure means that the session is gone already.
-	_ = l.mod.raw.CloseSession(l.session)
+	if l.session != 0 {
+		// A failure means that the session is gone already.
+		_ = l.mod.raw.CloseSession(l.session)
+	}
 	l.mod.closeContext(l.context)
 }
 
 // signer finds a signing key by its label.
-func (l *login) signer(label string) (crypto.Signer, *ecdsa.PublicKey, error) {
+func (l *login) signer(label string) (pkcs11.ObjectHandle, *ecdsa.PublicKey, error) {
 	found, err := l.context.FindKeyPairs(nil, []byte(label))
 	switch {
 	case err != nil:
-		return nil, nil, fmt.Errorf("looking for key %s on token %s: %w", label, l.label, err)
+		return 0, nil, fmt.Errorf("looking for key %s on token %s: %w", label, l.label, err)
 	case len(found) == 0:
-		return nil, nil, fmt.Errorf("%w: token %s has no key %s: run cryptoserver keys init", errKeys, l.label, label)
+		return 0, nil, fmt.Errorf("%w: token %s has no key %s: run cryptoserver keys init", errKeys, l.label, label)
 	case len(found) > 1:
-		return nil, nil, fmt.Errorf("%w: token %s has %d keys named %s", errKeys, l.label, len(found), label)
+		return 0, nil, fmt.Errorf("%w: token %s has %d keys named %s", errKeys, l.label, len(found), label)
 	}
-	s := found[0]
-	pub, ok := s.Public().(*ecdsa.PublicKey)
+	pub, ok := found[0].Public().(*ecdsa.PublicKey)
 	if !ok || pub.Curve != elliptic.P256() {
-		return nil, nil, fmt.Errorf("%w: key %s on token %s is not on P-256", errKeys, label, l.label)
+		return 0, nil, fmt.Errorf("%w: key %s on token %s is not on P-256", errKeys, label, l.label)
 	}
-	return s, pub, nil
+	private, err := findPair(l.mod.raw, l.session, pkcs11.CKO_PRIVATE_KEY, label)
+	if err != nil {
+		return 0, nil, err
+	}
+	return private, pub, nil
+}
+
+// sign makes an ECDSA P-256 signature of a digest on the login's own session, as
+// ASN.1 DER.
+func (l *login) sign(key pkcs11.ObjectHandle, digest []byte) ([]byte, error) {
+	raw := make([]byte, signatureSize)
+	if err := l.mod.shim.sign(l.session, pkcs11.CKM_ECDSA, key, []macItem{{data_len: cUint32(len(digest))}}, digest, raw, signatureSize); err != nil {
+		return nil, err
+	}
+	return signatureDER(raw)
+}
+
+// signatureDER encodes r and s, as the token gives them, for crypto.Signer.
+func signatureDER(raw []byte) ([]byte, error) {
+	r, s := new(big.Int).SetBytes(raw[:signatureSize/2]), new(big.Int).SetBytes(raw[signatureSize/2:])
+	return asn1.Marshal(struct{ R, S *big.Int }{r, s})
 }
 
 // readPIN reads the PIN of a file that only its owner may access.
@@ -112,42 +184,53 @@ func readPIN(path string) (string, error) {
 	return pin, nil
 }
 
-// conn is a token ready to serve its role. It belongs to one executor.
+// conn is a token ready to serve its role: the keys, and the holder session
+// (login.session), which makes the data keys and which they die with. Workers
+// bring sessions of their own, so the holder is used by one at a time.
 type conn struct {
 	*login
-	role      Role
-	keks      map[uint32]pkcs11.ObjectHandle
-	epochs    []uint32
-	probes    map[uint32]probe
-	macs      map[string]pkcs11.ObjectHandle
-	signing   crypto.Signer
-	public    *ecdsa.PublicKey
-	work      pkcs11.SessionHandle // operations; login.session holds the data keys
-	template  template
+	role     Role
+	keks     map[uint32]pkcs11.ObjectHandle
+	epochs   []uint32
+	probes   map[uint32]probe
+	macs     map[string]pkcs11.ObjectHandle
+	signing  pkcs11.ObjectHandle
+	public   *ecdsa.PublicKey
+	template template
+
+	holder    chan struct{} // 1: the right to use the holder session and the cache
+	gone      chan struct{} // closed when a call on the holder session does not return
 	unwrapped *handleCache
+
+	// Of the pool, under its lock.
+	users    int
+	sessions map[pkcs11.SessionHandle]struct{} // of workers, open
 }
 
 // connect opens a token for a role, finds the keys the role needs, attacks
 // its KEKs and computes a known vector under each.
-func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lifetime time.Duration) (_ *conn, err error) {
+func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lifetime time.Duration, m *tokenMetrics) (_ *conn, err error) {
 	l, err := dial(mod, t)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{login: l, role: role, probes: map[uint32]probe{}, macs: map[string]pkcs11.ObjectHandle{}}
+	c := &conn{login: l, role: role, probes: map[uint32]probe{}, macs: map[string]pkcs11.ObjectHandle{},
+		holder: make(chan struct{}, 1), gone: make(chan struct{}), sessions: map[pkcs11.SessionHandle]struct{}{}}
 	defer func() {
 		if err != nil {
 			c.close()
 		}
 	}()
-	if c.work, err = l.open(); err != nil {
+	a := &access{conn: c, shim: mod.shim, metrics: m}
+	if a.work, err = l.open(); err != nil {
 		return nil, err
 	}
-	if c.unwrapped, err = newHandleCache(cacheSize, lifetime); err != nil {
+	defer func() { _ = mod.raw.CloseSession(a.work) }()
+	if c.unwrapped, err = newHandleCache(cacheSize, lifetime, m.handles); err != nil {
 		return nil, fmt.Errorf("key cache: %w", err)
 	}
 	for _, label := range role.macs() {
-		if c.macs[label], err = findSecret(mod.raw, c.work, label); err != nil {
+		if c.macs[label], err = findSecret(mod.raw, a.work, label); err != nil {
 			return nil, err
 		}
 		if c.macs[label] == 0 {
@@ -166,7 +249,7 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 	for _, p := range probes {
 		c.probes[p.epoch] = p
 	}
-	if c.keks, err = findKEKs(mod.raw, c.work); err != nil {
+	if c.keks, err = findKEKs(mod.raw, a.work); err != nil {
 		return nil, err
 	}
 	if len(c.keks) == 0 {
@@ -183,7 +266,7 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		if !ok {
 			return nil, fmt.Errorf("%w: the probe key file has no record for epoch %d, which token %s holds: run cryptoserver keys import again", errKeys, epoch, l.label)
 		}
-		if err := c.canary(epoch); err != nil {
+		if err := a.canary(epoch); err != nil {
 			return nil, fmt.Errorf("token %s, KEK epoch %d: the probe key does not come out, so the token is broken or this is not the KEK the probe was made with: %w", l.label, epoch, err)
 		}
 		if err := prove(l, role, c.keks[epoch], p); err != nil {
@@ -193,57 +276,150 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 	return c, nil
 }
 
+// close ends every session. Nobody else may use the connection any more, and
+// no call of it may be stuck.
 func (c *conn) close() {
-	if c.work != 0 {
-		_ = c.mod.raw.CloseSession(c.work)
+	for s := range c.sessions {
+		_ = c.mod.raw.CloseSession(s)
 	}
 	c.login.close() // takes the data keys along
 	c.template.free()
+	if c.unwrapped != nil {
+		c.unwrapped.forget()
+	}
 }
 
-// canary does one known operation from end to end with the KEK of an epoch.
-func (c *conn) canary(epoch uint32) error {
-	switch c.role {
+// access is a connection as one job may use it, with the worker's session.
+// Every crossing into the module goes through call.
+type access struct {
+	*conn
+	shim    shim
+	work    pkcs11.SessionHandle // operations
+	worker  *worker              // nil while connecting
+	job     *job                 // nil while connecting
+	metrics *tokenMetrics
+	tidying error // what destroying data keys after a good batch failed with
+}
+
+// call crosses into the module. When it returns errAbandoned the crossing took
+// too long and others have taken over: nothing may be touched any more.
+func (a *access) call(f func() error) error {
+	if a.worker == nil {
+		return f()
+	}
+	return a.worker.cross(f)
+}
+
+// left says whether nobody waits for the job any more.
+func (a *access) left() bool { return a.job != nil && a.job.state.Load() == jobLeft }
+
+// holding runs f with the holder session and the key cache to itself. What f
+// does in the module it does by call.
+func (a *access) holding(f func() error) error {
+	select {
+	case a.holder <- struct{}{}:
+	case <-a.gone:
+		return errHolder
+	}
+	if a.worker != nil {
+		a.worker.holds.Store(true)
+	}
+	err := f()
+	if errors.Is(err, errAbandoned) {
+		return err
+	}
+	if a.worker != nil {
+		a.worker.holds.Store(false)
+	}
+	<-a.holder
+	return err
+}
+
+// held marks what the module said of the holder session.
+func held(err error) error {
+	if err == nil || errors.Is(err, errAbandoned) {
+		return err
+	}
+	return &holderError{err}
+}
+
+// canary does one known operation from end to end with the KEK of an epoch; a
+// role without KEK signs.
+func (a *access) canary(epoch uint32) (err error) {
+	defer func() { a.metrics.canary(err) }()
+	switch a.role {
 	case RoleOpen, RoleSeal:
-		return c.vector(epoch)
+		return a.vector(epoch)
 	case RoleMint:
 		var wrapped [wrappedSize]byte
-		return c.mod.shim.mint(c.work, c.keks[epoch], c.template, wrapped[:])
+		return a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, wrapped[:]) })
 	}
-	_, err := c.signing.Sign(nil, make([]byte, 32), crypto.SHA256)
+	_, err = a.sign(make([]byte, 32))
 	return err
+}
+
+// newestEpoch is 0 for a role without KEK.
+func (c *conn) newestEpoch() uint32 {
+	if len(c.epochs) == 0 {
+		return 0
+	}
+	return c.epochs[len(c.epochs)-1]
 }
 
 // vector unwraps the probe key and computes its known vector. Encrypting the
 // same plaintext under the same IV again tells nobody anything new.
-func (c *conn) vector(epoch uint32) error {
-	p, ok := c.probes[epoch]
+func (a *access) vector(epoch uint32) error {
+	p, ok := a.probes[epoch]
 	if !ok {
 		return fmt.Errorf("%w: no probe of epoch %d", errCanary, epoch)
 	}
-	unwraps := []unwrapItem{{kek: cUint64(c.keks[epoch]), wrapped_len: wrappedSize}}
-	if n := c.mod.shim.unwrap(c.session, unwraps, p.wrapped[:], c.template); n != 1 || unwraps[0].rv != 0 {
-		return pkcs11.Error(unwraps[0].rv)
-	}
-	handle := []uint64{uint64(unwraps[0].key)}
-
+	unwraps := []unwrapItem{{kek: cUint64(a.keks[epoch]), rv: notRun, wrapped_len: wrappedSize}}
 	input, want := p.ciphertext[:], []byte(probePlaintext)
-	if c.role == RoleSeal {
+	if a.role == RoleSeal {
 		input, want = want, input
 	}
 	in := slices.Concat(p.iv[:], []byte(probeAAD), input)
 	out := make([]byte, len(probePlaintext)+tagSize)
-	items := []gcmItem{{key: unwraps[0].key, aad: ivSize, aad_len: cUint32(len(probeAAD)),
+	items := []gcmItem{{rv: notRun, aad: ivSize, aad_len: cUint32(len(probeAAD)),
 		data: cUint32(ivSize + len(probeAAD)), data_len: cUint32(len(input)), out_len: cUint32(len(out))}}
-	n := c.mod.shim.gcm(c.work, c.role == RoleSeal, items, in, out)
-	if err := c.mod.shim.destroy(c.session, handle); err != nil {
-		return err
-	}
-	if n != 1 || items[0].rv != 0 {
-		return pkcs11.Error(items[0].rv)
-	}
-	if !bytes.Equal(out[:items[0].out_len], want) {
-		return errCanary
-	}
-	return nil
+	return a.holding(func() error {
+		if err := a.call(func() error {
+			if a.shim.unwrap(a.session, unwraps, p.wrapped[:], a.template); unwraps[0].rv != 0 {
+				return held(pkcs11.Error(unwraps[0].rv))
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		items[0].key = unwraps[0].key
+		err := a.call(func() error {
+			if a.shim.gcm(a.work, a.role == RoleSeal, items, in, out); items[0].rv != 0 {
+				return pkcs11.Error(items[0].rv)
+			}
+			return nil
+		})
+		if errors.Is(err, errAbandoned) {
+			return err
+		}
+		destroyed := a.call(func() error { return held(a.shim.destroy(a.session, []uint64{uint64(unwraps[0].key)})) })
+		switch {
+		case err != nil:
+			return err
+		case destroyed != nil:
+			return destroyed
+		case !bytes.Equal(out[:items[0].out_len], want):
+			return errCanary
+		}
+		return nil
+	})
+}
+
+// sign makes an ECDSA P-256 signature, r and s of 32 bytes each.
+func (a *access) sign(digest []byte) ([]byte, error) {
+	signature := make([]byte, signatureSize)
+	items := []macItem{{data_len: cUint32(len(digest))}}
+	err := a.call(func() error {
+		return a.shim.sign(a.work, pkcs11.CKM_ECDSA, a.signing, items, digest, signature, signatureSize)
+	})
+	return signature, err
 }

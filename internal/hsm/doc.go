@@ -18,22 +18,33 @@
 // does not decrypt the key anew at each use, a third of the cost of a
 // decryption. They die with their session, which outlives no login.
 //
-// # Concurrency and errors
+// # Concurrency
 //
-// Each token has one executor: a goroutine with its own sessions that runs
-// whole batches from a bounded queue. Nobody else touches these sessions. A
-// module call cannot be cancelled; a caller returns at its deadline, and what
-// the call would have written stays in buffers of the executor, which clears
-// them. While a call is stuck the token counts as unavailable; when it does not come
-// back at all, Stuck says so and the process should end.
+// Each token has a connection, whose holder session makes the data keys and is
+// used by one at a time; workers with sessions of their own, which run whole
+// batches from a bounded queue; and a keeper, which watches them. A batch in
+// a full queue is token.ErrBusy at once.
 //
+// A module call cannot be cancelled. A caller returns at its deadline, and what
+// the call would have written stays in buffers of the job, which the worker
+// clears. A call of more than the call timeout is given up: its caller is
+// turned away, another worker starts with a canary, and the session, the
+// connection and the holder if it held it are never touched again. Nothing but
+// the end of the process ends such a call, so at a limit Stuck says that the
+// process should end.
+//
+// # Errors
+//
+// What an answer of the module means is said in errors.go, and what comes of
+// it, function by function, in docs/HSM-FAULTS.md, which a test keeps true.
 // Answers that may mean bad data (GENERAL_ERROR and its like) are settled by
-// a canary, a known vector under the probe key on the same token: if it works
-// the input is bad, if not the token is down. A lost session is replaced and
-// the batch repeated once. Anything else takes the token down; the executor
-// then tries to come back, with growing, jittered pauses, through the same
-// start-up with the same attacks. A refused PIN is never tried again: the
-// token would lock itself.
+// a canary, a known vector under the probe key on the same token: if it comes
+// out, what failed is done once more, and what fails again is damaged; if not,
+// the token is down. A lost session is replaced and the batch repeated once.
+// Anything else takes the token down (see machine); it comes back, after
+// growing, jittered pauses, through the same start-up with the same attacks. A
+// PIN that may have been counted as wrong is never presented again: the token
+// would lock itself.
 //
 // # What a PIN can still do
 //

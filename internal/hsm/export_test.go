@@ -1,7 +1,6 @@
 package hsm
 
 import (
-	"context"
 	"crypto"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"kluis/cryptoserver/token"
 
 	"github.com/miekg/pkcs11"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Exported for the external tests, which import hsmtest and so cannot be in
@@ -267,9 +268,6 @@ func Released(plain []byte) (in, out []byte, err error) {
 	return in, out, nil
 }
 
-// StuckAfter is Stuck with another patience.
-func (h *HSM) StuckAfter(ctx context.Context, after time.Duration) error { return h.stuck(ctx, after) }
-
 // ImportOnly is Import without its last steps: nothing is tried, and the
 // transport keys stay.
 func (c Ceremony) ImportOnly(in, creator, probeFile string) error {
@@ -304,12 +302,82 @@ func (c Ceremony) ImportOnly(in, creator, probeFile string) error {
 
 // CachedKeys is how many data keys the open role holds at the moment.
 func (h *HSM) CachedKeys(role Role) (n int) {
-	e := h.executors[role]
 	done := make(chan struct{})
-	j := &job{run: func(c *conn, _ func() bool) error { n = c.unwrapped.lru.Len(); close(done); return nil }, clear: func() {}, done: make(chan error, 1)}
-	e.queue <- j
+	j := newJob(func(a *access) error { n = a.unwrapped.lru.Len(); close(done); return nil }, func() {})
+	h.pools[role].queue <- j
 	<-done
 	return n
 }
 
 var _ crypto.Signer = (*signer)(nil)
+
+// Tuned changes the times a pool goes by, and tells watch of its states.
+func Tuned(c Config, connect, first, most time.Duration, watch func(State)) Config {
+	c.limits = limits{connect: connect, first: first, most: most}
+	c.watch = watch
+	return c
+}
+
+// Latched says whether a token waits for an operator.
+func Latched(h *HSM, role Role) bool {
+	p := h.pools[role]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.machine.latched
+}
+
+// Count is what the metrics of a token say.
+type Count struct {
+	Stuck, Openings, FailedOpenings, Sessions, Canaries, Damaged float64
+	Handles                                                      int64
+}
+
+// Counts reads them.
+func Counts(h *HSM, role Role) Count {
+	t := h.pools[role].metrics
+	read := func(m prometheus.Metric) float64 {
+		var d dto.Metric
+		if err := m.Write(&d); err != nil {
+			panic(err)
+		}
+		return d.GetCounter().GetValue() + d.GetGauge().GetValue()
+	}
+	return Count{
+		Stuck:          read(t.all.stuck.WithLabelValues(t.label)),
+		Openings:       read(t.all.openings.WithLabelValues(t.label, "opened")),
+		FailedOpenings: read(t.all.openings.WithLabelValues(t.label, "failed")),
+		Sessions:       read(t.all.sessions.WithLabelValues(t.label)),
+		Canaries:       read(t.all.canaries.WithLabelValues(t.label, "passed")),
+		Damaged:        read(t.all.damaged.WithLabelValues(t.label)),
+		Handles:        t.handles.Load(),
+	}
+}
+
+// RawUnwraps unwraps and destroys a data key n times by nothing but the module.
+func RawUnwraps(cfg Config, wrapped []byte, n int) error {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return err
+	}
+	l, err := dial(mod, cfg.Tokens[RoleOpen])
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return err
+	}
+	t := newTemplate(unwrapping(RoleOpen))
+	defer t.free()
+	for range n {
+		items := []unwrapItem{{kek: cUint64(keks[1]), wrapped_len: wrappedSize}}
+		if mod.shim.unwrap(l.session, items, wrapped, t); items[0].rv != 0 {
+			return pkcs11.Error(items[0].rv)
+		}
+		if err := mod.shim.destroy(l.session, []uint64{uint64(items[0].key)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,6 +1,9 @@
 package hsm_test
 
 import (
+	"errors"
+	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"kluis/internal/hsm"
@@ -16,22 +20,54 @@ import (
 
 // Functions of the function list that testdata/faulty.c can make fail.
 const (
-	fnOpenSession    = 12
-	fnLogin          = 18
-	fnDestroyObject  = 22
-	fnEncrypt        = 30
-	fnDecryptInit    = 33
-	fnDecrypt        = 34
-	fnSign           = 43
-	fnGenerateKey    = 58
-	fnUnwrapKey      = 61
-	fnGenerateRandom = 64
+	fnInitialize        = 0
+	fnGetSlotList       = 4
+	fnGetTokenInfo      = 6
+	fnOpenSession       = 12
+	fnCloseSession      = 13
+	fnLogin             = 18
+	fnCopyObject        = 21
+	fnDestroyObject     = 22
+	fnGetAttributeValue = 24
+	fnSetAttributeValue = 25
+	fnFindObjectsInit   = 26
+	fnFindObjects       = 27
+	fnFindObjectsFinal  = 28
+	fnEncryptInit       = 29
+	fnEncrypt           = 30
+	fnDecryptInit       = 33
+	fnDecrypt           = 34
+	fnSignInit          = 42
+	fnSign              = 43
+	fnGenerateKey       = 58
+	fnWrapKey           = 60
+	fnUnwrapKey         = 61
+	fnGenerateRandom    = 64
+
+	fnWatch = 3 // not a function: what used the session of a call that hung
 )
 
 // faulty is SoftHSM with faults, for one test alone.
 type faulty struct{ control []byte }
 
-const controlSize = 5 * 4 // rv, count, delay_ms, calls, succeeded; see faulty.c
+// Fields of a function's control, and kinds of faults; see faulty.c.
+const (
+	ctlKind = iota
+	ctlArg
+	ctlSkip
+	ctlCount
+	ctlCalls
+	ctlSucceeded
+	controlSize = 4 * (ctlSucceeded + 1)
+)
+
+const (
+	faultReturn = iota
+	faultDelay
+	faultHang
+	faultCrash
+	faultLie
+)
 
 var faultyLibrary = sync.OnceValues(func() ([]byte, error) {
 	module, err := hsmtest.Module()
@@ -56,30 +92,8 @@ var faultyLibrary = sync.OnceValues(func() ([]byte, error) {
 func openFaulty(t *testing.T, change func(*hsm.Config), roles ...hsm.Role) (*hsm.HSM, *faulty) {
 	t.Helper()
 	world := hsmtest.New(t)
-	// Keeps SoftHSM itself initialised as long as the faulty module is used.
-	world.Servers[1].Open(t)
-
-	code, err := faultyLibrary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	lib := filepath.Join(t.TempDir(), "faulty.so")
-	control, err := os.OpenFile(lib+".ctl", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer control.Close()
-	if err := control.Truncate(68 * controlSize); err != nil {
-		t.Fatal(err)
-	}
-	f := &faulty{}
-	if f.control, err = syscall.Mmap(int(control.Fd()), 0, 68*controlSize, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Munmap(f.control) })
-	if err := os.WriteFile(lib, code, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	keepInitialised(t)
+	lib, f := newFaulty(t)
 	s := world.Servers[0]
 	s.Config.Module = lib
 	s.Config.Tokens = map[hsm.Role]hsm.Token{}
@@ -92,20 +106,110 @@ func openFaulty(t *testing.T, change func(*hsm.Config), roles ...hsm.Role) (*hsm
 	return s.Open(t), f
 }
 
+// kept is an HSM that keeps SoftHSM itself initialised to the end: a call that
+// hung comes back when its test is over already.
+var kept struct {
+	sync.Once
+	hsm *hsm.HSM
+	err error
+}
+
+func keepInitialised(t *testing.T) {
+	t.Helper()
+	kept.Do(func() { kept.hsm, kept.err = hsm.New(hsmtest.New(t).Servers[1].Config) })
+	if kept.err != nil {
+		t.Fatal(kept.err)
+	}
+}
+
+// tests runs all tests, and then closes what they shared.
+type tests struct{ *testing.M }
+
+func (ts tests) Run() int {
+	// Most of them wait for something to hang or come back.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	code := ts.M.Run()
+	if kept.hsm != nil {
+		time.Sleep(100 * time.Millisecond) // what hung is on its way back
+		if err := kept.hsm.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return code
+}
+
+// newFaulty makes a module with a control file of its own.
+func newFaulty(t *testing.T) (lib string, f *faulty) {
+	t.Helper()
+	code, err := faultyLibrary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lib = filepath.Join(t.TempDir(), "faulty.so")
+	if err := errors.Join(os.WriteFile(lib+".ctl", make([]byte, 68*controlSize), 0o600), os.WriteFile(lib, code, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = mapFaulty(lib); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing may hang on when the test is over; and what it hung on must be
+	// gone before the memory is.
+	t.Cleanup(func() {
+		for fn := range 68 {
+			f.heal(fn)
+		}
+	})
+	return lib, f
+}
+
+// mapFaulty stays mapped until the process ends: a call that hung may come
+// back late.
+func mapFaulty(lib string) (*faulty, error) {
+	control, err := os.OpenFile(lib+".ctl", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	b, err := syscall.Mmap(int(control.Fd()), 0, 68*controlSize, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	return &faulty{b}, err
+}
+
 func (f *faulty) word(fn, i int) *int32 {
 	return (*int32)(unsafe.Pointer(&f.control[fn*controlSize+4*i]))
 }
 
-// fail makes the next n calls of a function return rv; n < 0: all.
-func (f *faulty) fail(fn int, rv uint, n int32) {
-	atomic.StoreInt32(f.word(fn, 0), int32(rv))
-	atomic.StoreInt32(f.word(fn, 1), n)
+// inject makes n calls of a function fail in some way, after skip that do not;
+// n < 0: all.
+func (f *faulty) inject(fn, kind int, arg, skip, n int32) {
+	f.heal(fn)
+	atomic.StoreInt32(f.word(fn, ctlKind), int32(kind))
+	atomic.StoreInt32(f.word(fn, ctlArg), arg)
+	atomic.StoreInt32(f.word(fn, ctlSkip), skip)
+	atomic.StoreInt32(f.word(fn, ctlCount), n)
 }
 
-func (f *faulty) heal(fn int) { atomic.StoreInt32(f.word(fn, 1), 0) }
+// fail makes the next n calls of a function return rv; n < 0: all.
+func (f *faulty) fail(fn int, rv uint, n int32) { f.inject(fn, faultReturn, int32(rv), 0, n) }
 
-// delay makes every call of a function take this long first.
-func (f *faulty) delay(fn int, milliseconds int32) { atomic.StoreInt32(f.word(fn, 2), milliseconds) }
+// delay makes every call of a function take this long first; 0: none.
+func (f *faulty) delay(fn int, milliseconds int32) { f.inject(fn, faultDelay, milliseconds, 0, -1) }
 
-func (f *faulty) calls(fn int) int32     { return atomic.LoadInt32(f.word(fn, 3)) }
-func (f *faulty) succeeded(fn int) int32 { return atomic.LoadInt32(f.word(fn, 4)) }
+// hang makes the next n calls of a function wait for heal.
+func (f *faulty) hang(fn int, n int32) { f.inject(fn, faultHang, 1, 0, n) }
+
+// heal ends a fault and lets go what hangs.
+func (f *faulty) heal(fn int) {
+	atomic.StoreInt32(f.word(fn, ctlCount), 0)
+	atomic.StoreInt32(f.word(fn, ctlSkip), 0)
+	atomic.StoreInt32(f.word(fn, ctlArg), 0)
+}
+
+func (f *faulty) calls(fn int) int32     { return atomic.LoadInt32(f.word(fn, ctlCalls)) }
+func (f *faulty) succeeded(fn int) int32 { return atomic.LoadInt32(f.word(fn, ctlSucceeded)) }
+
+// touched is how often the session of the last call that hung was used since.
+func (f *faulty) touched() int32 { return f.calls(fnWatch) }

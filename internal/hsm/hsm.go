@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -9,15 +10,20 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"kluis/cryptoserver/token"
+
+	"github.com/miekg/pkcs11"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Token names one PKCS#11 token.
 type Token struct {
 	Label   string
 	PINFile string // holds the user PIN on its one line; mode 0600 or stricter
+	Workers int    // sessions that work side by side; 1 when zero. SoftHSM wants 1, an HSM as many as it has engines
 }
 
 // Config says which tokens this process serves from.
@@ -31,13 +37,49 @@ type Config struct {
 	// and of the seal token, each.
 	CacheSize     int
 	CacheLifetime time.Duration
-	Log           *slog.Logger // nil: nothing is logged
+	// CallTimeout is how long one call into the module may take (up to 64
+	// operations) before its worker counts as stuck; 2 s when zero. It should
+	// be well under the deadlines of callers, so that they can still go to
+	// another server.
+	CallTimeout time.Duration
+	// StuckLimit is at how many stuck calls, of all tokens and since the
+	// start, Stuck says that the process should end; 3 when zero.
+	StuckLimit int
+	Log        *slog.Logger          // nil: nothing is logged
+	Registerer prometheus.Registerer // nil: nothing is measured
+
+	limits limits      // the defaults where zero; for tests
+	watch  func(State) // likewise
 }
+
+// Defaults of Config.
+const (
+	DefaultCallTimeout = 2 * time.Second
+	DefaultStuckLimit  = 3
+	MaxWorkers         = 64
+)
 
 // HSM serves the roles of its tokens. All methods are safe for concurrent use.
 type HSM struct {
-	executors map[Role]*executor
-	signers   map[Role]*signer
+	pools   map[Role]*pool
+	signers map[Role]*signer
+	stuck   *stuckCalls
+}
+
+// stuckCalls counts the calls given up in a process.
+type stuckCalls struct {
+	count   atomic.Int64
+	limit   int64
+	reached chan struct{}
+}
+
+// add notes one and says whether the process goes on.
+func (s *stuckCalls) add() bool {
+	n := s.count.Add(1)
+	if n == s.limit {
+		close(s.reached)
+	}
+	return n < s.limit
 }
 
 // New opens every token of the configuration, attacks its KEKs, computes known
@@ -50,6 +92,20 @@ func New(cfg Config) (*HSM, error) {
 	if len(cfg.Tokens) == 0 {
 		return nil, errors.New("no HSM token is configured")
 	}
+	for role, t := range cfg.Tokens {
+		if t.Workers < 0 || t.Workers > MaxWorkers {
+			return nil, fmt.Errorf("token of role %s: %d workers; there may be 1 to %d", role, t.Workers, MaxWorkers)
+		}
+	}
+	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 {
+		return nil, errors.New("call timeout and stuck limit must be positive")
+	}
+	cfg.limits = limits{
+		call:    cmp.Or(cfg.CallTimeout, DefaultCallTimeout),
+		connect: cmp.Or(cfg.limits.connect, connectTimeout),
+		first:   cmp.Or(cfg.limits.first, pauseFirst),
+		most:    cmp.Or(cfg.limits.most, pauseMost),
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -61,7 +117,12 @@ func New(cfg Config) (*HSM, error) {
 }
 
 func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err error) {
-	h := &HSM{executors: map[Role]*executor{}, signers: map[Role]*signer{}}
+	h := &HSM{pools: map[Role]*pool{}, signers: map[Role]*signer{},
+		stuck: &stuckCalls{limit: int64(cmp.Or(cfg.StuckLimit, DefaultStuckLimit)), reached: make(chan struct{})}}
+	all, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of the HSM: %w", err)
+	}
 	defer func() {
 		if err != nil {
 			_ = h.Close() // err says more
@@ -72,24 +133,29 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 		if !ok {
 			continue
 		}
+		m, err := all.of(t.Label)
+		if err != nil {
+			return nil, fmt.Errorf("metrics of token %s: %w", t.Label, err)
+		}
+		m.watch = cfg.watch
 		connect := func() (*conn, error) {
-			if !role.hasKEK() {
-				return connect(mod, role, t, nil, cfg.CacheSize, cfg.CacheLifetime)
+			var p []probe
+			if role.hasKEK() {
+				var err error
+				if p, err = probes(); err != nil {
+					return nil, err
+				}
 			}
-			p, err := probes()
-			if err != nil {
-				return nil, err
-			}
-			return connect(mod, role, t, p, cfg.CacheSize, cfg.CacheLifetime)
+			return connect(mod, role, t, p, cfg.CacheSize, cfg.CacheLifetime, m)
 		}
 		c, err := connect()
 		if err != nil {
 			return nil, err
 		}
-		e := newExecutor(t.Label, c, connect, cfg.Log)
-		h.executors[role] = e
+		p := newPool(t.Label, c, connect, max(t.Workers, 1), cfg.limits, h.stuck.add, cfg.Log, m)
+		h.pools[role] = p
 		if c.public != nil {
-			h.signers[role] = &signer{executor: e, public: c.public}
+			h.signers[role] = &signer{pool: p, public: c.public}
 		}
 	}
 	if err := h.agree(); err != nil {
@@ -105,7 +171,7 @@ func (h *HSM) agree() error {
 	if minter == nil || sealer == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
 	wrapped, epoch, err := minter.Mint(ctx, 1)
 	if err != nil {
@@ -149,73 +215,61 @@ func readProbes(path string) ([]probe, error) {
 // Close turns callers away, waits for running batches and logs out.
 func (h *HSM) Close() error {
 	var errs []error
-	for _, e := range h.executors {
-		errs = append(errs, e.close())
+	for _, p := range h.pools {
+		errs = append(errs, p.close())
 	}
 	return errors.Join(errs...)
 }
 
-// Stuck waits for a call into the module that does not come back, and names
-// the token. Nothing in this process can end such a call: the caller should
-// end the process. It returns nil when ctx ends.
-func (h *HSM) Stuck(ctx context.Context) error { return h.stuck(ctx, hopelessAfter) }
+// ErrStuck: calls into the module do not return, and nothing in this process
+// can end them.
+var ErrStuck = errors.New("too many calls into the PKCS#11 module did not return (stuck_limit): start a new process")
 
-func (h *HSM) stuck(ctx context.Context, after time.Duration) error {
-	tick := time.NewTicker(after / 20)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		for _, e := range h.executors {
-			if s := e.started.Load(); s != 0 && time.Since(time.Unix(0, s)) > after {
-				return fmt.Errorf("token %s: %w", e.label, errStuck)
-			}
-		}
+// Stuck waits until so many calls into the module did not return that the
+// process should drain and end, for its supervisor to start another, and
+// returns ErrStuck; or nil when ctx ends.
+func (h *HSM) Stuck(ctx context.Context) error {
+	select {
+	case <-h.stuck.reached:
+		return ErrStuck
+	case <-ctx.Done():
+		return nil
 	}
 }
 
 // Opener returns the open role, or nil when it is not served. So do the others.
 func (h *HSM) Opener() token.Opener {
-	if e, ok := h.executors[RoleOpen]; ok {
-		return opener{e}
+	if p, ok := h.pools[RoleOpen]; ok {
+		return opener{p}
 	}
 	return nil
 }
 
 // Sealer returns the seal role.
 func (h *HSM) Sealer() token.Sealer {
-	if e, ok := h.executors[RoleSeal]; ok {
-		return sealer{e, h.signers[RoleSeal]}
+	if p, ok := h.pools[RoleSeal]; ok {
+		return sealer{p, h.signers[RoleSeal]}
 	}
 	return nil
 }
 
 // Minter returns the mint role.
 func (h *HSM) Minter() token.Minter {
-	if e, ok := h.executors[RoleMint]; ok {
-		return minter{e}
+	if p, ok := h.pools[RoleMint]; ok {
+		return minter{p}
 	}
 	return nil
 }
 
 // TokenSigner returns the sign role.
 func (h *HSM) TokenSigner() token.TokenSigner {
-	if e, ok := h.executors[RoleSign]; ok {
-		return tokenSigner{e, h.signers[RoleSign]}
+	if p, ok := h.pools[RoleSign]; ok {
+		return tokenSigner{p, h.signers[RoleSign]}
 	}
 	return nil
 }
 
-// Check and Epochs make every role a token.Health.
-func (e *executor) Check(ctx context.Context) error { return e.check(ctx) }
-
-// Epochs lists the KEK epochs of the token, ascending.
-func (e *executor) Epochs() []uint32 { return append([]uint32(nil), *e.epochs.Load()...) }
-
-type opener struct{ *executor }
+type opener struct{ *pool }
 
 // Open implements token.Opener. An item whose key names an epoch the token
 // does not hold gets ErrUnknownEpoch, the others go on.
@@ -224,7 +278,7 @@ func (o opener) Open(ctx context.Context, keys []token.WrappedKey, items []token
 }
 
 type sealer struct {
-	*executor
+	*pool
 	signer *signer
 }
 
@@ -244,7 +298,7 @@ func (s sealer) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, e
 
 func (s sealer) Signer() crypto.Signer { return s.signer }
 
-type minter struct{ *executor }
+type minter struct{ *pool }
 
 func (m minter) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
 	return m.mac(ctx, labelRecordMAC, messages)
@@ -260,13 +314,15 @@ func (m minter) Mint(ctx context.Context, n int) ([][]byte, uint32, error) {
 	}
 	var epoch uint32
 	buf := make([]byte, n*wrappedSize)
-	if _, err := m.do(ctx, func(c *conn, left func() bool) error {
-		epoch = c.epochs[len(c.epochs)-1]
+	if _, err := m.do(ctx, "mint", n, func(a *access) error {
+		epoch = a.newestEpoch()
 		for from := 0; from < len(buf); from += chunk * wrappedSize {
-			if left() {
+			if a.left() {
 				return token.ErrUnavailable
 			}
-			if err := c.mod.shim.mint(c.work, c.keks[epoch], c.template, buf[from:min(from+chunk*wrappedSize, len(buf))]); err != nil {
+			if err := a.call(func() error {
+				return a.shim.mint(a.work, a.keks[epoch], a.template, buf[from:min(from+chunk*wrappedSize, len(buf))])
+			}); err != nil {
 				return err
 			}
 		}
@@ -287,7 +343,7 @@ func (m minter) Random(ctx context.Context, p []byte) error {
 		return fmt.Errorf("%d random bytes asked for, at most 64 KiB at once: %w", len(p), token.ErrBadData)
 	}
 	buf := make([]byte, len(p))
-	_, err := m.do(ctx, func(c *conn, _ func() bool) error { return c.mod.shim.random(c.work, buf) }, func() { clear(buf) })
+	_, err := m.do(ctx, "random", len(buf), func(a *access) error { return a.random(buf) }, func() { clear(buf) })
 	if err == nil {
 		copy(p, buf)
 		clear(buf)
@@ -296,7 +352,7 @@ func (m minter) Random(ctx context.Context, p []byte) error {
 }
 
 type tokenSigner struct {
-	*executor
+	*pool
 	signer *signer
 }
 
@@ -304,8 +360,8 @@ func (t tokenSigner) Signer() crypto.Signer { return t.signer }
 
 // signer is an ES256 key on a token. Signatures are ASN.1 DER.
 type signer struct {
-	executor *executor
-	public   *ecdsa.PublicKey
+	pool   *pool
+	public *ecdsa.PublicKey
 }
 
 func (s *signer) Public() crypto.PublicKey { return s.public }
@@ -319,18 +375,18 @@ func (s *signer) Sign(_ io.Reader, hashed []byte, opts crypto.SignerOpts) ([]byt
 	own := append([]byte(nil), hashed...)
 	ctx, cancel := context.WithTimeout(context.Background(), signTimeout)
 	defer cancel()
-	var signature []byte
-	if _, err := s.executor.do(ctx, func(c *conn, _ func() bool) (err error) {
-		signature, err = c.signing.Sign(nil, own, crypto.SHA256)
+	var raw []byte
+	if _, err := s.pool.do(ctx, "sign", 1, func(a *access) (err error) {
+		raw, err = a.sign(own)
 		return err
 	}, func() {}); err != nil {
 		return nil, err
 	}
-	return signature, nil
+	return signatureDER(raw)
 }
 
 // mac computes HMAC-SHA-256 of each message under a key of the token.
-func (e *executor) mac(ctx context.Context, label string, messages [][]byte) ([][32]byte, error) {
+func (p *pool) mac(ctx context.Context, label string, messages [][]byte) ([][32]byte, error) {
 	if len(messages) == 0 {
 		return nil, nil
 	}
@@ -347,13 +403,15 @@ func (e *executor) mac(ctx context.Context, label string, messages [][]byte) ([]
 		in = append(in, m...)
 	}
 	out := make([]byte, len(messages)*macSize)
-	mine, err := e.do(ctx, func(c *conn, left func() bool) error {
+	mine, err := p.do(ctx, "mac", len(messages), func(a *access) error {
 		for from := 0; from < len(items); from += chunk {
-			if left() {
+			if a.left() {
 				return token.ErrUnavailable
 			}
 			to := min(from+chunk, len(items))
-			if err := c.mod.shim.mac(c.work, c.macs[label], items[from:to], in, out[from*macSize:to*macSize]); err != nil {
+			if err := a.call(func() error {
+				return a.shim.sign(a.work, pkcs11.CKM_SHA256_HMAC, a.macs[label], items[from:to], in, out[from*macSize:to*macSize], macSize)
+			}); err != nil {
 				return err
 			}
 		}

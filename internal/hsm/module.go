@@ -3,6 +3,7 @@ package hsm
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -27,7 +28,8 @@ type module struct {
 
 	mu       sync.Mutex
 	changed  sync.Cond
-	contexts int  // open crypto11 contexts
+	contexts int  // open crypto11 contexts, and those being opened
+	moving   int  // contexts being opened or closed
 	alone    bool // bare initialised the module and is still running
 	guests   int  // bare runs on crypto11's initialisation
 }
@@ -57,43 +59,53 @@ func loadModule(path string) (*module, error) {
 	return m, nil
 }
 
-// context opens a crypto11 context on the token of this label and logs in. A
-// login that hangs keeps other tokens from coming back, not from serving.
-func (m *module) context(label, pin string) (*crypto11.Context, error) {
+// context opens a crypto11 context on the token of this label. It does not log
+// in: whoever presents a PIN must see what exactly the token answers, and
+// crypto11 would keep the PIN. No lock is held during the call: it may hang.
+func (m *module) context(label string) (*crypto11.Context, error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	for m.alone {
 		m.changed.Wait()
 	}
-	c, err := crypto11.Configure(&crypto11.Config{
-		Path:       m.path,
-		TokenLabel: label,
-		Pin:        pin,
-		// One executor per token signs, so one session is in use at a time.
-		MaxSessions:     2,
-		PoolWaitTimeout: signTimeout,
-	})
-	if err != nil {
-		return nil, err
-	}
 	m.contexts++
-	return c, nil
+	m.moving++
+	m.mu.Unlock()
+	c, err := crypto11.Configure(&crypto11.Config{
+		Path:              m.path,
+		TokenLabel:        label,
+		LoginNotSupported: true,
+		MaxSessions:       2, // to look up keys; operations use our own
+		PoolWaitTimeout:   5 * time.Second,
+	})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moving--
+	if err != nil {
+		m.contexts--
+	}
+	m.changed.Broadcast()
+	return c, err
 }
 
 func (m *module) closeContext(c *crypto11.Context) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	for m.contexts == 1 && m.guests > 0 {
 		m.changed.Wait()
 	}
-	_ = c.Close() // always nil
 	m.contexts--
+	m.moving++
+	m.mu.Unlock()
+	_ = c.Close() // always nil
+	m.mu.Lock()
+	m.moving--
+	m.changed.Broadcast()
+	m.mu.Unlock()
 }
 
 // bare runs f with the module initialised but no token assumed.
 func (m *module) bare(f func() error) error {
 	m.mu.Lock()
-	for m.alone {
+	for m.alone || m.moving > 0 {
 		m.changed.Wait()
 	}
 	own := m.contexts == 0

@@ -6,12 +6,10 @@
 enum {
 	GCM_IV = 12,
 	GCM_TAG = 16,
-	MAC_LEN = 32,
 	WRAPPED_LEN = 40, // AES-256 under AES key wrap (RFC 3394)
 };
 
 enum {
-	CKM_SHA256_HMAC = 0x251,
 	CKM_AES_KEY_GEN = 0x1080,
 	CKM_AES_GCM = 0x1087,
 	CKM_AES_KEY_WRAP = 0x2109,
@@ -84,6 +82,20 @@ static int bad_data(ck_ulong rv)
 	return 0;
 }
 
+// wipe clears memory in a way the compiler may not leave out.
+static void wipe(unsigned char *p, uint64_t len)
+{
+	volatile unsigned char *v = p;
+	while (len-- > 0) {
+		*v++ = 0;
+	}
+}
+
+static int is_given_up(const int64_t *given_up)
+{
+	return given_up != NULL && __atomic_load_n(given_up, __ATOMIC_ACQUIRE) < 0;
+}
+
 static int within(uint64_t offset, uint64_t len, uint64_t total)
 {
 	return offset <= total && len <= total - offset;
@@ -101,10 +113,18 @@ void *kluis_load(const char *path)
 		dlclose(handle);
 		return NULL;
 	}
+	static const int used[] = {F_DestroyObject, F_EncryptInit, F_Encrypt, F_DecryptInit, F_Decrypt, F_SignInit,
+		F_Sign, F_GenerateKey, F_WrapKey, F_UnwrapKey, F_GenerateRandom};
+	for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) {
+		if (list->fn[used[i]] == NULL) {
+			dlclose(handle);
+			return NULL;
+		}
+	}
 	return list;
 }
 
-int kluis_gcm(void *module, ck_ulong session, int encrypt, kluis_gcm_item *items, int n,
+int kluis_gcm(void *module, const int64_t *given_up, ck_ulong session, int encrypt, kluis_gcm_item *items, int n,
 	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len)
 {
 	fn_init init = (fn_init)fn(module, encrypt ? F_EncryptInit : F_DecryptInit);
@@ -124,21 +144,34 @@ int kluis_gcm(void *module, ck_ulong session, int encrypt, kluis_gcm_item *items
 		ck_mechanism mechanism = {CKM_AES_GCM, &params, sizeof params};
 		ck_ulong len = it->out_len;
 
+		if (is_given_up(given_up)) {
+			return i;
+		}
 		it->rv = init(session, &mechanism, it->key);
 		if (it->rv != CKR_OK) {
 			return i; // before any data was seen: never the data's fault
 		}
+		if (is_given_up(given_up)) {
+			return i;
+		}
 		it->rv = data(session, in + it->data, it->data_len, out + it->out, &len);
+		if (it->rv == CKR_OK && len > it->out_len) {
+			it->rv = CKR_GENERAL_ERROR; // it wrote beyond its room, or lies
+		}
 		if (it->rv == CKR_OK) {
 			it->out_len = len;
-		} else if (!bad_data(it->rv)) {
+			continue;
+		}
+		// Some modules decrypt before they check the tag.
+		wipe(out + it->out, it->out_len);
+		if (!bad_data(it->rv)) {
 			return i;
 		}
 	}
 	return n;
 }
 
-int kluis_unwrap(void *module, ck_ulong session, kluis_unwrap_item *items, int n,
+int kluis_unwrap(void *module, const int64_t *given_up, ck_ulong session, kluis_unwrap_item *items, int n,
 	unsigned char *in, uint64_t in_len, ck_attribute *template, int template_len)
 {
 	fn_unwrap unwrap = (fn_unwrap)fn(module, F_UnwrapKey);
@@ -153,9 +186,15 @@ int kluis_unwrap(void *module, ck_ulong session, kluis_unwrap_item *items, int n
 			it->rv = CKR_ARGUMENTS_BAD;
 			return i;
 		}
+		if (is_given_up(given_up)) {
+			return i;
+		}
 		ck_ulong key = 0;
 		it->rv = unwrap(session, &mechanism, it->kek, in + it->wrapped, it->wrapped_len,
 			template, template_len, &key);
+		if (it->rv == CKR_OK && key == 0) {
+			it->rv = CKR_GENERAL_ERROR; // 0 is no handle, and means skip to kluis_gcm
+		}
 		if (it->rv == CKR_OK) {
 			it->key = key;
 		} else if (!bad_data(it->rv)) {
@@ -165,11 +204,11 @@ int kluis_unwrap(void *module, ck_ulong session, kluis_unwrap_item *items, int n
 	return n;
 }
 
-ck_ulong kluis_destroy(void *module, ck_ulong session, uint64_t *objects, int n)
+ck_ulong kluis_destroy(void *module, const int64_t *given_up, ck_ulong session, uint64_t *objects, int n)
 {
 	fn_destroy destroy = (fn_destroy)fn(module, F_DestroyObject);
 	ck_ulong first = CKR_OK;
-	for (int i = 0; i < n; i++) {
+	for (int i = 0; i < n && !is_given_up(given_up); i++) {
 		ck_ulong rv = destroy(session, objects[i]);
 		if (rv != CKR_OK && first == CKR_OK) {
 			first = rv; // and go on: the others must not leak
@@ -178,35 +217,41 @@ ck_ulong kluis_destroy(void *module, ck_ulong session, uint64_t *objects, int n)
 	return first;
 }
 
-ck_ulong kluis_mac(void *module, ck_ulong session, ck_ulong key, kluis_mac_item *items, int n,
-	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len)
+ck_ulong kluis_sign(void *module, const int64_t *given_up, ck_ulong session, ck_ulong mechanism, ck_ulong key, kluis_mac_item *items, int n,
+	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len, uint32_t each)
 {
 	fn_init init = (fn_init)fn(module, F_SignInit);
 	fn_data sign = (fn_data)fn(module, F_Sign);
-	ck_mechanism mechanism = {CKM_SHA256_HMAC, NULL, 0};
+	ck_mechanism m = {mechanism, NULL, 0};
 
 	for (int i = 0; i < n; i++) {
-		if (!within(items[i].data, items[i].data_len, in_len) || !within((uint64_t)i * MAC_LEN, MAC_LEN, out_len)) {
+		if (!within(items[i].data, items[i].data_len, in_len) || !within((uint64_t)i * each, each, out_len)) {
 			return CKR_ARGUMENTS_BAD;
 		}
-		ck_ulong rv = init(session, &mechanism, key);
+		if (is_given_up(given_up)) {
+			return CKR_FUNCTION_FAILED;
+		}
+		ck_ulong rv = init(session, &m, key);
 		if (rv != CKR_OK) {
 			return rv;
 		}
-		ck_ulong len = MAC_LEN;
-		rv = sign(session, in + items[i].data, items[i].data_len, out + (uint64_t)i * MAC_LEN, &len);
+		if (is_given_up(given_up)) {
+			return CKR_FUNCTION_FAILED;
+		}
+		ck_ulong len = each;
+		rv = sign(session, in + items[i].data, items[i].data_len, out + (uint64_t)i * each, &len);
 		if (rv != CKR_OK) {
 			return rv;
 		}
-		if (len != MAC_LEN) {
+		if (len != each) {
 			return CKR_GENERAL_ERROR;
 		}
 	}
 	return CKR_OK;
 }
 
-ck_ulong kluis_mint(void *module, ck_ulong session, ck_ulong kek, ck_attribute *template, int template_len,
-	unsigned char *wrapped, int n)
+ck_ulong kluis_mint(void *module, const int64_t *given_up, ck_ulong session, ck_ulong kek, ck_attribute *template, int template_len,
+	unsigned char *wrapped, uint64_t wrapped_len, int n)
 {
 	fn_generate generate = (fn_generate)fn(module, F_GenerateKey);
 	fn_wrap wrap = (fn_wrap)fn(module, F_WrapKey);
@@ -215,12 +260,24 @@ ck_ulong kluis_mint(void *module, ck_ulong session, ck_ulong kek, ck_attribute *
 	ck_mechanism wrapping = {CKM_AES_KEY_WRAP, NULL, 0};
 
 	for (int i = 0; i < n; i++) {
+		if (!within((uint64_t)i * WRAPPED_LEN, WRAPPED_LEN, wrapped_len)) {
+			return CKR_ARGUMENTS_BAD;
+		}
+		if (is_given_up(given_up)) {
+			return CKR_FUNCTION_FAILED;
+		}
 		ck_ulong key = 0, len = WRAPPED_LEN;
 		ck_ulong rv = generate(session, &generation, template, template_len, &key);
 		if (rv != CKR_OK) {
 			return rv;
 		}
+		if (is_given_up(given_up)) {
+			return CKR_FUNCTION_FAILED;
+		}
 		rv = wrap(session, &wrapping, kek, key, wrapped + (size_t)i * WRAPPED_LEN, &len);
+		if (is_given_up(given_up)) {
+			return CKR_FUNCTION_FAILED;
+		}
 		ck_ulong destroyed = destroy(session, key);
 		if (rv != CKR_OK) {
 			return rv;

@@ -24,10 +24,11 @@ import (
 
 // Sizes the shim insists on; checked in Go before any crossing.
 const (
-	ivSize      = 12
-	tagSize     = 16
-	macSize     = 32
-	wrappedSize = 40
+	ivSize        = 12
+	tagSize       = 16
+	macSize       = 32
+	signatureSize = 64 // ECDSA P-256
+	wrappedSize   = 40
 )
 
 type (
@@ -42,14 +43,22 @@ var _ [C.sizeof_ck_ulong - 8]struct{}
 const notRun = C.kluis_not_run
 
 // shim is the module's function list, as the data path calls it.
-type shim struct{ list unsafe.Pointer }
+type shim struct {
+	list    unsafe.Pointer
+	givenUp *int64 // negative: the call in progress was given up; nil: it cannot be
+}
+
+// watched is the shim for calls that may be given up.
+func (s shim) watched(givenUp *int64) shim { return shim{s.list, givenUp} }
+
+func (s shim) word() *C.int64_t { return (*C.int64_t)(unsafe.Pointer(s.givenUp)) }
 
 func loadShim(path string) (shim, error) {
 	p := C.CString(path)
 	defer C.free(unsafe.Pointer(p))
 	list := C.kluis_load(p)
 	if list == nil {
-		return shim{}, fmt.Errorf("PKCS#11 module %s cannot be loaded: check the path and that it is built for this machine", path)
+		return shim{}, fmt.Errorf("PKCS#11 module %s cannot be loaded: check the path, that it is built for this machine and that it has every function Kluis uses", path)
 	}
 	return shim{list: list}, nil
 }
@@ -64,6 +73,9 @@ type template struct {
 func newTemplate(attributes []*pkcs11.Attribute) template {
 	t := template{n: len(attributes)}
 	t.list = (*C.ck_attribute)(C.calloc(C.size_t(len(attributes)), C.sizeof_ck_attribute))
+	if t.list == nil {
+		panic("out of memory") // as C.malloc and C.CBytes do
+	}
 	for i, a := range attributes {
 		C.kluis_set_attribute(t.list, C.int(i), C.ck_ulong(a.Type), C.CBytes(a.Value), C.ck_ulong(len(a.Value)))
 	}
@@ -104,7 +116,7 @@ func (s shim) gcm(session pkcs11.SessionHandle, encrypt bool, items []gcmItem, i
 	if encrypt {
 		e = 1
 	}
-	return int(C.kluis_gcm(s.list, C.ck_ulong(session), e, unsafe.SliceData(items), C.int(len(items)),
+	return int(C.kluis_gcm(s.list, s.word(), C.ck_ulong(session), e, unsafe.SliceData(items), C.int(len(items)),
 		bytePointer(in), C.uint64_t(len(in)), bytePointer(out), C.uint64_t(len(out))))
 }
 
@@ -112,7 +124,7 @@ func (s shim) unwrap(session pkcs11.SessionHandle, items []unwrapItem, in []byte
 	if len(items) == 0 {
 		return 0
 	}
-	return int(C.kluis_unwrap(s.list, C.ck_ulong(session), unsafe.SliceData(items), C.int(len(items)),
+	return int(C.kluis_unwrap(s.list, s.word(), C.ck_ulong(session), unsafe.SliceData(items), C.int(len(items)),
 		bytePointer(in), C.uint64_t(len(in)), t.list, C.int(t.n)))
 }
 
@@ -120,15 +132,16 @@ func (s shim) destroy(session pkcs11.SessionHandle, objects []uint64) error {
 	if len(objects) == 0 {
 		return nil
 	}
-	return rvError(C.kluis_destroy(s.list, C.ck_ulong(session), (*C.uint64_t)(unsafe.SliceData(objects)), C.int(len(objects))))
+	return rvError(C.kluis_destroy(s.list, s.word(), C.ck_ulong(session), (*C.uint64_t)(unsafe.SliceData(objects)), C.int(len(objects))))
 }
 
-func (s shim) mac(session pkcs11.SessionHandle, key pkcs11.ObjectHandle, items []macItem, in, out []byte) error {
+// sign makes an HMAC or a signature of each bytes per item.
+func (s shim) sign(session pkcs11.SessionHandle, mechanism uint, key pkcs11.ObjectHandle, items []macItem, in, out []byte, each int) error {
 	if len(items) == 0 {
 		return nil
 	}
-	return rvError(C.kluis_mac(s.list, C.ck_ulong(session), C.ck_ulong(key), unsafe.SliceData(items), C.int(len(items)),
-		bytePointer(in), C.uint64_t(len(in)), bytePointer(out), C.uint64_t(len(out))))
+	return rvError(C.kluis_sign(s.list, s.word(), C.ck_ulong(session), C.ck_ulong(mechanism), C.ck_ulong(key), unsafe.SliceData(items), C.int(len(items)),
+		bytePointer(in), C.uint64_t(len(in)), bytePointer(out), C.uint64_t(len(out)), C.uint32_t(each)))
 }
 
 // mint fills wrapped, whose length is a multiple of wrappedSize.
@@ -136,8 +149,8 @@ func (s shim) mint(session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, t temp
 	if len(wrapped) == 0 {
 		return nil
 	}
-	return rvError(C.kluis_mint(s.list, C.ck_ulong(session), C.ck_ulong(kek), t.list, C.int(t.n),
-		bytePointer(wrapped), C.int(len(wrapped)/wrappedSize)))
+	return rvError(C.kluis_mint(s.list, s.word(), C.ck_ulong(session), C.ck_ulong(kek), t.list, C.int(t.n),
+		bytePointer(wrapped), C.uint64_t(len(wrapped)), C.int(len(wrapped)/wrappedSize)))
 }
 
 func (s shim) random(session pkcs11.SessionHandle, out []byte) error {

@@ -58,29 +58,34 @@ typedef struct {
 	uint32_t wrapped_len;
 } kluis_unwrap_item;
 
-// One HMAC.
+// One HMAC or signature.
 typedef struct {
 	uint32_t data; // offset into in
 	uint32_t data_len;
 } kluis_mac_item;
 
 // kluis_load opens the module for the rest of the process's life and gives its
-// function list, or NULL. It does not call C_Initialize.
+// function list, or NULL, also when it lacks a function used here. It does not
+// call C_Initialize.
 void *kluis_load(const char *path);
+
+// A call that was given up (*given_up < 0; NULL: it cannot be) touches its
+// session no more: it returns before the next call of the module.
 
 // Each returns how many items were worked through: n, or fewer when an error
 // other than bad data stopped it (the item's rv tells).
-int kluis_gcm(void *module, ck_ulong session, int encrypt, kluis_gcm_item *items, int n,
+int kluis_gcm(void *module, const int64_t *given_up, ck_ulong session, int encrypt, kluis_gcm_item *items, int n,
 	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len);
-int kluis_unwrap(void *module, ck_ulong session, kluis_unwrap_item *items, int n,
+int kluis_unwrap(void *module, const int64_t *given_up, ck_ulong session, kluis_unwrap_item *items, int n,
 	unsigned char *in, uint64_t in_len, ck_attribute *template, int template_len);
 
-// Each returns the first rv that is not CKR_OK.
-ck_ulong kluis_destroy(void *module, ck_ulong session, uint64_t *objects, int n);
-ck_ulong kluis_mac(void *module, ck_ulong session, ck_ulong key, kluis_mac_item *items, int n,
-	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len);
-ck_ulong kluis_mint(void *module, ck_ulong session, ck_ulong kek, ck_attribute *template, int template_len,
-	unsigned char *wrapped, int n);
+// Each returns the first rv that is not CKR_OK; outputs whose length is another
+// than the caller's are CKR_GENERAL_ERROR.
+ck_ulong kluis_destroy(void *module, const int64_t *given_up, ck_ulong session, uint64_t *objects, int n);
+ck_ulong kluis_sign(void *module, const int64_t *given_up, ck_ulong session, ck_ulong mechanism, ck_ulong key, kluis_mac_item *items, int n,
+	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len, uint32_t each);
+ck_ulong kluis_mint(void *module, const int64_t *given_up, ck_ulong session, ck_ulong kek, ck_attribute *template, int template_len,
+	unsigned char *wrapped, uint64_t wrapped_len, int n);
 ck_ulong kluis_random(void *module, ck_ulong session, unsigned char *out, uint64_t out_len);
 
 #endif

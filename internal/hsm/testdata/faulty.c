@@ -1,43 +1,82 @@
 // A PKCS#11 module for tests: SoftHSM with faults. Beside the library lies a
 // control file (library path + ".ctl"), mapped by both sides: per function of
-// the function list a return code, how many calls it applies to (-1: all), a
-// delay, and how often the function was called and succeeded.
+// the function list a fault, how many calls go well before it, how many it
+// applies to (-1: all), and how often the function was called and succeeded.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
 typedef unsigned long ul;
+
+enum { RETURN, DELAY, HANG, CRASH, LIE };
+
 typedef struct {
-	volatile int32_t rv, count, delay_ms, calls, succeeded;
+	volatile int32_t kind;
+	volatile int32_t arg; // RETURN: the return code; DELAY: milliseconds; HANG: 0 lets go; LIE: the handle or length to tell
+	volatile int32_t skip, count, calls, succeeded;
 } control;
+
 typedef struct {
 	unsigned char version[2];
 	void *fn[68];
 } function_list;
 
+// The slot of a function that is never wrapped: the session of the last call
+// that hung, and how many calls used it since it hung.
+enum { WATCH = 3 };
+
+// Only the functions that tell a handle or a length lie: after the real call.
+#define LIED 0x8000FA15UL
+
 static control *controls;
 static function_list list, *real;
 
-static void enter(int f, ul *rv)
+static void sleep_ms(int ms)
 {
-	control *c = &controls[f];
+	struct timespec t = {ms / 1000, (ms % 1000) * 1000000L};
+	nanosleep(&t, NULL);
+}
+
+// take claims one of a counter's remaining units; -1 never runs out.
+static int take(volatile int32_t *n)
+{
+	int32_t left = __atomic_load_n(n, __ATOMIC_SEQ_CST);
+	while (left > 0) {
+		if (__atomic_compare_exchange_n(n, &left, left - 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			return 1;
+	}
+	return left < 0;
+}
+
+static ul enter(int f, ul session)
+{
+	control *c = &controls[f], *watch = &controls[WATCH];
 	__atomic_add_fetch(&c->calls, 1, __ATOMIC_SEQ_CST);
-	if (c->delay_ms) {
-		struct timespec t = {c->delay_ms / 1000, (c->delay_ms % 1000) * 1000000L};
-		nanosleep(&t, NULL);
+	if (session != 0 && (ul)__atomic_load_n(&watch->arg, __ATOMIC_SEQ_CST) == session)
+		__atomic_add_fetch(&watch->calls, 1, __ATOMIC_SEQ_CST);
+	if (take(&c->skip) || !take(&c->count))
+		return 0;
+	switch (c->kind) {
+	case DELAY:
+		sleep_ms(c->arg);
+		return 0;
+	case HANG:
+		__atomic_store_n(&watch->arg, (int32_t)session, __ATOMIC_SEQ_CST);
+		while (__atomic_load_n(&c->arg, __ATOMIC_SEQ_CST) != 0)
+			sleep_ms(2);
+		return 0;
+	case CRASH:
+		abort();
+	case LIE:
+		return LIED;
 	}
-	*rv = 0;
-	int32_t left = __atomic_load_n(&c->count, __ATOMIC_SEQ_CST);
-	if (left != 0) {
-		if (left > 0)
-			__atomic_sub_fetch(&c->count, 1, __ATOMIC_SEQ_CST);
-		*rv = (ul)c->rv;
-	}
+	return (ul)(uint32_t)c->arg;
 }
 
 static ul leave(int f, ul rv)
@@ -47,40 +86,75 @@ static ul leave(int f, ul rv)
 	return rv;
 }
 
-static int ends(int f) { return f == 30 || f == 34 || f == 43; }
+// ends says whether a call that fails so ends its operation, as the standard
+// has it: CKR_BUFFER_TOO_SMALL does not.
+static int ends(int f, ul rv) { return (f == 30 || f == 34 || f == 43) && rv != 0x150; }
 
-#define WRAP(name, f, params, args)                        \
+#define WRAP(name, f, session, params, args)               \
 	static ul name params                                  \
 	{                                                      \
-		ul rv;                                             \
-		enter(f, &rv);                                     \
+		ul rv = enter(f, session);                         \
 		if (rv != 0) {                                     \
-			if (ends(f)) /* a failed call ends its operation, too */ \
+			if (ends(f, rv))                               \
 				((ul(*) params)real->fn[f])args;           \
 			return rv;                                     \
 		}                                                  \
 		return leave(f, ((ul(*) params)real->fn[f])args); \
 	}
 
-WRAP(OpenSession, 12, (ul a, ul b, void *c, void *d, ul *e), (a, b, c, d, e))
-WRAP(CloseSession, 13, (ul a), (a))
-WRAP(Login, 18, (ul a, ul b, void *c, ul d), (a, b, c, d))
-WRAP(DestroyObject, 22, (ul a, ul b), (a, b))
-WRAP(EncryptInit, 29, (ul a, void *b, ul c), (a, b, c))
-WRAP(Encrypt, 30, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
-WRAP(DecryptInit, 33, (ul a, void *b, ul c), (a, b, c))
-WRAP(Decrypt, 34, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
-WRAP(Sign, 43, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
-WRAP(GenerateKey, 58, (ul a, void *b, void *c, ul d, ul *e), (a, b, c, d, e))
-WRAP(WrapKey, 60, (ul a, void *b, ul c, ul d, void *e, ul *f), (a, b, c, d, e, f))
-WRAP(UnwrapKey, 61, (ul a, void *b, ul c, void *d, ul e, void *f, ul g, ul *h), (a, b, c, d, e, f, g, h))
-WRAP(GenerateRandom, 64, (ul a, void *b, ul c), (a, b, c))
+WRAP(GetSlotList, 4, 0, (unsigned char a, void *b, ul *c), (a, b, c))
+WRAP(GetTokenInfo, 6, 0, (ul a, void *b), (a, b))
+WRAP(OpenSession, 12, 0, (ul a, ul b, void *c, void *d, ul *e), (a, b, c, d, e))
+WRAP(CloseSession, 13, a, (ul a), (a))
+WRAP(Login, 18, a, (ul a, ul b, void *c, ul d), (a, b, c, d))
+WRAP(CopyObject, 21, a, (ul a, ul b, void *c, ul d, ul *e), (a, b, c, d, e))
+WRAP(DestroyObject, 22, a, (ul a, ul b), (a, b))
+WRAP(GetAttributeValue, 24, a, (ul a, ul b, void *c, ul d), (a, b, c, d))
+WRAP(SetAttributeValue, 25, a, (ul a, ul b, void *c, ul d), (a, b, c, d))
+WRAP(FindObjectsInit, 26, a, (ul a, void *b, ul c), (a, b, c))
+WRAP(FindObjects, 27, a, (ul a, ul *b, ul c, ul *d), (a, b, c, d))
+WRAP(FindObjectsFinal, 28, a, (ul a), (a))
+WRAP(EncryptInit, 29, a, (ul a, void *b, ul c), (a, b, c))
+WRAP(Encrypt, 30, a, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
+WRAP(DecryptInit, 33, a, (ul a, void *b, ul c), (a, b, c))
+static ul Decrypt(ul a, void *b, ul c, void *d, ul *e)
+{
+	ul rv = enter(34, a);
+	if (rv != 0 && rv != LIED && !ends(34, rv))
+		return rv;
+	ul got = ((ul(*)(ul, void *, ul, void *, ul *))real->fn[34])(a, b, c, d, e);
+	if (rv == LIED && got == 0) {
+		*e = (ul)controls[34].arg;
+		rv = 0;
+	}
+	if (rv == 0)
+		rv = got;
+	return leave(34, rv);
+}
+WRAP(SignInit, 42, a, (ul a, void *b, ul c), (a, b, c))
+WRAP(Sign, 43, a, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
+WRAP(GenerateKey, 58, a, (ul a, void *b, void *c, ul d, ul *e), (a, b, c, d, e))
+WRAP(WrapKey, 60, a, (ul a, void *b, ul c, ul d, void *e, ul *f), (a, b, c, d, e, f))
+static ul UnwrapKey(ul a, void *b, ul c, void *d, ul e, void *f, ul g, ul *h)
+{
+	ul rv = enter(61, a);
+	if (rv != 0 && rv != LIED)
+		return rv;
+	ul got = ((ul(*)(ul, void *, ul, void *, ul, void *, ul, ul *))real->fn[61])(a, b, c, d, e, f, g, h);
+	if (rv == LIED && got == 0)
+		*h = (ul)controls[61].arg;
+	return leave(61, got);
+}
+WRAP(GenerateRandom, 64, a, (ul a, void *b, ul c), (a, b, c))
 
 // The process has initialised SoftHSM already, by its own name.
 static ul Initialize(void *a)
 {
-	ul rv = ((ul(*)(void *))real->fn[0])(a);
-	return rv == 0x191 ? 0 : rv;
+	ul rv = enter(0, 0);
+	if (rv != 0)
+		return rv;
+	rv = ((ul(*)(void *))real->fn[0])(a);
+	return leave(0, rv == 0x191 ? 0 : rv);
 }
 
 static ul Finalize(void *a) { return 0; }
@@ -108,14 +182,23 @@ ul C_GetFunctionList(function_list **out)
 		list.fn[0] = Initialize;
 		list.fn[1] = Finalize;
 		list.fn[3] = C_GetFunctionList;
+		list.fn[4] = GetSlotList;
+		list.fn[6] = GetTokenInfo;
 		list.fn[12] = OpenSession;
 		list.fn[13] = CloseSession;
 		list.fn[18] = Login;
+		list.fn[21] = CopyObject;
 		list.fn[22] = DestroyObject;
+		list.fn[24] = GetAttributeValue;
+		list.fn[25] = SetAttributeValue;
+		list.fn[26] = FindObjectsInit;
+		list.fn[27] = FindObjects;
+		list.fn[28] = FindObjectsFinal;
 		list.fn[29] = EncryptInit;
 		list.fn[30] = Encrypt;
 		list.fn[33] = DecryptInit;
 		list.fn[34] = Decrypt;
+		list.fn[42] = SignInit;
 		list.fn[43] = Sign;
 		list.fn[58] = GenerateKey;
 		list.fn[60] = WrapKey;
