@@ -218,6 +218,7 @@ func (a *access) run(b *batch) (err error) {
 	if err != nil || len(suspect) == 0 {
 		return err
 	}
+	defer a.worker.pool.doubt()()
 	for epoch := range suspect {
 		if err := a.canary(epoch); err != nil {
 			if classify(err) == classData {

@@ -148,7 +148,7 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 			}
 			return connect(mod, role, t, p, cfg.CacheSize, cfg.CacheLifetime, m)
 		}
-		c, err := connect()
+		c, err := inTime(connect, cfg.limits.connect)
 		if err != nil {
 			return nil, err
 		}
@@ -162,6 +162,25 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 		return nil, err
 	}
 	return h, nil
+}
+
+// inTime connects, or returns ErrStuck when that takes too long.
+func inTime(connect func() (*conn, error), limit time.Duration) (*conn, error) {
+	type result struct {
+		conn *conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := connect()
+		done <- result{c, err}
+	}()
+	select {
+	case r := <-done:
+		return r.conn, r.err
+	case <-time.After(limit):
+		return nil, fmt.Errorf("a token does not open within %s: %w", limit, ErrStuck)
+	}
 }
 
 // agree checks what no probe can: that the mint token wraps under the KEK that
@@ -223,7 +242,7 @@ func (h *HSM) Close() error {
 
 // ErrStuck: calls into the module do not return, and nothing in this process
 // can end them.
-var ErrStuck = errors.New("too many calls into the PKCS#11 module did not return (stuck_limit): start a new process")
+var ErrStuck = errors.New("calls into the PKCS#11 module do not return, and only a new process helps")
 
 // Stuck waits until so many calls into the module did not return that the
 // process should drain and end, for its supervisor to start another, and

@@ -217,7 +217,7 @@ func (p *pool) do(ctx context.Context, kind string, operations int, f func(a *ac
 		}
 	case <-p.ended: // and this job came too late to be drained
 		if j.leave() {
-			return true, unavailable(p.label, errClosed)
+			return false, unavailable(p.label, errClosed)
 		}
 	}
 	err = <-j.done
@@ -371,10 +371,15 @@ func (p *pool) sweep() {
 		if a.unwrapped == nil {
 			return nil
 		}
-		return a.holding(func() error {
+		err := a.holding(func() error {
 			a.unwrapped.expire(time.Now())
 			return a.flush()
 		})
+		if errors.Is(err, errAbandoned) {
+			return err
+		}
+		a.tidying = err
+		return nil
 	}, func() {})
 	j.leave() // nobody waits for it
 	select {
@@ -538,10 +543,7 @@ func (p *pool) try(w *worker, c *conn, j *job, second bool) (again bool, err err
 		p.renew(c)
 		return true, nil
 	}
-	p.mu.Lock()
-	incident := p.machine.doubt()
-	p.announce()
-	p.mu.Unlock()
+	defer p.doubt()()
 	if e := w.drop(); e != nil {
 		return false, e
 	}
@@ -560,11 +562,21 @@ func (p *pool) try(w *worker, c *conn, j *job, second bool) (again bool, err err
 			return false, unavailable(p.label, e)
 		}
 	}
-	p.mu.Lock()
-	p.machine.settle(incident)
-	p.announce()
-	p.mu.Unlock()
 	return true, nil
+}
+
+// doubt notes one; whoever settles it by fail need not call settle, and may.
+func (p *pool) doubt() (settle func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	incident := p.machine.doubt()
+	p.announce()
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.machine.settle(incident)
+		p.announce()
+	}
 }
 
 // access gives the worker a session on the connection.

@@ -275,3 +275,22 @@ func TestConfigRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestHungStart: a module that hangs while its token is opened for the first
+// time keeps nobody waiting.
+func TestHungStart(t *testing.T) {
+	t.Parallel()
+	keepInitialised(t)
+	lib, f := newFaulty(t)
+	c := hsmtest.New(t).Servers[0].Config
+	c.Module = lib
+	c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: c.Tokens[hsm.RoleOpen]}
+	f.hang(fnLogin, 1)
+	h, err := hsm.New(hsm.Tuned(c, 500*time.Millisecond, 0, 0, nil))
+	if !errors.Is(err, hsm.ErrStuck) {
+		t.Errorf("%v", err)
+	}
+	if err == nil {
+		_ = h.Close()
+	}
+}
