@@ -93,6 +93,7 @@ func TestHungModule(t *testing.T) {
 	wait(50)
 	const decrypt = 34
 	hang(decrypt, -1)
+	hung := time.Now()
 	select {
 	case err := <-two.exited:
 		var exit *exec.ExitError
@@ -101,6 +102,9 @@ func TestHungModule(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatal("the process goes on with a module that hangs")
+	}
+	if took := time.Since(hung); took > 8*time.Second {
+		t.Errorf("the process took %s to end: two calls of 400 ms are enough, and nothing is worth waiting for", took)
 	}
 	wait(50)
 	hang(decrypt, 0)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -233,10 +234,18 @@ func readProbes(path string) ([]probe, error) {
 
 // Close turns callers away, waits for running batches and logs out.
 func (h *HSM) Close() error {
-	var errs []error
+	var wg sync.WaitGroup
+	errs := make([]error, 0, len(h.pools))
+	var mu sync.Mutex
 	for _, p := range h.pools {
-		errs = append(errs, p.close())
+		wg.Go(func() {
+			err := p.close()
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }
 

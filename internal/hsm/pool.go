@@ -135,6 +135,7 @@ type pool struct {
 	workers map[*worker]struct{}
 	opening *opening
 	pausing *time.Timer
+	hung    bool // a call was given up
 	closed  bool
 }
 
@@ -316,6 +317,7 @@ func (p *pool) abandon(w *worker) {
 	p.log.Error("a call into the HSM module does not return; its session is given up", "token", p.label, "after", p.limits.call)
 
 	p.mu.Lock()
+	p.hung = true
 	delete(p.workers, w)
 	incident := p.machine.doubt()
 	if w.holds.Load() {
@@ -354,6 +356,7 @@ func (p *pool) abandonOpening(o *opening) {
 	}
 	o.over = true
 	p.opening = nil
+	p.hung = true
 	p.lost()
 	p.metrics.stuck()
 	p.metrics.reopened(errStuck)
@@ -775,11 +778,12 @@ func (p *pool) close() error {
 	return err
 }
 
-// idle waits until no worker and no opening is left but stuck ones.
+// idle waits until no worker and no opening is left but stuck ones. An opening
+// after a call hung is likely to hang, too; it closes what it opened itself.
 func (p *pool) idle(timeout <-chan time.Time) error {
 	for {
 		p.mu.Lock()
-		left, changed := len(p.workers) > 0 || p.opening != nil, p.changed
+		left, changed := len(p.workers) > 0 || p.opening != nil && !p.hung, p.changed
 		p.mu.Unlock()
 		if !left {
 			return nil
