@@ -326,17 +326,17 @@ func faultsOf(t *testing.T, r faultRow, note func(faultRow, faultClass, string))
 		if err := b.op(t, b.hsm); err != nil {
 			t.Fatalf("before %s: %v", c.name, err)
 		}
-		middle := (b.faulty.calls(r.fn) - calls) / 2
+		calls = b.faulty.calls(r.fn) - calls
 		start := time.Now()
 		var err error
 		if r.opening {
-			b.faulty.inject(r.fn, c.kind, c.arg, 0, 1)
+			b.faulty.inject(r.fn, c.kind, c.arg, calls, 1) // after those of the batch that finds the token gone
 			b.faulty.fail(fnDecryptInit, pkcs11.CKR_DEVICE_REMOVED, 1)
 			if err = b.op(t, b.hsm); !errors.Is(err, token.ErrUnavailable) {
 				t.Fatalf("%s: a removed device is %v", c.name, err)
 			}
 		} else {
-			b.faulty.inject(r.fn, c.kind, c.arg, middle, 1)
+			b.faulty.inject(r.fn, c.kind, c.arg, calls/2, 1)
 			err = b.op(t, b.hsm)
 		}
 		took := time.Since(start)

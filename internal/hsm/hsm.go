@@ -101,12 +101,6 @@ func New(cfg Config) (*HSM, error) {
 	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 {
 		return nil, errors.New("call timeout and stuck limit must be positive")
 	}
-	cfg.limits = limits{
-		call:    cmp.Or(cfg.CallTimeout, DefaultCallTimeout),
-		connect: cmp.Or(cfg.limits.connect, connectTimeout),
-		first:   cmp.Or(cfg.limits.first, pauseFirst),
-		most:    cmp.Or(cfg.limits.most, pauseMost),
-	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -118,6 +112,12 @@ func New(cfg Config) (*HSM, error) {
 }
 
 func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err error) {
+	cfg.limits = limits{
+		call:    cmp.Or(cfg.CallTimeout, DefaultCallTimeout),
+		connect: cmp.Or(cfg.limits.connect, connectTimeout),
+		first:   cmp.Or(cfg.limits.first, pauseFirst),
+		most:    cmp.Or(cfg.limits.most, pauseMost),
+	}
 	h := &HSM{pools: map[Role]*pool{}, signers: map[Role]*signer{},
 		stuck: &stuckCalls{limit: int64(cmp.Or(cfg.StuckLimit, DefaultStuckLimit)), reached: make(chan struct{})}}
 	all, err := newMetrics(cfg.Registerer)
