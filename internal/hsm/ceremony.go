@@ -106,6 +106,8 @@ func (c Ceremony) Init(soPINFile string) (PublicKeys, error) {
 }
 
 func (c Ceremony) initToken(mod *module, t Token, soPINFile string) error {
+	mod.initialising.Lock() // or two would take the same free slot
+	defer mod.initialising.Unlock()
 	slots, err := mod.findSlots(t.Label)
 	if err != nil {
 		return err

@@ -381,3 +381,16 @@ func RawUnwraps(cfg Config, wrapped []byte, n int) error {
 	}
 	return nil
 }
+
+// Working is how many workers of a role are trusted.
+func Working(h *HSM, role Role) (n int) {
+	p := h.pools[role]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for w := range p.workers {
+		if !w.trial {
+			n++
+		}
+	}
+	return n
+}

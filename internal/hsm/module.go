@@ -26,6 +26,8 @@ type module struct {
 	raw  *pkcs11.Ctx // management calls; never initialised by itself but in bare
 	shim shim
 
+	initialising sync.Mutex // of tokens, one at a time
+
 	mu       sync.Mutex
 	changed  sync.Cond
 	contexts int  // open crypto11 contexts, and those being opened

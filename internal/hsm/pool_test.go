@@ -34,7 +34,16 @@ func TestStuckWorker(t *testing.T) {
 	if err := op(t, h); err != nil { // the keys are cached now
 		t.Fatal(err)
 	}
+	both := func() {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); hsm.Working(h, hsm.RoleOpen) != 2; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the worker that hangs is not replaced")
+			}
+		}
+	}
 	for round := range 2 {
+		both()
 		f.hang(fnDecrypt, 1)
 		hung := make(chan error, 1)
 		own := slices.Clone(items)
@@ -72,19 +81,20 @@ func TestStuckWorker(t *testing.T) {
 		t.Errorf("after 2 of 3: %v", err)
 	}
 	// Two at a time again.
-	f.delay(fnDecryptInit, 20)
+	both()
+	f.delay(fnDecryptInit, 60)
 	start := time.Now()
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			if err := opens(keys, slices.Clone(items[:5]))(t, h); err != nil {
+			if err := opens(keys, slices.Clone(items[:3]))(t, h); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	if took := time.Since(start); took > 180*time.Millisecond {
-		t.Errorf("2 batches of 5 calls of 20 ms took %s: there is only one worker", took)
+	if took := time.Since(start); took > 350*time.Millisecond {
+		t.Errorf("2 batches of 3 calls of 60 ms took %s: there is only one worker", took)
 	}
 	f.delay(fnDecryptInit, 0)
 	if n := f.touched(); n != 0 {
