@@ -19,8 +19,10 @@ setup: ## install (or say how to install) PostgreSQL, SoftHSM and a C compiler
 demo: setup build ## everything on this machine, until interrupted; STATE=dir keeps its data there
 	bin/kluis demo --state '$(STATE)'
 
+# -count=1: some tests build and run the programs, which go's cache of test
+# results knows nothing of.
 test: setup ## every test, on real PostgreSQL and SoftHSM
-	go test -race -timeout 9m ./...
+	go test -race -count=1 -timeout 9m ./...
 
 soak: setup ## the HSM under mixed faults for SOAK=10m, and two million calls; says what grew
 	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls' ./internal/hsm -soak $(SOAK)
