@@ -39,8 +39,9 @@ bin/gateway bin/issuer bin/kluis: bin/%: FORCE
 bin/cryptoserver: FORCE
 	CGO_ENABLED=1 go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/cryptoserver
 
-lint: ## formatting, vet, staticcheck
+lint: ## formatting, go.mod, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go mod tidy -diff
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
