@@ -477,13 +477,15 @@ func TestStoppedInMidRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer owner.Close()
-	tx, err := owner.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback() }()
-	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE`); err != nil {
-		t.Fatal(err)
+	// The statement itself waits. One that waited for a lock could get it from
+	// a session that the shutdown ends first, and rightly succeed.
+	for _, stmt := range []string{
+		`CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$`,
+		`CREATE TRIGGER dawdle BEFORE INSERT ON access_log FOR EACH ROW EXECUTE FUNCTION dawdle()`,
+	} {
+		if _, err := owner.ExecContext(t.Context(), stmt); err != nil {
+			t.Fatal(err)
+		}
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- g.Record(t.Context(), record()) }()
