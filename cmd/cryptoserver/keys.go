@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
 )
@@ -38,7 +39,7 @@ func tokensByRole(t config.Tokens) map[hsm.Role]hsm.Token {
 		hsm.RoleOpen: t.Open, hsm.RoleSeal: t.Seal, hsm.RoleMint: t.Mint, hsm.RoleSign: t.Sign,
 	} {
 		if t != nil {
-			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile}
+			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile, Workers: t.Workers}
 		}
 	}
 	return byRole
@@ -178,7 +179,7 @@ func (c *publicJWKSCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	b, err := hsm.JWKS(keys...)
+	b, err := authn.JWKS(keys...)
 	if err != nil {
 		return err
 	}

@@ -97,16 +97,8 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 // openTokens logs in to the token of every configured role; the KEKs have
 // withstood every attack when it returns.
 func openTokens(cfg config.Cryptoserver, log *slog.Logger, reg prometheus.Registerer) (*hsm.HSM, error) {
-	byRole := map[hsm.Role]hsm.Token{}
-	for role, t := range map[hsm.Role]*config.Token{
-		hsm.RoleOpen: cfg.Tokens.Open, hsm.RoleSeal: cfg.Tokens.Seal, hsm.RoleMint: cfg.Tokens.Mint, hsm.RoleSign: cfg.Tokens.Sign,
-	} {
-		if t != nil {
-			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile, Workers: t.Workers}
-		}
-	}
 	return hsm.New(hsm.Config{
-		Module: cfg.Module, Tokens: byRole, ProbeKeyFile: cfg.ProbeKeyFile,
+		Module: cfg.Module, Tokens: tokensByRole(cfg.Tokens), ProbeKeyFile: cfg.ProbeKeyFile,
 		CacheSize: cfg.KeyCache.Size, CacheLifetime: time.Duration(cfg.KeyCache.Lifetime),
 		CallTimeout: time.Duration(cfg.CallTimeout), StuckLimit: cfg.StuckLimit,
 		Log: log, Registerer: reg,

@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -9,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -326,5 +328,39 @@ func TestConfigured(t *testing.T) {
 	_, err = pinnedKeys{}.key(t.Context(), "")
 	if !errors.Is(err, errUnknownKey) {
 		t.Error(err)
+	}
+}
+
+// The example key of RFC 7517, appendix A.1, as a set of one; its kid is the
+// thumbprint of RFC 7638.
+func TestJWKSVector(t *testing.T) {
+	t.Parallel()
+	point, err := hex.DecodeString("04" +
+		"30a0424cd21c2944838a2d75c92b37e76ea20d9f00893a3b4eee8a3c0aafec3e" +
+		"e04b65e92456d9888b52b379bdfbd51ee869ef1f0fc65b6659695b6cce081723")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"keys":[{"crv":"P-256","kty":"EC","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",` +
+		`"y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM","alg":"ES256","use":"sig",` +
+		`"kid":"cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s"}]}`
+	got, err := JWKS(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, got); err != nil || compact.String() != want {
+		t.Errorf("%v\n%s", err, got)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := JWKS(&p384.PublicKey); err == nil {
+		t.Error("a P-384 key passed for ES256")
 	}
 }

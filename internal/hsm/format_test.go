@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"os"
@@ -73,35 +72,6 @@ func goldenKey(t *testing.T) *ecdsa.PublicKey {
 		t.Fatal(err)
 	}
 	return k
-}
-
-func TestJWKS(t *testing.T) {
-	t.Parallel()
-	const want = `{
-  "keys": [
-    {
-      "crv": "P-256",
-      "kty": "EC",
-      "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
-      "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",
-      "kid": "cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s",
-      "use": "sig",
-      "alg": "ES256"
-    }
-  ]
-}
-`
-	got, err := hsm.JWKS(goldenKey(t))
-	if err != nil || string(got) != want {
-		t.Errorf("%v\n%s", err, got)
-	}
-	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := hsm.JWKS(&p384.PublicKey); err == nil {
-		t.Error("a P-384 key passed for ES256")
-	}
 }
 
 func TestPublicKeys(t *testing.T) {

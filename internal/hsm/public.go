@@ -6,10 +6,8 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -144,64 +142,6 @@ func EncodePEM(k crypto.PublicKey) ([]byte, error) {
 		return nil, err
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
-}
-
-// jwk has its members in the order of RFC 7638, which hashes them so.
-type jwk struct {
-	Crv string `json:"crv"`
-	Kty string `json:"kty"`
-	X   string `json:"x"`
-	Y   string `json:"y"`
-}
-
-func newJWK(k *ecdsa.PublicKey) (jwk, error) {
-	point, err := k.Bytes() // 0x04 || x || y
-	if err != nil || len(point) != 65 {
-		return jwk{}, errors.New("not a P-256 key")
-	}
-	e := base64.RawURLEncoding.EncodeToString
-	return jwk{Crv: "P-256", Kty: "EC", X: e(point[1:33]), Y: e(point[33:])}, nil
-}
-
-// Thumbprint is the JWK thumbprint (RFC 7638, SHA-256, base64url) of a P-256
-// key: its kid.
-func Thumbprint(k *ecdsa.PublicKey) (string, error) {
-	j, err := newJWK(k)
-	if err != nil {
-		return "", err
-	}
-	b, err := json.Marshal(j)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(b)
-	return base64.RawURLEncoding.EncodeToString(sum[:]), nil
-}
-
-// JWKS is the JWK set (RFC 7517) of ES256 keys, each with its thumbprint as kid.
-func JWKS(keys ...*ecdsa.PublicKey) ([]byte, error) {
-	type member struct {
-		jwk
-		Kid string `json:"kid"`
-		Use string `json:"use"`
-		Alg string `json:"alg"`
-	}
-	set := struct {
-		Keys []member `json:"keys"`
-	}{Keys: []member{}}
-	for _, k := range keys {
-		j, err := newJWK(k)
-		if err != nil {
-			return nil, err
-		}
-		kid, err := Thumbprint(k)
-		if err != nil {
-			return nil, err
-		}
-		set.Keys = append(set.Keys, member{jwk: j, Kid: kid, Use: "sig", Alg: "ES256"})
-	}
-	b, err := json.MarshalIndent(set, "", "  ")
-	return append(b, '\n'), err
 }
 
 // writeFile replaces a file as a whole or not at all.

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
 )
@@ -205,7 +206,7 @@ func build(dir string) (*HSM, error) {
 }
 
 func writeJWKS(path string, keys ...*ecdsa.PublicKey) error {
-	b, err := hsm.JWKS(keys...)
+	b, err := authn.JWKS(keys...)
 	if err != nil {
 		return err
 	}
