@@ -78,15 +78,25 @@ func Seal(payload []byte, s Signer) ([]byte, error) {
 	w := canonical.New(domainSealed, versionSealed)
 	w.Fixed(id[:])
 	w.Bytes(payload)
-	sig, err := s.SignDigest(sha256.Sum256(w.Encoded()))
+	sig, err := SignDigest(s, sha256.Sum256(w.Encoded()))
 	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
-	}
-	if !lowS(&sig) {
-		return nil, fmt.Errorf("%w: the signer returned no signature", ErrSeal)
+		return nil, err
 	}
 	w.Fixed(sig[:])
 	return w.Encoded(), nil
+}
+
+// SignDigest signs in the one form that VerifyDigest accepts. What the digest
+// is of begins with a domain tag of its own (package canonical).
+func SignDigest(s Signer, digest [32]byte) ([signatureSize]byte, error) {
+	sig, err := s.SignDigest(digest)
+	if err != nil {
+		return sig, fmt.Errorf("sign: %w", err)
+	}
+	if !lowS(&sig) {
+		return sig, fmt.Errorf("%w: the signer returned no signature", ErrSeal)
+	}
+	return sig, nil
 }
 
 // halfOrder is half the order of P-256, rounded down.
@@ -222,9 +232,7 @@ func open[T any](k *SealKeys, cache *lru.Cache[[32]byte, *T], parse func([]byte)
 	return v, nil
 }
 
-// verify returns the signed payload, which aliases sealed. It accepts the
-// lower of the two values of s only, so that without the key nobody makes a
-// second sealed form of a fact.
+// verify returns the signed payload, which aliases sealed.
 func (k *SealKeys) verify(sealed []byte) ([]byte, error) {
 	r, _, err := canonical.Open(sealed, domainSealed, versionSealed)
 	if err != nil {
@@ -238,14 +246,23 @@ func (k *SealKeys) verify(sealed []byte) ([]byte, error) {
 	if err := r.Close(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSeal, err)
 	}
-	key := k.keys[id]
-	if key == nil {
-		return nil, fmt.Errorf("%w: signed with a key that is not pinned", ErrSeal)
-	}
-	digest := sha256.Sum256(sealed[:len(sealed)-signatureSize])
-	rr, ss := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
-	if ss.Cmp(halfOrder) > 0 || !ecdsa.Verify(key, digest[:], rr, ss) {
-		return nil, fmt.Errorf("%w: wrong signature", ErrSeal)
+	if err := k.VerifyDigest(id, sha256.Sum256(sealed[:len(sealed)-signatureSize]), sig); err != nil {
+		return nil, err
 	}
 	return payload, nil
+}
+
+// VerifyDigest verifies a signature under the pinned key of an id. It accepts
+// the lower of the two values of s only, so that without the key nobody makes a
+// second signed form. Every error wraps ErrSeal.
+func (k *SealKeys) VerifyDigest(id KeyID, digest [32]byte, sig [signatureSize]byte) error {
+	key := k.keys[id]
+	if key == nil {
+		return fmt.Errorf("%w: signed with a key that is not pinned", ErrSeal)
+	}
+	r, s := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
+	if s.Cmp(halfOrder) > 0 || !ecdsa.Verify(key, digest[:], r, s) {
+		return fmt.Errorf("%w: wrong signature", ErrSeal)
+	}
+	return nil
 }

@@ -179,6 +179,7 @@ type scripted struct{ err error }
 
 func (s *scripted) Check(context.Context) error { return s.err }
 func (s *scripted) Epochs() []uint32            { return nil }
+func (s *scripted) Report() []token.Report      { return nil }
 
 // TestMonitor: down at once when the token says it is unavailable, after two
 // failures otherwise, up after one success; each role by itself.

@@ -39,7 +39,11 @@ func (s *Server) Mint(ctx context.Context, req *cryptopb.MintRequest) (*cryptopb
 		}
 		recs[i].EAN, recs[i].Class, recs[i].Month, recs[i].Occupancy = ean, meter.Class(k.Class), meter.Month(k.Month), meter.Day(k.Occupancy)
 	}
-	wrapped, epoch, err := minter.Mint(ctx, n)
+	var epoch uint32
+	for _, e := range minter.Epochs() {
+		epoch = max(epoch, e)
+	}
+	wrapped, err := minter.Mint(ctx, epoch, n)
 	if err != nil {
 		return nil, s.tokenError(ctx, RoleMint, err)
 	}

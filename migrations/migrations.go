@@ -26,11 +26,12 @@ const (
 	RoleIssuer    = "kluis_issuer"
 	RoleIngest    = "kluis_ingest"
 	RoleRegistrar = "kluis_registrar"
+	RoleCustodian = "kluis_custodian"
 )
 
 // Roles lists all of them, the owner first.
 func Roles() []string {
-	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar}
+	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar, RoleCustodian}
 }
 
 // ErrRole says that a role exists with powers it must not have.

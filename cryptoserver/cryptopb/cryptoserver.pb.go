@@ -82,6 +82,7 @@ const (
 	Fault_FAULT_OUTSIDE_GRANT Fault = 1 // not opened: the evidence does not cover it
 	Fault_FAULT_DAMAGED       Fault = 2 // did not open
 	Fault_FAULT_DUPLICATE     Fault = 3 // the same field and day twice
+	Fault_FAULT_ERASED        Fault = 4 // its data key was erased
 )
 
 // Enum value maps for Fault.
@@ -91,12 +92,14 @@ var (
 		1: "FAULT_OUTSIDE_GRANT",
 		2: "FAULT_DAMAGED",
 		3: "FAULT_DUPLICATE",
+		4: "FAULT_ERASED",
 	}
 	Fault_value = map[string]int32{
 		"FAULT_UNSPECIFIED":   0,
 		"FAULT_OUTSIDE_GRANT": 1,
 		"FAULT_DAMAGED":       2,
 		"FAULT_DUPLICATE":     3,
+		"FAULT_ERASED":        4,
 	}
 )
 
@@ -1717,6 +1720,537 @@ func (x *SignTokenResponse) GetExpiresAt() int64 {
 	return 0
 }
 
+type SignControlRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the last entry; 0 when there is none
+	Hash     []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`          // chain up to it, 32 bytes
+	// Canonical; appended as sequence + 1. Empty: a heartbeat.
+	Entry         []byte `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignControlRequest) Reset() {
+	*x = SignControlRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignControlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignControlRequest) ProtoMessage() {}
+
+func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignControlRequest.ProtoReflect.Descriptor instead.
+func (*SignControlRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SignControlRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *SignControlRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *SignControlRequest) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type SignControlResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Head          []byte                 `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"` // signed, with this server's time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignControlResponse) Reset() {
+	*x = SignControlResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignControlResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignControlResponse) ProtoMessage() {}
+
+func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignControlResponse.ProtoReflect.Descriptor instead.
+func (*SignControlResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SignControlResponse) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+type PutControlRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`    // sequence of the first of entries
+	Entries       [][]byte               `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"` // canonical; those the server has are skipped
+	Head          []byte                 `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"`       // signed, of the last of entries
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutControlRequest) Reset() {
+	*x = PutControlRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutControlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutControlRequest) ProtoMessage() {}
+
+func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutControlRequest.ProtoReflect.Descriptor instead.
+func (*PutControlRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PutControlRequest) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PutControlRequest) GetEntries() [][]byte {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *PutControlRequest) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+type PutControlResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the last entry the server now has: less than the head's when entries
+	// in between are missing.
+	Sequence      uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutControlResponse) Reset() {
+	*x = PutControlResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutControlResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutControlResponse) ProtoMessage() {}
+
+func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutControlResponse.ProtoReflect.Descriptor instead.
+func (*PutControlResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PutControlResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+type RewrapRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*DataKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewrapRequest) Reset() {
+	*x = RewrapRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewrapRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewrapRequest) ProtoMessage() {}
+
+func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
+func (*RewrapRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RewrapRequest) GetKeys() []*DataKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type RewrapResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KekEpoch      uint32                 `protobuf:"varint,1,opt,name=kek_epoch,json=kekEpoch,proto3" json:"kek_epoch,omitempty"` // the active one
+	Keys          []*RewrappedKey        `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`                          // as asked, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewrapResponse) Reset() {
+	*x = RewrapResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewrapResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewrapResponse) ProtoMessage() {}
+
+func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
+func (*RewrapResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RewrapResponse) GetKekEpoch() uint32 {
+	if x != nil {
+		return x.KekEpoch
+	}
+	return 0
+}
+
+func (x *RewrapResponse) GetKeys() []*RewrappedKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type RewrappedKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wrapped       []byte                 `protobuf:"bytes,1,opt,name=wrapped,proto3" json:"wrapped,omitempty"` // empty: fault says why
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Fault         Fault                  `protobuf:"varint,3,opt,name=fault,proto3,enum=kluis.cryptoserver.v1.Fault" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewrappedKey) Reset() {
+	*x = RewrappedKey{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewrappedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewrappedKey) ProtoMessage() {}
+
+func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewrappedKey.ProtoReflect.Descriptor instead.
+func (*RewrappedKey) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RewrappedKey) GetWrapped() []byte {
+	if x != nil {
+		return x.Wrapped
+	}
+	return nil
+}
+
+func (x *RewrappedKey) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *RewrappedKey) GetFault() Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return Fault_FAULT_UNSPECIFIED
+}
+
+type ResealRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ean           uint64                 `protobuf:"varint,1,opt,name=ean,proto3" json:"ean,omitempty"`
+	From          *DataKey               `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            *DataKey               `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Blocks        []*SealedBlock         `protobuf:"bytes,4,rep,name=blocks,proto3" json:"blocks,omitempty"` // key is not used
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealRequest) Reset() {
+	*x = ResealRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealRequest) ProtoMessage() {}
+
+func (x *ResealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
+func (*ResealRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ResealRequest) GetEan() uint64 {
+	if x != nil {
+		return x.Ean
+	}
+	return 0
+}
+
+func (x *ResealRequest) GetFrom() *DataKey {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ResealRequest) GetTo() *DataKey {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ResealRequest) GetBlocks() []*SealedBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type ResealResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        []*ResealedBlock       `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"` // as asked, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealResponse) Reset() {
+	*x = ResealResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealResponse) ProtoMessage() {}
+
+func (x *ResealResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
+func (*ResealResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ResealResponse) GetBlocks() []*ResealedBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type ResealedBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ciphertext    []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"` // empty: fault says why
+	Fault         Fault                  `protobuf:"varint,2,opt,name=fault,proto3,enum=kluis.cryptoserver.v1.Fault" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealedBlock) Reset() {
+	*x = ResealedBlock{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealedBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealedBlock) ProtoMessage() {}
+
+func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealedBlock.ProtoReflect.Descriptor instead.
+func (*ResealedBlock) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ResealedBlock) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+func (x *ResealedBlock) GetFault() Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return Fault_FAULT_UNSPECIFIED
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1725,7 +2259,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +2271,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,27 +2284,31 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
-	BootId        []byte                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // 16 bytes, new at every start
-	Roles         []string               `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	ProfileDigest []byte                 `protobuf:"bytes,4,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
-	KekEpochs     []uint32               `protobuf:"varint,5,rep,packed,name=kek_epochs,json=kekEpochs,proto3" json:"kek_epochs,omitempty"`
-	Healthy       bool                   `protobuf:"varint,6,opt,name=healthy,proto3" json:"healthy,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt     int64                  `protobuf:"varint,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // microseconds UTC
-	Receipts      uint64                 `protobuf:"varint,9,opt,name=receipts,proto3" json:"receipts,omitempty"`                    // issued since boot
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ServerId        string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	BootId          []byte                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // 16 bytes, new at every start
+	Roles           []string               `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	ProfileDigest   []byte                 `protobuf:"bytes,4,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
+	KekEpochs       []uint32               `protobuf:"varint,5,rep,packed,name=kek_epochs,json=kekEpochs,proto3" json:"kek_epochs,omitempty"`
+	Healthy         bool                   `protobuf:"varint,6,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Version         string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt       int64                  `protobuf:"varint,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`                    // microseconds UTC
+	Receipts        uint64                 `protobuf:"varint,9,opt,name=receipts,proto3" json:"receipts,omitempty"`                                       // issued since boot
+	ControlSequence uint64                 `protobuf:"varint,10,opt,name=control_sequence,json=controlSequence,proto3" json:"control_sequence,omitempty"` // of the last control entry known
+	ControlAt       int64                  `protobuf:"varint,11,opt,name=control_at,json=controlAt,proto3" json:"control_at,omitempty"`                   // of the newest head, microseconds UTC; 0: none
+	ActiveEpoch     uint32                 `protobuf:"varint,12,opt,name=active_epoch,json=activeEpoch,proto3" json:"active_epoch,omitempty"`             // 0: none
+	Tokens          []*TokenStatus         `protobuf:"bytes,13,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +2320,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +2333,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -1857,6 +2395,194 @@ func (x *StatusResponse) GetStartedAt() int64 {
 func (x *StatusResponse) GetReceipts() uint64 {
 	if x != nil {
 		return x.Receipts
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetControlSequence() uint64 {
+	if x != nil {
+		return x.ControlSequence
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetControlAt() int64 {
+	if x != nil {
+		return x.ControlAt
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetActiveEpoch() uint32 {
+	if x != nil {
+		return x.ActiveEpoch
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetTokens() []*TokenStatus {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type TokenStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`      // up, suspect, down, probing
+	Handles       uint64                 `protobuf:"varint,4,opt,name=handles,proto3" json:"handles,omitempty"` // unwrapped data keys that live on it now
+	Keys          []*KeyStatus           `protobuf:"bytes,5,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenStatus) Reset() {
+	*x = TokenStatus{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenStatus) ProtoMessage() {}
+
+func (x *TokenStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
+func (*TokenStatus) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *TokenStatus) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetHandles() uint64 {
+	if x != nil {
+		return x.Handles
+	}
+	return 0
+}
+
+func (x *TokenStatus) GetKeys() []*KeyStatus {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type KeyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // kek, mac, signing
+	KekEpoch      uint32                 `protobuf:"varint,3,opt,name=kek_epoch,json=kekEpoch,proto3" json:"kek_epoch,omitempty"`
+	MadeOn        string                 `protobuf:"bytes,4,opt,name=made_on,json=madeOn,proto3" json:"made_on,omitempty"` // YYYY-MM-DD, UTC; empty when the token does not say
+	Attributes    []string               `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`       // what it may, and what it never may
+	Uses          uint64                 `protobuf:"varint,6,opt,name=uses,proto3" json:"uses,omitempty"`                  // operations with it since the server started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyStatus) Reset() {
+	*x = KeyStatus{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyStatus) ProtoMessage() {}
+
+func (x *KeyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
+func (*KeyStatus) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *KeyStatus) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetKekEpoch() uint32 {
+	if x != nil {
+		return x.KekEpoch
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetMadeOn() string {
+	if x != nil {
+		return x.MadeOn
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetUses() uint64 {
+	if x != nil {
+		return x.Uses
 	}
 	return 0
 }
@@ -2003,8 +2729,41 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x11SignTokenResponse\x12!\n" +
 	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\x0f\n" +
-	"\rStatusRequest\"\x91\x02\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"Z\n" +
+	"\x12SignControlRequest\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x14\n" +
+	"\x05entry\x18\x03 \x01(\fR\x05entry\")\n" +
+	"\x13SignControlResponse\x12\x12\n" +
+	"\x04head\x18\x01 \x01(\fR\x04head\"W\n" +
+	"\x11PutControlRequest\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x18\n" +
+	"\aentries\x18\x02 \x03(\fR\aentries\x12\x12\n" +
+	"\x04head\x18\x03 \x01(\fR\x04head\"0\n" +
+	"\x12PutControlResponse\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"C\n" +
+	"\rRewrapRequest\x122\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x04keys\"f\n" +
+	"\x0eRewrapResponse\x12\x1b\n" +
+	"\tkek_epoch\x18\x01 \x01(\rR\bkekEpoch\x127\n" +
+	"\x04keys\x18\x02 \x03(\v2#.kluis.cryptoserver.v1.RewrappedKeyR\x04keys\"n\n" +
+	"\fRewrappedKey\x12\x18\n" +
+	"\awrapped\x18\x01 \x01(\fR\awrapped\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\x122\n" +
+	"\x05fault\x18\x03 \x01(\x0e2\x1c.kluis.cryptoserver.v1.FaultR\x05fault\"\xc1\x01\n" +
+	"\rResealRequest\x12\x10\n" +
+	"\x03ean\x18\x01 \x01(\x04R\x03ean\x122\n" +
+	"\x04from\x18\x02 \x01(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x04from\x12.\n" +
+	"\x02to\x18\x03 \x01(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x02to\x12:\n" +
+	"\x06blocks\x18\x04 \x03(\v2\".kluis.cryptoserver.v1.SealedBlockR\x06blocks\"N\n" +
+	"\x0eResealResponse\x12<\n" +
+	"\x06blocks\x18\x01 \x03(\v2$.kluis.cryptoserver.v1.ResealedBlockR\x06blocks\"c\n" +
+	"\rResealedBlock\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x01 \x01(\fR\n" +
+	"ciphertext\x122\n" +
+	"\x05fault\x18\x02 \x01(\x0e2\x1c.kluis.cryptoserver.v1.FaultR\x05fault\"\x0f\n" +
+	"\rStatusRequest\"\xba\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\fR\x06bootId\x12\x14\n" +
@@ -2016,25 +2775,52 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
 	"started_at\x18\b \x01(\x03R\tstartedAt\x12\x1a\n" +
-	"\breceipts\x18\t \x01(\x04R\breceipts*|\n" +
+	"\breceipts\x18\t \x01(\x04R\breceipts\x12)\n" +
+	"\x10control_sequence\x18\n" +
+	" \x01(\x04R\x0fcontrolSequence\x12\x1d\n" +
+	"\n" +
+	"control_at\x18\v \x01(\x03R\tcontrolAt\x12!\n" +
+	"\factive_epoch\x18\f \x01(\rR\vactiveEpoch\x12:\n" +
+	"\x06tokens\x18\r \x03(\v2\".kluis.cryptoserver.v1.TokenStatusR\x06tokens\"\x9d\x01\n" +
+	"\vTokenStatus\x12\x12\n" +
+	"\x04role\x18\x01 \x01(\tR\x04role\x12\x14\n" +
+	"\x05label\x18\x02 \x01(\tR\x05label\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
+	"\ahandles\x18\x04 \x01(\x04R\ahandles\x124\n" +
+	"\x04keys\x18\x05 \x03(\v2 .kluis.cryptoserver.v1.KeyStatusR\x04keys\"\x9f\x01\n" +
+	"\tKeyStatus\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tkek_epoch\x18\x03 \x01(\rR\bkekEpoch\x12\x17\n" +
+	"\amade_on\x18\x04 \x01(\tR\x06madeOn\x12\x1e\n" +
+	"\n" +
+	"attributes\x18\x05 \x03(\tR\n" +
+	"attributes\x12\x12\n" +
+	"\x04uses\x18\x06 \x01(\x04R\x04uses*|\n" +
 	"\n" +
 	"UnitStatus\x12\x1b\n" +
 	"\x17UNIT_STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eUNIT_STATUS_OK\x10\x01\x12\x1b\n" +
 	"\x17UNIT_STATUS_NO_RELATION\x10\x02\x12 \n" +
-	"\x1cUNIT_STATUS_EVIDENCE_INVALID\x10\x03*_\n" +
+	"\x1cUNIT_STATUS_EVIDENCE_INVALID\x10\x03*q\n" +
 	"\x05Fault\x12\x15\n" +
 	"\x11FAULT_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
-	"\x0fFAULT_DUPLICATE\x10\x032\xfe\x04\n" +
+	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
+	"\fFAULT_ERASED\x10\x042\xf5\a\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
 	"\x04Seal\x12\".kluis.cryptoserver.v1.SealRequest\x1a#.kluis.cryptoserver.v1.SealResponse\x12[\n" +
 	"\bSealStep\x12&.kluis.cryptoserver.v1.SealStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12g\n" +
 	"\fSealSupplier\x12*.kluis.cryptoserver.v1.SealSupplierRequest\x1a+.kluis.cryptoserver.v1.SealSupplierResponse\x12^\n" +
-	"\tSignToken\x12'.kluis.cryptoserver.v1.SignTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12U\n" +
+	"\tSignToken\x12'.kluis.cryptoserver.v1.SignTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12d\n" +
+	"\vSignControl\x12).kluis.cryptoserver.v1.SignControlRequest\x1a*.kluis.cryptoserver.v1.SignControlResponse\x12a\n" +
+	"\n" +
+	"PutControl\x12(.kluis.cryptoserver.v1.PutControlRequest\x1a).kluis.cryptoserver.v1.PutControlResponse\x12U\n" +
+	"\x06Rewrap\x12$.kluis.cryptoserver.v1.RewrapRequest\x1a%.kluis.cryptoserver.v1.RewrapResponse\x12U\n" +
+	"\x06Reseal\x12$.kluis.cryptoserver.v1.ResealRequest\x1a%.kluis.cryptoserver.v1.ResealResponse\x12U\n" +
 	"\x06Status\x12$.kluis.cryptoserver.v1.StatusRequest\x1a%.kluis.cryptoserver.v1.StatusResponseB\x1dZ\x1bkluis/cryptoserver/cryptopbb\x06proto3"
 
 var (
@@ -2050,7 +2836,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(UnitStatus)(0),              // 0: kluis.cryptoserver.v1.UnitStatus
 	(Fault)(0),                   // 1: kluis.cryptoserver.v1.Fault
@@ -2078,8 +2864,20 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(*SealSupplierResponse)(nil), // 23: kluis.cryptoserver.v1.SealSupplierResponse
 	(*SignTokenRequest)(nil),     // 24: kluis.cryptoserver.v1.SignTokenRequest
 	(*SignTokenResponse)(nil),    // 25: kluis.cryptoserver.v1.SignTokenResponse
-	(*StatusRequest)(nil),        // 26: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),       // 27: kluis.cryptoserver.v1.StatusResponse
+	(*SignControlRequest)(nil),   // 26: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),  // 27: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),    // 28: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),   // 29: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),        // 30: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),       // 31: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),         // 32: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),        // 33: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),       // 34: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),        // 35: kluis.cryptoserver.v1.ResealedBlock
+	(*StatusRequest)(nil),        // 36: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),       // 37: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),          // 38: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),            // 39: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
@@ -2098,25 +2896,43 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	16, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
 	18, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
 	22, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
-	2,  // 16: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
-	12, // 17: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
-	15, // 18: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
-	19, // 19: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
-	21, // 20: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	24, // 21: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	26, // 22: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	6,  // 23: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	14, // 24: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	17, // 25: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	20, // 26: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	23, // 27: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	25, // 28: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	27, // 29: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	23, // [23:30] is the sub-list for method output_type
-	16, // [16:23] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	32, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
+	1,  // 18: kluis.cryptoserver.v1.RewrappedKey.fault:type_name -> kluis.cryptoserver.v1.Fault
+	4,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
+	4,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
+	5,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
+	35, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
+	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
+	38, // 24: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	39, // 25: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	2,  // 26: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
+	12, // 27: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
+	15, // 28: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
+	19, // 29: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
+	21, // 30: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	24, // 31: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	26, // 32: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	28, // 33: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	30, // 34: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	33, // 35: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	36, // 36: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	6,  // 37: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	14, // 38: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	17, // 39: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	20, // 40: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	23, // 41: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	25, // 42: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	27, // 43: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	29, // 44: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	31, // 45: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	34, // 46: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	37, // 47: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_cryptoserver_cryptopb_cryptoserver_proto_init() }
@@ -2130,7 +2946,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,10 @@ const (
 	Cryptoserver_SealStep_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
 	Cryptoserver_SealSupplier_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
 	Cryptoserver_SignToken_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
+	Cryptoserver_SignControl_FullMethodName  = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
+	Cryptoserver_PutControl_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
+	Cryptoserver_Rewrap_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
+	Cryptoserver_Reseal_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
 	Cryptoserver_Status_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Status"
 )
 
@@ -46,6 +50,17 @@ type CryptoserverClient interface {
 	SealSupplier(ctx context.Context, in *SealSupplierRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(ctx context.Context, in *SignTokenRequest, opts ...grpc.CallOption) (*SignTokenResponse, error)
+	// SignControl signs a head of the control feed (package control): of the
+	// feed as it is (a heartbeat), or with one more entry.
+	SignControl(ctx context.Context, in *SignControlRequest, opts ...grpc.CallOption) (*SignControlResponse, error)
+	// PutControl brings the control feed up to date. Open, Mint, Seal, Rewrap
+	// and Reseal serve only while the newest head is at most a minute old.
+	PutControl(ctx context.Context, in *PutControlRequest, opts ...grpc.CallOption) (*PutControlResponse, error)
+	// Rewrap wraps data keys of older KEK epochs under the active one.
+	Rewrap(ctx context.Context, in *RewrapRequest, opts ...grpc.CallOption) (*RewrapResponse, error)
+	// Reseal seals blocks under another data key of the same metering point,
+	// class and month. No plaintext leaves the server.
+	Reseal(ctx context.Context, in *ResealRequest, opts ...grpc.CallOption) (*ResealResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -118,6 +133,46 @@ func (c *cryptoserverClient) SignToken(ctx context.Context, in *SignTokenRequest
 	return out, nil
 }
 
+func (c *cryptoserverClient) SignControl(ctx context.Context, in *SignControlRequest, opts ...grpc.CallOption) (*SignControlResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignControlResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_SignControl_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) PutControl(ctx context.Context, in *PutControlRequest, opts ...grpc.CallOption) (*PutControlResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutControlResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_PutControl_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) Rewrap(ctx context.Context, in *RewrapRequest, opts ...grpc.CallOption) (*RewrapResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RewrapResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_Rewrap_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) Reseal(ctx context.Context, in *ResealRequest, opts ...grpc.CallOption) (*ResealResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResealResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_Reseal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoserverClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -144,6 +199,17 @@ type CryptoserverServer interface {
 	SealSupplier(context.Context, *SealSupplierRequest) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error)
+	// SignControl signs a head of the control feed (package control): of the
+	// feed as it is (a heartbeat), or with one more entry.
+	SignControl(context.Context, *SignControlRequest) (*SignControlResponse, error)
+	// PutControl brings the control feed up to date. Open, Mint, Seal, Rewrap
+	// and Reseal serve only while the newest head is at most a minute old.
+	PutControl(context.Context, *PutControlRequest) (*PutControlResponse, error)
+	// Rewrap wraps data keys of older KEK epochs under the active one.
+	Rewrap(context.Context, *RewrapRequest) (*RewrapResponse, error)
+	// Reseal seals blocks under another data key of the same metering point,
+	// class and month. No plaintext leaves the server.
+	Reseal(context.Context, *ResealRequest) (*ResealResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedCryptoserverServer()
@@ -173,6 +239,18 @@ func (UnimplementedCryptoserverServer) SealSupplier(context.Context, *SealSuppli
 }
 func (UnimplementedCryptoserverServer) SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignToken not implemented")
+}
+func (UnimplementedCryptoserverServer) SignControl(context.Context, *SignControlRequest) (*SignControlResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignControl not implemented")
+}
+func (UnimplementedCryptoserverServer) PutControl(context.Context, *PutControlRequest) (*PutControlResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutControl not implemented")
+}
+func (UnimplementedCryptoserverServer) Rewrap(context.Context, *RewrapRequest) (*RewrapResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rewrap not implemented")
+}
+func (UnimplementedCryptoserverServer) Reseal(context.Context, *ResealRequest) (*ResealResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reseal not implemented")
 }
 func (UnimplementedCryptoserverServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -306,6 +384,78 @@ func _Cryptoserver_SignToken_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cryptoserver_SignControl_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignControlRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).SignControl(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_SignControl_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).SignControl(ctx, req.(*SignControlRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_PutControl_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutControlRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).PutControl(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_PutControl_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).PutControl(ctx, req.(*PutControlRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_Rewrap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RewrapRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).Rewrap(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_Rewrap_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).Rewrap(ctx, req.(*RewrapRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_Reseal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResealRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).Reseal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_Reseal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).Reseal(ctx, req.(*ResealRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cryptoserver_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -354,6 +504,22 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignToken",
 			Handler:    _Cryptoserver_SignToken_Handler,
+		},
+		{
+			MethodName: "SignControl",
+			Handler:    _Cryptoserver_SignControl_Handler,
+		},
+		{
+			MethodName: "PutControl",
+			Handler:    _Cryptoserver_PutControl_Handler,
+		},
+		{
+			MethodName: "Rewrap",
+			Handler:    _Cryptoserver_Rewrap_Handler,
+		},
+		{
+			MethodName: "Reseal",
+			Handler:    _Cryptoserver_Reseal_Handler,
 		},
 		{
 			MethodName: "Status",

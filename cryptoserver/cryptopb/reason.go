@@ -21,6 +21,10 @@ const (
 	ReasonKeyRecordInvalid   Reason = "KEY_RECORD_INVALID" // a data key record that is not what was minted
 	ReasonSealedTooOften     Reason = "SEALED_TOO_OFTEN"   // the same block again and again
 	ReasonUnknownEpoch       Reason = "UNKNOWN_KEK_EPOCH"
+	ReasonKeyErased          Reason = "KEY_ERASED"          // the data key was erased: nothing is sealed under it
+	ReasonControlStale       Reason = "CONTROL_FEED_STALE"  // no recent head of the control feed: another server may have one
+	ReasonControlFork        Reason = "CONTROL_FEED_FORKED" // the feed contradicts the one the server knows
+	ReasonSealRate           Reason = "SEAL_RATE"           // this client seals faster than it may: later
 	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"
 	ReasonTokenBusy          Reason = "HSM_BUSY" // the token is well and its queue full: another server may have room
 	ReasonInternal           Reason = "INTERNAL"

@@ -12,6 +12,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"time"
 )
 
 var (
@@ -53,7 +54,16 @@ type Opener interface {
 	// their handles may be cached, bounded in number and time, by the digest
 	// of the wrapped bytes.
 	Open(ctx context.Context, keys []WrappedKey, items []Item) error
+	Forgetter
 	Health
+}
+
+// Forgetter holds unwrapped data keys.
+type Forgetter interface {
+	// Forget destroys every unwrapped data key that no running batch uses, and
+	// those that one uses when it ends. When it returns nil no later batch
+	// uses a key unwrapped before.
+	Forget(ctx context.Context) error
 }
 
 // Sealer encrypts and authenticates (role seal).
@@ -64,18 +74,37 @@ type Sealer interface {
 	RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
 	// Signer is the ES256 seal key for legal files and supplier records.
 	Signer() crypto.Signer
+	Forgetter
 	Health
 }
 
 // Minter makes data keys (role mint).
 type Minter interface {
 	// Mint generates n AES-256 keys in the token and returns them wrapped
-	// under the active KEK, whose epoch it names.
-	Mint(ctx context.Context, n int) (wrapped [][]byte, epoch uint32, err error)
+	// under the KEK of an epoch; ErrUnknownEpoch when the token lacks it.
+	Mint(ctx context.Context, epoch uint32, n int) (wrapped [][]byte, err error)
 	RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
 	// Random reads the token's RNG.
 	Random(ctx context.Context, p []byte) error
 	Health
+}
+
+// Rotator moves data keys from one KEK to another (role rotate). They never
+// leave the token but wrapped.
+type Rotator interface {
+	// Rewrap returns each key wrapped under the KEK of epoch to, as asked, in
+	// order. It returns an error only when the batch as a whole could not be
+	// served: ErrUnknownEpoch when the token lacks to. A key that does not
+	// unwrap has its Err set: ErrBadData, or ErrUnknownEpoch.
+	Rewrap(ctx context.Context, keys []WrappedKey, to uint32) ([]Rewrapped, error)
+	RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
+	Health
+}
+
+// Rewrapped is a data key under another KEK.
+type Rewrapped struct {
+	Wrapped []byte
+	Err     error
 }
 
 // TokenSigner signs access tokens (role sign).
@@ -89,6 +118,28 @@ type TokenSigner interface {
 type Health interface {
 	// Check does one cheap real operation on the token.
 	Check(ctx context.Context) error
-	// Epochs lists the KEK epochs the token holds; empty for role sign.
+	// Epochs lists the KEK epochs that every token of the role holds, ascending;
+	// empty for role sign.
 	Epochs() []uint32
+	// Report describes the tokens of the role and the keys on them, as found
+	// when they were last opened.
+	Report() []Report
+}
+
+// Report describes one token.
+type Report struct {
+	Label   string
+	State   string // up, suspect, down, probing
+	Handles int64  // unwrapped data keys that live on it now
+	Keys    []Key
+}
+
+// Key describes a key of a token.
+type Key struct {
+	Label      string
+	Kind       string    // kek, mac, signing
+	Epoch      uint32    // of a KEK, else 0
+	MadeOn     time.Time // day, UTC; zero when the token does not say
+	Attributes []string  // what it may, and what it never may
+	Uses       uint64    // operations with it since the process started
 }

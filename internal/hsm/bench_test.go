@@ -60,7 +60,7 @@ func BenchmarkSeal(b *testing.B) {
 func BenchmarkMint(b *testing.B) {
 	h := hsmtest.New(b).Servers[0].Open(b)
 	for b.Loop() {
-		if _, _, err := h.Minter().Mint(b.Context(), 10); err != nil {
+		if _, err := h.Minter().Mint(b.Context(), 1, 10); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -82,6 +82,9 @@ func (c *handleCache) expire(now time.Time) {
 	}
 }
 
+// purge drops everything.
+func (c *handleCache) purge() { c.lru.Purge() }
+
 // flush hands every dead handle to destroy. One that could not be destroyed
 // lives until its session ends.
 func (c *handleCache) flush(destroy func([]uint64) error) error {

@@ -334,17 +334,17 @@ func TestMintAndMACFaults(t *testing.T) {
 	t.Parallel()
 	h, f := openFaulty(t, nil, hsm.RoleMint)
 	f.fail(fnGenerateKey, pkcs11.CKR_DEVICE_ERROR, 1)
-	if _, _, err := h.Minter().Mint(t.Context(), 1); !errors.Is(err, token.ErrUnavailable) {
+	if _, err := h.Minter().Mint(t.Context(), 1, 1); !errors.Is(err, token.ErrUnavailable) {
 		t.Error(err)
 	}
 	waitHealthy(t, h.Minter())
 	f.fail(fnWrapKey, pkcs11.CKR_GENERAL_ERROR, 1)
 	made, gone := f.succeeded(fnGenerateKey), f.succeeded(fnDestroyObject)
-	if _, _, err := h.Minter().Mint(t.Context(), 3); err != nil {
+	if _, err := h.Minter().Mint(t.Context(), 1, 3); err != nil {
 		t.Error(err) // a canary, and once more
 	}
 	f.fail(fnWrapKey, pkcs11.CKR_GENERAL_ERROR, -1)
-	if _, _, err := h.Minter().Mint(t.Context(), 3); !errors.Is(err, token.ErrUnavailable) {
+	if _, err := h.Minter().Mint(t.Context(), 1, 3); !errors.Is(err, token.ErrUnavailable) {
 		t.Error(err)
 	}
 	f.heal(fnWrapKey)
@@ -362,7 +362,7 @@ func TestMintAndMACFaults(t *testing.T) {
 	}
 	waitHealthy(t, h.Minter())
 	for _, n := range []int{-1, 4097} {
-		if _, _, err := h.Minter().Mint(t.Context(), n); err == nil {
+		if _, err := h.Minter().Mint(t.Context(), 1, n); err == nil {
 			t.Errorf("minted %d keys", n)
 		}
 	}
@@ -504,7 +504,7 @@ func TestClosed(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Errorf("closed twice: %v", err)
 	}
-	if _, _, err := h.Minter().Mint(t.Context(), 1); !errors.Is(err, token.ErrUnavailable) {
+	if _, err := h.Minter().Mint(t.Context(), 1, 1); !errors.Is(err, token.ErrUnavailable) {
 		t.Error(err)
 	}
 }

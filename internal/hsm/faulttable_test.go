@@ -108,7 +108,7 @@ func signs([]token.WrappedKey, []token.Item) faultOp {
 
 func mints([]token.WrappedKey, []token.Item) faultOp {
 	return func(t *testing.T, h *hsm.HSM) error {
-		wrapped, _, err := h.Minter().Mint(context.Background(), 3)
+		wrapped, err := h.Minter().Mint(context.Background(), 1, 3)
 		if err == nil && (len(wrapped) != 3 || bytes.Equal(wrapped[0], wrapped[1])) {
 			t.Errorf("minted %x", wrapped)
 		}

@@ -193,7 +193,9 @@ func (h *HSM) agree() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
-	wrapped, epoch, err := minter.Mint(ctx, 1)
+	epochs := minter.Epochs()
+	epoch := epochs[len(epochs)-1]
+	wrapped, err := minter.Mint(ctx, epoch, 1)
 	if err != nil {
 		return err
 	}
@@ -335,15 +337,16 @@ func (m minter) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, e
 // maxMint bounds the keys of one call; it keeps the token for about 100 us each.
 const maxMint = 4096
 
-// Mint implements token.Minter. The active KEK is the highest epoch on the token.
-func (m minter) Mint(ctx context.Context, n int) ([][]byte, uint32, error) {
+// Mint implements token.Minter.
+func (m minter) Mint(ctx context.Context, epoch uint32, n int) ([][]byte, error) {
 	if n < 0 || n > maxMint {
-		return nil, 0, fmt.Errorf("%d keys asked for, at most %d at once: %w", n, maxMint, token.ErrBadData)
+		return nil, fmt.Errorf("%d keys asked for, at most %d at once: %w", n, maxMint, token.ErrBadData)
 	}
-	var epoch uint32
 	buf := make([]byte, n*wrappedSize)
 	if _, err := m.do(ctx, "mint", n, func(a *access) error {
-		epoch = a.newestEpoch()
+		if _, ok := a.keks[epoch]; !ok {
+			return token.ErrUnknownEpoch
+		}
 		for from := 0; from < len(buf); from += chunk * wrappedSize {
 			if a.left() {
 				return token.ErrUnavailable
@@ -356,13 +359,13 @@ func (m minter) Mint(ctx context.Context, n int) ([][]byte, uint32, error) {
 		}
 		return nil
 	}, func() {}); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	wrapped := make([][]byte, n)
 	for i := range wrapped {
 		wrapped[i] = buf[i*wrappedSize : (i+1)*wrappedSize : (i+1)*wrappedSize]
 	}
-	return wrapped, epoch, nil
+	return wrapped, nil
 }
 
 // Random implements token.Minter; at most 64 KiB at once.

@@ -30,7 +30,8 @@ func TestMain(m *testing.M) {
 // mintKeys mints n data keys.
 func mintKeys(t testing.TB, h *hsm.HSM, n int) []token.WrappedKey {
 	t.Helper()
-	wrapped, epoch, err := h.Minter().Mint(t.Context(), n)
+	const epoch = 1
+	wrapped, err := h.Minter().Mint(t.Context(), epoch, n)
 	if err != nil {
 		t.Fatal(err)
 	}

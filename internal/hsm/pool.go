@@ -808,3 +808,24 @@ func (p *pool) Epochs() []uint32 {
 	defer p.mu.Unlock()
 	return append([]uint32(nil), p.epochs...)
 }
+
+// Forget implements token.Forgetter.
+func (p *pool) Forget(ctx context.Context) error {
+	_, err := p.do(ctx, "forget", 1, func(a *access) error {
+		if a.unwrapped == nil {
+			return nil
+		}
+		return a.holding(func() error {
+			a.unwrapped.purge()
+			return a.flush()
+		})
+	}, func() {})
+	return err
+}
+
+// Report implements token.Health.
+func (p *pool) Report() []token.Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return []token.Report{{Label: p.label, State: p.machine.state.String(), Handles: p.metrics.handles.Load()}}
+}

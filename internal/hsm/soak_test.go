@@ -148,7 +148,7 @@ func TestSoak(t *testing.T) {
 	work(func(r *rand.Rand) error { // mint
 		c, cancel := call()
 		defer cancel()
-		wrapped, _, err := h.Minter().Mint(c, 1+r.IntN(4))
+		wrapped, err := h.Minter().Mint(c, 1, 1+r.IntN(4))
 		for i := range wrapped {
 			if bytes.Equal(wrapped[i], make([]byte, 40)) || i > 0 && bytes.Equal(wrapped[i], wrapped[i-1]) {
 				t.Errorf("minted %x", wrapped)

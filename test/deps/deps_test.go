@@ -39,14 +39,16 @@ var mayImport = map[string][]string{
 	"cryptoserver/token":    {},
 	"cryptoserver/cryptopb": {},
 	"cryptoserver/envelope": {"internal/canonical", "meter"},
-	"cryptoserver":          {"authz", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/token", "internal/authn", "meter"},
-	"cryptoserver/client":   {"authz", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
+	"cryptoserver/control":  {"authz", "internal/canonical", "meter"},
+	"cryptoserver":          {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/token", "internal/authn", "meter"},
+	"cryptoserver/client":   {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
 	"internal/hsm":          {"cryptoserver/token"},
 
 	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "meter", "openapi"},
 	"issuer":            {"authz", "internal/authn", "meter"},
 	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
-	"internal/postgres": {"authz", "cryptoserver/envelope", "internal/audit", "meter"},
+	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "meter"},
+	"internal/postgres": {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
 }
 
 // only these commands may link the HSM library.
