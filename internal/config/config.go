@@ -127,10 +127,18 @@ type Operator struct {
 	MigrateURL      string        `yaml:"migrate_url,omitempty"`   // role that owns the tables
 	IngestURL       string        `yaml:"ingest_url,omitempty"`    // role kluis_ingest
 	RegistrarURL    string        `yaml:"registrar_url,omitempty"` // role kluis_registrar
+	CustodianURL    string        `yaml:"custodian_url,omitempty"` // role kluis_custodian
 	PasswordFile    string        `yaml:"password_file,omitempty"`
 	ProfileFile     string        `yaml:"profile_file"`
 	SealKeysFile    string        `yaml:"seal_keys_file"`
 	SuppliersCAFile string        `yaml:"suppliers_ca_file,omitempty"`
 	Ingest          Cryptoservers `yaml:"ingest,omitempty"`    // client identity "ingest": Mint, Seal
 	Registrar       Cryptoservers `yaml:"registrar,omitempty"` // client identity "registrar": SealStep, SealSupplier
+	// Custodian is how the key custodian reaches every cryptoserver there is;
+	// client identity "custodian".
+	Custodian Cryptoservers `yaml:"custodian,omitempty"`
+	// FeedCopyFile is the custodian's own copy of the control feed; made when
+	// missing. It must lie outside of the database and of its backups: by it a
+	// database that was put back to an older state is told from a new one.
+	FeedCopyFile string `yaml:"feed_copy_file,omitempty"`
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
-var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "Status"}
+var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "SignControl", "PutControl", "Rewrap", "Reseal", "Status"}
 
 func (c *Gateway) setDefaults()      { c.RequestTimeout = Duration(10 * time.Second) }
 func (c *Cryptoserver) setDefaults() { c.KeyCache = KeyCache{4096, Duration(5 * time.Minute)} }
@@ -110,15 +110,18 @@ func (c Cryptoserver) Validate() error {
 // and is not there, the command reports.
 func (c Operator) Validate() error {
 	var p problems
-	for key, u := range map[string]string{"migrate_url": c.MigrateURL, "ingest_url": c.IngestURL, "registrar_url": c.RegistrarURL} {
+	for key, u := range map[string]string{"migrate_url": c.MigrateURL, "ingest_url": c.IngestURL, "registrar_url": c.RegistrarURL, "custodian_url": c.CustodianURL} {
 		if u != "" {
 			p.database(key, u)
 		}
 	}
-	for key, cs := range map[string]Cryptoservers{"ingest": c.Ingest, "registrar": c.Registrar} {
+	for key, cs := range map[string]Cryptoservers{"ingest": c.Ingest, "registrar": c.Registrar, "custodian": c.Custodian} {
 		if len(cs.Addresses) > 0 || cs.TLS != (TLS{}) {
 			p.cryptoservers(key, cs)
 		}
+	}
+	if c.CustodianURL != "" {
+		p.required("feed_copy_file", c.FeedCopyFile)
 	}
 	p.required("profile_file", c.ProfileFile)
 	p.required("seal_keys_file", c.SealKeysFile)

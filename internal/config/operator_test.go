@@ -1,0 +1,44 @@
+package config
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const operatorYAML = `custodian_url: postgres://kluis_custodian@db.example/kluis?sslmode=verify-full
+profile_file: nl.yaml
+seal_keys_file: seal.pem
+feed_copy_file: feed
+custodian:
+  addresses: ["127.0.0.1:9001"]
+  tls: {certificate_file: c.crt, key_file: c.key, ca_file: ca.crt}
+`
+
+func TestOperator(t *testing.T) {
+	t.Parallel()
+	path := write(t, "kluis.yaml", operatorYAML, 0o644)
+	c, err := Load[Operator](path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(filepath.Dir(path), "feed"); c.FeedCopyFile != want || c.Custodian.TLS.KeyFile == "c.key" {
+		t.Errorf("%+v", c)
+	}
+	roundTrip(t, filepath.Join(t.TempDir(), "kluis.yaml"), c)
+	for name, c := range map[string]struct{ old, new, want string }{
+		"a custodian without a copy":      {"feed_copy_file: feed\n", "", "feed_copy_file: is missing"},
+		"a custodian's password in it":    {"kluis_custodian@", "kluis_custodian:secret@", "custodian_url: "},
+		"a custodian without TLS":         {"key_file: c.key, ", "", "custodian.tls.key_file: is missing"},
+		"a custodian without addresses":   {`["127.0.0.1:9001"]`, "[]", "custodian.addresses: is missing"},
+		"a copy that is called otherwise": {"feed_copy_file", "feed_copy", "unknown field"},
+	} {
+		if strings.Count(operatorYAML, c.old) != 1 {
+			t.Fatal("the case changes nothing: " + name)
+		}
+		_, err := Load[Operator](write(t, "kluis.yaml", strings.Replace(operatorYAML, c.old, c.new, 1), 0o644))
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
