@@ -33,14 +33,21 @@ func (c keysConfig) load() (config.Cryptoserver, hsm.Ceremony, error) {
 		Report: func(step string) { fmt.Fprintln(os.Stderr, step) }}, nil
 }
 
-func tokensByRole(t config.Tokens) map[hsm.Role]hsm.Token {
-	byRole := map[hsm.Role]hsm.Token{}
-	for role, t := range map[hsm.Role]*config.Token{
-		hsm.RoleOpen: t.Open, hsm.RoleSeal: t.Seal, hsm.RoleMint: t.Mint, hsm.RoleSign: t.Sign,
-	} {
-		if t != nil {
-			byRole[role] = hsm.Token{Label: t.Label, PINFile: t.PINFile, Workers: t.Workers}
+func tokensByRole(t config.Tokens) map[hsm.Role][]hsm.Token {
+	byRole := map[hsm.Role][]hsm.Token{}
+	add := func(role hsm.Role, tokens ...config.Token) {
+		for _, t := range tokens {
+			byRole[role] = append(byRole[role], hsm.Token(t))
 		}
+	}
+	add(hsm.RoleOpen, t.Open...)
+	add(hsm.RoleMint, t.Mint...)
+	add(hsm.RoleRotate, t.Rotate...)
+	if t.Seal != nil {
+		add(hsm.RoleSeal, *t.Seal)
+	}
+	if t.Sign != nil {
+		add(hsm.RoleSign, *t.Sign)
 	}
 	return byRole
 }

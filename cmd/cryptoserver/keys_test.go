@@ -69,9 +69,9 @@ token: {issuer: "https://issuer.example", audience: "https://api.example"}
 module: %[2]s
 probe_key_file: probe.bin
 tokens:
-  open: {label: s%[1]d-open, pin_file: pin}
+  open: [{label: s%[1]d-open, pin_file: pin}]
   seal: {label: s%[1]d-seal, pin_file: pin}
-  mint: {label: s%[1]d-mint, pin_file: pin}
+  mint: [{label: s%[1]d-mint, pin_file: pin}]
   sign: {label: s%[1]d-sign, pin_file: pin}
 `, n, module),
 	}

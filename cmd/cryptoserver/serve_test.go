@@ -344,7 +344,7 @@ func TestServeRefuses(t *testing.T) {
 		says   string
 	}{
 		"no such token": {func(c *config.Cryptoserver) {
-			c.Tokens.Open = &config.Token{Label: "nowhere", PINFile: c.Tokens.Open.PINFile}
+			c.Tokens.Open = []config.Token{{Label: "nowhere", PINFile: c.Tokens.Open[0].PINFile}}
 		}, "nowhere"},
 		"another server's seal key only": {func(c *config.Cryptoserver) {
 			b, err := os.ReadFile(in.hsm.SealKeysFile)

@@ -98,12 +98,15 @@ type TokenIssue struct {
 	KeyID    string `yaml:"key_id,omitempty"` // kid; default: thumbprint (RFC 7638)
 }
 
-// Tokens names the HSM token of each role; a role not named is not served.
+// Tokens names the HSM tokens of each role; a role not named is not served.
+// The tokens of one role must hold the same KEKs and share its work. The roles
+// seal and sign have one each: their signing key is the server's own.
 type Tokens struct {
-	Open *Token `yaml:"open,omitempty"`
-	Seal *Token `yaml:"seal,omitempty"`
-	Mint *Token `yaml:"mint,omitempty"`
-	Sign *Token `yaml:"sign,omitempty"`
+	Open   []Token `yaml:"open,omitempty"`
+	Mint   []Token `yaml:"mint,omitempty"`
+	Rotate []Token `yaml:"rotate,omitempty"`
+	Seal   *Token  `yaml:"seal,omitempty"`
+	Sign   *Token  `yaml:"sign,omitempty"`
 }
 
 // Token is one PKCS#11 token.

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -61,7 +62,7 @@ issuers: [{url: "https://localhost:8444", audience: "urn:kluis:gateway", jwks_fi
 token: {issuer: "https://localhost:8444", audience: "urn:kluis:gateway"}
 module: /usr/lib/softhsm/libsofthsm2.so
 tokens:
-  open: {label: open, pin_file: open.pin}
+  open: [{label: open, pin_file: open.pin}]
   sign: {label: sign, pin_file: sign.pin, workers: 4}
 probe_key_file: probe.bin
 key_cache: {size: 10}
@@ -114,11 +115,14 @@ func TestLoad(t *testing.T) {
 	if want := (KeyCache{10, Duration(5 * time.Minute)}); cs.KeyCache != want {
 		t.Errorf("key cache %v, want %v", cs.KeyCache, want)
 	}
-	if cs.Tokens.Open.Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 {
-		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d", cs.Tokens.Open.Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit)
+	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 {
+		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit)
 	}
 	if want := filepath.Dir(cpath) + "/sign.pin"; cs.Tokens.Sign.PINFile != want {
 		t.Errorf("path behind a pointer: %s, want %s", cs.Tokens.Sign.PINFile, want)
+	}
+	if want := filepath.Dir(cpath) + "/open.pin"; cs.Tokens.Open[0].PINFile != want {
+		t.Errorf("path in a list: %s, want %s", cs.Tokens.Open[0].PINFile, want)
 	}
 }
 
@@ -235,18 +239,31 @@ func TestLoadOddFiles(t *testing.T) {
 	}
 }
 
+func manyTokens(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf("{label: open-%d, pin_file: open.pin}", i))
+	}
+	return "[" + strings.Join(list, ", ") + "]"
+}
+
 func TestCryptoserverRefuses(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ old, new, want string }{
 		"unknown method":   {"Open: [gateway]", "Opne: [gateway]", "allow.Opne: no such method"},
 		"empty identity":   {"Open: [gateway]", `Open: [""]`, "allow.Open: a client identity is empty"},
 		"fetches keys":     {"jwks_file: jwks.json", "jwks_url: https://x/jwks, ca_file: x", "issuers[0]: a cryptoserver never fetches keys"},
-		"no roles":         {"  open: {label: open, pin_file: open.pin}\n  sign: {label: sign, pin_file: sign.pin, workers: 4}", "  {}", "tokens: name the token"},
+		"no roles":         {"  open: [{label: open, pin_file: open.pin}]\n  sign: {label: sign, pin_file: sign.pin, workers: 4}", "  {}", "tokens: name the token"},
 		"pin missing":      {"pin_file: sign.pin, ", "", "tokens.sign.pin_file: is missing"},
 		"probe missing":    {"probe_key_file: probe.bin", "", "probe_key_file: is missing"},
 		"issues no issuer": {`token: {issuer: "https://localhost:8444", `, `token: {`, "token.issuer: must be"},
 		"accepts no one":   {"issuers: [{", "#issuers: [{", "issuers: name at least one"},
 		"cache size":       {"size: 10", "size: 0", "key_cache.size: must be"},
+		"label twice":      {"label: sign", "label: open", "tokens.sign.label: is that of tokens.open[0]"},
+		"label in a list":  {"{label: open, pin_file: open.pin}", "{label: open, pin_file: a}, {label: open, pin_file: b}", "tokens.open[1].label: is that of tokens.open[0]"},
+		"label missing":    {"label: open, ", "", "tokens.open[0].label: is missing"},
+		"many tokens":      {"[{label: open, pin_file: open.pin}]", manyTokens(17), "tokens.open: has 17 tokens, at most 16"},
+		"seal twice":       {"sign: {label: sign, pin_file: sign.pin, workers: 4}", "seal: [{label: a, pin_file: a}]", "seal"},
 		"workers":          {"workers: 4", "workers: 65", "tokens.sign.workers: must be from 1 to 64"},
 		"call timeout":     {"call_timeout: 3s", "call_timeout: 2m", "call_timeout: must be"},
 		"stuck limit":      {"stuck_limit: 5", "stuck_limit: -1", "stuck_limit: must be"},

@@ -20,6 +20,7 @@ const (
 	maxCallTimeout       = time.Minute
 	maxStuckLimit        = 100
 	maxWorkers           = 64
+	maxTokens            = 16 // of one role
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
@@ -82,15 +83,11 @@ func (c Cryptoserver) Validate() error {
 	p.required("seal_keys_file", c.SealKeysFile)
 	p.required("module", c.Module)
 	t := c.Tokens
-	p.check(t != Tokens{}, "tokens", "name the token of at least one role: open, seal, mint, sign")
-	p.token("tokens.open", t.Open)
-	p.token("tokens.seal", t.Seal)
-	p.token("tokens.mint", t.Mint)
-	p.token("tokens.sign", t.Sign)
-	if t.Open != nil || t.Seal != nil || t.Mint != nil {
+	p.tokens(t)
+	if len(t.Open)+len(t.Mint)+len(t.Rotate) > 0 || t.Seal != nil {
 		p.required("probe_key_file", c.ProbeKeyFile)
 	}
-	if t.Open != nil || len(c.Issuers) > 0 {
+	if len(t.Open) > 0 || len(c.Issuers) > 0 {
 		p.issuers(c.Issuers, false)
 	}
 	if t.Sign != nil {
@@ -189,12 +186,36 @@ func (p *problems) tls(key string, t TLS) {
 	p.required(key+".ca_file", t.CAFile)
 }
 
-func (p *problems) token(key string, t *Token) {
-	if t != nil {
+// tokens checks every token. A label names one token and one role: roles are
+// kept apart by separate tokens.
+func (p *problems) tokens(t Tokens) {
+	named := map[string]string{}
+	token := func(key string, t Token) {
 		p.required(key+".label", t.Label)
 		p.required(key+".pin_file", t.PINFile)
 		p.check(t.Workers >= 0 && t.Workers <= maxWorkers, key+".workers", fmt.Sprintf("must be from 1 to %d", maxWorkers))
+		if other, ok := named[t.Label]; ok && t.Label != "" {
+			p.add(key+".label", "is that of "+other+", too")
+		}
+		named[t.Label] = key
 	}
+	list := func(key string, list []Token) {
+		p.check(len(list) <= maxTokens, key, fmt.Sprintf("has %d tokens, at most %d may be", len(list), maxTokens))
+		for i, t := range list {
+			token(fmt.Sprintf("%s[%d]", key, i), t)
+		}
+	}
+	one := func(key string, t *Token) {
+		if t != nil {
+			token(key, *t)
+		}
+	}
+	list("tokens.open", t.Open)
+	list("tokens.mint", t.Mint)
+	list("tokens.rotate", t.Rotate)
+	one("tokens.seal", t.Seal)
+	one("tokens.sign", t.Sign)
+	p.check(len(named) > 0, "tokens", "name the token of at least one role: open, seal, mint, rotate, sign")
 }
 
 func (p *problems) cryptoservers(key string, c Cryptoservers) {

@@ -43,7 +43,7 @@ func TestKeysCannotBeStolen(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 4, hsm.RoleMint: 2, hsm.RoleSign: 1} // transport keys are gone
-	for _, role := range hsm.Roles() {
+	for role := range want {
 		stolen, looked, err := hsm.Steal(world.Servers[1].Config, role)
 		if err != nil {
 			t.Fatal(err)
@@ -245,7 +245,7 @@ func TestStartRefuses(t *testing.T) {
 
 	pinFile := func(p string) func(*hsm.Config) {
 		return func(c *hsm.Config) {
-			c.Tokens[hsm.RoleOpen] = hsm.Token{Label: c.Tokens[hsm.RoleOpen].Label, PINFile: p}
+			c.Tokens[hsm.RoleOpen] = []hsm.Token{{Label: c.Tokens[hsm.RoleOpen][0].Label, PINFile: p}}
 		}
 	}
 	probeFile := func(b []byte, name string) func(*hsm.Config) {
@@ -258,7 +258,7 @@ func TestStartRefuses(t *testing.T) {
 		"no module":           {func(c *hsm.Config) { c.Module = filepath.Join(dir, "none.so") }, "cannot be loaded"},
 		"module is no module": {func(c *hsm.Config) { c.Module = "/lib/x86_64-linux-gnu/libc.so.6" }, "cannot be loaded"},
 		"no token": {func(c *hsm.Config) {
-			c.Tokens[hsm.RoleOpen] = hsm.Token{Label: "none", PINFile: c.Tokens[hsm.RoleOpen].PINFile}
+			c.Tokens[hsm.RoleOpen] = []hsm.Token{{Label: "none", PINFile: c.Tokens[hsm.RoleOpen][0].PINFile}}
 		}, "could not find PKCS#11 token"},
 		"no tokens":             {func(c *hsm.Config) { c.Tokens = nil }, "no HSM token"},
 		"PIN missing":           {pinFile(filepath.Join(dir, "none")), "no such file"},
@@ -273,13 +273,13 @@ func TestStartRefuses(t *testing.T) {
 		"token of another role": {func(c *hsm.Config) { c.Tokens[hsm.RoleOpen] = world.Servers[0].Config.Tokens[hsm.RoleSeal] }, "does not come out"},
 		"token without keys":    {func(c *hsm.Config) { c.Tokens[hsm.RoleSeal] = world.Servers[0].Config.Tokens[hsm.RoleSign] }, "no key kluis/mac"},
 		"token without signing key": {func(c *hsm.Config) {
-			c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSign: c.Tokens[hsm.RoleOpen]}
+			c.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSign: c.Tokens[hsm.RoleOpen]}
 		}, "no key kluis/token"},
 		"cache without bound": {func(c *hsm.Config) { c.CacheSize = 0 }, "must be positive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := world.Servers[0].Config
-			cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: cfg.Tokens[hsm.RoleOpen]}
+			cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleOpen: cfg.Tokens[hsm.RoleOpen]}
 			c.change(&cfg)
 			h, err := hsm.New(cfg)
 			if err == nil {
@@ -302,7 +302,7 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	cfg := world.Servers[0].Config
-	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(world)}
+	cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: {spare(world)}}
 	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
 	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
 	if err != nil {
@@ -373,7 +373,7 @@ func TestStartRefusesMixedMACKeys(t *testing.T) {
 	world := hsmtest.New(t)
 	cfg := world.Servers[0].Config
 	cfg.ProbeKeyFile = filepath.Join(t.TempDir(), "probe.bin")
-	cfg.Tokens = map[hsm.Role]hsm.Token{hsm.RoleSeal: spare(world), hsm.RoleMint: spare(world)}
+	cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: {spare(world)}, hsm.RoleMint: {spare(world)}}
 	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
 	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
 	if err != nil {
@@ -394,7 +394,7 @@ func TestStartRefusesMixedMACKeys(t *testing.T) {
 		}
 	}
 	for role, order := range map[hsm.Role][]string{hsm.RoleSeal: {first, second}, hsm.RoleMint: {second, first}} {
-		one := hsm.Ceremony{Module: cfg.Module, Tokens: map[hsm.Role]hsm.Token{role: cfg.Tokens[role]}}
+		one := hsm.Ceremony{Module: cfg.Module, Tokens: map[hsm.Role][]hsm.Token{role: cfg.Tokens[role]}}
 		for _, in := range order {
 			if err := one.ImportOnly(in, fingerprint, cfg.ProbeKeyFile); err != nil {
 				t.Fatal(err)

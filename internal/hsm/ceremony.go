@@ -35,7 +35,7 @@ import (
 // take part in the first ceremony.
 type Ceremony struct {
 	Module string
-	Tokens map[Role]Token
+	Tokens map[Role][]Token
 	// TransportBits is the modulus length of the transport keys; 0 means 3072.
 	TransportBits int
 	// Report is told each step done, in plain words without secrets.
@@ -51,7 +51,7 @@ func (c Ceremony) report(format string, args ...any) {
 // each calls f for the configured roles in their order.
 func (c Ceremony) each(f func(Role, Token) error) error {
 	for _, r := range Roles() {
-		if t, ok := c.Tokens[r]; ok {
+		for _, t := range c.Tokens[r] {
 			if err := f(r, t); err != nil {
 				return fmt.Errorf("role %s, token %s: %w", r, t.Label, err)
 			}
@@ -62,14 +62,16 @@ func (c Ceremony) each(f func(Role, Token) error) error {
 
 func (c Ceremony) module() (*module, error) {
 	labels := map[string]bool{}
-	for _, t := range c.Tokens {
-		switch {
-		case t.Label == "" || len(t.Label) > 32:
-			return nil, fmt.Errorf("token label %q must have 1 to 32 characters", t.Label)
-		case labels[t.Label]:
-			return nil, fmt.Errorf("token %s is named for two roles; roles are kept apart by separate tokens", t.Label)
+	for _, tokens := range c.Tokens {
+		for _, t := range tokens {
+			switch {
+			case t.Label == "" || len(t.Label) > 32:
+				return nil, fmt.Errorf("token label %q must have 1 to 32 characters", t.Label)
+			case labels[t.Label]:
+				return nil, fmt.Errorf("token %s is named twice; roles are kept apart by separate tokens", t.Label)
+			}
+			labels[t.Label] = true
 		}
-		labels[t.Label] = true
 	}
 	if len(labels) == 0 {
 		return nil, errors.New("no HSM token is configured")
@@ -377,10 +379,10 @@ func (c Ceremony) Create(epoch uint32, to map[string]string, out string) (err er
 	if err != nil {
 		return err
 	}
-	t, ok := c.Tokens[RoleSeal]
-	if !ok {
+	if len(c.Tokens[RoleSeal]) == 0 {
 		return errors.New("keys are created on a server with a seal token; this one has none")
 	}
+	t := c.Tokens[RoleSeal][0]
 	own, err := c.Public()
 	if err != nil {
 		return err
@@ -615,7 +617,7 @@ func (c Ceremony) Import(in, creator, probeFile string) error {
 		return err
 	}
 	// Known good before it replaces anything.
-	tokens := map[Role]Token{}
+	tokens := map[Role][]Token{}
 	for r, t := range c.Tokens {
 		if r.hasKEK() {
 			tokens[r] = t

@@ -61,7 +61,7 @@ func runErrand(file string) int {
 	if e.Crash >= 0 && e.Start {
 		f.inject(e.Crash, faultCrash, 0, 0, 1)
 	}
-	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: e.Module, ProbeKeyFile: e.Probes, Tokens: map[hsm.Role]hsm.Token{e.Role: e.Token},
+	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: e.Module, ProbeKeyFile: e.Probes, Tokens: map[hsm.Role][]hsm.Token{e.Role: {e.Token}},
 		CacheSize: 16, CacheLifetime: 1}, 300*time.Millisecond, 10*time.Millisecond, 10*time.Millisecond, nil))
 	if err != nil {
 		return fail(err)
@@ -116,7 +116,7 @@ func crashes(t *testing.T, note func(faultRow, faultClass, string)) {
 		if err := os.WriteFile(lib+".ctl", make([]byte, 68*controlSize), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		e := errand{Module: lib, Probes: world.ProbeKeyFile, Role: r.role, Token: world.Servers[0].Config.Tokens[r.role],
+		e := errand{Module: lib, Probes: world.ProbeKeyFile, Role: r.role, Token: world.Servers[0].Config.Tokens[r.role][0],
 			Keys: keys, Items: items, Op: r.function, Opening: r.opening, Crash: -1, Start: start, Hang: -1}
 		if hang {
 			e.Hang = r.fn

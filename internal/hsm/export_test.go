@@ -49,7 +49,7 @@ func Attack(cfg Config, role Role) (map[string]error, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := dial(mod, cfg.Tokens[role])
+	l, err := dial(mod, cfg.Tokens[role][0])
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func Attack(cfg Config, role Role) (map[string]error, error) {
 // with MAC and signing keys as usual, and returns the configuration to serve
 // from it.
 func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weaken func([]*pkcs11.Attribute) []*pkcs11.Attribute) (_ Config, err error) {
-	cfg.Tokens = map[Role]Token{role: t}
+	cfg.Tokens = map[Role][]Token{role: {t}}
 	cfg.ProbeKeyFile = probeFile
 	mod, err := loadModule(cfg.Module)
 	if err != nil {
@@ -167,7 +167,7 @@ func Steal(cfg Config, role Role) (stolen []string, looked int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	l, err := dial(mod, cfg.Tokens[role])
+	l, err := dial(mod, cfg.Tokens[role][0])
 	if err != nil {
 		return nil, 0, err
 	}
@@ -212,7 +212,7 @@ func StealInTransit(cfg Config, role Role, wrapped []byte) error {
 	if err != nil {
 		return err
 	}
-	l, err := dial(mod, cfg.Tokens[role])
+	l, err := dial(mod, cfg.Tokens[role][0])
 	if err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func EncryptWithPIN(cfg Config, wrapped, iv, plaintext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := dial(mod, cfg.Tokens[RoleSeal])
+	l, err := dial(mod, cfg.Tokens[RoleSeal][0])
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +359,7 @@ func RawUnwraps(cfg Config, wrapped []byte, n int) error {
 	if err != nil {
 		return err
 	}
-	l, err := dial(mod, cfg.Tokens[RoleOpen])
+	l, err := dial(mod, cfg.Tokens[RoleOpen][0])
 	if err != nil {
 		return err
 	}

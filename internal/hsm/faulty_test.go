@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -88,6 +89,15 @@ var faultyLibrary = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(lib)
 })
 
+// workers gives every token so many.
+func workers(c *hsm.Config, n int) {
+	for _, tokens := range c.Tokens {
+		for i := range tokens {
+			tokens[i].Workers = n
+		}
+	}
+}
+
 // openFaulty opens the roles of a server through a module with faults.
 func openFaulty(t *testing.T, change func(*hsm.Config), roles ...hsm.Role) (*hsm.HSM, *faulty) {
 	t.Helper()
@@ -96,9 +106,9 @@ func openFaulty(t *testing.T, change func(*hsm.Config), roles ...hsm.Role) (*hsm
 	lib, f := newFaulty(t)
 	s := world.Servers[0]
 	s.Config.Module = lib
-	s.Config.Tokens = map[hsm.Role]hsm.Token{}
+	s.Config.Tokens = map[hsm.Role][]hsm.Token{}
 	for _, r := range roles {
-		s.Config.Tokens[r] = world.Servers[0].Config.Tokens[r]
+		s.Config.Tokens[r] = slices.Clone(world.Servers[0].Config.Tokens[r])
 	}
 	if change != nil {
 		change(&s.Config)

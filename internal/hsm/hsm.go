@@ -29,8 +29,9 @@ type Token struct {
 
 // Config says which tokens this process serves from.
 type Config struct {
-	Module string         // path of the PKCS#11 module
-	Tokens map[Role]Token // a role without a token is not served
+	Module string // path of the PKCS#11 module
+	// Tokens of each role; a role without one is not served.
+	Tokens map[Role][]Token
 	// ProbeKeyFile holds the probe keys of all KEK epochs; needed by every
 	// role but sign.
 	ProbeKeyFile string
@@ -93,9 +94,11 @@ func New(cfg Config) (*HSM, error) {
 	if len(cfg.Tokens) == 0 {
 		return nil, errors.New("no HSM token is configured")
 	}
-	for role, t := range cfg.Tokens {
-		if t.Workers < 0 || t.Workers > MaxWorkers {
-			return nil, fmt.Errorf("token of role %s: %d workers; there may be 1 to %d", role, t.Workers, MaxWorkers)
+	for role, tokens := range cfg.Tokens {
+		for _, t := range tokens {
+			if t.Workers < 0 || t.Workers > MaxWorkers {
+				return nil, fmt.Errorf("token %s of role %s: %d workers; there may be 1 to %d", t.Label, role, t.Workers, MaxWorkers)
+			}
 		}
 	}
 	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 {
@@ -130,10 +133,10 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 		}
 	}()
 	for _, role := range Roles() {
-		t, ok := cfg.Tokens[role]
-		if !ok {
+		if len(cfg.Tokens[role]) == 0 {
 			continue
 		}
+		t := cfg.Tokens[role][0]
 		m, err := all.of(t.Label)
 		if err != nil {
 			return nil, fmt.Errorf("metrics of token %s: %w", t.Label, err)

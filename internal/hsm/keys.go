@@ -15,14 +15,15 @@ type Role string
 
 // The roles.
 const (
-	RoleOpen Role = "open" // unwraps data keys to decrypt
-	RoleSeal Role = "seal" // unwraps data keys to encrypt; MACs; the seal key
-	RoleMint Role = "mint" // makes and wraps data keys; record MAC
-	RoleSign Role = "sign" // the access-token key
+	RoleOpen   Role = "open"   // unwraps data keys to decrypt
+	RoleSeal   Role = "seal"   // unwraps data keys to encrypt; MACs; the seal key
+	RoleMint   Role = "mint"   // makes and wraps data keys; record MAC
+	RoleRotate Role = "rotate" // moves data keys from one KEK to another; record MAC
+	RoleSign   Role = "sign"   // the access-token key
 )
 
 // Roles lists all roles in their fixed order.
-func Roles() []Role { return []Role{RoleOpen, RoleSeal, RoleMint, RoleSign} }
+func Roles() []Role { return []Role{RoleOpen, RoleSeal, RoleMint, RoleRotate, RoleSign} }
 
 func (r Role) hasKEK() bool { return r == RoleOpen || r == RoleSeal || r == RoleMint }
 

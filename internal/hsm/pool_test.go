@@ -25,9 +25,7 @@ func TestStuckWorker(t *testing.T) {
 	t.Parallel()
 	keys, items := soundWork(t)
 	h, f := openFaulty(t, func(c *hsm.Config) {
-		open := c.Tokens[hsm.RoleOpen]
-		open.Workers = 2
-		c.Tokens[hsm.RoleOpen] = open
+		workers(c, 2)
 		c.CallTimeout, c.StuckLimit = patience, 3
 	}, hsm.RoleOpen)
 	op := opens(keys, items)
@@ -118,10 +116,7 @@ func TestWorkersShareKeys(t *testing.T) {
 	t.Parallel()
 	const size = 4
 	h, f := openFaulty(t, func(c *hsm.Config) {
-		for r, tk := range c.Tokens {
-			tk.Workers = 4
-			c.Tokens[r] = tk
-		}
+		workers(c, 4)
 		c.CacheSize, c.CacheLifetime = size, 2*time.Millisecond
 	}, hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint)
 	keys := mintKeys(t, h, 12)
@@ -272,8 +267,8 @@ func TestMetrics(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*hsm.Config){
-		"negative workers": func(c *hsm.Config) { c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: {Workers: -1}} },
-		"too many workers": func(c *hsm.Config) { c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: {Workers: 65}} },
+		"negative workers": func(c *hsm.Config) { c.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleOpen: {{Workers: -1}}} },
+		"too many workers": func(c *hsm.Config) { c.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleOpen: {{Workers: 65}}} },
 		"call timeout":     func(c *hsm.Config) { c.CallTimeout = -1 },
 		"stuck limit":      func(c *hsm.Config) { c.StuckLimit = -1 },
 	} {
@@ -294,7 +289,7 @@ func TestHungStart(t *testing.T) {
 	lib, f := newFaulty(t)
 	c := hsmtest.New(t).Servers[0].Config
 	c.Module = lib
-	c.Tokens = map[hsm.Role]hsm.Token{hsm.RoleOpen: c.Tokens[hsm.RoleOpen]}
+	c.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleOpen: c.Tokens[hsm.RoleOpen]}
 	f.hang(fnLogin, 1)
 	h, err := hsm.New(hsm.Tuned(c, 500*time.Millisecond, 0, 0, nil))
 	if !errors.Is(err, hsm.ErrStuck) {

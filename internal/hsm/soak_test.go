@@ -33,10 +33,7 @@ func TestSoak(t *testing.T) {
 	}
 	const callTimeout, deadline = 400 * time.Millisecond, 3 * time.Second
 	h, f := openFaulty(t, func(c *hsm.Config) {
-		for r, tk := range c.Tokens {
-			tk.Workers = 2
-			c.Tokens[r] = tk
-		}
+		workers(c, 2)
 		c.CacheSize, c.CacheLifetime = 8, 20*time.Millisecond
 		c.CallTimeout, c.StuckLimit = callTimeout, 1<<30
 		*c = hsm.Tuned(*c, 4*time.Second, 5*time.Millisecond, 50*time.Millisecond, nil)

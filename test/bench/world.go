@@ -377,7 +377,7 @@ func (w *world) hsmSetup(s *subject, i int) (hsmSetup, error) {
 	if err != nil {
 		return hsmSetup{}, err
 	}
-	h := hsmSetup{Module: conf.Module, Label: conf.Tokens.Open.Label, PINFile: conf.Tokens.Open.PINFile, Items: s.items}
+	h := hsmSetup{Module: conf.Module, Label: conf.Tokens.Open[0].Label, PINFile: conf.Tokens.Open[0].PINFile, Items: s.items}
 	for _, k := range s.keys {
 		h.Keys = append(h.Keys, k.Wrapped)
 		h.KEK = fmt.Sprintf("kluis/kek/%d", k.Epoch)

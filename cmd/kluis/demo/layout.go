@@ -230,8 +230,8 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 	issuers := []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: l.jwksFile()}}
 	for i := range cryptoserverCount {
 		name := cryptoserverName(i)
-		token := func(role string) *config.Token {
-			return &config.Token{Label: fmt.Sprintf("kluis-%d-%s", i+1, role), PINFile: l.path(name, "pins", role)}
+		token := func(role string) config.Token {
+			return config.Token{Label: fmt.Sprintf("kluis-%d-%s", i+1, role), PINFile: l.path(name, "pins", role)}
 		}
 		err := config.Write(l.cryptoserverConfig(i), config.Cryptoserver{
 			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
@@ -243,7 +243,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
 			Token:        config.TokenIssue{Issuer: issuerURL, Audience: audience},
 			Module:       module,
-			Tokens:       config.Tokens{Open: token("open"), Seal: token("seal"), Mint: token("mint"), Sign: token("sign")},
+			Tokens:       config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path("keys", "probe.key"),
 			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
 		})

@@ -155,16 +155,17 @@ func build(dir string) (*HSM, error) {
 	var fingerprints [2]string
 	for i := range h.Servers {
 		s := &h.Servers[i]
-		label := func(r hsm.Role) *config.Token {
-			return &config.Token{Label: fmt.Sprintf("server%d-%s", i+1, r), PINFile: filepath.Join(dir, "pin")}
+		label := func(r hsm.Role) config.Token {
+			return config.Token{Label: fmt.Sprintf("server%d-%s", i+1, r), PINFile: filepath.Join(dir, "pin")}
 		}
-		s.Tokens = config.Tokens{Open: label(hsm.RoleOpen), Seal: label(hsm.RoleSeal), Mint: label(hsm.RoleMint), Sign: label(hsm.RoleSign)}
+		s.Tokens = config.Tokens{Open: []config.Token{label(hsm.RoleOpen)}, Mint: []config.Token{label(hsm.RoleMint)},
+			Seal: new(label(hsm.RoleSeal)), Sign: new(label(hsm.RoleSign))}
 		s.KeyCache = config.KeyCache{Size: 1024, Lifetime: config.Duration(time.Minute)}
 		s.Config = hsm.Config{Module: module, ProbeKeyFile: h.ProbeKeyFile, CacheSize: 1024, CacheLifetime: time.Minute,
 			Log: slog.New(slog.DiscardHandler),
-			Tokens: map[hsm.Role]hsm.Token{
-				hsm.RoleOpen: hsm.Token(*s.Tokens.Open), hsm.RoleSeal: hsm.Token(*s.Tokens.Seal),
-				hsm.RoleMint: hsm.Token(*s.Tokens.Mint), hsm.RoleSign: hsm.Token(*s.Tokens.Sign),
+			Tokens: map[hsm.Role][]hsm.Token{
+				hsm.RoleOpen: {hsm.Token(s.Tokens.Open[0])}, hsm.RoleSeal: {hsm.Token(*s.Tokens.Seal)},
+				hsm.RoleMint: {hsm.Token(s.Tokens.Mint[0])}, hsm.RoleSign: {hsm.Token(*s.Tokens.Sign)},
 			}}
 		// 2048 bits: the shortest the ceremony accepts, to save test time.
 		ceremonies[i] = hsm.Ceremony{Module: module, Tokens: s.Config.Tokens, TransportBits: 2048}
