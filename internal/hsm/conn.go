@@ -229,6 +229,9 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 	if c.unwrapped, err = newHandleCache(cacheSize, lifetime, m.handles); err != nil {
 		return nil, fmt.Errorf("key cache: %w", err)
 	}
+	if role == RoleOpen || role == RoleSeal {
+		m.limit(cacheSize)
+	}
 	for _, label := range role.macs() {
 		if c.macs[label], err = findSecret(mod.raw, a.work, label); err != nil {
 			return nil, err

@@ -20,6 +20,8 @@ type metrics struct {
 	stuck      *prometheus.GaugeVec
 	queue      *prometheus.GaugeVec
 	state      *prometheus.GaugeVec
+	latched    *prometheus.GaugeVec
+	limit      *prometheus.GaugeVec
 	reg        prometheus.Registerer
 }
 
@@ -45,12 +47,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		stuck:    gauge("stuck_workers", "Calls into the module given up since the process started, each with its session left behind."),
 		queue:    gauge("queue_length", "Batches waiting now."),
 		state:    gauge("token_state", "1 for the state the token is in: up, suspect, down, probing.", "state"),
+		latched:  gauge("token_latched", "1 while the token is down until an operator acts: another login might lock it."),
+		limit:    gauge("key_handles_limit", "Unwrapped data keys that the token's cache holds at most; batches at work may hold more for a moment."),
 		reg:      reg,
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state} {
+	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state, m.latched, m.limit} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -71,7 +75,19 @@ func (m *metrics) of(label string) (*tokenMetrics, error) {
 	t.state(StateUp)
 	m.stuck.WithLabelValues(label).Set(0)
 	m.queue.WithLabelValues(label).Set(0)
-	m.damaged.WithLabelValues(label) // alarms need the zero
+	m.latched.WithLabelValues(label).Set(0)
+	// Alarms need the zero: an increase counts from it.
+	m.damaged.WithLabelValues(label)
+	m.sessions.WithLabelValues(label)
+	for _, result := range []string{"passed", "failed"} {
+		m.canaries.WithLabelValues(label, result)
+	}
+	for _, result := range []string{"opened", "failed"} {
+		m.openings.WithLabelValues(label, result)
+	}
+	for _, reason := range []string{"busy", "down", "left", "refused"} {
+		m.failures.WithLabelValues(label, "check", reason)
+	}
 	if m.reg == nil {
 		return t, nil
 	}
@@ -93,6 +109,11 @@ func (t *tokenMetrics) state(now State) {
 		t.watch(now)
 	}
 }
+
+// latch says that the token stays down; only another process takes that back.
+func (t *tokenMetrics) latch() { t.all.latched.WithLabelValues(t.label).Set(1) }
+
+func (t *tokenMetrics) limit(keys int) { t.all.limit.WithLabelValues(t.label).Set(float64(keys)) }
 
 func (t *tokenMetrics) queue(n int) { t.all.queue.WithLabelValues(t.label).Set(float64(n)) }
 

@@ -672,6 +672,7 @@ func (p *pool) failLocked(err error) {
 	p.cause = err
 	switch {
 	case latch:
+		p.metrics.latch()
 		p.log.Error("HSM token is down until an operator acts", "token", p.label, "error", err)
 	case !again:
 		p.log.Error("HSM token is down", "token", p.label, "error", err)
