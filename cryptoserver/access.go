@@ -185,6 +185,10 @@ func (s *Server) finish(ctx context.Context, method string, c *call, start time.
 	code := status.Code(public(err))
 	took := s.now().Sub(start)
 	s.metrics.calls.WithLabelValues(method, code.String()).Inc()
+	var refused *refusal
+	if errors.As(err, &refused) {
+		s.metrics.refusals.WithLabelValues(method, string(refused.reason)).Inc()
+	}
 	s.metrics.seconds.WithLabelValues(method).Observe(took.Seconds())
 	level := slog.LevelInfo
 	switch code {

@@ -1,13 +1,18 @@
 package cryptoserver
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kluis/cryptoserver/cryptopb"
+)
 
 type metrics struct {
-	calls   *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
-	blocks  *prometheus.CounterVec
-	units   *prometheus.CounterVec
-	tokenUp *prometheus.GaugeVec
+	calls    *prometheus.CounterVec
+	refusals *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	blocks   *prometheus.CounterVec
+	units    *prometheus.CounterVec
+	tokenUp  *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -15,6 +20,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_calls_total", Help: "Calls by method and gRPC code.",
 		}, []string{"method", "code"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_cryptoserver_refusals_total", Help: "Calls refused or failed, by method and reason, as the client is told it.",
+		}, []string{"method", "reason"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "kluis_cryptoserver_call_seconds", Help: "Duration of calls by method.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
@@ -31,10 +39,17 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "kluis_cryptoserver_token_up", Help: "1 while the HSM token of a role passes its check.",
 		}, []string{"role"}),
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.blocks, m.units, m.tokenUp} {
+	for _, c := range []prometheus.Collector{m.calls, m.refusals, m.seconds, m.blocks, m.units, m.tokenUp} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
+	}
+	// Alarms need the zero: an increase counts from it.
+	m.refusals.WithLabelValues("Open", string(cryptopb.ReasonTokenBusy))
+	m.refusals.WithLabelValues("Seal", string(cryptopb.ReasonSealRate))
+	m.refusals.WithLabelValues("PutControl", string(cryptopb.ReasonControlFork))
+	for _, outcome := range []string{"opened", "outside_grant", "duplicate", "damaged", "sealed"} {
+		m.blocks.WithLabelValues(outcome)
 	}
 	return m, nil
 }
