@@ -14,21 +14,34 @@ import (
 	"kluis/cryptoserver/token"
 )
 
-// Role is a part a cryptoserver may play, each with a token of its own. Its
-// name is also the service name under which the gRPC health service reports
-// it, so that a client leaves a server for one role and stays for another; the
-// empty name stands for all roles the server holds.
+// Role is a part a cryptoserver may play, with tokens of its own. Its name is
+// also the service name under which the gRPC health service reports it, so that
+// a client leaves a server for one role and stays for another; the empty name
+// stands for all roles the server holds.
+//
+// What needs a recent control feed beside the token is reported so: a server
+// that does not know what was erased is left. "sealkey" is the token of role
+// seal alone, for the methods that only need its signing key.
 type Role string
 
 // The roles there are.
 const (
-	RoleOpen Role = "open"
-	RoleSeal Role = "seal"
-	RoleMint Role = "mint"
-	RoleSign Role = "sign"
+	RoleOpen   Role = "open"
+	RoleSeal   Role = "seal"
+	RoleMint   Role = "mint"
+	RoleRotate Role = "rotate"
+	RoleSign   Role = "sign"
 )
 
-var allRoles = []Role{RoleOpen, RoleSeal, RoleMint, RoleSign}
+var allRoles = []Role{RoleOpen, RoleSeal, RoleMint, RoleRotate, RoleSign}
+
+const (
+	serviceAll     = ""
+	serviceSealKey = "sealkey"
+)
+
+// needsFeed says of which roles the methods need a recent control feed.
+func (r Role) needsFeed() bool { return r != RoleSign }
 
 // monitor asks each token how it fares and tells the gRPC health service. A
 // token is down at once when it says so or a call found it so, and after two
@@ -38,6 +51,7 @@ var allRoles = []Role{RoleOpen, RoleSeal, RoleMint, RoleSign}
 type monitor struct {
 	server  *health.Server
 	tokens  map[Role]token.Health
+	fresh   func() bool // the control feed
 	timeout time.Duration
 	log     *slog.Logger
 	metrics *metrics
@@ -45,17 +59,19 @@ type monitor struct {
 	mu       sync.Mutex
 	failures map[Role]int
 	up       map[Role]bool
+	current  bool // the feed was fresh when last looked at
 }
 
-func newMonitor(tokens map[Role]token.Health, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
+func newMonitor(tokens map[Role]token.Health, fresh func() bool, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
 	mon := &monitor{
-		server: health.NewServer(), tokens: tokens, timeout: timeout, log: log, metrics: m,
+		server: health.NewServer(), tokens: tokens, fresh: fresh, timeout: timeout, log: log, metrics: m,
 		failures: map[Role]int{}, up: map[Role]bool{},
 	}
 	for _, r := range allRoles {
 		mon.server.SetServingStatus(string(r), healthpb.HealthCheckResponse_NOT_SERVING)
 	}
-	mon.server.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	mon.server.SetServingStatus(serviceAll, healthpb.HealthCheckResponse_NOT_SERVING)
+	mon.server.SetServingStatus(serviceSealKey, healthpb.HealthCheckResponse_NOT_SERVING)
 	return mon
 }
 
@@ -79,20 +95,52 @@ func (m *monitor) start(ctx context.Context) error {
 func (m *monitor) run(ctx context.Context, every time.Duration) {
 	var wg sync.WaitGroup
 	for r, t := range m.tokens {
-		wg.Go(func() {
-			tick := time.NewTicker(every)
-			defer tick.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-tick.C:
-					m.check(ctx, r, t)
-				}
-			}
-		})
+		wg.Go(func() { repeat(ctx, every, func() { m.check(ctx, r, t) }) })
 	}
+	wg.Go(func() { repeat(ctx, every, m.lookAtFeed) })
 	wg.Wait()
+}
+
+func repeat(ctx context.Context, every time.Duration, f func()) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
+// lookAtFeed is told when the feed was brought up to date, and repeated because
+// it grows old by itself.
+func (m *monitor) lookAtFeed() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.current
+	if m.current = m.fresh(); m.current == was {
+		return
+	}
+	if m.current {
+		m.log.Info("control feed is recent")
+	} else {
+		m.log.Error("control feed is stale: nothing is opened, sealed, minted or rewrapped until the custodian sends a recent head")
+	}
+	m.publish()
+}
+
+// publish tells the health service; m.mu is held.
+func (m *monitor) publish() {
+	all := true
+	for r := range m.tokens {
+		ok := m.up[r] && (m.current || !r.needsFeed())
+		all = all && ok
+		m.server.SetServingStatus(string(r), serving(ok))
+	}
+	m.server.SetServingStatus(serviceSealKey, serving(m.up[RoleSeal]))
+	m.server.SetServingStatus(serviceAll, serving(all))
 }
 
 func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
@@ -130,12 +178,7 @@ func (m *monitor) set(r Role, up bool, cause error) {
 		return
 	}
 	m.up[r] = up
-	all := true
-	for r := range m.tokens {
-		all = all && m.up[r]
-	}
-	m.server.SetServingStatus(string(r), serving(up))
-	m.server.SetServingStatus("", serving(all))
+	m.publish()
 	if up {
 		m.metrics.tokenUp.WithLabelValues(string(r)).Set(1)
 		m.log.Info("token up", "role", string(r))
@@ -145,6 +188,7 @@ func (m *monitor) set(r Role, up bool, cause error) {
 	}
 }
 
+// healthy says whether all tokens pass their checks.
 func (m *monitor) healthy() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

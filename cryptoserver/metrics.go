@@ -15,7 +15,11 @@ type metrics struct {
 	tokenUp  *prometheus.GaugeVec
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+// noHead is the age of a control feed of which no head is known: a day, since
+// infinity cannot be drawn.
+const noHead = 24 * time.Hour
+
+func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.Time) (*metrics, error) {
 	m := &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_calls_total", Help: "Calls by method and gRPC code.",
@@ -29,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"method"}),
 		blocks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_blocks_total",
-			Help: "Blocks by outcome: opened, outside_grant (asked for beyond the evidence, not opened), duplicate (not opened), damaged, sealed.",
+			Help: "Blocks by outcome: opened, outside_grant (asked for beyond the evidence, not opened), duplicate (not opened), damaged, erased (not opened), unknown_epoch (those of the damaged whose data key names a KEK epoch that was never active), sealed, resealed.",
 		}, []string{"outcome"}),
 		units: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_units_total",

@@ -4,7 +4,7 @@
 // ciphertext must be bound to from what it has authorised, and lets out
 // nothing finer than was granted, with a receipt.
 //
-// A server plays the roles whose tokens it is given (open, seal, mint, sign)
+// A server plays the roles whose tokens it is given (open, seal, mint, rotate, sign)
 // and answers each method only to the client identities on that method's
 // allow-list. It knows no database.
 package cryptoserver
@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"kluis/authz"
+	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/token"
 	"kluis/internal/authn"
@@ -44,10 +45,11 @@ type TokenVerifier interface {
 
 // Tokens are the HSM tokens by role; a role whose token is nil is not played.
 type Tokens struct {
-	Open token.Opener
-	Seal token.Sealer
-	Mint token.Minter
-	Sign token.TokenSigner
+	Open   token.Opener
+	Seal   token.Sealer
+	Mint   token.Minter
+	Rotate token.Rotator
+	Sign   token.TokenSigner
 }
 
 // Config is what a Server is made of.
@@ -120,6 +122,7 @@ type Server struct {
 	files      *newest[meter.EAN]
 	suppliers  *newest[meter.GLN]
 	sealed     *repeats
+	control    *follower
 	started    time.Time
 	checkEvery time.Duration
 	maxCall    time.Duration
@@ -166,7 +169,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if s.sealKeys, err = authz.NewSealKeys(c.SealKeys...); err != nil {
 		return nil, fmt.Errorf("cryptoserver: seal keys: %w", err)
 	}
-	if s.metrics, err = newMetrics(c.Registerer); err != nil {
+	feed := control.NewFeed()
+	if s.metrics, err = newMetrics(c.Registerer, feed, s.now); err != nil {
 		return nil, fmt.Errorf("cryptoserver: metrics: %w", err)
 	}
 	if s.files, err = newNewest[meter.EAN](newestKept); err != nil {
@@ -194,6 +198,9 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if c.Tokens.Mint != nil {
 		held[RoleMint] = c.Tokens.Mint
 	}
+	if c.Tokens.Rotate != nil {
+		held[RoleRotate] = c.Tokens.Rotate
+	}
 	if c.Tokens.Sign != nil {
 		held[RoleSign] = c.Tokens.Sign
 		if c.Issue.Issuer == "" || c.Issue.Audience == "" {
@@ -212,7 +219,14 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if len(held) == 0 {
 		return nil, errors.New("cryptoserver: no role: name at least one token")
 	}
-	s.health = newMonitor(held, checkTimeout, s.log, s.metrics)
+	s.control = &follower{Feed: feed}
+	if c.Tokens.Open != nil {
+		s.control.holders = append(s.control.holders, c.Tokens.Open)
+	}
+	if c.Tokens.Seal != nil {
+		s.control.holders = append(s.control.holders, c.Tokens.Seal)
+	}
+	s.health = newMonitor(held, func() bool { return feed.Fresh(s.now()) }, checkTimeout, s.log, s.metrics)
 	if err := s.health.start(ctx); err != nil {
 		return nil, fmt.Errorf("cryptoserver: %w", err)
 	}

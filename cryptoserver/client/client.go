@@ -20,8 +20,10 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -44,6 +46,7 @@ type Config struct {
 	TLS       *tls.Config // the client's certificate and the operator CA; TLS 1.3
 	Timeout   time.Duration
 	// Timeout ends a call whose context has no earlier deadline; 10 s when zero.
+	Registerer prometheus.Registerer // of the pool's metrics, once per process; nil: none
 }
 
 const maxMessage = 16 << 20
@@ -71,8 +74,11 @@ type Client struct {
 	open    cryptopb.CryptoserverClient
 	seal    cryptopb.CryptoserverClient
 	mint    cryptopb.CryptoserverClient
+	rotate  cryptopb.CryptoserverClient
 	sign    cryptopb.CryptoserverClient
+	sealKey cryptopb.CryptoserverClient // what needs role seal but no control feed
 	servers []server
+	turn    atomic.Uint32 // of the servers, where they are asked one by one
 }
 
 // server is one server by itself, for Status.
@@ -110,6 +116,11 @@ func New(c Config) (*Client, error) {
 		grpc.WithStaticStreamWindowSize(1 << 20), // as the server's
 		grpc.WithStaticConnWindowSize(4 << 20),
 	}
+	report, err := measured(c.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("cryptoserver client: metrics: %w", err)
+	}
+	common = append(common, report...)
 	cl := &Client{timeout: c.Timeout}
 	if cl.timeout == 0 {
 		cl.timeout = 10 * time.Second
@@ -132,8 +143,9 @@ func New(c Config) (*Client, error) {
 		cl.conns = append(cl.conns, conn)
 		return cryptopb.NewCryptoserverClient(conn), nil
 	}
-	var err error
-	for role, api := range map[string]*cryptopb.CryptoserverClient{"open": &cl.open, "seal": &cl.seal, "mint": &cl.mint, "sign": &cl.sign} {
+	for role, api := range map[string]*cryptopb.CryptoserverClient{
+		"open": &cl.open, "seal": &cl.seal, "mint": &cl.mint, "rotate": &cl.rotate, "sign": &cl.sign, "sealkey": &cl.sealKey,
+	} {
 		sc := fmt.Sprintf(serviceConfig, role, cryptopb.Cryptoserver_ServiceDesc.ServiceName)
 		if *api, err = dial(addrs, grpc.WithDefaultServiceConfig(sc)); err != nil {
 			return nil, errors.Join(fmt.Errorf("cryptoserver client: %w", err), cl.Close())
@@ -193,6 +205,11 @@ type ServerStatus struct {
 	Version       string
 	StartedAt     time.Time // UTC
 	Receipts      uint64    // issued since it started
+
+	ControlSequence uint64    // of the last control entry it knows
+	ControlAt       time.Time // of the newest head it knows, UTC; zero: none
+	ActiveEpoch     uint32    // 0: none
+	Tokens          []TokenStatus
 }
 
 // Status asks every server by itself, all at once, in the order of the
@@ -226,5 +243,9 @@ func (s server) status(ctx context.Context) ServerStatus {
 	copy(st.ProfileDigest[:], resp.ProfileDigest)
 	st.ServerID, st.Roles, st.KEKEpochs, st.Healthy = resp.ServerId, resp.Roles, resp.KekEpochs, resp.Healthy
 	st.Version, st.StartedAt, st.Receipts = resp.Version, time.UnixMicro(resp.StartedAt).UTC(), resp.Receipts
+	st.ControlSequence, st.ActiveEpoch, st.Tokens = resp.ControlSequence, resp.ActiveEpoch, tokensFromWire(resp.Tokens)
+	if resp.ControlAt != 0 {
+		st.ControlAt = time.UnixMicro(resp.ControlAt).UTC()
+	}
 	return st
 }

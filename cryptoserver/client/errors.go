@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -22,7 +23,7 @@ var (
 	// ErrInternal: a server failed in a way it did not foresee.
 	ErrInternal = errors.New("cryptoserver failed")
 	// ErrRefused: a server said no, and will say so again. The kinds below are
-	// all ErrRefused as well.
+	// all ErrRefused as well, but where they say otherwise.
 	ErrRefused = errors.New("cryptoserver refused")
 
 	// ErrTokenRefused: the access token does not verify, or not any more.
@@ -34,8 +35,21 @@ var (
 	ErrEvidence = errors.New("sealed fact refused")
 	// ErrProfileMismatch: server and client hold different market profiles.
 	ErrProfileMismatch = errors.New("another market profile")
-	// ErrUnknownEpoch: the server lacks a KEK that a data key needs.
+	// ErrUnknownEpoch: every server that was asked lacks a KEK that a data key
+	// needs. It is ErrUnavailable as well.
 	ErrUnknownEpoch = errors.New("unknown KEK epoch")
+	// ErrControlStale: no server that was asked has a recent head of the control
+	// feed. It is ErrUnavailable as well.
+	ErrControlStale = errors.New("control feed stale")
+	// ErrControlFork: the control feed contradicts the one the server knows.
+	ErrControlFork = errors.New("control feed forked")
+	// ErrErased: the data key was erased.
+	ErrErased = errors.New("data key erased")
+	// ErrDamaged: this key or block is not what was made.
+	ErrDamaged = errors.New("damaged")
+	// ErrSealRate: this client seals faster than the servers let it, and did so
+	// for longer than the call waited. It is ErrUnavailable as well.
+	ErrSealRate = errors.New("sealing too fast")
 	// ErrKeyRecord: a data key record is not what was minted.
 	ErrKeyRecord = errors.New("data key record refused")
 	// ErrStepRefused: the facts do not allow the step; the text says why.
@@ -44,9 +58,10 @@ var (
 
 // Error is a refusal or failure of a server. Its text holds no personal data.
 type Error struct {
-	Reason cryptopb.Reason // "" when the server gave none
-	text   string
-	kinds  []error
+	Reason     cryptopb.Reason // "" when the server gave none
+	RetryAfter time.Duration   // of ErrSealRate: when there is room again
+	text       string
+	kinds      []error
 }
 
 func (e *Error) Error() string { return e.kinds[0].Error() + ": " + e.text }
@@ -65,6 +80,9 @@ var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonUnknownEpoch:     ErrUnknownEpoch,
 	cryptopb.ReasonKeyRecordInvalid: ErrKeyRecord,
 	cryptopb.ReasonStepRefused:      ErrStepRefused,
+	cryptopb.ReasonKeyErased:        ErrErased,
+	cryptopb.ReasonControlStale:     ErrControlStale,
+	cryptopb.ReasonControlFork:      ErrControlFork,
 }
 
 func fromGRPC(err error) error {
@@ -74,8 +92,13 @@ func fromGRPC(err error) error {
 	st := status.Convert(err)
 	e := &Error{text: st.Message()}
 	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == cryptopb.ReasonDomain {
-			e.Reason = cryptopb.Reason(info.Reason)
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Domain == cryptopb.ReasonDomain {
+				e.Reason = cryptopb.Reason(d.Reason)
+			}
+		case *errdetails.RetryInfo:
+			e.RetryAfter = d.GetRetryDelay().AsDuration()
 		}
 	}
 	switch st.Code() {
@@ -84,11 +107,18 @@ func fromGRPC(err error) error {
 	case codes.Canceled:
 		e.kinds = []error{context.Canceled}
 	case codes.Unavailable:
-		e.kinds = []error{ErrUnavailable}
+		if kind, ok := kindOf[e.Reason]; ok {
+			e.kinds = append(e.kinds, kind)
+		}
+		e.kinds = append(e.kinds, ErrUnavailable)
 	case codes.ResourceExhausted: // without our reason: a message over gRPC's limit
-		e.kinds = []error{ErrRefused}
-		if e.Reason == cryptopb.ReasonTokenBusy {
+		switch e.Reason {
+		case cryptopb.ReasonTokenBusy:
 			e.kinds = []error{ErrBusy, ErrUnavailable}
+		case cryptopb.ReasonSealRate:
+			e.kinds = []error{ErrSealRate, ErrUnavailable}
+		default:
+			e.kinds = []error{ErrRefused}
 		}
 	case codes.Internal, codes.Unknown:
 		e.kinds = []error{ErrInternal}

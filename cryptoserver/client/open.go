@@ -52,6 +52,7 @@ const (
 	OutsideGrant FaultReason = 1 // the evidence does not cover it
 	Damaged      FaultReason = 2 // it did not open
 	Duplicate    FaultReason = 3 // the same field and day twice
+	Erased       FaultReason = 4 // its data key was erased
 )
 
 // Open returns one Opened per unit, in order.
@@ -102,15 +103,18 @@ func unitToWire(u *Unit) *cryptopb.OpenUnit {
 	}
 	slab := make([]cryptopb.SealedBlock, len(u.Blocks))
 	for i := range u.Blocks {
-		b, o := &u.Blocks[i], &slab[i]
-		o.Field, o.Day, o.Resolution, o.Version = uint32(b.Field), int32(b.Day), uint32(b.Resolution), b.Version
-		o.Key, o.Ciphertext = uint32(b.Key), b.Ciphertext
-		if b.Key < 0 { // envelope.NoKey
-			o.Key = math.MaxUint32
-		}
-		w.Blocks[i] = o
+		w.Blocks[i] = &slab[i]
+		sealedToWire(&u.Blocks[i], &slab[i])
 	}
 	return w
+}
+
+func sealedToWire(b *envelope.SealedBlock, o *cryptopb.SealedBlock) {
+	o.Field, o.Day, o.Resolution, o.Version = uint32(b.Field), int32(b.Day), uint32(b.Resolution), b.Version
+	o.Key, o.Ciphertext = uint32(b.Key), b.Ciphertext
+	if b.Key < 0 { // envelope.NoKey
+		o.Key = math.MaxUint32
+	}
 }
 
 func opened(u *cryptopb.OpenedUnit, asked *Unit) (Opened, error) {

@@ -42,10 +42,8 @@ func (c *Client) Mint(ctx context.Context, specs []envelope.KeySpec) ([]envelope
 }
 
 // Seal encrypts blocks of one metering point, as given, in order. All or
-// nothing is sealed.
+// nothing is sealed. A client that seals faster than the servers let it waits.
 func (c *Client) Seal(ctx context.Context, ean meter.EAN, keys []envelope.KeyRecord, blocks []envelope.PlainBlock) ([]envelope.SealedContent, error) {
-	ctx, cancel := c.bound(ctx)
-	defer cancel()
 	in := &cryptopb.SealRequest{
 		Ean:    uint64(ean.Int64()),
 		Keys:   make([]*cryptopb.DataKey, len(keys)),
@@ -57,9 +55,16 @@ func (c *Client) Seal(ctx context.Context, ean meter.EAN, keys []envelope.KeyRec
 	for i := range blocks {
 		in.Blocks[i] = plainToWire(&blocks[i])
 	}
-	resp, err := c.seal.Seal(ctx, in)
+	var resp *cryptopb.SealResponse
+	err := whileLimited(ctx, func() error {
+		ctx, cancel := c.bound(ctx)
+		defer cancel()
+		var err error
+		resp, err = c.seal.Seal(ctx, in)
+		return fromGRPC(err)
+	})
 	if err != nil {
-		return nil, fromGRPC(err)
+		return nil, err
 	}
 	if len(resp.Blocks) != len(blocks) {
 		return nil, internal("the server answered with another number of blocks")
@@ -107,7 +112,7 @@ func keyToWire(k *envelope.KeyRecord) *cryptopb.DataKey {
 func (c *Client) SealStep(ctx context.Context, previous []byte, step authz.Step) ([]byte, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	resp, err := c.seal.SealStep(ctx, &cryptopb.SealStepRequest{Previous: previous, Step: step.Encode()})
+	resp, err := c.sealKey.SealStep(ctx, &cryptopb.SealStepRequest{Previous: previous, Step: step.Encode()})
 	if err != nil {
 		return nil, fromGRPC(err)
 	}
@@ -130,7 +135,7 @@ func (c *Client) SealSupplier(ctx context.Context, previous []byte, facts authz.
 		}
 		in.Certificates = append(in.Certificates, w)
 	}
-	resp, err := c.seal.SealSupplier(ctx, in)
+	resp, err := c.sealKey.SealSupplier(ctx, in)
 	if err != nil {
 		return nil, fromGRPC(err)
 	}

@@ -25,6 +25,7 @@ const (
 	ReasonControlStale       Reason = "CONTROL_FEED_STALE"  // no recent head of the control feed: another server may have one
 	ReasonControlFork        Reason = "CONTROL_FEED_FORKED" // the feed contradicts the one the server knows
 	ReasonSealRate           Reason = "SEAL_RATE"           // this client seals faster than it may: later
+	ReasonNoEpoch            Reason = "NO_ACTIVE_EPOCH"     // no KEK epoch was activated in the control feed
 	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"
 	ReasonTokenBusy          Reason = "HSM_BUSY" // the token is well and its queue full: another server may have room
 	ReasonInternal           Reason = "INTERNAL"
