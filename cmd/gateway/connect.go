@@ -61,7 +61,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		return server.Config{}, nil, fmt.Errorf("cryptoservers: %w", err)
 	}
 	pool, err := client.New(client.Config{
-		Addresses: cfg.Cryptoservers.Addresses, TLS: tlsConfig, Timeout: time.Duration(cfg.RequestTimeout),
+		Addresses: cfg.Cryptoservers.Addresses, TLS: tlsConfig, Timeout: time.Duration(cfg.RequestTimeout), Registerer: reg,
 	})
 	if err != nil {
 		return server.Config{}, nil, err
