@@ -48,6 +48,8 @@ type cli struct {
 	Supplier supplierCmd `cmd:"" help:"Suppliers and their certificates."`
 	Supply   supplyCmd   `cmd:"" help:"Metering points: who supplies them, and when."`
 	Consent  consentCmd  `cmd:"" help:"Customers' consents."`
+	Keys     keysCmd     `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
+	HSM      hsmCmd      `cmd:"" name:"hsm" help:"Bring your own HSM."`
 
 	Version kong.VersionFlag `help:"Print the version."`
 }
@@ -55,13 +57,16 @@ type cli struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code := run(ctx, os.Args[1:], streams{os.Stdout, os.Stderr})
+	code := run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
 	stop()
 	os.Exit(code)
 }
 
-// streams are where commands write.
-type streams struct{ out, err io.Writer }
+// streams are where commands read what a person types, and where they write.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
 
 // exit ends parsing early, for --help and --version.
 type exit int
@@ -103,6 +108,10 @@ func run(ctx context.Context, args []string, s streams) (code int) {
 		return exitUsage
 	}
 	if err := parsed.Run(); err != nil {
+		var child childError
+		if errors.As(err, &child) {
+			return child.code
+		}
 		fmt.Fprintf(s.err, "kluis: %v\n", err)
 		return exitCode(ctx, err)
 	}

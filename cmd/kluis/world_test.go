@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -163,7 +164,7 @@ func (w *world) certificate(name string, ca *devpki.CA, l devpki.Leaf) (string, 
 func (w *world) kluis(args ...string) (code int, out, complaint string) {
 	w.t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(w.t.Context(), append(args, "--config", w.config), streams{&stdout, &stderr})
+	code = run(w.t.Context(), append(args, "--config", w.config), streams{strings.NewReader(""), &stdout, &stderr})
 	return code, stdout.String(), stderr.String()
 }
 

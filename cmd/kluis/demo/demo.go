@@ -23,6 +23,7 @@ import (
 
 	_ "github.com/lib/pq" // the driver of the set-up connections
 
+	"kluis/cmd/kluis/ceremony"
 	"kluis/internal/config"
 	"kluis/internal/devpg"
 	"kluis/meter"
@@ -35,6 +36,8 @@ type Options struct {
 	ReadyFile string    // where to write what serves where, as JSON; "" for none
 	Once      bool      // make one supplier request, print the answer, stop
 	BinDir    string    // folder of gateway, issuer and cryptoserver
+	Program   string    // this program
+	Version   string    // of this program
 	Module    string    // SoftHSM's PKCS#11 module; "" to look for it
 	Stdout    io.Writer // the answer of Once, or what to try
 	Stderr    io.Writer // progress
@@ -112,7 +115,7 @@ func (d *demo) up(ctx context.Context) error {
 	if d.progress, err = d.loadProgress(); err != nil {
 		return err
 	}
-	dirs := []string{"pki", "keys", "logs", "profile"}
+	dirs := []string{"pki", "keys", "logs", "profile", "custodian"}
 	for i := range cryptoserverCount {
 		dirs = append(dirs, cryptoserverName(i))
 	}
@@ -138,7 +141,7 @@ func (d *demo) up(ctx context.Context) error {
 	setUp := today
 	if d.progress.SetUp == "" {
 		d.say("new demo in %s", d.dir)
-		d.progress.SetUp = today.String()
+		d.progress.SetUp, d.progress.Format = today.String(), stateFormat
 	} else {
 		d.say("resuming the demo of %s in %s", d.progress.SetUp, d.dir)
 		if setUp, err = meter.ParseDay(d.progress.SetUp); err != nil {
@@ -330,65 +333,44 @@ func (d *demo) stop() {
 // ceremony makes the keys: on the first cryptoserver's tokens, then, wrapped
 // to their transport keys, on those of the others. They are never in the clear
 // outside a token.
-func (d *demo) ceremony(ctx context.Context) error {
+func (d *demo) ceremony(ctx context.Context) (err error) {
 	if d.progress.Keys {
 		return nil
 	}
 	// Nothing is sealed yet, so an interrupted ceremony starts afresh.
-	if err := os.RemoveAll(d.path("ceremony")); err != nil {
+	dir := CeremonyDir(d.dir)
+	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	bin := filepath.Join(d.BinDir, "cryptoserver")
-	public := make([]string, cryptoserverCount)
-	prints := make([]string, cryptoserverCount)
-	errs := make([]error, cryptoserverCount)
-	var wg sync.WaitGroup
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	for i := range cryptoserverCount {
 		if err := d.newTokenFolder(i); err != nil {
 			return err
 		}
-		public[i] = d.path("ceremony", cryptoserverName(i))
-		wg.Go(func() {
-			out, err := run(ctx, d.cryptoserverEnv(i), bin, "keys", "init", "--config", d.cryptoserverConfig(i),
-				"--so-pin-file", d.path(cryptoserverName(i), "pins", "so"), "--out", public[i])
-			prints[i], errs[i] = strings.TrimSpace(string(out)), err
-		})
 	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	c := ceremony.Ceremony{Program: filepath.Join(d.BinDir, "cryptoserver"), Version: d.Version, Epoch: firstEpoch, Dir: dir,
+		Apart: true, Say: func(string, ...any) {}}
+	if c.Servers, err = d.ceremonyServers(); err != nil {
 		return err
 	}
-	d.say("keys: tokens initialised on %d cryptoservers", cryptoserverCount)
-	wrapped := d.path("ceremony", "wrapped")
-	create := []string{bin, "keys", "create", "--config", d.cryptoserverConfig(0), "--epoch", "1", "--out", wrapped}
-	for i := range prints {
-		create = append(create, "--to", prints[i]+"="+public[i])
-	}
-	if _, err := run(ctx, d.cryptoserverEnv(0), create...); err != nil {
+	if c.Log, err = ceremony.OpenTranscript(filepath.Join(dir, ceremony.TranscriptName)); err != nil {
 		return err
 	}
-	for i := range cryptoserverCount {
-		if _, err := run(ctx, d.cryptoserverEnv(i), bin, "keys", "import", "--config", d.cryptoserverConfig(i), "--in", wrapped, "--creator", prints[0]); err != nil {
-			return err
-		}
+	if err := errors.Join(c.Run(ctx), c.Log.Close()); err != nil {
+		return err
 	}
-	from := func(args ...string) []string {
-		args = append([]string{bin, "keys", "public"}, args...)
-		for _, dir := range public {
-			args = append(args, "--from", dir)
-		}
-		return args
-	}
-	for file, args := range map[string][]string{d.sealKeysFile(): from("seal"), d.jwksFile(): from("jwks")} {
-		out, err := run(ctx, nil, args...)
+	for to, from := range map[string]string{d.sealKeysFile(): c.SealKeysFile(), d.jwksFile(): c.JWKSFile()} {
+		b, err := os.ReadFile(from)
 		if err != nil {
 			return err
 		}
-		if err := writeFile(file, out, 0o644); err != nil {
+		if err := writeFile(to, b, 0o644); err != nil {
 			return err
 		}
 	}
-	d.say("keys: KEK and MAC keys cloned to every token")
+	d.say("keys: made in one HSM, cloned to the tokens of %d cryptoservers", cryptoserverCount)
 	d.progress.Keys = true
 	return d.save(d.progress)
 }
@@ -408,7 +390,7 @@ func (d *demo) newTokenFolder(i int) error {
 	if err := writeFile(filepath.Join(dir, "softhsm2.conf"), []byte(conf), 0o600); err != nil {
 		return err
 	}
-	for _, role := range []string{"so", "open", "seal", "mint", "sign"} {
+	for _, role := range []string{"so", "open", "seal", "mint", "rotate", "sign"} {
 		pin := make([]byte, 12)
 		if _, err := rand.Read(pin); err != nil {
 			return err

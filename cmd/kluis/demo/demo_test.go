@@ -29,7 +29,7 @@ func TestProgressOfAnotherUser(t *testing.T) {
 	if _, err := l.loadProgress(); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.save(progress{SetUp: "2026-01-01"}); err != nil {
+	if err := l.save(progress{Format: stateFormat, SetUp: "2026-01-01"}); err != nil {
 		t.Fatal(err)
 	}
 	if p, err := l.loadProgress(); err != nil || p.SetUp != "2026-01-01" {
@@ -42,6 +42,17 @@ func TestProgressOfAnotherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := l.loadProgress(); err == nil || !strings.Contains(err.Error(), "user id 65534") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The folder of a version before is refused before anything in it is touched.
+func TestProgressOfAnotherVersion(t *testing.T) {
+	l := layout{t.TempDir()}
+	if err := os.WriteFile(l.progressFile(), []byte(`{"set_up": "2026-01-01", "keys": true, "facts": true}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.loadProgress(); err == nil || !strings.Contains(err.Error(), "remove the folder") || !strings.Contains(err.Error(), l.dir) {
 		t.Errorf("%v", err)
 	}
 }

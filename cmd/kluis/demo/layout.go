@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"kluis/cmd/kluis/ceremony"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
 	"kluis/meter"
@@ -18,6 +19,9 @@ import (
 
 // cryptoserverCount is the size of the demo's pool: one may die.
 const cryptoserverCount = 2
+
+// firstEpoch is that of the keys the demo begins with.
+const firstEpoch = 1
 
 // audience is the aud of access tokens: the gateway's API.
 const audience = "urn:kluis:api"
@@ -50,13 +54,41 @@ func (l layout) cryptoserverEnv(i int) []string {
 	return []string{"SOFTHSM2_CONF=" + l.path(cryptoserverName(i), "softhsm2.conf")}
 }
 
+// ceremonyServers are the demo's servers as the key ceremony knows them.
+func (l layout) ceremonyServers() ([]ceremony.Server, error) {
+	servers := make([]ceremony.Server, cryptoserverCount)
+	for i := range servers {
+		var err error
+		servers[i], err = ceremony.NewServer(l.cryptoserverConfig(i), l.path(cryptoserverName(i), "pins", "so"), l.cryptoserverEnv(i)...)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return servers, nil
+}
+
+// CeremonyServers are the servers of the demo in a state folder.
+func CeremonyServers(state string) ([]ceremony.Server, error) { return layout{state}.ceremonyServers() }
+
+// CeremonyDir is the folder of the key ceremonies of the demo in a state
+// folder.
+func CeremonyDir(state string) string { return layout{state}.path("ceremony") }
+
 func (l layout) supplierPair(s supplier) (cert, key string) {
 	return l.path("pki", s.file+".crt"), l.path("pki", s.file+".key")
 }
 
+// stateFormat changes when a state folder of before cannot be gone on with. In
+// the first the tokens of the rotate role were missing: they would need the
+// KEK, which cannot leave the others.
+const stateFormat = 1
+
 // progress is what the demo remembers of how far its set-up came; it is
 // written after each part, so that an interrupted set-up goes on there.
 type progress struct {
+	// Format is of the state folder as a whole; 0 before there were formats.
+	Format int `json:"format"`
+
 	SetUp      string   `json:"set_up"` // the day of set-up, YYYY-MM-DD, local to the market
 	Keys       bool     `json:"keys"`
 	Facts      bool     `json:"facts"`
@@ -90,6 +122,9 @@ func (l layout) loadProgress() (progress, error) {
 	}
 	if err := json.Unmarshal(b, &p); err != nil {
 		return p, fmt.Errorf("%s is damaged (%w); remove %s to start afresh", l.progressFile(), err, l.dir)
+	}
+	if p.Format != stateFormat {
+		return p, fmt.Errorf("the demo in %s was made by another version of this program, and its keys cannot be taken out to go on with: remove the folder to start afresh, or choose another with --state (make demo STATE=dir)", l.dir)
 	}
 	return p, nil
 }
@@ -190,7 +225,7 @@ func (l layout) writePKI(pl *plan) error {
 			return err
 		}
 	}
-	for _, name := range []string{"ingest", "registrar"} {
+	for _, name := range []string{"ingest", "registrar", "custodian"} {
 		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name}); err != nil {
 			return err
 		}
@@ -238,13 +273,14 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			Allow: map[string][]string{
 				"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
 				"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
-				"Status": {"gateway", "ingest", "registrar", "issuer"},
+				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
+				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian"},
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
 			Token:        config.TokenIssue{Issuer: issuerURL, Audience: audience},
 			Module:       module,
 			Tokens:       config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")}, Seal: new(token("seal")), Sign: new(token("sign"))},
-			ProbeKeyFile: l.path("keys", "probe.key"),
+			ProbeKeyFile: l.path(name, "probe.key"),
 			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
 		})
 		if err != nil {
@@ -268,5 +304,6 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		MigrateURL: dbURL("kluis_owner"), IngestURL: dbURL("kluis_ingest"), RegistrarURL: dbURL("kluis_registrar"),
 		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
 		Ingest: pool("ingest"), Registrar: pool("registrar"),
+		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"),
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -180,20 +179,6 @@ func watchReady(r io.Reader, log io.Writer, onReady func()) {
 		}
 	}
 	_, _ = io.Copy(log, r)
-}
-
-// run runs a command to its end and returns what it wrote to stdout; what it
-// wrote to stderr is shown only when it fails.
-func run(ctx context.Context, env []string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), env...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s %v: %w\n%s", filepath.Base(args[0]), args[1:], err, stderr.Bytes())
-	}
-	return out, nil
 }
 
 // tail returns the end of a log, for an error message.
