@@ -271,7 +271,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		err := config.Write(l.cryptoserverConfig(i), config.Cryptoserver{
 			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
 			Allow: map[string][]string{
-				"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
+				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
 				"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
 				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian"},
