@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -185,12 +186,13 @@ func printLegalFile(w io.Writer, f *authz.LegalFile, asJSON bool) error {
 type progress struct {
 	w        io.Writer
 	terminal bool
+	began    time.Time
 	last     time.Time
 	shown    int
 }
 
 func newProgress(w io.Writer) *progress {
-	p := &progress{w: w, last: time.Now()}
+	p := &progress{w: w, began: time.Now(), last: time.Now()}
 	if f, ok := w.(*os.File); ok {
 		if info, err := f.Stat(); err == nil {
 			p.terminal = info.Mode()&os.ModeCharDevice != 0
@@ -222,4 +224,30 @@ func (p *progress) done() {
 	if p.terminal && p.shown > 0 {
 		fmt.Fprintf(p.w, "\r%*s\r", p.shown, "")
 	}
+}
+
+// bar shows how far of a known total a long command is, with its pace.
+func (p *progress) bar(what string, done, total int64) {
+	p.say("%s", barLine(what, done, total, time.Since(p.began), p.terminal))
+}
+
+// barWidth is the number of characters between the brackets of a bar.
+const barWidth = 24
+
+func barLine(what string, done, total int64, elapsed time.Duration, terminal bool) string {
+	share := 1.0
+	if total > 0 {
+		share = min(float64(done)/float64(total), 1)
+	}
+	line := fmt.Sprintf("%s  %s of %s (%d %%)", what, thousands(int(done)), thousands(int(total)), int(100*share))
+	if full := int(barWidth * share); terminal {
+		line = fmt.Sprintf("%s  [%s%s]  %s of %s (%d %%)", what, strings.Repeat("#", full), strings.Repeat(".", barWidth-full),
+			thousands(int(done)), thousands(int(total)), int(100*share))
+	}
+	if elapsed < time.Second || done == 0 {
+		return line
+	}
+	pace := float64(done) / elapsed.Seconds()
+	left := time.Duration(float64(max(total-done, 0)) / pace * float64(time.Second)).Round(time.Second)
+	return fmt.Sprintf("%s, %s/s, %s left", line, thousands(int(pace)), left)
 }
