@@ -97,8 +97,9 @@ func (c *keysCreateCmd) Run() error {
 
 type keysImportCmd struct {
 	keysConfig
-	In      string `required:"" type:"existingdir" placeholder:"DIR" help:"Folder that keys create made."`
-	Creator string `required:"" placeholder:"FINGERPRINT" help:"Fingerprint of the server that created the keys."`
+	In        string `required:"" type:"existingdir" placeholder:"DIR" help:"Folder that keys create made."`
+	Creator   string `required:"" placeholder:"FINGERPRINT" help:"Fingerprint of the server that created the keys."`
+	SOPINFile string `name:"so-pin-file" type:"existingfile" placeholder:"FILE" help:"File with the security officer's PIN, who alone can make the KEK of a rotate token a trusted key; needed where one is configured."`
 }
 
 func (c *keysImportCmd) Run() error {
@@ -109,7 +110,7 @@ func (c *keysImportCmd) Run() error {
 	if cfg.ProbeKeyFile == "" {
 		return errors.New("probe_key_file is missing in the configuration: the start-up attacks need it")
 	}
-	return ceremony.Import(c.In, c.Creator, cfg.ProbeKeyFile)
+	return ceremony.Import(c.In, c.Creator, cfg.ProbeKeyFile, c.SOPINFile)
 }
 
 type keysPublicCmd struct {

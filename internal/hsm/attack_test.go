@@ -21,7 +21,7 @@ func TestKEKWithstandsAttacks(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	for i, s := range world.Servers {
-		for _, role := range []hsm.Role{hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint} {
+		for _, role := range []hsm.Role{hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint, hsm.RoleRotate} {
 			got, err := hsm.Attack(s.Config, role)
 			if err != nil {
 				t.Fatal(err)
@@ -42,8 +42,8 @@ func TestKEKWithstandsAttacks(t *testing.T) {
 func TestKeysCannotBeStolen(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
-	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 4, hsm.RoleMint: 2, hsm.RoleSign: 1} // transport keys are gone
-	for role := range want {
+	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 4, hsm.RoleMint: 2, hsm.RoleRotate: 2, hsm.RoleSign: 1} // transport keys are gone
+	for _, role := range hsm.Roles() {
 		stolen, looked, err := hsm.Steal(world.Servers[1].Config, role)
 		if err != nil {
 			t.Fatal(err)
@@ -333,7 +333,7 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 			t.Errorf("%s: %v", filepath.Base(f), err)
 		}
 	}
-	if err := c.Import(keys, fingerprint, filepath.Join(dir, "probe.bin")); err != nil {
+	if err := c.Import(keys, fingerprint, filepath.Join(dir, "probe.bin"), ""); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(files[0])

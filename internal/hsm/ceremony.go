@@ -100,7 +100,7 @@ func (c Ceremony) Init(soPINFile string) (PublicKeys, error) {
 		if err := c.initSigning(l, r); err != nil || !r.hasKEK() {
 			return err
 		}
-		return c.initTransport(l)
+		return c.initTransport(l, r)
 	}); err != nil {
 		return PublicKeys{}, err
 	}
@@ -204,9 +204,14 @@ func (c Ceremony) initSigning(l *login, r Role) error {
 	if err != nil {
 		return fmt.Errorf("drawing a key id: %w", err)
 	}
+	day, err := l.dated(time.Now())
+	if err != nil {
+		return err
+	}
 	public := append(publicKey(label, id), attribute(pkcs11.CKA_EC_PARAMS, p256Params), attribute(pkcs11.CKA_VERIFY, true))
 	private := append(privateKey(label, id), attribute(pkcs11.CKA_SIGN, true), attribute(pkcs11.CKA_DECRYPT, false),
 		attribute(pkcs11.CKA_UNWRAP, false), attribute(pkcs11.CKA_DERIVE, false), allowed(pkcs11.CKM_ECDSA))
+	private = append(private, made(day)...)
 	if _, _, err := raw.GenerateKeyPair(s, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN), append(public, frozen()...), append(private, frozen()...)); err != nil {
 		return fmt.Errorf("generating key %s: %w", label, err)
 	}
@@ -214,8 +219,22 @@ func (c Ceremony) initSigning(l *login, r Role) error {
 	return nil
 }
 
+// dated gives the day of a key to be made, or the zero time when the token
+// keeps no dates: PKCS#11 leaves that to it.
+func (l *login) dated(day time.Time) (time.Time, error) {
+	as := append(session(pkcs11.CKK_AES), made(day)...)
+	h, err := l.mod.raw.GenerateKey(l.session, mechanism(pkcs11.CKM_AES_KEY_GEN), append(as, usage()...))
+	switch {
+	case err == nil:
+		return day, l.mod.raw.DestroyObject(l.session, h)
+	case refused(err):
+		return time.Time{}, nil
+	}
+	return day, fmt.Errorf("trying whether token %s dates its keys: %w", l.label, err)
+}
+
 // initTransport makes the key that others wrap keys for this token to.
-func (c Ceremony) initTransport(l *login) error {
+func (c Ceremony) initTransport(l *login, r Role) error {
 	raw, s := l.mod.raw, l.session
 	have, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport)
 	if err != nil || have != 0 {
@@ -227,8 +246,7 @@ func (c Ceremony) initTransport(l *login) error {
 	}
 	// What is unwrapped by it may never be readable, even by whoever holds
 	// the PIN and a wrapped file while the ceremony lasts.
-	nested := newTemplate(append([]*pkcs11.Attribute{
-		attribute(pkcs11.CKA_SENSITIVE, true), attribute(pkcs11.CKA_EXTRACTABLE, false)}, frozen()...))
+	nested := newTemplate(arriving(r))
 	defer nested.free()
 	id := []byte(labelTransport)
 	public := append(publicKey(labelTransport, id), attribute(pkcs11.CKA_MODULUS_BITS, bits),
@@ -241,6 +259,18 @@ func (c Ceremony) initTransport(l *login) error {
 	}
 	c.report("token %s: transport key generated", l.label)
 	return nil
+}
+
+// arriving is what a transport key enforces on the keys it unwraps. Those of a
+// rotate token have one more way to go; see importTrusted.
+func arriving(r Role) []*pkcs11.Attribute {
+	as := []*pkcs11.Attribute{attribute(pkcs11.CKA_SENSITIVE, true)}
+	if r == RoleRotate {
+		as = append(append(as, attribute(pkcs11.CKA_TOKEN, false)), passing()...)
+	} else {
+		as = append(as, attribute(pkcs11.CKA_EXTRACTABLE, false))
+	}
+	return append(as, frozen()...)
 }
 
 func publicKey(label string, id []byte) []*pkcs11.Attribute {
@@ -288,7 +318,7 @@ func transportKey(l *login) (*rsa.PublicKey, error) {
 
 // Public reads the public keys off the tokens.
 func (c Ceremony) Public() (PublicKeys, error) {
-	p := PublicKeys{Transport: map[Role]*rsa.PublicKey{}}
+	p := PublicKeys{Transport: map[Role][]*rsa.PublicKey{}}
 	mod, err := c.module()
 	if err != nil {
 		return p, err
@@ -305,7 +335,7 @@ func (c Ceremony) Public() (PublicKeys, error) {
 				return err
 			}
 			if k != nil {
-				p.Transport[r] = k
+				p.Transport[r] = append(p.Transport[r], k)
 			}
 		}
 		switch r {
@@ -324,16 +354,19 @@ func (c Ceremony) Public() (PublicKeys, error) {
 type manifest struct {
 	Format string            `json:"format"`
 	Epoch  uint32            `json:"epoch"`
+	Made   string            `json:"made"`  // day, UTC: what the keys are dated
 	Files  map[string]string `json:"files"` // name → SHA-256, hex
 }
 
 const (
-	manifestFormat = "kluis/keys/1"
+	manifestFormat = "kluis/keys/2"
 	manifestName   = "manifest.json"
 	signatureName  = "manifest.sig"
 	creatorName    = "creator"
 	probeName      = "probe.bin"
 )
+
+func (m manifest) day() (time.Time, error) { return time.Parse(time.DateOnly, m.Made) }
 
 func manifestDigest(b []byte) []byte {
 	sum := sha256.Sum256(append([]byte("kluis/key-manifest\x00"), b...))
@@ -437,7 +470,7 @@ func (c Ceremony) Create(epoch uint32, to map[string]string, out string) (err er
 	if have != 0 {
 		return fmt.Errorf("token %s holds a KEK of epoch %d already; a second one would divide the servers, so take the next epoch", t.Label, epoch)
 	}
-	m := manifest{Format: manifestFormat, Epoch: epoch, Files: map[string]string{}}
+	m := manifest{Format: manifestFormat, Epoch: epoch, Made: time.Now().UTC().Format(time.DateOnly), Files: map[string]string{}}
 	add := func(name string, b []byte) error {
 		sum := sha256.Sum256(b)
 		m.Files[name] = hex.EncodeToString(sum[:])
@@ -522,38 +555,49 @@ func (c Ceremony) createKeys(l *login, epoch uint32, recipients []PublicKeys, ad
 	}
 	for _, to := range recipients {
 		for _, r := range Roles() {
-			transport := to.Transport[r]
-			if transport == nil {
-				continue
-			}
-			public, err := raw.CreateObject(s, []*pkcs11.Attribute{
-				attribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-				attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true),
-				attribute(pkcs11.CKA_MODULUS, transport.N.Bytes()),
-				attribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(transport.E)).Bytes())})
-			if err != nil {
-				return fmt.Errorf("loading a public transport key: %w", err)
-			}
-			for file, label := range fileKeys(r, epoch) {
-				key, ok := keys[label]
-				if !ok {
-					continue
-				}
-				wrapped, err := raw.WrapKey(s, oaep(), public, key)
-				if err != nil {
-					return fmt.Errorf("wrapping %s: %w", label, err)
-				}
-				name, err := wrappedName(r, transport, file)
-				if err != nil {
-					return err
-				}
-				if err := add(name, wrapped); err != nil {
+			for _, transport := range to.Transport[r] {
+				if err := wrapTo(l, r, transport, epoch, keys, add); err != nil {
 					return err
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// wrapTo wraps the keys of a role to one of its tokens.
+func wrapTo(l *login, r Role, transport *rsa.PublicKey, epoch uint32, keys map[string]pkcs11.ObjectHandle, add func(string, []byte) error) error {
+	raw, s := l.mod.raw, l.session
+	public, err := raw.CreateObject(s, wrappingRSA(transport.N.Bytes()))
+	if err != nil {
+		return fmt.Errorf("loading a public transport key: %w", err)
+	}
+	for file, label := range fileKeys(r, epoch) {
+		key, ok := keys[label]
+		if !ok {
+			continue
+		}
+		wrapped, err := raw.WrapKey(s, oaep(), public, key)
+		if err != nil {
+			return fmt.Errorf("wrapping %s: %w", label, err)
+		}
+		name, err := wrappedName(r, transport, file)
+		if err != nil {
+			return err
+		}
+		if err := add(name, wrapped); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wrappingRSA is a public key to wrap to, exponent 65537.
+func wrappingRSA(modulus []byte) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
+		attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true),
+		attribute(pkcs11.CKA_MODULUS, modulus), attribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1})}
 }
 
 // createProbe makes a throw-away data key, wraps it and computes its vector.
@@ -585,8 +629,12 @@ func createProbe(l *login, epoch uint32, kek pkcs11.ObjectHandle,
 // Import brings the keys that Create made onto this server's tokens, attacks
 // each KEK as at start-up, records the probe key in probeFile and, when all of
 // it succeeded, destroys the transport keys: from then on the wrapped files
-// open nowhere. creator is the fingerprint of the server that created them.
-func (c Ceremony) Import(in, creator, probeFile string) error {
+// open nowhere. creator is the fingerprint of the server that created them;
+// soPINFile is needed by rotate tokens only.
+func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
+	if len(c.Tokens[RoleRotate]) > 0 && soPINFile == "" {
+		return errSOPIN
+	}
 	mod, err := c.module()
 	if err != nil {
 		return err
@@ -604,7 +652,7 @@ func (c Ceremony) Import(in, creator, probeFile string) error {
 			return err
 		}
 		defer l.close()
-		return c.importKeys(l, r, m.Epoch, read)
+		return c.importKeys(l, r, t, m, soPINFile, read)
 	}); err != nil {
 		return err
 	}
@@ -677,7 +725,11 @@ func openManifest(in, creator string) (manifest, func(name string) ([]byte, erro
 	if keys.Seal == nil || !ecdsa.VerifyASN1(keys.Seal, manifestDigest(b), signature) {
 		return m, nil, fmt.Errorf("%s: the signature of the manifest is wrong: it was not made by the creator, or changed since", in)
 	}
-	if err := json.Unmarshal(b, &m); err != nil || m.Format != manifestFormat || m.Epoch == 0 {
+	err = json.Unmarshal(b, &m)
+	if err == nil {
+		_, err = m.day()
+	}
+	if err != nil || m.Format != manifestFormat || m.Epoch == 0 {
 		return m, nil, fmt.Errorf("%s: not a manifest of this version", filepath.Join(in, manifestName))
 	}
 	return m, func(name string) ([]byte, error) {
@@ -696,9 +748,19 @@ func openManifest(in, creator string) (manifest, func(name string) ([]byte, erro
 	}, nil
 }
 
-func (c Ceremony) importKeys(l *login, r Role, epoch uint32, read func(string) ([]byte, error)) error {
+// arrival is a key on its way onto a token.
+type arrival struct {
+	label   string
+	keyType uint
+	wrapped []byte // to the token's transport key
+}
+
+// importKeys brings what the token lacks onto it.
+func (c Ceremony) importKeys(l *login, r Role, t Token, m manifest, soPINFile string, read func(string) ([]byte, error)) error {
 	raw, s := l.mod.raw, l.session
-	for file, label := range fileKeys(r, epoch) {
+	var missing []arrival
+	var private pkcs11.ObjectHandle
+	for file, label := range fileKeys(r, m.Epoch) {
 		have, err := findSecret(raw, s, label)
 		if err != nil {
 			return err
@@ -707,8 +769,7 @@ func (c Ceremony) importKeys(l *login, r Role, epoch uint32, read func(string) (
 			c.report("token %s: %s is there already", l.label, label)
 			continue
 		}
-		private, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport)
-		if err != nil {
+		if private, err = findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport); err != nil {
 			return err
 		}
 		public, err := transportKey(l)
@@ -722,25 +783,49 @@ func (c Ceremony) importKeys(l *login, r Role, epoch uint32, read func(string) (
 		if err != nil {
 			return err
 		}
-		wrapped, err := read(name)
-		if err != nil {
+		k := arrival{label: label, keyType: pkcs11.CKK_GENERIC_SECRET}
+		if file == "kek" {
+			k.keyType = pkcs11.CKK_AES
+		}
+		if k.wrapped, err = read(name); err != nil {
 			return err
 		}
-		if len(wrapped) != public.Size() {
-			return fmt.Errorf("%s has %d bytes, not %d", name, len(wrapped), public.Size())
+		if len(k.wrapped) != public.Size() {
+			return fmt.Errorf("%s has %d bytes, not %d", name, len(k.wrapped), public.Size())
 		}
-		as, release := macKey(label), func() {}
-		if file == "kek" {
-			as, release = kek(r, label)
-		}
-		_, err = raw.UnwrapKey(s, oaep(), private, wrapped, as)
+		missing = append(missing, k)
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	day, err := m.day()
+	if err != nil {
+		return err
+	}
+	if day, err = l.dated(day); err != nil {
+		return err
+	}
+	if r == RoleRotate {
+		return c.importTrusted(l, t, missing, day, soPINFile)
+	}
+	for _, k := range missing {
+		as, release := k.template(r, day)
+		_, err = raw.UnwrapKey(s, oaep(), private, k.wrapped, as)
 		release()
 		if err != nil {
-			return fmt.Errorf("unwrapping %s: %w", label, err)
+			return fmt.Errorf("unwrapping %s: %w", k.label, err)
 		}
-		c.report("token %s: %s imported", l.label, label)
+		c.report("token %s: %s imported", l.label, k.label)
 	}
 	return nil
+}
+
+// template is the key's own on a token of the role.
+func (k arrival) template(r Role, day time.Time) ([]*pkcs11.Attribute, func()) {
+	if k.keyType == pkcs11.CKK_AES {
+		return kek(r, k.label, day)
+	}
+	return macKey(k.label, day), func() {}
 }
 
 // mergeProbes gives the probe file's records with that of an epoch added.

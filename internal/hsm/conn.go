@@ -356,6 +356,8 @@ func (a *access) canary(epoch uint32) (err error) {
 	case RoleMint:
 		var wrapped [wrappedSize]byte
 		return a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, wrapped[:]) })
+	case RoleRotate:
+		return a.roundTrip(epoch)
 	}
 	_, err = a.sign(make([]byte, 32))
 	return err

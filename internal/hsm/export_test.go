@@ -130,7 +130,7 @@ func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weak
 		_, err = raw.UnwrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), transport, wrapped, as)
 		return err
 	}
-	as, release := kek(role, kekLabel(1))
+	as, release := kek(role, kekLabel(1), time.Now())
 	defer release()
 	if err := move(source, weaken(as)); err != nil {
 		return cfg, fmt.Errorf("planting the KEK: %w", err)
@@ -140,7 +140,7 @@ func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weak
 		if err != nil {
 			return cfg, err
 		}
-		if err := move(key, macKey(label)); err != nil {
+		if err := move(key, macKey(label, time.Now())); err != nil {
 			return cfg, err
 		}
 	}
@@ -285,7 +285,7 @@ func (c Ceremony) ImportOnly(in, creator, probeFile string) error {
 			return err
 		}
 		defer l.close()
-		return c.importKeys(l, r, m.Epoch, read)
+		return c.importKeys(l, r, t, m, "", read)
 	}); err != nil {
 		return err
 	}

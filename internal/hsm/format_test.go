@@ -105,7 +105,7 @@ func TestPublicKeys(t *testing.T) {
 		"two keys":         {"seal.pem", append(bytes.Clone(pem), pem...)},
 		"no PEM":           {"seal.pem", []byte("x")},
 		"no key":           {"seal.pem", []byte("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")},
-		"EC for transport": {"transport-open.pem", pem},
+		"EC for transport": {"transport-open-1.pem", pem},
 	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, f.file), f.content, 0o600); err != nil {

@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -25,14 +26,17 @@ const (
 // Roles lists all roles in their fixed order.
 func Roles() []Role { return []Role{RoleOpen, RoleSeal, RoleMint, RoleRotate, RoleSign} }
 
-func (r Role) hasKEK() bool { return r == RoleOpen || r == RoleSeal || r == RoleMint }
+func (r Role) hasKEK() bool { return r != RoleSign }
+
+// unwraps says whether the role's KEK enforces a template on what it unwraps.
+func (r Role) unwraps() bool { return r.hasKEK() && r != RoleMint }
 
 // macs are the labels of the MAC keys the role holds.
 func (r Role) macs() []string {
 	switch r {
 	case RoleSeal:
 		return []string{labelContentMAC, labelRecordMAC}
-	case RoleMint:
+	case RoleMint, RoleRotate:
 		return []string{labelRecordMAC}
 	}
 	return nil
@@ -107,20 +111,31 @@ func usage(uses ...uint) []*pkcs11.Attribute {
 // dataKey is the template under which a role unwraps data keys: enforced by
 // the KEK's CKA_UNWRAP_TEMPLATE and presented at each unwrap.
 func dataKey(r Role) []*pkcs11.Attribute {
-	use := uint(pkcs11.CKA_DECRYPT)
-	if r == RoleSeal {
-		use = pkcs11.CKA_ENCRYPT
-	}
 	as := []*pkcs11.Attribute{
 		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 		attribute(pkcs11.CKA_TOKEN, false),
 		attribute(pkcs11.CKA_SENSITIVE, true),
-		attribute(pkcs11.CKA_EXTRACTABLE, false),
 	}
-	as = append(as, usage(use)...)
-	as = append(as, allowed(pkcs11.CKM_AES_GCM))
+	switch r {
+	case RoleRotate: // nothing but to be wrapped, by a key the security officer vouches for
+		as = append(as, passing()...)
+	case RoleSeal:
+		as = append(as, attribute(pkcs11.CKA_EXTRACTABLE, false))
+		as = append(as, usage(pkcs11.CKA_ENCRYPT)...)
+		as = append(as, allowed(pkcs11.CKM_AES_GCM))
+	default:
+		as = append(as, attribute(pkcs11.CKA_EXTRACTABLE, false))
+		as = append(as, usage(pkcs11.CKA_DECRYPT)...)
+		as = append(as, allowed(pkcs11.CKM_AES_GCM))
+	}
 	return append(as, frozen()...)
+}
+
+// passing is what a key may do that only passes through a token: be wrapped
+// by a trusted key.
+func passing() []*pkcs11.Attribute {
+	return append([]*pkcs11.Attribute{attribute(pkcs11.CKA_EXTRACTABLE, true), attribute(pkcs11.CKA_WRAP_WITH_TRUSTED, true)}, usage()...)
 }
 
 // unwrapping is dataKey as the caller presents it.
@@ -144,9 +159,10 @@ func minting() []*pkcs11.Attribute {
 	return append(as, frozen()...)
 }
 
-// secret begins the template of a secret key at home on a token.
-func secret(label string, keyType uint) []*pkcs11.Attribute {
-	return []*pkcs11.Attribute{
+// secret begins the template of a secret key at home on a token. day is when
+// it was made; the zero time for a token that keeps no dates.
+func secret(label string, keyType uint, day time.Time) []*pkcs11.Attribute {
+	return append([]*pkcs11.Attribute{
 		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attribute(pkcs11.CKA_KEY_TYPE, keyType),
 		attribute(pkcs11.CKA_TOKEN, true),
@@ -155,20 +171,34 @@ func secret(label string, keyType uint) []*pkcs11.Attribute {
 		attribute(pkcs11.CKA_ID, []byte(label)),
 		attribute(pkcs11.CKA_SENSITIVE, true),
 		attribute(pkcs11.CKA_EXTRACTABLE, false),
+	}, made(day)...)
+}
+
+// made dates a key.
+func made(day time.Time) []*pkcs11.Attribute {
+	if day.IsZero() {
+		return nil
 	}
+	return []*pkcs11.Attribute{attribute(pkcs11.CKA_START_DATE, day.UTC())}
 }
 
 // kek is the template of a KEK at home on a token of this role. release frees
 // the nested template once the key exists.
-func kek(r Role, label string) (as []*pkcs11.Attribute, release func()) {
-	as = secret(label, pkcs11.CKK_AES)
+func kek(r Role, label string, day time.Time) (as []*pkcs11.Attribute, release func()) {
+	as = secret(label, pkcs11.CKK_AES, day)
 	release = func() {}
-	if r == RoleMint {
+	switch r {
+	case RoleMint:
 		as = append(as, usage(pkcs11.CKA_WRAP)...)
-	} else {
+	case RoleRotate:
+		as = append(as, usage(pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)...)
+		as = append(as, attribute(pkcs11.CKA_TRUSTED, true)) // only the security officer can say so
+	default:
+		as = append(as, usage(pkcs11.CKA_UNWRAP)...)
+	}
+	if r.unwraps() {
 		nested := newTemplate(dataKey(r))
 		release = nested.free
-		as = append(as, usage(pkcs11.CKA_UNWRAP)...)
 		as = append(as, attribute(pkcs11.CKA_UNWRAP_TEMPLATE, nested.bytes()))
 	}
 	as = append(as, allowed(pkcs11.CKM_AES_KEY_WRAP))
@@ -176,8 +206,8 @@ func kek(r Role, label string) (as []*pkcs11.Attribute, release func()) {
 }
 
 // macKey is the template of a MAC key at home on a token.
-func macKey(label string) []*pkcs11.Attribute {
-	as := append(secret(label, pkcs11.CKK_GENERIC_SECRET), usage(pkcs11.CKA_SIGN)...)
+func macKey(label string, day time.Time) []*pkcs11.Attribute {
+	as := append(secret(label, pkcs11.CKK_GENERIC_SECRET, day), usage(pkcs11.CKA_SIGN)...)
 	as = append(as, allowed(pkcs11.CKM_SHA256_HMAC))
 	return append(as, frozen()...)
 }

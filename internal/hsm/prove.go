@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -69,11 +70,20 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 	yes, no := func(a uint) *pkcs11.Attribute { return attribute(a, true) }, func(a uint) *pkcs11.Attribute { return attribute(a, false) }
 	unwrap("readable and extractable", no(pkcs11.CKA_SENSITIVE), yes(pkcs11.CKA_EXTRACTABLE))
 	unwrap("readable", no(pkcs11.CKA_SENSITIVE))
-	unwrap("extractable", yes(pkcs11.CKA_EXTRACTABLE))
 	unwrap("to stay on the token", yes(pkcs11.CKA_TOKEN))
 	unwrap("modifiable", yes(pkcs11.CKA_MODIFIABLE))
 	unwrap("copyable", yes(pkcs11.CKA_COPYABLE))
-	unwrap("for another mechanism", allowed(pkcs11.CKM_AES_ECB))
+	if role == RoleRotate {
+		unwrap("to be wrapped by any key", no(pkcs11.CKA_WRAP_WITH_TRUSTED))
+		unwrap("to wrap", yes(pkcs11.CKA_WRAP))
+		unwrap("to unwrap", yes(pkcs11.CKA_UNWRAP))
+		unwrap("to sign", yes(pkcs11.CKA_SIGN))
+		unwrap("to verify", yes(pkcs11.CKA_VERIFY))
+		unwrap("to derive", yes(pkcs11.CKA_DERIVE))
+	} else {
+		unwrap("extractable", yes(pkcs11.CKA_EXTRACTABLE))
+		unwrap("for another mechanism", allowed(pkcs11.CKM_AES_ECB))
+	}
 	if role != RoleOpen {
 		unwrap("to decrypt", yes(pkcs11.CKA_DECRYPT))
 	}
@@ -88,6 +98,10 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 			attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 			no(pkcs11.CKA_SENSITIVE), yes(pkcs11.CKA_EXTRACTABLE)})
 	})
+
+	if role == RoleRotate {
+		list = append(list, trustAttacks(raw, session, kek, p)...)
+	}
 
 	// Turning the KEK into something else, in place or as a copy.
 	gains := []struct {
@@ -107,10 +121,12 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 			attr *pkcs11.Attribute
 		}{"UNWRAP", yes(pkcs11.CKA_UNWRAP)})
 	} else {
-		gains = append(gains, struct {
-			name string
-			attr *pkcs11.Attribute
-		}{"WRAP", yes(pkcs11.CKA_WRAP)})
+		if role != RoleRotate {
+			gains = append(gains, struct {
+				name string
+				attr *pkcs11.Attribute
+			}{"WRAP", yes(pkcs11.CKA_WRAP)})
+		}
 		lax := func(use func(t *pkcs11.Attribute) error) error {
 			t := newTemplate([]*pkcs11.Attribute{attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY)})
 			defer t.free()
@@ -141,6 +157,138 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 		return err
 	})
 	return list
+}
+
+// trustAttacks are those on a rotate token, where a data key may be wrapped
+// anew: getting one out under a key of one's own, or making one's own key one
+// that the token trusts.
+func trustAttacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, p probe) []attack {
+	var list []attack
+	add := func(name string, run func() error) { list = append(list, attack{name, run}) }
+	trusted := attribute(pkcs11.CKA_TRUSTED, true)
+
+	// with runs f on an unwrapped data key, the probe's.
+	with := func(f func(key pkcs11.ObjectHandle) error) func() error {
+		return func() error {
+			key, err := raw.UnwrapKey(session, mechanism(pkcs11.CKM_AES_KEY_WRAP), kek, p.wrapped[:], unwrapping(RoleRotate))
+			if err != nil {
+				return fmt.Errorf("unwrapping the probe key as it should be: %w", unlike(err))
+			}
+			defer func() { _ = raw.DestroyObject(session, key) }()
+			return f(key)
+		}
+	}
+	// own runs f with a wrapping key of the attacker's own.
+	own := func(as []*pkcs11.Attribute, f func(key pkcs11.ObjectHandle) error) error {
+		key, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), as)
+		if err != nil {
+			return fmt.Errorf("making a key of one's own: %w", unlike(err))
+		}
+		defer func() { _ = raw.DestroyObject(session, key) }()
+		return f(key)
+	}
+	wrap := func(m []*pkcs11.Mechanism, by, key pkcs11.ObjectHandle) error {
+		wrapped, err := raw.WrapKey(session, m, by, key)
+		clear(wrapped)
+		return err
+	}
+
+	add("wrapping a data key under an untrusted AES key", with(func(key pkcs11.ObjectHandle) error {
+		return own(ownWrapping(), func(by pkcs11.ObjectHandle) error { return wrap(mechanism(pkcs11.CKM_AES_KEY_WRAP), by, key) })
+	}))
+	add("wrapping a data key under an untrusted RSA key", with(func(key pkcs11.ObjectHandle) error {
+		as, err := ownRSA()
+		if err != nil {
+			return err
+		}
+		by, err := raw.CreateObject(session, as)
+		if err != nil {
+			return fmt.Errorf("bringing a public key: %w", unlike(err))
+		}
+		defer func() { _ = raw.DestroyObject(session, by) }()
+		return wrap(oaep(), by, key)
+	}))
+	add("reading a data key", with(func(key pkcs11.ObjectHandle) error {
+		as, err := raw.GetAttributeValue(session, key, []*pkcs11.Attribute{attribute(pkcs11.CKA_VALUE, nil)})
+		if err == nil {
+			clear(as[0].Value)
+		}
+		return err
+	}))
+	add("decrypting with a data key", with(func(key pkcs11.ObjectHandle) error {
+		return raw.DecryptInit(session, mechanism(pkcs11.CKM_AES_ECB), key)
+	}))
+	add("freeing a data key from trusted keys", with(func(key pkcs11.ObjectHandle) error {
+		return raw.SetAttributeValue(session, key, []*pkcs11.Attribute{attribute(pkcs11.CKA_WRAP_WITH_TRUSTED, false)})
+	}))
+	add("copying a data key free from trusted keys", with(func(key pkcs11.ObjectHandle) error {
+		return tryCopy(raw, session, key, attribute(pkcs11.CKA_WRAP_WITH_TRUSTED, false))
+	}))
+
+	add("unwrapping a data key as a trusted key", func() error {
+		return tryUnwrap(raw, session, kek, p, append([]*pkcs11.Attribute{trusted}, unwrapping(RoleRotate)...))
+	})
+	add("generating a trusted key", func() error {
+		key, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), append(ownWrapping(), trusted))
+		if err == nil {
+			_ = raw.DestroyObject(session, key)
+		}
+		return err
+	})
+	add("setting TRUSTED on a key", func() error {
+		return own(ownWrapping(), func(key pkcs11.ObjectHandle) error {
+			return raw.SetAttributeValue(session, key, []*pkcs11.Attribute{trusted})
+		})
+	})
+	add("copying a key as a trusted one", func() error {
+		return own(ownWrapping(), func(key pkcs11.ObjectHandle) error { return tryCopy(raw, session, key, trusted) })
+	})
+	create := func(as []*pkcs11.Attribute) error {
+		key, err := raw.CreateObject(session, append(as, trusted))
+		if err == nil {
+			_ = raw.DestroyObject(session, key)
+		}
+		return err
+	}
+	add("bringing a trusted AES key", func() error { return create(ownAES()) })
+	add("bringing a trusted RSA key", func() error {
+		as, err := ownRSA()
+		if err != nil {
+			return err
+		}
+		return create(as)
+	})
+	return list
+}
+
+// unlike hides a return code: a step on the way to an attack that was refused
+// says nothing about the attack.
+func unlike(err error) error { return errors.New(err.Error()) }
+
+// ownWrapping is the template of a wrapping key that anybody may make.
+func ownWrapping() []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		attribute(pkcs11.CKA_VALUE_LEN, 32), attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true)}
+}
+
+// ownAES is an AES key of known value.
+func ownAES() []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		attribute(pkcs11.CKA_VALUE, make([]byte, 32)), attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true)}
+}
+
+// ownRSA is a public key to wrap to. Whether the token does, a number that
+// nobody can factor tells as well as one that somebody made.
+func ownRSA() ([]*pkcs11.Attribute, error) {
+	n := make([]byte, 256)
+	if _, err := rand.Read(n); err != nil {
+		return nil, err
+	}
+	n[0] |= 0x80
+	n[len(n)-1] |= 1
+	return wrappingRSA(n), nil
 }
 
 // replace returns the list with some attributes exchanged in their place:
@@ -176,9 +324,7 @@ func tryCopy(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHan
 // tryWrap makes a key that may wrap and wraps the KEK under it. A token that
 // forbids to make one has refused as well.
 func tryWrap(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle) error {
-	h, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), []*pkcs11.Attribute{
-		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-		attribute(pkcs11.CKA_VALUE_LEN, 32), attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_WRAP, true)})
+	h, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), ownWrapping())
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 // carries them about: transport keys to wrap to, and the keys that others
 // verify its signatures with.
 type PublicKeys struct {
-	Transport map[Role]*rsa.PublicKey
+	Transport map[Role][]*rsa.PublicKey // of each token of the role
 	Seal      *ecdsa.PublicKey // nil without a seal token
 	Sign      *ecdsa.PublicKey // nil without a sign token
 }
@@ -30,8 +30,8 @@ const minTransportBits = 2048
 // files are the keys by file name, in a fixed order.
 func (p PublicKeys) files() (names []string, keys []crypto.PublicKey) {
 	for _, r := range Roles() {
-		if k := p.Transport[r]; k != nil {
-			names, keys = append(names, "transport-"+string(r)+".pem"), append(keys, k)
+		for i, k := range p.Transport[r] {
+			names, keys = append(names, transportName(r, i)), append(keys, k)
 		}
 	}
 	if p.Seal != nil {
@@ -42,6 +42,8 @@ func (p PublicKeys) files() (names []string, keys []crypto.PublicKey) {
 	}
 	return names, keys
 }
+
+func transportName(r Role, i int) string { return fmt.Sprintf("transport-%s-%d.pem", r, i+1) }
 
 // Fingerprint is SHA-256, in hex, over all keys with their names. It is what
 // people compare between servers: whoever can slip in a transport key of
@@ -65,10 +67,22 @@ func (p PublicKeys) Fingerprint() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Write puts the keys into a folder as PEM files.
+// Write puts the keys into a folder as PEM files, and takes those of transport
+// keys that are gone out of it: they would change the fingerprint.
 func (p PublicKeys) Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	for _, r := range Roles() {
+		for i := len(p.Transport[r]); ; i++ {
+			err := os.Remove(filepath.Join(dir, transportName(r, i)))
+			if errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
 	}
 	names, keys := p.files()
 	for i, k := range keys {
@@ -85,17 +99,20 @@ func (p PublicKeys) Write(dir string) error {
 
 // ReadPublicKeys reads what Write wrote; a role whose file is missing has no key.
 func ReadPublicKeys(dir string) (PublicKeys, error) {
-	p := PublicKeys{Transport: map[Role]*rsa.PublicKey{}}
+	p := PublicKeys{Transport: map[Role][]*rsa.PublicKey{}}
 	for _, r := range Roles() {
-		k, err := readPublic[*rsa.PublicKey](filepath.Join(dir, "transport-"+string(r)+".pem"))
-		if err != nil {
-			return p, err
-		}
-		if k != nil {
-			if k.N.BitLen() < minTransportBits {
-				return p, fmt.Errorf("%s: transport key of role %s has %d bits, at least %d are needed", dir, r, k.N.BitLen(), minTransportBits)
+		for i := 0; ; i++ {
+			k, err := readPublic[*rsa.PublicKey](filepath.Join(dir, transportName(r, i)))
+			if err != nil {
+				return p, err
 			}
-			p.Transport[r] = k
+			if k == nil {
+				break
+			}
+			if k.N.BitLen() < minTransportBits || k.E != 65537 {
+				return p, fmt.Errorf("%s: transport key %d of role %s has %d bits and exponent %d; at least %d bits and 65537 are needed", dir, i+1, r, k.N.BitLen(), k.E, minTransportBits)
+			}
+			p.Transport[r] = append(p.Transport[r], k)
 		}
 	}
 	var err error

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <stddef.h>
+#include <string.h>
 
 enum {
 	GCM_IV = 12,
@@ -290,6 +291,86 @@ ck_ulong kluis_mint(void *module, const int64_t *given_up, ck_ulong session, ck_
 		}
 	}
 	return CKR_OK;
+}
+
+typedef struct {
+	void *module;
+	const int64_t *given_up;
+	ck_ulong session;
+	ck_attribute *template;
+	int template_len;
+	int unwrapped; // the last pass got as far as that
+} rewrapper;
+
+// pass unwraps wrapped under from and wraps the key under to; both have
+// WRAPPED_LEN bytes.
+static ck_ulong pass(rewrapper *r, ck_ulong from, unsigned char *wrapped, ck_ulong to, unsigned char *out)
+{
+	fn_unwrap unwrap = (fn_unwrap)fn(r->module, F_UnwrapKey);
+	fn_wrap wrap = (fn_wrap)fn(r->module, F_WrapKey);
+	fn_destroy destroy = (fn_destroy)fn(r->module, F_DestroyObject);
+	ck_mechanism mechanism = {CKM_AES_KEY_WRAP, NULL, 0};
+	ck_ulong key = 0, len = WRAPPED_LEN;
+
+	r->unwrapped = 0;
+	ck_ulong rv = unwrap(r->session, &mechanism, from, wrapped, WRAPPED_LEN, r->template, r->template_len, &key);
+	if (rv != CKR_OK) {
+		return rv;
+	}
+	r->unwrapped = 1;
+	if (is_given_up(r->given_up)) {
+		return CKR_FUNCTION_FAILED;
+	}
+	rv = wrap(r->session, &mechanism, to, key, out, &len);
+	if (is_given_up(r->given_up)) {
+		return CKR_FUNCTION_FAILED;
+	}
+	ck_ulong destroyed = destroy(r->session, key);
+	if (rv != CKR_OK) {
+		return rv;
+	}
+	if (destroyed != CKR_OK) {
+		return destroyed;
+	}
+	return len == WRAPPED_LEN ? CKR_OK : CKR_GENERAL_ERROR;
+}
+
+int kluis_rewrap(void *module, const int64_t *given_up, ck_ulong session, ck_ulong to, kluis_rewrap_item *items, int n,
+	unsigned char *in, uint64_t in_len, ck_attribute *template, int template_len, unsigned char *out, uint64_t out_len)
+{
+	rewrapper r = {module, given_up, session, template, template_len, 0};
+
+	for (int i = 0; i < n; i++) {
+		kluis_rewrap_item *it = &items[i];
+		if (it->kek == 0) {
+			continue;
+		}
+		if (!within(it->wrapped, it->wrapped_len, in_len) || it->wrapped_len != WRAPPED_LEN ||
+			!within((uint64_t)i * WRAPPED_LEN, WRAPPED_LEN, out_len)) {
+			it->rv = CKR_ARGUMENTS_BAD;
+			return i;
+		}
+		unsigned char *mine = out + (size_t)i * WRAPPED_LEN, back[WRAPPED_LEN];
+		if (is_given_up(given_up)) {
+			return i;
+		}
+		it->rv = pass(&r, it->kek, in + it->wrapped, to, mine);
+		if (it->rv != CKR_OK && !r.unwrapped && bad_data(it->rv)) {
+			continue;
+		}
+		if (it->rv != CKR_OK || is_given_up(given_up)) {
+			return i;
+		}
+		it->rv = pass(&r, to, mine, it->kek, back);
+		if (it->rv == CKR_OK && memcmp(back, in + it->wrapped, WRAPPED_LEN) != 0) {
+			it->rv = kluis_mismatch;
+		}
+		if (it->rv != CKR_OK) {
+			wipe(mine, WRAPPED_LEN); // nobody may take it for the key
+			return i;
+		}
+	}
+	return n;
 }
 
 ck_ulong kluis_random(void *module, ck_ulong session, unsigned char *out, uint64_t out_len)

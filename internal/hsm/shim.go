@@ -35,12 +35,16 @@ type (
 	gcmItem    = C.kluis_gcm_item
 	unwrapItem = C.kluis_unwrap_item
 	macItem    = C.kluis_mac_item
+	rewrapItem = C.kluis_rewrap_item
 )
 
 // CK_ULONG has 64 bits wherever this builds; attributes are encoded so.
 var _ [C.sizeof_ck_ulong - 8]struct{}
 
-const notRun = C.kluis_not_run
+const (
+	notRun   = C.kluis_not_run
+	mismatch = C.kluis_mismatch
+)
 
 // shim is the module's function list, as the data path calls it.
 type shim struct {
@@ -151,6 +155,16 @@ func (s shim) mint(session pkcs11.SessionHandle, kek pkcs11.ObjectHandle, t temp
 	}
 	return rvError(C.kluis_mint(s.list, s.word(), C.ck_ulong(session), C.ck_ulong(kek), t.list, C.int(t.n),
 		bytePointer(wrapped), C.uint64_t(len(wrapped)), C.int(len(wrapped)/wrappedSize)))
+}
+
+// rewrap works through items and returns how many it got through; out has
+// wrappedSize for each.
+func (s shim) rewrap(session pkcs11.SessionHandle, to pkcs11.ObjectHandle, items []rewrapItem, in, out []byte, t template) int {
+	if len(items) == 0 {
+		return 0
+	}
+	return int(C.kluis_rewrap(s.list, s.word(), C.ck_ulong(session), C.ck_ulong(to), unsafe.SliceData(items), C.int(len(items)),
+		bytePointer(in), C.uint64_t(len(in)), t.list, C.int(t.n), bytePointer(out), C.uint64_t(len(out))))
 }
 
 func (s shim) random(session pkcs11.SessionHandle, out []byte) error {

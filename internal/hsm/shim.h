@@ -64,6 +64,17 @@ typedef struct {
 	uint32_t data_len;
 } kluis_mac_item;
 
+// One rewrap: a key unwrapped and wrapped anew, to 40 bytes of out at the
+// item's own index. kek 0: skip.
+typedef struct {
+	uint64_t kek; // it is wrapped under
+	uint64_t rv;
+	uint32_t wrapped; // offset into in
+	uint32_t wrapped_len;
+} kluis_rewrap_item;
+
+enum { kluis_mismatch = 0xFFFFFFFE }; // rv of a rewrap that came out as another key
+
 // kluis_load opens the module for the rest of the process's life and gives its
 // function list, or NULL, also when it lacks a function used here. It does not
 // call C_Initialize.
@@ -78,6 +89,12 @@ int kluis_gcm(void *module, const int64_t *given_up, ck_ulong session, int encry
 	unsigned char *in, uint64_t in_len, unsigned char *out, uint64_t out_len);
 int kluis_unwrap(void *module, const int64_t *given_up, ck_ulong session, kluis_unwrap_item *items, int n,
 	unsigned char *in, uint64_t in_len, ck_attribute *template, int template_len);
+
+// kluis_rewrap wraps under the KEK to, and then unwraps that and wraps it as it
+// came: only if the same bytes come out is it the same key. No key it makes
+// outlives it, but with a call that was given up.
+int kluis_rewrap(void *module, const int64_t *given_up, ck_ulong session, ck_ulong to, kluis_rewrap_item *items, int n,
+	unsigned char *in, uint64_t in_len, ck_attribute *template, int template_len, unsigned char *out, uint64_t out_len);
 
 // Each returns the first rv that is not CKR_OK; outputs whose length is another
 // than the caller's are CKR_GENERAL_ERROR.

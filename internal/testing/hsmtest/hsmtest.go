@@ -27,7 +27,7 @@ import (
 
 // Server is one cryptoserver's share.
 type Server struct {
-	Tokens    config.Tokens // four roles, a token each
+	Tokens    config.Tokens // five roles, a token each
 	KeyCache  config.KeyCache
 	Config    hsm.Config // the same for hsm.New
 	Public    hsm.PublicKeys
@@ -158,14 +158,14 @@ func build(dir string) (*HSM, error) {
 		label := func(r hsm.Role) config.Token {
 			return config.Token{Label: fmt.Sprintf("server%d-%s", i+1, r), PINFile: filepath.Join(dir, "pin")}
 		}
-		s.Tokens = config.Tokens{Open: []config.Token{label(hsm.RoleOpen)}, Mint: []config.Token{label(hsm.RoleMint)},
+		s.Tokens = config.Tokens{Open: []config.Token{label(hsm.RoleOpen)}, Mint: []config.Token{label(hsm.RoleMint)}, Rotate: []config.Token{label(hsm.RoleRotate)},
 			Seal: new(label(hsm.RoleSeal)), Sign: new(label(hsm.RoleSign))}
 		s.KeyCache = config.KeyCache{Size: 1024, Lifetime: config.Duration(time.Minute)}
 		s.Config = hsm.Config{Module: module, ProbeKeyFile: h.ProbeKeyFile, CacheSize: 1024, CacheLifetime: time.Minute,
 			Log: slog.New(slog.DiscardHandler),
 			Tokens: map[hsm.Role][]hsm.Token{
 				hsm.RoleOpen: {hsm.Token(s.Tokens.Open[0])}, hsm.RoleSeal: {hsm.Token(*s.Tokens.Seal)},
-				hsm.RoleMint: {hsm.Token(s.Tokens.Mint[0])}, hsm.RoleSign: {hsm.Token(*s.Tokens.Sign)},
+				hsm.RoleMint: {hsm.Token(s.Tokens.Mint[0])}, hsm.RoleRotate: {hsm.Token(s.Tokens.Rotate[0])}, hsm.RoleSign: {hsm.Token(*s.Tokens.Sign)},
 			}}
 		// 2048 bits: the shortest the ceremony accepts, to save test time.
 		ceremonies[i] = hsm.Ceremony{Module: module, Tokens: s.Config.Tokens, TransportBits: 2048}
@@ -199,7 +199,7 @@ func build(dir string) (*HSM, error) {
 		return nil, err
 	}
 	for i := range ceremonies {
-		if err := ceremonies[i].Import(keys, fingerprints[0], h.ProbeKeyFile); err != nil {
+		if err := ceremonies[i].Import(keys, fingerprints[0], h.ProbeKeyFile, filepath.Join(dir, "so-pin")); err != nil {
 			return nil, err
 		}
 	}
