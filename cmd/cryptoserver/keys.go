@@ -14,10 +14,11 @@ import (
 // keysCmd is the key ceremony. What another command reads goes to stdout, the
 // account of what was done to stderr.
 type keysCmd struct {
-	Init   keysInitCmd   `cmd:"" help:"Step 1, on every server: initialise the tokens, make transport and signing keys. Prints the fingerprint of the public keys."`
-	Create keysCreateCmd `cmd:"" help:"Step 2, on one server: make KEK and MAC keys, wrapped to every server's transport keys."`
-	Import keysImportCmd `cmd:"" help:"Step 3, on every server: bring the keys onto the tokens, attack the KEKs, destroy the transport keys."`
-	Public keysPublicCmd `cmd:"" help:"Print the public keys that others verify this server's signatures with."`
+	Init    keysInitCmd    `cmd:"" help:"Step 1, on every server: initialise the tokens, make transport and signing keys. Prints the fingerprint of the public keys."`
+	Create  keysCreateCmd  `cmd:"" help:"Step 2, on one server: make KEK and MAC keys, wrapped to every server's transport keys."`
+	Import  keysImportCmd  `cmd:"" help:"Step 3, on every server: bring the keys onto the tokens, attack the KEKs, destroy the transport keys."`
+	Public  keysPublicCmd  `cmd:"" help:"Print the public keys that others verify this server's signatures with."`
+	Destroy keysDestroyCmd `cmd:"" help:"Destroy the KEK of an old epoch on this server's tokens, for good."`
 }
 
 type keysConfig struct {
@@ -111,6 +112,29 @@ func (c *keysImportCmd) Run() error {
 		return errors.New("probe_key_file is missing in the configuration: the start-up attacks need it")
 	}
 	return ceremony.Import(c.In, c.Creator, cfg.ProbeKeyFile, c.SOPINFile)
+}
+
+type keysDestroyCmd struct {
+	keysConfig
+	Epoch     uint32 `required:"" placeholder:"N" help:"Epoch of the KEK."`
+	Yes       uint32 `name:"yes-destroy-epoch" required:"" placeholder:"N" help:"The same epoch again: what is wrapped under its KEK will never be read again."`
+	SOPINFile string `name:"so-pin-file" type:"existingfile" placeholder:"FILE" help:"File with the security officer's PIN; only for tokens on which the user may not destroy the KEK, which then say so."`
+}
+
+// Run does not ask the database whether anything is still wrapped under the
+// KEK: kluis keys destroy-kek does that, and goes first.
+func (c *keysDestroyCmd) Run() error {
+	if c.Yes != c.Epoch {
+		return fmt.Errorf("--epoch is %d and --yes-destroy-epoch %d: nothing was destroyed; say the same epoch twice", c.Epoch, c.Yes)
+	}
+	cfg, ceremony, err := c.load()
+	if err != nil {
+		return err
+	}
+	if cfg.ProbeKeyFile == "" {
+		return errors.New("probe_key_file is missing in the configuration: the record of the KEK's probe key is in it")
+	}
+	return ceremony.Destroy(c.Epoch, cfg.ProbeKeyFile, c.SOPINFile)
 }
 
 type keysPublicCmd struct {

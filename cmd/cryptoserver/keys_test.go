@@ -72,6 +72,7 @@ tokens:
   open: [{label: s%[1]d-open, pin_file: pin}]
   seal: {label: s%[1]d-seal, pin_file: pin}
   mint: [{label: s%[1]d-mint, pin_file: pin}]
+  rotate: [{label: s%[1]d-rotate, pin_file: pin}, {label: s%[1]d-rotate-2, pin_file: pin}]
   sign: {label: s%[1]d-sign, pin_file: pin}
 `, n, module),
 	}
@@ -132,9 +133,10 @@ func TestCeremony(t *testing.T) {
 
 	// Step 3: only from the creator that is named, only unchanged.
 	imp := func(s site) []string {
-		return []string{"keys", "import", config(s), "--in=" + out, "--creator=" + fingerprints[0]}
+		return []string{"keys", "import", config(s), "--in=" + out, "--creator=" + fingerprints[0], "--so-pin-file=" + s.path("so-pin")}
 	}
-	b.mustNot(t, "come from the server", "keys", "import", config(b), "--in="+out, "--creator="+fingerprints[1])
+	b.mustNot(t, "security officer can vouch", imp(b)[:5]...)
+	b.mustNot(t, "come from the server", "keys", "import", config(b), "--in="+out, "--creator="+fingerprints[1], "--so-pin-file="+b.path("so-pin"))
 	manifest := filepath.Join(out, "manifest.json")
 	tamper(t, manifest, func() { b.mustNot(t, "signature of the manifest is wrong", imp(b)...) })
 	var m struct{ Files map[string]string }
@@ -142,7 +144,7 @@ func TestCeremony(t *testing.T) {
 	if err != nil || json.Unmarshal(raw, &m) != nil {
 		t.Fatal(err)
 	}
-	if len(m.Files) != 2*(3+2+1)+1 {
+	if len(m.Files) != 2*(2+2*2+3+1)+1 { // mint, two rotate, seal, open; the probe
 		t.Errorf("%d files: %v", len(m.Files), m.Files)
 	}
 	for name := range m.Files {
@@ -191,6 +193,7 @@ func TestCeremony(t *testing.T) {
 	fingerprints[0], fingerprints[1] = reinit(t, a), reinit(t, b)
 	out = a.path("keys2")
 	a.must(t, "keys", "create", config(a), "--epoch=2", to(0, a), to(1, b), "--out="+out)
+	b.mustNot(t, "logging in as security officer", append(imp(b)[:5], "--so-pin-file="+b.path("pin"))...)
 	for _, s := range []site{a, b} {
 		s.must(t, imp(s)...)
 	}
@@ -199,6 +202,33 @@ func TestCeremony(t *testing.T) {
 	}
 	if _, err := os.Stat(out + ".partial"); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("a partial folder is left")
+	}
+
+	// The first one is destroyed: never by mistake, never the newest, and as
+	// often as one likes.
+	destroy := func(s site, epoch, yes int) []string {
+		return []string{"keys", "destroy", config(s), fmt.Sprint("--epoch=", epoch), fmt.Sprint("--yes-destroy-epoch=", yes)}
+	}
+	a.mustNot(t, "say the same epoch twice", destroy(a, 1, 2)...)
+	a.mustNot(t, "missing flags", destroy(a, 1, 1)[:4]...)
+	a.mustNot(t, "none newer than 2", destroy(a, 2, 2)...)
+	a.mustNot(t, "none newer than 7", destroy(a, 7, 7)...)
+	two, err = os.ReadFile(a.path("probe.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		_, said, err := a.run(destroy(a, 1, 1)...)
+		if err != nil || !strings.Contains(said, "no token of this server holds a KEK of epoch 1") {
+			t.Errorf("%v: %s", err, said)
+		}
+		if left, err := os.ReadFile(a.path("probe.bin")); err != nil || !bytes.Equal(left, two[len(one):]) {
+			t.Errorf("the probe file has %d bytes: %v", len(left), err)
+		}
+	}
+	a.mustNot(t, "none newer than 2", destroy(a, 2, 2)...)
+	if said := a.must(t, "keys", "public", "seal", config(a)); said != sealA {
+		t.Error("a signing key changed")
 	}
 }
 

@@ -680,11 +680,7 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 		return err
 	}
 	c.report("every KEK withstood the attacks")
-	var file []byte
-	for _, p := range probes {
-		file = p.append(file)
-	}
-	if err := writeFile(probeFile, file, 0o644); err != nil {
+	if err := writeProbes(probeFile, probes); err != nil {
 		return err
 	}
 	return c.each(func(r Role, t Token) error {

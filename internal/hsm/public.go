@@ -21,8 +21,8 @@ import (
 // verify its signatures with.
 type PublicKeys struct {
 	Transport map[Role][]*rsa.PublicKey // of each token of the role
-	Seal      *ecdsa.PublicKey // nil without a seal token
-	Sign      *ecdsa.PublicKey // nil without a sign token
+	Seal      *ecdsa.PublicKey          // nil without a seal token
+	Sign      *ecdsa.PublicKey          // nil without a sign token
 }
 
 const minTransportBits = 2048
