@@ -175,7 +175,7 @@ func (c Ceremony) run(ctx context.Context) error {
 			return err
 		}
 		if _, err := c.step(ctx, Entry{Step: "import", Server: s.Name}, s,
-			"import", "--config", s.Config, "--in", c.wrapped(), "--creator", creator); err != nil {
+			"import", "--config", s.Config, "--in", c.wrapped(), "--creator", creator, "--so-pin-file", s.SOPINFile); err != nil {
 			return err
 		}
 		c.Say("%s: keys of epoch %d imported, the KEKs withstood the attacks, transport keys destroyed", s.Name, c.Epoch)

@@ -38,9 +38,10 @@ func Script(epoch uint32, servers []string) string {
 	say("  --out wrapped")
 	say("# Carry the folder wrapped to every server.")
 	say("")
-	say("# 3. On every server: import, attack the KEKs, destroy the transport keys.")
+	say("# 3. On every server: import, attack the KEKs, destroy the transport keys. The")
+	say("# security officer makes the KEK of a rotate token a trusted key.")
 	for i, s := range servers {
-		say(`cryptoserver keys import --config %s --in wrapped --creator "$FINGERPRINT_1"   # on server %d`, quote(s), i+1)
+		say(`cryptoserver keys import --config %s --in wrapped --creator "$FINGERPRINT_1" --so-pin-file so-pin   # on server %d`, quote(s), i+1)
 	}
 	say("# The folder wrapped opens nowhere now; delete it all the same.")
 	say("")

@@ -277,9 +277,10 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian"},
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
-			Token:        config.TokenIssue{Issuer: issuerURL, Audience: audience},
-			Module:       module,
-			Tokens:       config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")}, Seal: new(token("seal")), Sign: new(token("sign"))},
+			Token:  config.TokenIssue{Issuer: issuerURL, Audience: audience},
+			Module: module,
+			Tokens: config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")},
+				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path(name, "probe.key"),
 			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
 		})
