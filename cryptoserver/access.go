@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -111,7 +112,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			resp, err = nil, refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", nil)
 		}
 		s.finish(ctx, method, c, start, err)
-		noRetry(ctx, err)
+		pushBack(ctx, err)
 		err = public(err)
 	}()
 	ctx, cancel := context.WithTimeout(ctx, s.maxCall) // the earlier of the client's deadline and ours
@@ -119,14 +120,20 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return handler(context.WithValue(ctx, callKey{}, c), req)
 }
 
-// noRetry tells gRPC clients not to repeat a call that would use up a limit: of
-// what is exhausted, only the room in a token's queue is another on the next
-// server.
-func noRetry(ctx context.Context, err error) {
+// pushBack tells gRPC clients when to repeat a call, where they would not know:
+// of what is exhausted, the room in a token's queue is another on the next
+// server, the sealing rate has room again soon, and anything else would only be
+// used up further.
+func pushBack(ctx context.Context, err error) {
 	var r *refusal
-	if errors.As(err, &r) && r.code == codes.ResourceExhausted && r.reason != cryptopb.ReasonTokenBusy {
-		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails outside of a call only
+	if !errors.As(err, &r) || r.code != codes.ResourceExhausted || r.reason == cryptopb.ReasonTokenBusy {
+		return
 	}
+	ms := int64(-1)
+	if r.later > 0 {
+		ms = max(1, r.later.Milliseconds())
+	}
+	_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(ms, 10))) // fails outside of a call only
 }
 
 // admit is the allow-list. It runs on a call's headers, of unary calls and

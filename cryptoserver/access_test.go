@@ -51,6 +51,22 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 		_, err := c.SignToken(ctx, &cryptopb.SignTokenRequest{})
 		return err
 	},
+	"SignControl": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SignControl(ctx, &cryptopb.SignControlRequest{})
+		return err
+	},
+	"PutControl": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.PutControl(ctx, &cryptopb.PutControlRequest{})
+		return err
+	},
+	"Rewrap": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Rewrap(ctx, &cryptopb.RewrapRequest{})
+		return err
+	},
+	"Reseal": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.Reseal(ctx, &cryptopb.ResealRequest{})
+		return err
+	},
 	"Status": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.Status(ctx, &cryptopb.StatusRequest{})
 		return err
@@ -86,7 +102,7 @@ func TestIdentities(t *testing.T) {
 		t.Fatal("a method is not tried")
 	}
 	w := newWorld(t)
-	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "stranger", "cryptoserver-1", ""} {
+	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "custodian", "relay", "stranger", "cryptoserver-1", ""} {
 		api := w.raw(w.clientTLS(identity))
 		some := false
 		for method, call := range methods {
@@ -203,7 +219,7 @@ func TestImpostor(t *testing.T) {
 	for name, genuine := range map[string]bool{
 		"cryptoserver": true, "cryptoserver-2": true, "gateway": false, "cryptoserverx": false, "": false,
 	} {
-		w := newWorld(t, func(w *world, c *cryptoserver.Config) { c.TLS = w.serverTLS(name) })
+		w := newWorld(t, func(w *world, c *cryptoserver.Config) { c.TLS, w.noFeed = w.serverTLS(name), true })
 		if err := w.as("gateway").Status(t.Context())[0].Err; (err == nil) != genuine {
 			t.Errorf("server %q: %v", name, err)
 		}
@@ -213,14 +229,14 @@ func TestImpostor(t *testing.T) {
 // TestRoles: a server answers for the roles whose tokens it holds.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "SealSupplier": "seal", "SignToken": "sign"}
+	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "SealSupplier": "seal", "SignToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
 	everything := map[string][]string{}
 	for m := range methods {
 		everything[m] = []string{"tester"}
 	}
 	for _, held := range []string{"open", "seal", "mint", "sign"} {
-		w := newWorld(t, func(_ *world, c *cryptoserver.Config) {
-			c.Allow = everything
+		w := newWorld(t, func(w *world, c *cryptoserver.Config) {
+			c.Allow, w.noFeed = everything, true
 			keep := c.Tokens
 			c.Tokens = cryptoserver.Tokens{}
 			switch held {
@@ -241,8 +257,12 @@ func TestRoles(t *testing.T) {
 				t.Errorf("server of role %s on %s: refused %v", held, method, notServed)
 			}
 		}
+		if reasonOf(methods["Reseal"](t.Context(), api)) != cryptopb.ReasonRoleNotServed {
+			t.Errorf("server of role %s reseals", held)
+		}
 		st := w.as("tester").Status(t.Context())
-		if len(st) != 1 || st[0].Err != nil || !slices.Equal(st[0].Roles, []string{held}) || !st[0].Healthy {
+		if len(st) != 1 || st[0].Err != nil || !slices.Equal(st[0].Roles, []string{held}) || st[0].Healthy != (held == "sign") ||
+			len(st[0].Tokens) != 1 || st[0].Tokens[0].Role != held || st[0].Tokens[0].State != "up" {
 			t.Errorf("status: %+v", st)
 		}
 	}
@@ -260,7 +280,7 @@ func TestStatus(t *testing.T) {
 	s := st[0]
 	if s.ServerID != "cs1" || s.Version != "test" || !slices.Equal(s.Roles, []string{"mint", "open", "seal", "sign"}) ||
 		s.ProfileDigest != w.profile.Digest() || !slices.Equal(s.KEKEpochs, []uint32{1}) || !s.Healthy ||
-		s.Receipts != 1 || s.BootID == [16]byte{} || !s.StartedAt.Equal(baseTime) || s.Address != w.address {
+		s.ControlSequence != 1 || s.ActiveEpoch != 1 || !s.ControlAt.Equal(baseTime) || len(s.Tokens) != 4 || s.Receipts != 1 || s.BootID == [16]byte{} || !s.StartedAt.Equal(baseTime) || s.Address != w.address {
 		t.Errorf("%+v", s)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"kluis/authz"
 	"kluis/cryptoserver"
 	"kluis/cryptoserver/client"
+	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/envelope"
 	"kluis/internal/authn"
 	"kluis/meter"
@@ -123,6 +124,12 @@ func TestRowsTamperedWith(t *testing.T) {
 			b.Key = len(u.Keys)
 			u.Keys = append(u.Keys, own)
 		}, true},
+		{"an epoch that was never active", importLow, func(u *client.Unit, b *envelope.SealedBlock) {
+			own := u.Keys[b.Key]
+			own.Epoch = 7
+			b.Key = len(u.Keys)
+			u.Keys = append(u.Keys, own)
+		}, true},
 		{"key row deleted", importLow, func(_ *client.Unit, b *envelope.SealedBlock) { b.Key = envelope.NoKey }, false},
 		{"no such key", importLow, func(u *client.Unit, b *envelope.SealedBlock) { b.Key = len(u.Keys) }, false},
 		{"another version", importLow, func(_ *client.Unit, b *envelope.SealedBlock) { b.Version = 2 }, true},
@@ -197,10 +204,11 @@ func TestRowsTamperedWith(t *testing.T) {
 		t.Errorf("a month with a damaged day: %v", v)
 	}
 
-	// An epoch that the token does not hold is not damage.
+	// An epoch that a key may have and the token does not hold is not damage.
+	w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 7})
 	q = m.ask(m.new, energy(days("2024-04-09", "2024-04-12"), importLow))
 	q.Units[0].Keys[q.Units[0].Blocks[0].Key].Epoch = 7
-	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrUnknownEpoch) {
+	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrUnknownEpoch) || !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("unknown epoch: %v", err)
 	}
 	if up := w.counter("kluis_cryptoserver_token_up", "role", "open"); up != 1 {
@@ -448,14 +456,14 @@ func TestExpiry(t *testing.T) {
 
 	// A token is of no use once it has expired.
 	q := m.ask(m.new, r)
-	w.clock.advance(5*time.Minute + time.Second)
+	w.advance(5*time.Minute + time.Second)
 	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrTokenRefused) {
 		t.Errorf("expired token: %v", err)
 	}
 
 	// A consent is of no use once it has ended, whatever the gateway decided.
 	q = m.ask(m.new, r)
-	w.clock.advance(366 * 24 * time.Hour)
+	w.advance(366 * 24 * time.Hour)
 	q.AccessToken = w.token(m.new)
 	got := w.opened(q)
 	if s := seriesOf(got, importIntervals); s != nil || !slices.ContainsFunc(got.Withheld, func(x authz.Withheld) bool {
@@ -483,7 +491,7 @@ func TestOutdatedEvidence(t *testing.T) {
 	if got := w.opened(before); got.Err != nil || len(got.Series) != 1 {
 		t.Errorf("a request on its way at the revocation: %+v", got)
 	}
-	w.clock.advance(61 * time.Second)
+	w.advance(61 * time.Second)
 	w.open.opened()
 	if got := w.opened(before); !errors.Is(got.Err, client.ErrEvidence) {
 		t.Errorf("the file from before the revocation: %+v", got)
@@ -506,7 +514,7 @@ func TestOutdatedEvidence(t *testing.T) {
 	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrSupplierRefused) {
 		t.Errorf("with the record that revokes the certificate: %v", err)
 	}
-	w.clock.advance(61 * time.Second)
+	w.advance(61 * time.Second)
 	q.SupplierRecord = m.new.record
 	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrSupplierRefused) {
 		t.Errorf("with the record from before: %v", err)

@@ -173,7 +173,6 @@ func (s *Server) settled(ctx context.Context) (*cryptopb.PutControlResponse, err
 }
 
 func (s *Server) forked(err error) error {
-	s.metrics.forks.Inc()
 	s.log.Error("the control feed contradicts the one known: somebody rewrote it, or put back an older database", "error", err.Error())
 	return refuse(codes.FailedPrecondition, cryptopb.ReasonControlFork, err.Error(), nil)
 }
@@ -205,8 +204,8 @@ func (s *Server) SignControl(ctx context.Context, req *cryptopb.SignControlReque
 			return nil, malformed("%v", err)
 		}
 		if head.Sequence == known.Sequence {
-			if err := s.allows(entry); err != nil {
-				return nil, err
+			if err := s.control.Check(entry); err != nil {
+				return nil, stepRefused(err)
 			}
 		}
 		head.Sequence, head.Hash = head.Sequence+1, head.Hash.Next(req.Entry)
@@ -220,18 +219,4 @@ func (s *Server) SignControl(ctx context.Context, req *cryptopb.SignControlReque
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
 	}
 	return &cryptopb.SignControlResponse{Head: signed}, nil
-}
-
-// allows refuses an entry that would leave the installation without a KEK.
-func (s *Server) allows(e control.Entry) error {
-	active := s.control.Active()
-	switch {
-	case e.Kind == control.ActivateEpoch && e.Epoch <= active:
-		return stepRefused(fmt.Errorf("epoch %d cannot be activated: epoch %d is active already", e.Epoch, active))
-	case e.Kind == control.ActivateEpoch && s.control.Destroyed(e.Epoch):
-		return stepRefused(fmt.Errorf("epoch %d cannot be activated: it was destroyed", e.Epoch))
-	case e.Kind == control.DestroyEpoch && e.Epoch >= active:
-		return stepRefused(fmt.Errorf("epoch %d cannot be destroyed: the active one is %d, and only an older one may go", e.Epoch, active))
-	}
-	return nil
 }

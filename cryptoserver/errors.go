@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/token"
@@ -21,6 +24,7 @@ type refusal struct {
 	reason cryptopb.Reason
 	text   string
 	cause  error
+	later  time.Duration // when to try again; 0: not said
 }
 
 func (r *refusal) Error() string {
@@ -36,7 +40,11 @@ func (r *refusal) Unwrap() error { return r.cause }
 // not read the text.
 func (r *refusal) GRPCStatus() *status.Status {
 	st := status.New(r.code, r.text)
-	with, err := st.WithDetails(&errdetails.ErrorInfo{Reason: string(r.reason), Domain: cryptopb.ReasonDomain})
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: string(r.reason), Domain: cryptopb.ReasonDomain}}
+	if r.later > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(r.later)})
+	}
+	with, err := st.WithDetails(details...)
 	if err != nil {
 		return st
 	}
@@ -61,8 +69,9 @@ func (s *Server) tokenError(ctx context.Context, role Role, err error) error {
 		return refuse(codes.ResourceExhausted, cryptopb.ReasonTokenBusy,
 			"as many calls as may wait for the HSM token of role "+string(role)+" already: ask another server, or later", err)
 	case errors.Is(err, token.ErrUnknownEpoch):
-		return refuse(codes.FailedPrecondition, cryptopb.ReasonUnknownEpoch,
-			"the token has no KEK of the epoch a data key was wrapped under: clone the KEK to this token, or ask another server", err)
+		// The token is well; another server's may have the KEK.
+		return refuse(codes.Unavailable, cryptopb.ReasonUnknownEpoch,
+			"the token of role "+string(role)+" has no KEK of the epoch that a data key names: import the KEK into this token, or ask another server", err)
 	case errors.Is(err, token.ErrUnavailable):
 		if !errors.Is(err, token.ErrBusy) {
 			s.health.down(role, err)

@@ -51,7 +51,8 @@ func (r Role) needsFeed() bool { return r != RoleSign }
 type monitor struct {
 	server  *health.Server
 	tokens  map[Role]token.Health
-	fresh   func() bool // the control feed
+	asking  map[Role]chan struct{} // full while a token describes itself
+	fresh   func() bool            // the control feed
 	timeout time.Duration
 	log     *slog.Logger
 	metrics *metrics
@@ -65,7 +66,10 @@ type monitor struct {
 func newMonitor(tokens map[Role]token.Health, fresh func() bool, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
 	mon := &monitor{
 		server: health.NewServer(), tokens: tokens, fresh: fresh, timeout: timeout, log: log, metrics: m,
-		failures: map[Role]int{}, up: map[Role]bool{},
+		failures: map[Role]int{}, up: map[Role]bool{}, asking: map[Role]chan struct{}{},
+	}
+	for r := range tokens {
+		mon.asking[r] = make(chan struct{}, 1)
 	}
 	for _, r := range allRoles {
 		mon.server.SetServingStatus(string(r), healthpb.HealthCheckResponse_NOT_SERVING)
@@ -135,13 +139,15 @@ func (m *monitor) lookAtFeed() {
 func (m *monitor) publish() {
 	all := true
 	for r := range m.tokens {
-		ok := m.up[r] && (m.current || !r.needsFeed())
+		ok := m.serves(r)
 		all = all && ok
 		m.server.SetServingStatus(string(r), serving(ok))
 	}
 	m.server.SetServingStatus(serviceSealKey, serving(m.up[RoleSeal]))
 	m.server.SetServingStatus(serviceAll, serving(all))
 }
+
+func (m *monitor) serves(r Role) bool { return m.up[r] && (m.current || !r.needsFeed()) }
 
 func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 	cctx, cancel := context.WithTimeout(ctx, m.timeout)
@@ -188,12 +194,12 @@ func (m *monitor) set(r Role, up bool, cause error) {
 	}
 }
 
-// healthy says whether all tokens pass their checks.
+// healthy says whether all roles are served.
 func (m *monitor) healthy() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for r := range m.tokens {
-		if !m.up[r] {
+		if !m.serves(r) {
 			return false
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"math/big"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"kluis/authz"
+	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
 	"kluis/cryptoserver/token"
@@ -119,7 +121,7 @@ func TestReceiptsAreOneChain(t *testing.T) {
 
 func TestDamagedRuns(t *testing.T) {
 	t.Parallel()
-	got := damagedRuns([]fieldDay{{2, 10}, {1, 12}, {1, 10}, {1, 11}, {2, 12}})
+	got := runs([]fieldDay{{2, 10}, {1, 12}, {1, 10}, {1, 11}, {2, 12}}, meter.Damaged)
 	want := []authz.Withheld{
 		{Field: 1, Days: meter.DayRange{From: 10, To: 13}, Reason: meter.Damaged},
 		{Field: 2, Days: meter.DayRange{From: 10, To: 11}, Reason: meter.Damaged},
@@ -186,12 +188,13 @@ func (s *scripted) Report() []token.Report      { return nil }
 func TestMonitor(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	met, err := newMetrics(reg)
+	met, err := newMetrics(reg, control.NewFeed(), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	open, sign := &scripted{}, &scripted{}
-	m := newMonitor(map[Role]token.Health{RoleOpen: open, RoleSign: sign}, time.Second, slog.New(slog.DiscardHandler), met)
+	var fresh atomic.Bool
+	m := newMonitor(map[Role]token.Health{RoleOpen: open, RoleSign: sign}, fresh.Load, time.Second, slog.New(slog.DiscardHandler), met)
 	status := func(service string) bool {
 		r, err := m.server.Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 		return err == nil && r.Status == healthpb.HealthCheckResponse_SERVING
@@ -201,6 +204,14 @@ func TestMonitor(t *testing.T) {
 	}
 	if err := m.start(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if status("open") || status("") || !status("sign") {
+		t.Error("serving without a control feed, or not signing without one")
+	}
+	fresh.Store(true)
+	m.lookAtFeed()
+	if !status("open") || !status("") {
+		t.Error("not serving with a control feed")
 	}
 	unavailable, other := fmt.Errorf("%w: injected", token.ErrUnavailable), errors.New("slow")
 	// Waiting in vain for a turn is not being down.
@@ -222,8 +233,14 @@ func TestMonitor(t *testing.T) {
 			t.Errorf("step %d: sign %v, seal %v", i, status("sign"), status("seal"))
 		}
 	}
+	fresh.Store(false)
+	m.lookAtFeed()
+	m.check(t.Context(), RoleOpen, open)
+	if status("open") || status("") || !status("sign") {
+		t.Error("serving with a stale control feed, or not signing with one")
+	}
 	open.err = other
-	bad := newMonitor(map[Role]token.Health{RoleOpen: open}, time.Second, slog.New(slog.DiscardHandler), met)
+	bad := newMonitor(map[Role]token.Health{RoleOpen: open}, fresh.Load, time.Second, slog.New(slog.DiscardHandler), met)
 	if bad.start(t.Context()) == nil || status("seal") {
 		t.Error("started with a token that fails")
 	}
@@ -333,11 +350,11 @@ func TestNewRefuses(t *testing.T) {
 func TestPublicHidesCauses(t *testing.T) {
 	t.Parallel()
 	secret := errors.New("ean 871685900000000004")
-	m, err := newMetrics(prometheus.NewRegistry())
+	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{health: newMonitor(nil, time.Second, slog.New(slog.DiscardHandler), m)}
+	s := &Server{health: newMonitor(nil, func() bool { return true }, time.Second, slog.New(slog.DiscardHandler), m)}
 	for name, err := range map[string]error{
 		"plain":       secret,
 		"refusal":     refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", secret),

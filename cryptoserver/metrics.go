@@ -1,8 +1,11 @@
 package cryptoserver
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
 )
 
@@ -43,7 +46,21 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 			Name: "kluis_cryptoserver_token_up", Help: "1 while the HSM token of a role passes its check.",
 		}, []string{"role"}),
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.refusals, m.seconds, m.blocks, m.units, m.tokenUp} {
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kluis_cryptoserver_" + name, Help: help}, f)
+	}
+	for _, c := range []prometheus.Collector{
+		m.calls, m.refusals, m.seconds, m.blocks, m.units, m.tokenUp,
+		gauge("control_age_seconds", "Age of the newest head of the control feed; a day when none is known. Beyond 60 nothing is opened, sealed, minted or rewrapped.", func() float64 {
+			if at := feed.Head().At; !at.IsZero() {
+				return now().Sub(at).Seconds()
+			}
+			return noHead.Seconds()
+		}),
+		gauge("control_sequence", "Last entry of the control feed that is known.", func() float64 { return float64(feed.Head().Sequence) }),
+		gauge("active_epoch", "KEK epoch under which data keys are minted; 0: none.", func() float64 { return float64(feed.Active()) }),
+		gauge("erased_keys", "Data keys that the control feed erases by name.", func() float64 { return float64(feed.ErasedKeys()) }),
+	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -52,7 +69,7 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 	m.refusals.WithLabelValues("Open", string(cryptopb.ReasonTokenBusy))
 	m.refusals.WithLabelValues("Seal", string(cryptopb.ReasonSealRate))
 	m.refusals.WithLabelValues("PutControl", string(cryptopb.ReasonControlFork))
-	for _, outcome := range []string{"opened", "outside_grant", "duplicate", "damaged", "sealed"} {
+	for _, outcome := range []string{"opened", "outside_grant", "duplicate", "damaged", "erased", "unknown_epoch", "sealed", "resealed"} {
 		m.blocks.WithLabelValues(outcome)
 	}
 	return m, nil

@@ -41,7 +41,8 @@ type unitWork struct {
 	end      int
 	fields   []dayBlocks
 	damaged  []fieldDay
-	counts   struct{ opened, outside, duplicate, damaged uint32 }
+	erased   []fieldDay
+	counts   struct{ opened, outside, duplicate, damaged, erased uint32 }
 	out      *cryptopb.OpenedUnit
 }
 
@@ -99,6 +100,11 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 			"the client decided with another market profile than this server holds: give both the same file and restart them", nil)
 	}
 
+	defer s.control.use()()
+	if err := s.current(); err != nil {
+		return nil, err
+	}
+
 	w := s.work.Get().(*openWork)
 	defer s.release(w)
 	w.grow(c.blocks, req)
@@ -112,11 +118,18 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		if err := s.tokens.Open.Open(ctx, w.keys, w.items); err != nil {
 			return nil, s.tokenError(ctx, RoleOpen, err)
 		}
-		// A KEK that this token lacks is this server's fault, not damage.
+		// A KEK that this token lacks is this server's fault, not damage; unless
+		// no key can have been wrapped under it, or one row of a writer of the
+		// database would cost a whole call.
+		active := s.control.Active()
 		for i := range w.items {
-			if errors.Is(w.items[i].Err, token.ErrUnknownEpoch) {
+			if !errors.Is(w.items[i].Err, token.ErrUnknownEpoch) {
+				continue
+			}
+			if w.keys[w.items[i].Key].Epoch <= active {
 				return nil, s.tokenError(ctx, RoleOpen, w.items[i].Err)
 			}
+			s.metrics.blocks.WithLabelValues("unknown_epoch").Inc()
 		}
 	}
 	resp := &cryptopb.OpenResponse{Units: make([]*cryptopb.OpenedUnit, len(w.units))}
@@ -125,7 +138,7 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		if err := s.finishUnit(w, u, caller, req.Units[i], now); err != nil {
 			return nil, err
 		}
-		c.refused += int(u.counts.outside + u.counts.duplicate)
+		c.refused += int(u.counts.outside + u.counts.duplicate + u.counts.erased)
 		c.damaged += int(u.counts.damaged)
 		resp.Units[i] = u.out
 	}
@@ -222,6 +235,12 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		u.fields[f].byDay[day] = nil
 		field := u.fields[f].field
 		ct, err := envelope.ParseCiphertext(b.Ciphertext)
+		// By the id that the ciphertext is bound to: the record of the key may
+		// be gone.
+		if s.control.Erased(ct.KeyID, day.Month()) {
+			u.erase(i, code, day)
+			continue
+		}
 		if err != nil || b.Version == 0 || !storedAs(field, b.Resolution) || uint64(b.Key) >= uint64(len(in.Keys)) {
 			u.damage(i, code, day)
 			continue
@@ -232,6 +251,10 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		if !key.ok || key.rec.EAN != u.file.EAN() || key.rec.Class != field.Class ||
 			key.rec.Month != day.Month() || key.rec.ID != ct.KeyID {
 			u.damage(i, code, day)
+			continue
+		}
+		if s.control.Destroyed(key.rec.Epoch) {
+			u.erase(i, code, day)
 			continue
 		}
 		if !key.used {
@@ -302,7 +325,8 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 			u.withheld = append(u.withheld, authz.Withheld{Field: g.Spec.Field.Code, Days: sf.Days, Reason: sf.Reason})
 		}
 	}
-	u.withheld = append(u.withheld, damagedRuns(u.damaged)...)
+	u.withheld = append(u.withheld, runs(u.damaged, meter.Damaged)...)
+	u.withheld = append(u.withheld, runs(u.erased, meter.Erased)...)
 	u.out.Series = seriesToWire(series)
 	u.out.Withheld = withheldToWire(u.withheld)
 	u.out.Receipt = s.receipts.issue(envelope.Receipt{
@@ -316,12 +340,13 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		FileVersion:   u.file.Version(),
 		Profile:       s.digest,
 		Opened:        u.counts.opened,
-		Refused:       u.counts.outside + u.counts.duplicate,
+		Refused:       u.counts.outside + u.counts.duplicate + u.counts.erased,
 		Damaged:       u.counts.damaged,
 		Content:       envelope.ContentDigest(w.opened),
 	})
 	for outcome, n := range map[string]uint32{
-		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate, "damaged": u.counts.damaged,
+		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate,
+		"damaged": u.counts.damaged, "erased": u.counts.erased,
 	} {
 		if n > 0 {
 			s.metrics.blocks.WithLabelValues(outcome).Add(float64(n))
@@ -363,8 +388,14 @@ func (u *unitWork) damage(index int, f meter.FieldCode, d meter.Day) {
 	u.damaged = append(u.damaged, fieldDay{f, d})
 }
 
-// damagedRuns lists damaged days as runs.
-func damagedRuns(days []fieldDay) []authz.Withheld {
+func (u *unitWork) erase(index int, f meter.FieldCode, d meter.Day) {
+	u.counts.erased++
+	u.fault(index, cryptopb.Fault_FAULT_ERASED)
+	u.erased = append(u.erased, fieldDay{f, d})
+}
+
+// runs lists the days of blocks as runs.
+func runs(days []fieldDay, reason meter.Reason) []authz.Withheld {
 	slices.SortFunc(days, func(a, b fieldDay) int {
 		if a.field != b.field {
 			return int(a.field) - int(b.field)
@@ -377,7 +408,7 @@ func damagedRuns(days []fieldDay) []authz.Withheld {
 			out[n-1].Days.To++
 			continue
 		}
-		out = append(out, authz.Withheld{Field: d.field, Days: meter.DayRange{From: d.day, To: d.day + 1}, Reason: meter.Damaged})
+		out = append(out, authz.Withheld{Field: d.field, Days: meter.DayRange{From: d.day, To: d.day + 1}, Reason: reason})
 	}
 	return out
 }

@@ -42,7 +42,14 @@ func (w *world) pool() (c *client.Client, second *spyOpener, stop func()) {
 		}
 	})
 	w.t.Cleanup(stop)
-	c, err = client.New(client.Config{Addresses: []string{w.address, l.Addr().String()}, TLS: w.clientTLS("gateway")})
+	both := []string{w.address, l.Addr().String()}
+	custodian, err := client.New(client.Config{Addresses: both, TLS: w.clientTLS("custodian")})
+	w.must(err)
+	w.t.Cleanup(func() { _ = custodian.Close() })
+	w.feed.Use(custodian)
+	_, err = w.feed.Beat(w.t.Context())
+	w.must(err)
+	c, err = client.New(client.Config{Addresses: both, TLS: w.clientTLS("gateway")})
 	w.must(err)
 	w.t.Cleanup(func() { _ = c.Close() })
 	return c, second, stop

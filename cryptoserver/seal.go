@@ -28,6 +28,14 @@ func (s *Server) Mint(ctx context.Context, req *cryptopb.MintRequest) (*cryptopb
 	if n == 0 || n > maxMint {
 		return nil, malformed("1 to %d keys in a call", maxMint)
 	}
+	defer s.control.use()()
+	if err := s.current(); err != nil {
+		return nil, err
+	}
+	epoch, err := s.activeEpoch()
+	if err != nil {
+		return nil, err
+	}
 	recs := make([]envelope.KeyRecord, n)
 	for i, k := range req.Keys {
 		ean, err := parseEAN(k.GetEan())
@@ -38,10 +46,9 @@ func (s *Server) Mint(ctx context.Context, req *cryptopb.MintRequest) (*cryptopb
 			return nil, malformed("key %d: class, month or occupancy out of range", i)
 		}
 		recs[i].EAN, recs[i].Class, recs[i].Month, recs[i].Occupancy = ean, meter.Class(k.Class), meter.Month(k.Month), meter.Day(k.Occupancy)
-	}
-	var epoch uint32
-	for _, e := range minter.Epochs() {
-		epoch = max(epoch, e)
+		if recs[i].Month < s.control.Before() {
+			return nil, keyErased(i)
+		}
 	}
 	wrapped, err := minter.Mint(ctx, epoch, n)
 	if err != nil {
@@ -98,11 +105,17 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 		}
 		seen[at] = true
 	}
-	if !s.sealed.admit(ean, seen, s.now()) {
-		return nil, refuse(codes.ResourceExhausted, cryptopb.ReasonSealedTooOften,
-			"the same field and day was sealed too often within a day: try again tomorrow", nil)
+	defer s.control.use()()
+	if err := s.current(); err != nil {
+		return nil, err
 	}
-	recs, keys, err := s.sealingKeys(ctx, sealer, ean, req.Keys)
+	if err := s.rates.wait(ctx, c.identity, n); err != nil {
+		return nil, err
+	}
+	if !s.sealed.admit(ean, seen, s.now()) {
+		return nil, sealedTooOften()
+	}
+	recs, keys, err := s.genuineKeys(ctx, sealer, ean, req.Keys)
 	if err != nil {
 		return nil, err
 	}
@@ -123,15 +136,8 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	if err := sealer.Seal(ctx, keys, b.items); err != nil {
 		return nil, s.tokenError(ctx, RoleSeal, err)
 	}
-	for i := range b.items {
-		switch item := &b.items[i]; {
-		case errors.Is(item.Err, token.ErrUnknownEpoch):
-			return nil, s.tokenError(ctx, RoleSeal, item.Err)
-		case item.Err != nil:
-			// Its record's MAC verified, so its wrapped form is what was minted.
-			return nil, refuse(codes.DataLoss, cryptopb.ReasonKeyRecordInvalid,
-				fmt.Sprintf("data key %d does not unwrap on this token, although its record is genuine", item.Key), item.Err)
-		}
+	if err := s.allSealed(ctx, b.items); err != nil {
+		return nil, err
 	}
 	macs, err := sealer.ContentMAC(ctx, b.messages)
 	if err != nil {
@@ -150,8 +156,29 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	return resp, nil
 }
 
-// sealingKeys accepts only records of this metering point whose MAC verifies.
-func (s *Server) sealingKeys(ctx context.Context, sealer token.Sealer, ean meter.EAN, in []*cryptopb.DataKey) ([]envelope.KeyRecord, []token.WrappedKey, error) {
+func sealedTooOften() error {
+	return refuse(codes.ResourceExhausted, cryptopb.ReasonSealedTooOften,
+		"the same field and day was sealed too often within a day: try again tomorrow", nil)
+}
+
+// allSealed: a key that does not unwrap is no reason to seal the rest.
+func (s *Server) allSealed(ctx context.Context, items []token.Item) error {
+	for i := range items {
+		switch item := &items[i]; {
+		case errors.Is(item.Err, token.ErrUnknownEpoch):
+			return s.tokenError(ctx, RoleSeal, item.Err)
+		case item.Err != nil:
+			// Its record's MAC verified, so its wrapped form is what was minted.
+			return refuse(codes.DataLoss, cryptopb.ReasonKeyRecordInvalid,
+				fmt.Sprintf("data key %d does not unwrap on this token, although its record is genuine", item.Key), item.Err)
+		}
+	}
+	return nil
+}
+
+// genuineKeys accepts only records of this metering point whose MAC verifies
+// and that are not erased.
+func (s *Server) genuineKeys(ctx context.Context, sealer token.Sealer, ean meter.EAN, in []*cryptopb.DataKey) ([]envelope.KeyRecord, []token.WrappedKey, error) {
 	recs := make([]envelope.KeyRecord, len(in))
 	messages := make([][]byte, len(in))
 	keys := make([]token.WrappedKey, len(in))
@@ -174,8 +201,21 @@ func (s *Server) sealingKeys(ctx context.Context, sealer token.Sealer, ean meter
 		if !hmac.Equal(macs[i][:], recs[i].MAC[:]) {
 			return nil, nil, keyRecordInvalid(i, "is not what was minted: its MAC does not verify; nothing was sealed")
 		}
+		if s.erased(&recs[i]) {
+			return nil, nil, keyErased(i)
+		}
 	}
 	return recs, keys, nil
+}
+
+// erased says whether a data key is erased, or all that its epoch wrapped.
+func (s *Server) erased(k *envelope.KeyRecord) bool {
+	return s.control.Erased(k.ID, k.Month) || s.control.Destroyed(k.Epoch)
+}
+
+func keyErased(i int) error {
+	return refuse(codes.FailedPrecondition, cryptopb.ReasonKeyErased,
+		fmt.Sprintf("data key %d was erased, or its month: nothing is sealed under it any more", i), nil)
 }
 
 func keyRecordInvalid(i int, what string) error {

@@ -275,11 +275,11 @@ func TestSealedTooOften(t *testing.T) {
 	if err := guess(d+1, 1); err != nil {
 		t.Errorf("another day: %v", err)
 	}
-	w.clock.advance(24*time.Hour - time.Minute)
+	w.advance(24*time.Hour - time.Minute)
 	if guess(d, 1) == nil {
 		t.Error("admitted again within a day")
 	}
-	w.clock.advance(time.Minute)
+	w.advance(time.Minute)
 	if err := guess(d, 1); err != nil {
 		t.Errorf("after a day: %v", err)
 	}

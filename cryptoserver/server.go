@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -63,6 +62,10 @@ type Config struct {
 	Verifier TokenVerifier      // needed for role open
 	Issue    Issue              // needed for role sign
 	Tokens   Tokens
+
+	// SealRate is how many blocks a second each client identity may have
+	// sealed; 20,000 when zero.
+	SealRate int
 
 	Clock      func() time.Time // time.Now when nil
 	Log        *slog.Logger
@@ -122,6 +125,7 @@ type Server struct {
 	files      *newest[meter.EAN]
 	suppliers  *newest[meter.GLN]
 	sealed     *repeats
+	rates      sealRates
 	control    *follower
 	started    time.Time
 	checkEvery time.Duration
@@ -166,6 +170,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if s.allow, err = newAllowList(c.Allow); err != nil {
 		return nil, fmt.Errorf("cryptoserver: %w", err)
 	}
+	s.rates = newSealRates(c.SealRate, c.Allow)
 	if s.sealKeys, err = authz.NewSealKeys(c.SealKeys...); err != nil {
 		return nil, fmt.Errorf("cryptoserver: seal keys: %w", err)
 	}
@@ -289,29 +294,4 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		<-done
 	}
 	return nil
-}
-
-// Status says who this server is and how it fares.
-func (s *Server) Status(context.Context, *cryptopb.StatusRequest) (*cryptopb.StatusResponse, error) {
-	epochs := map[uint32]bool{}
-	for _, h := range s.health.tokens {
-		for _, e := range h.Epochs() {
-			epochs[e] = true
-		}
-	}
-	resp := &cryptopb.StatusResponse{
-		ServerId:      s.id,
-		BootId:        s.receipts.bootID[:],
-		Roles:         s.roleNames(),
-		ProfileDigest: s.digest[:],
-		Healthy:       s.health.healthy(),
-		Version:       s.version,
-		StartedAt:     s.started.UnixMicro(),
-		Receipts:      s.receipts.issued(),
-	}
-	for e := range epochs {
-		resp.KekEpochs = append(resp.KekEpochs, e)
-	}
-	slices.Sort(resp.KekEpochs)
-	return resp, nil
 }

@@ -24,11 +24,13 @@ import (
 	"kluis/authz"
 	"kluis/cryptoserver"
 	"kluis/cryptoserver/client"
+	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
 	"kluis/cryptoserver/token"
 	"kluis/internal/authn"
 	"kluis/internal/devpki"
+	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/meter"
 )
@@ -45,7 +47,8 @@ func allow() map[string][]string {
 	return map[string][]string{
 		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
 		"SealStep": {"registrar"}, "SealSupplier": {"registrar"},
-		"SignToken": {"issuer"}, "Status": {"gateway", "registrar"},
+		"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
+		"Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"gateway", "registrar", "custodian"},
 	}
 }
 
@@ -63,6 +66,8 @@ type world struct {
 	seal     *spySealer
 	verifier *authn.Verifier
 	address  string
+	feed     *feedtest.Feed
+	noFeed   bool // set by an option: the test brings it itself
 	clients  map[string]*client.Client
 
 	nextEAN uint64
@@ -221,7 +226,27 @@ func newWorld(t testing.TB, opts ...option) *world {
 	server, err := cryptoserver.New(t.Context(), c)
 	w.must(err)
 	w.address = w.serve(server)
+	w.feed = feedtest.New(w.as("custodian"))
+	if !w.noFeed {
+		w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 1})
+	}
 	return w
+}
+
+// append adds an entry to the control feed.
+func (w *world) append(e control.Entry) {
+	w.t.Helper()
+	e.At = w.clock.now()
+	_, err := w.feed.Append(w.t.Context(), e)
+	w.must(err)
+}
+
+// advance moves the clock, and keeps the control feed recent.
+func (w *world) advance(d time.Duration) {
+	w.t.Helper()
+	w.clock.advance(d)
+	_, err := w.feed.Beat(w.t.Context())
+	w.must(err)
 }
 
 func (w *world) serve(s *cryptoserver.Server) string {

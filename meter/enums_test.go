@@ -52,7 +52,7 @@ func TestReasons(t *testing.T) {
 	for r, want := range map[Reason]string{
 		0: "Reason(0)", 1: "PURPOSE_NOT_AVAILABLE", 2: "NO_SUPPLY", 3: "NOT_OCCUPIED", 4: "NO_CONSENT", 5: "CONSENT_REVOKED",
 		6: "CONSENT_EXPIRED", 7: "OPTED_OUT", 8: "NOT_GRANTED_AT_THIS_GRANULARITY", 9: "PARTIAL_PERIOD", 10: "PERIOD_IN_FUTURE",
-		11: "PERIOD_TOO_OLD", 12: "FINER_THAN_STORED", 13: "KIND_NOT_AVAILABLE", 14: "DAMAGED", 15: "NOT_COVERED", 16: "Reason(16)",
+		11: "PERIOD_TOO_OLD", 12: "FINER_THAN_STORED", 13: "KIND_NOT_AVAILABLE", 14: "DAMAGED", 15: "NOT_COVERED", 16: "ERASED", 17: "Reason(17)",
 	} {
 		if r.String() != want {
 			t.Errorf("reason %d is %q, want %q", r, r, want)

@@ -21,6 +21,7 @@ const (
 	KindNotAvailable            Reason = 13 // KIND_NOT_AVAILABLE: no such kind for this field, or no basis for it
 	Damaged                     Reason = 14 // DAMAGED: stored value did not open; reported, never guessed
 	NotCoveredByRule            Reason = 15 // NOT_COVERED: no legal basis covers this class for this purpose
+	Erased                      Reason = 16 // ERASED: stored once; its data key was erased, and nobody can open it any more
 )
 
 var reasonNames = []string{
@@ -39,6 +40,7 @@ var reasonNames = []string{
 	KindNotAvailable:            "KIND_NOT_AVAILABLE",
 	Damaged:                     "DAMAGED",
 	NotCoveredByRule:            "NOT_COVERED",
+	Erased:                      "ERASED",
 }
 
 func (r Reason) String() string { return enumName(r, reasonNames, "Reason") }

@@ -128,9 +128,11 @@ func (o opener) Open(ctx context.Context, r server.OpenRequest) (server.Opened, 
 	}
 	opened := server.Opened{Series: u.Series, Withheld: u.Withheld, Receipt: u.Receipt}
 	for _, f := range u.Faults {
-		if f.Reason == client.Damaged {
+		switch f.Reason {
+		case client.Damaged:
 			opened.Damaged++
-		} else {
+		case client.Erased: // as it should be
+		default:
 			opened.Outside++
 		}
 	}

@@ -26,7 +26,7 @@ type Receipt struct {
 	FileVersion   uint64
 	Profile       [32]byte
 	Opened        uint32   // blocks opened
-	Refused       uint32   // blocks outside the grant, or a second of the same field and day
+	Refused       uint32   // blocks outside the grant, a second of the same field and day, or erased
 	Damaged       uint32   // blocks that did not open
 	Content       [32]byte // digest of the canonical list of what was opened
 }

@@ -3,7 +3,7 @@ package envelope
 import "kluis/meter"
 
 // NoKey is the Key of a row whose data key record is not there any more. A
-// cryptoserver reports such a block as damaged.
+// cryptoserver reports such a block as erased when the key was, else as damaged.
 const NoKey = -1
 
 // SealedBlock is a stored block as fetched, beside the key records of its

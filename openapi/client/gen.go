@@ -313,6 +313,7 @@ const (
 	CONSENTEXPIRED              WithheldReason = "CONSENT_EXPIRED"
 	CONSENTREVOKED              WithheldReason = "CONSENT_REVOKED"
 	DAMAGED                     WithheldReason = "DAMAGED"
+	ERASED                      WithheldReason = "ERASED"
 	FINERTHANSTORED             WithheldReason = "FINER_THAN_STORED"
 	KINDNOTAVAILABLE            WithheldReason = "KIND_NOT_AVAILABLE"
 	NOCONSENT                   WithheldReason = "NO_CONSENT"
@@ -335,6 +336,8 @@ func (e WithheldReason) Valid() bool {
 	case CONSENTREVOKED:
 		return true
 	case DAMAGED:
+		return true
+	case ERASED:
 		return true
 	case FINERTHANSTORED:
 		return true
@@ -766,6 +769,7 @@ type Withheld struct {
 	// | `FINER_THAN_STORED` | stored coarser than asked for |
 	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 	// | `DAMAGED` | stored, but it does not open; the operator is told |
+	// | `ERASED` | was stored, and is erased for good: at the customer's request, or past the time readings are kept |
 	//
 	//
 	// Example: PARTIAL_PERIOD
@@ -796,6 +800,7 @@ type Withheld struct {
 // | `FINER_THAN_STORED` | stored coarser than asked for |
 // | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
 // | `DAMAGED` | stored, but it does not open; the operator is told |
+// | `ERASED` | was stored, and is erased for good: at the customer's request, or past the time readings are kept |
 //
 // Example: PARTIAL_PERIOD
 type WithheldReason string

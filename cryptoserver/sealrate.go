@@ -1,0 +1,82 @@
+package cryptoserver
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+
+	"kluis/cryptoserver/cryptopb"
+)
+
+// AES-GCM with random IVs of 96 bits is safe for 2^32 blocks under one key
+// (NIST SP 800-38D, 8.3): beyond it two of them may have the same IV, which
+// gives away both, and the key's authentication. A data key covers one month of
+// one metering point, at most 2,000 blocks and their corrections, so honest use
+// never comes near. A client that was captured could: at the 20,000 blocks a
+// second that an HSM may well do it would take two and a half days without
+// stop. Two bounds keep it away: a field of a metering point on one day is
+// sealed only so often in a day (repeats), which is at most some 64,000 blocks
+// of one data key, 180 years for 2^32; and no client has more than so many
+// blocks sealed in a second, over all keys, which is also what keeps the one
+// that runs wild from taking the HSM away from the others.
+const (
+	defaultSealRate = 20000
+	// sealBurst lets two of the largest calls through at once.
+	sealBurst = 2 * maxBlocks
+	// sealWait is how long a call waits here for its turn. It must be short: the
+	// call holds memory, and the client can wait at no cost.
+	sealWait = 100 * time.Millisecond
+	// sealLater bounds for how long a client is told to wait. Whoever asks again
+	// sooner than there is room is told once more.
+	sealLater = time.Second
+)
+
+// sealRates has a limiter for every identity that may seal, and so a fixed size.
+type sealRates map[string]*rate.Limiter
+
+func newSealRates(perSecond int, allow map[string][]string) sealRates {
+	if perSecond == 0 {
+		perSecond = defaultSealRate
+	}
+	r := sealRates{}
+	for _, method := range []string{"Seal", "Reseal"} {
+		for _, identity := range allow[method] {
+			r[identity] = rate.NewLimiter(rate.Limit(perSecond), sealBurst)
+		}
+	}
+	return r
+}
+
+// wait takes n blocks from what an identity may have sealed, or says when there
+// is room for them. Time is the process's own: what is bounded is what the
+// token does.
+func (r sealRates) wait(ctx context.Context, identity string, n int) error {
+	limiter := r[identity]
+	if limiter == nil { // not on the allow-list, so it does not get here
+		return refuse(codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed, "this client identity may not seal", nil)
+	}
+	now := time.Now()
+	reservation := limiter.ReserveN(now, n)
+	delay := reservation.DelayFrom(now)
+	deadline, bounded := ctx.Deadline()
+	if delay > sealWait || bounded && now.Add(delay).After(deadline) {
+		reservation.CancelAt(now)
+		return &refusal{
+			code: codes.ResourceExhausted, reason: cryptopb.ReasonSealRate, later: min(delay, sealLater),
+			text: "this client has more blocks sealed than it may in a second: later",
+		}
+	}
+	if delay == 0 {
+		return nil
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
