@@ -1,10 +1,13 @@
 // Package client reaches a pool of cryptoservers.
 //
-// Calls go round robin to the servers that say they serve the role the call
-// needs (gRPC health). A call that finds its server gone, or its queue full, is
-// repeated on the next, after a short jittered pause, at most four times, within
-// the caller's deadline and a budget of the whole client; all calls may be
-// repeated without harm. This is the one layer that retries: callers must not.
+// A call goes to that server, of those that say they serve the role it needs
+// (gRPC health), which has the fewest of our calls in progress: a slow server
+// gets less. A call that finds its server gone, or its queue full, is repeated
+// on another, after a short jittered pause, at most four times, within the
+// caller's deadline and a budget of the whole client; all calls may be repeated
+// without harm. A server that falls silent while another answers counts as gone
+// after two or three seconds. This is the one layer that retries: callers must
+// not.
 //
 // The errors are of a few kinds for errors.Is: ErrUnavailable (try later),
 // ErrRefused with its finer kinds (trying again will not help), the context's
@@ -55,7 +58,7 @@ const maxMessage = 16 << 20
 // throttle stops retries when half of its thousand tokens are gone, so that
 // they cannot multiply the load on a pool that is failing as a whole.
 const serviceConfig = `{
-	"loadBalancingConfig": [{"round_robin": {}}],
+	"loadBalancingConfig": [{"` + leastLoaded + `": {}}],
 	"healthCheckConfig": {"serviceName": %q},
 	"methodConfig": [{
 		"name": [{"service": %q}],
@@ -79,12 +82,19 @@ type Client struct {
 	sealKey cryptopb.CryptoserverClient // what needs role seal but no control feed
 	servers []server
 	turn    atomic.Uint32 // of the servers, where they are asked one by one
+
+	firstCall sync.Once // starts watching
+	watching  sync.WaitGroup
+	closed    context.Context
+	stop      context.CancelFunc
 }
 
-// server is one server by itself, for Status.
+// server is one server by itself.
 type server struct {
 	address string
+	conn    *grpc.ClientConn // goes to no other, and repeats nothing
 	api     cryptopb.CryptoserverClient
+	lines   *lines // on which the pool's calls reach it
 }
 
 // New connects to nothing yet: connections are made when first used, and made
@@ -122,6 +132,7 @@ func New(c Config) (*Client, error) {
 	}
 	common = append(common, report...)
 	cl := &Client{timeout: c.Timeout}
+	cl.closed, cl.stop = context.WithCancel(context.Background())
 	if cl.timeout == 0 {
 		cl.timeout = 10 * time.Second
 	}
@@ -133,7 +144,7 @@ func New(c Config) (*Client, error) {
 		}
 		addrs[i] = resolver.Address{Addr: a, ServerName: host}
 	}
-	dial := func(addrs []resolver.Address, opts ...grpc.DialOption) (cryptopb.CryptoserverClient, error) {
+	dial := func(addrs []resolver.Address, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 		r := manual.NewBuilderWithScheme("cryptoservers")
 		r.InitialState(resolver.State{Addresses: addrs})
 		conn, err := grpc.NewClient("cryptoservers:///pool", append(append([]grpc.DialOption{grpc.WithResolvers(r)}, common...), opts...)...)
@@ -141,22 +152,25 @@ func New(c Config) (*Client, error) {
 			return nil, err
 		}
 		cl.conns = append(cl.conns, conn)
-		return cryptopb.NewCryptoserverClient(conn), nil
+		return conn, nil
+	}
+	for i, a := range addrs {
+		conn, err := dial(addrs[i:i+1], grpc.WithDisableRetry())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("cryptoserver client: %w", err), cl.Close())
+		}
+		cl.servers = append(cl.servers, server{a.Addr, conn, cryptopb.NewCryptoserverClient(conn), &lines{}})
 	}
 	for role, api := range map[string]*cryptopb.CryptoserverClient{
 		"open": &cl.open, "seal": &cl.seal, "mint": &cl.mint, "rotate": &cl.rotate, "sign": &cl.sign, "sealkey": &cl.sealKey,
 	} {
 		sc := fmt.Sprintf(serviceConfig, role, cryptopb.Cryptoserver_ServiceDesc.ServiceName)
-		if *api, err = dial(addrs, grpc.WithDefaultServiceConfig(sc)); err != nil {
-			return nil, errors.Join(fmt.Errorf("cryptoserver client: %w", err), cl.Close())
-		}
-	}
-	for _, a := range addrs {
-		api, err := dial([]resolver.Address{a}, grpc.WithDisableRetry())
+		conn, err := dial(addrs, grpc.WithDefaultServiceConfig(sc),
+			grpc.WithChainUnaryInterceptor(cl.intercept), grpc.WithContextDialer(cl.dialer(role)))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cryptoserver client: %w", err), cl.Close())
 		}
-		cl.servers = append(cl.servers, server{a.Addr, api})
+		*api = cryptopb.NewCryptoserverClient(conn)
 	}
 	return cl, nil
 }
@@ -179,6 +193,9 @@ func verifyIdentity(leaf *x509.Certificate) error {
 
 // Close ends all connections; calls in progress fail.
 func (c *Client) Close() error {
+	c.firstCall.Do(func() {}) // from now on it starts nothing
+	c.stop()
+	c.watching.Wait()
 	var errs []error
 	for _, conn := range c.conns {
 		errs = append(errs, conn.Close())
@@ -201,7 +218,7 @@ type ServerStatus struct {
 	Roles         []string
 	ProfileDigest [32]byte
 	KEKEpochs     []uint32
-	Healthy       bool // all its tokens pass their checks
+	Healthy       bool // it serves all its roles: the tokens pass their checks, the control feed is recent
 	Version       string
 	StartedAt     time.Time // UTC
 	Receipts      uint64    // issued since it started
