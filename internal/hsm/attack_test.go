@@ -406,7 +406,7 @@ func TestStartRefusesMixedMACKeys(t *testing.T) {
 		_ = h.Close()
 		t.Fatal("it would serve")
 	}
-	if !strings.Contains(err.Error(), "the record MAC keys of the mint and the seal token differ") {
+	if !strings.Contains(err.Error(), "the record MAC keys of the seal and the mint token differ") {
 		t.Error(err)
 	}
 }

@@ -188,37 +188,59 @@ func inTime(connect func() (*conn, error), limit time.Duration) (*conn, error) {
 }
 
 // agree checks what no probe can: that the mint token wraps under the KEK that
-// the seal token unwraps with, and that both record MAC keys are the same.
+// the seal token unwraps with, and that all record MAC keys are the same.
 func (h *HSM) agree() error {
-	minter, sealer := h.Minter(), h.Sealer()
-	if minter == nil || sealer == nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
-	epochs := minter.Epochs()
-	epoch := epochs[len(epochs)-1]
-	wrapped, err := minter.Mint(ctx, epoch, 1)
-	if err != nil {
-		return err
+	minter, sealer := h.Minter(), h.Sealer()
+	if minter != nil && sealer != nil {
+		epochs := minter.Epochs()
+		epoch := epochs[len(epochs)-1]
+		wrapped, err := minter.Mint(ctx, epoch, 1)
+		if err != nil {
+			return err
+		}
+		items := []token.Item{{Out: make([]byte, 0, tagSize)}}
+		if err := sealer.Seal(ctx, []token.WrappedKey{{Epoch: epoch, Wrapped: wrapped[0]}}, items); err != nil {
+			return err
+		}
+		if items[0].Err != nil {
+			return fmt.Errorf("%w: the seal token does not unwrap under KEK epoch %d what the mint token wraps; %s", errKeys, epoch, startOver)
+		}
 	}
-	items := []token.Item{{Out: make([]byte, 0, tagSize)}}
-	if err := sealer.Seal(ctx, []token.WrappedKey{{Epoch: epoch, Wrapped: wrapped[0]}}, items); err != nil {
-		return err
+	return h.agreeOnMAC(ctx)
+}
+
+func (h *HSM) agreeOnMAC(ctx context.Context) error {
+	type recorder interface {
+		RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
 	}
-	if items[0].Err != nil {
-		return fmt.Errorf("%w: the seal token does not unwrap under KEK epoch %d what the mint token wraps; %s", errKeys, epoch, startOver)
+	holders := map[Role]recorder{}
+	if t := h.Minter(); t != nil {
+		holders[RoleMint] = t
 	}
-	a, err := minter.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
-	if err != nil {
-		return err
+	if t := h.Sealer(); t != nil {
+		holders[RoleSeal] = t
 	}
-	b, err := sealer.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
-	if err != nil {
-		return err
+	if t := h.Rotator(); t != nil {
+		holders[RoleRotate] = t
 	}
-	if a[0] != b[0] {
-		return fmt.Errorf("%w: the record MAC keys of the mint and the seal token differ; %s", errKeys, startOver)
+	var first Role
+	var want [32]byte
+	for _, role := range Roles() {
+		holder, ok := holders[role]
+		if !ok {
+			continue
+		}
+		got, err := holder.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
+		switch {
+		case err != nil:
+			return err
+		case first == "":
+			first, want = role, got[0]
+		case got[0] != want:
+			return fmt.Errorf("%w: the record MAC keys of the %s and the %s token differ; %s", errKeys, first, role, startOver)
+		}
 	}
 	return nil
 }
