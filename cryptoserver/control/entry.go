@@ -118,6 +118,9 @@ func ParseEntry(b []byte) (Entry, error) {
 }
 
 func (e Entry) check() error {
+	if e.At.IsZero() {
+		return errors.New("no time")
+	}
 	var zero Entry
 	zero.At, zero.Kind = e.At, e.Kind
 	switch e.Kind {

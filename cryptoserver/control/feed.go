@@ -15,10 +15,17 @@ var (
 	// ErrFork: what was given contradicts what is known. Somebody rewrote the
 	// feed, or put an older one back.
 	ErrFork = errors.New("the control feed contradicts the one known")
+	// ErrBehind is an ErrFork: what was given is shorter than what is known.
+	// Once, when two custodians work side by side, it is a lost race; if it
+	// stays, an older feed was put back.
+	ErrBehind = fmt.Errorf("%w: it is shorter", ErrFork)
+	// ErrOrder is wrapped by the errors of Check.
+	ErrOrder = errors.New("the control entry does not fit the feed")
 )
 
 // Feed is what a follower knows of the feed. Safe for concurrent use; nothing
-// in it ever becomes less.
+// in it ever becomes less. Only the time of its head may: entries signed by a
+// server whose clock is behind count from that clock.
 type Feed struct {
 	mu        sync.RWMutex
 	head      Head
@@ -36,9 +43,9 @@ func NewFeed() *Feed {
 // Advance follows the feed to a head that was verified. entries are canonical
 // ones, the first of which has the sequence first; those known already are
 // skipped. All or nothing is taken in. ErrGap: ask again with the entries after
-// Head().Sequence. ErrFork: the feed is shorter than the one known, or another.
-// An entry that cannot be read: ErrEntry. A head of the same feed from before
-// the one known changes nothing.
+// Head().Sequence. ErrFork: another feed than the one known; ErrBehind: it is
+// shorter. An entry that cannot be read: ErrEntry. An earlier head of the
+// newest entry changes nothing.
 //
 // erases says that keys which were usable before are erased or an epoch is
 // destroyed: handles of unwrapped keys must go.
@@ -46,7 +53,7 @@ func (f *Feed) Advance(head Head, first uint64, entries [][]byte) (erases bool, 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if head.Sequence < f.head.Sequence {
-		return false, fmt.Errorf("%w: it ends with entry %d, and %d is known", ErrFork, head.Sequence, f.head.Sequence)
+		return false, fmt.Errorf("%w: it ends with entry %d, and %d is known", ErrBehind, head.Sequence, f.head.Sequence)
 	}
 	hash, next := f.head.Hash, f.head.Sequence+1
 	var parsed []Entry
@@ -92,6 +99,26 @@ func (f *Feed) apply(e *Entry) (erases bool) {
 		return true
 	}
 	return false
+}
+
+// Check says whether it makes sense to append an entry to the feed as it is
+// known. A follower takes in every entry that parses, or it would stand still
+// for ever; so whoever appends, or signs the head for it, asks before. Only a
+// feed that ends right before the entry can tell.
+func (f *Feed) Check(e Entry) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	switch {
+	case e.Kind == ActivateEpoch && e.Epoch <= f.active:
+		return fmt.Errorf("%w: epoch %d is active, and %d is no later one", ErrOrder, f.active, e.Epoch)
+	case e.Kind == ActivateEpoch && f.destroyed[e.Epoch]:
+		return fmt.Errorf("%w: epoch %d is destroyed", ErrOrder, e.Epoch)
+	case e.Kind == DestroyEpoch && e.Epoch >= f.active:
+		return fmt.Errorf("%w: epoch %d is not older than the active one, %d", ErrOrder, e.Epoch, f.active)
+	case e.Kind == EraseBefore && e.Month <= f.before:
+		return fmt.Errorf("%w: the months before %s are erased already", ErrOrder, f.before)
+	}
+	return nil
 }
 
 // Head is the newest head taken in; zero before the first.

@@ -49,6 +49,9 @@ func (h Head) check() error {
 	if (h.Sequence == 0) != (h.Hash == Hash{}) {
 		return fmt.Errorf("%w: sequence and hash do not go together", ErrHead)
 	}
+	if h.At.IsZero() {
+		return fmt.Errorf("%w: no time", ErrHead)
+	}
 	return nil
 }
 
