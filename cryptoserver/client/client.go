@@ -85,6 +85,7 @@ type Client struct {
 
 	firstCall sync.Once // starts watching
 	watching  sync.WaitGroup
+	heard     atomic.Pointer[time.Time] // when any server answered a heartbeat last
 	closed    context.Context
 	stop      context.CancelFunc
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -33,7 +32,6 @@ func (c *Client) watch() {
 	if len(c.servers) < 2 {
 		return
 	}
-	var heard atomic.Pointer[time.Time] // when any server answered last
 	for i := range c.servers {
 		s := &c.servers[i]
 		c.watching.Go(func() {
@@ -42,10 +40,10 @@ func (c *Client) watch() {
 			for {
 				asked := time.Now()
 				err := s.ask(c.closed)
-				last := heard.Load()
+				last := c.heard.Load()
 				switch {
 				case err == nil:
-					heard.Store(new(time.Now()))
+					c.heard.Store(new(time.Now()))
 				case status.Code(err) == codes.DeadlineExceeded && last != nil && last.After(asked):
 					s.lines.cut()
 				}
