@@ -19,31 +19,30 @@ CREATE TABLE control_heartbeat (
     one  boolean NOT NULL PRIMARY KEY DEFAULT true CHECK (one),
     head bytea   NOT NULL CHECK (octet_length(head) BETWEEN 1 AND 1024)
 );
-COMMENT ON TABLE  control_heartbeat IS 'The newest signed head of the control feed, one row.';
+COMMENT ON TABLE  control_heartbeat IS 'The newest signed head of the control feed, one row, for whoever wants to see that it goes on.';
 COMMENT ON COLUMN control_heartbeat.one IS 'Always true.';
 COMMENT ON COLUMN control_heartbeat.head IS 'Signed head (package control).';
 
 CREATE TABLE key_tombstone (
     ean        bigint      NOT NULL,
     key_id     uuid        NOT NULL,
-    class      smallint    NOT NULL,
-    month      integer     NOT NULL,
-    occupancy  integer     NOT NULL,
-    kek_epoch  integer     NOT NULL,
-    sequence   bigint,
-    deleted_at timestamptz NOT NULL DEFAULT now(),
+    kek_epoch  integer     NOT NULL CHECK (kek_epoch > 0),
+    sequence   bigint      CHECK (sequence > 0),
+    deleted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (ean, key_id)
 );
-CREATE INDEX key_tombstone_retired ON key_tombstone (key_id) WHERE sequence IS NULL;
+CREATE INDEX key_tombstone_by_epoch ON key_tombstone (kek_epoch);
+CREATE INDEX key_tombstone_retired ON key_tombstone (deleted_at) WHERE sequence IS NULL;
 COMMENT ON TABLE  key_tombstone IS 'Data keys that were deleted. An index: the control feed says what is erased.';
 COMMENT ON COLUMN key_tombstone.ean IS 'EAN-18 of the metering point.';
 COMMENT ON COLUMN key_tombstone.key_id IS 'Identifier the data key had.';
-COMMENT ON COLUMN key_tombstone.class IS 'Class of fields it covered (package meter).';
-COMMENT ON COLUMN key_tombstone.month IS 'Local month of the days it covered, counted from January 1970.';
-COMMENT ON COLUMN key_tombstone.occupancy IS 'First day of its occupancy, counted from 1970-01-01; 0 when none was known.';
 COMMENT ON COLUMN key_tombstone.kek_epoch IS 'Epoch of the KEK that wrapped it: while that exists, a backup of the row opens.';
 COMMENT ON COLUMN key_tombstone.sequence IS 'Entry of the control feed that erases it; null while it is only replaced.';
 COMMENT ON COLUMN key_tombstone.deleted_at IS 'When its row was deleted.';
+
+-- Room on each page for the new form of a row that is rewrapped, so that no
+-- index changes with it.
+ALTER TABLE data_key SET (fillfactor = 90);
 
 GRANT USAGE ON SCHEMA public TO kluis_custodian;
 -- +goose StatementBegin
@@ -51,14 +50,19 @@ DO $$ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO kluis_custodian', current_database());
 END $$;
 -- +goose StatementEnd
-GRANT SELECT ON control_entry, control_heartbeat TO kluis_custodian, kluis_gateway;
+
+-- The custodian adds to the feed, which it cannot change. Of data keys and of
+-- blocks it can change what rewrapping, resealing and erasure change, and no
+-- more: not what they are of. It sees nothing of the legal facts and the log.
+GRANT SELECT ON control_entry, control_heartbeat TO kluis_custodian;
 GRANT INSERT (sequence, entry, head) ON control_entry TO kluis_custodian;
 GRANT INSERT (head), UPDATE (head) ON control_heartbeat TO kluis_custodian;
-GRANT SELECT, INSERT (ean, key_id, class, month, occupancy, kek_epoch, sequence), UPDATE (sequence) ON key_tombstone TO kluis_custodian;
+GRANT SELECT, INSERT (ean, key_id, kek_epoch, sequence), UPDATE (sequence) ON key_tombstone TO kluis_custodian;
 GRANT SELECT, DELETE, INSERT (ean, key_id, class, month, occupancy, kek_epoch, wrapped, mac), UPDATE (kek_epoch, wrapped, mac) ON data_key TO kluis_custodian;
 GRANT SELECT, UPDATE (key_id, ciphertext, content_mac) ON sealed_block TO kluis_custodian;
 
 -- +goose Down
 DROP TABLE key_tombstone, control_heartbeat, control_entry;
+ALTER TABLE data_key RESET (fillfactor);
 REVOKE ALL ON data_key, sealed_block FROM kluis_custodian;
 REVOKE USAGE ON SCHEMA public FROM kluis_custodian;

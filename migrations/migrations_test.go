@@ -80,6 +80,20 @@ func TestTheMeteringPointLeadsEveryUniqueKey(t *testing.T) {
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	want := []string{
+		"kluis_custodian DELETE data_key",
+		"kluis_custodian INSERT control_entry (entry, head, sequence)",
+		"kluis_custodian INSERT control_heartbeat (head)",
+		"kluis_custodian INSERT data_key (class, ean, kek_epoch, key_id, mac, month, occupancy, wrapped)",
+		"kluis_custodian INSERT key_tombstone (ean, kek_epoch, key_id, sequence)",
+		"kluis_custodian SELECT control_entry",
+		"kluis_custodian SELECT control_heartbeat",
+		"kluis_custodian SELECT data_key",
+		"kluis_custodian SELECT key_tombstone",
+		"kluis_custodian SELECT sealed_block",
+		"kluis_custodian UPDATE control_heartbeat (head)",
+		"kluis_custodian UPDATE data_key (kek_epoch, mac, wrapped)",
+		"kluis_custodian UPDATE key_tombstone (sequence)",
+		"kluis_custodian UPDATE sealed_block (ciphertext, content_mac, key_id)",
 		"kluis_gateway INSERT access_log (ean, gln, interaction_id, outcome, receipt, record, salt)",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
@@ -157,8 +171,14 @@ func TestRolesAttack(t *testing.T) {
 		supp   = `INSERT INTO supplier (gln, version, record, sealed_at) VALUES (1, 1, '\x00', now())`
 		supply = `INSERT INTO supply_period (ean, gln, from_day) VALUES (1, 1, '2026-01-01')`
 		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`
+		entry  = `INSERT INTO control_entry (sequence, entry, head) VALUES (1, '\x00', '\x00')`
+		beat   = `INSERT INTO control_heartbeat (head) VALUES ('\x00') ON CONFLICT (one) DO UPDATE SET head = EXCLUDED.head`
+		tomb   = `INSERT INTO key_tombstone (ean, key_id, kek_epoch, sequence) VALUES (1, gen_random_uuid(), 1, NULL)`
 	)
-	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version"}
+	tables := []string{
+		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
+		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version",
+	}
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
 			log, "SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
@@ -167,6 +187,11 @@ func TestRolesAttack(t *testing.T) {
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
 		migrations.RoleRegistrar: {
 			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent",
+		},
+		migrations.RoleCustodian: {
+			entry, beat, tomb, strings.Replace(key, "(), 1, 1, 0", "(), 1, 2, 0", 1), "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT * FROM key_tombstone",
+			"SELECT ciphertext FROM sealed_block", "DELETE FROM data_key WHERE ean = 1", "UPDATE data_key SET kek_epoch = 1, wrapped = '\\x00', mac = mac",
+			"UPDATE sealed_block SET key_id = key_id, ciphertext = ciphertext, content_mac = content_mac", "UPDATE key_tombstone SET sequence = 1",
 		},
 	}
 	denied := map[string][]string{
@@ -189,13 +214,30 @@ func TestRolesAttack(t *testing.T) {
 			block, key, log,
 			"SELECT FROM sealed_block", "SELECT FROM data_key", "SELECT FROM access_log",
 		},
+		migrations.RoleCustodian: {
+			block, file, supp, supply, log,
+			"SELECT FROM legal_file", "SELECT file FROM legal_file", "SELECT FROM supplier", "SELECT FROM metering_point", "SELECT FROM supply_period",
+			"SELECT FROM consent", "SELECT FROM ingest_batch", "SELECT FROM access_log", "SELECT ean FROM access_log", "COPY access_log TO STDOUT",
+			`INSERT INTO control_entry (sequence, entry, head, appended_at) VALUES (2, '\x00', '\x00', '2020-01-01')`,
+			`INSERT INTO key_tombstone (ean, key_id, kek_epoch, deleted_at) VALUES (1, gen_random_uuid(), 1, '2020-01-01')`,
+			entry + " ON CONFLICT (sequence) DO UPDATE SET entry = EXCLUDED.entry",
+			"UPDATE data_key SET ean = 2", "UPDATE data_key SET key_id = gen_random_uuid()", "UPDATE data_key SET month = 1",
+			"UPDATE sealed_block SET ean = 2", "UPDATE sealed_block SET day = '2026-01-01'", "UPDATE sealed_block SET field = 1",
+			"UPDATE key_tombstone SET kek_epoch = 1", "UPDATE key_tombstone SET deleted_at = now()",
+		},
 	}
 	for role := range denied {
+		if role != migrations.RoleCustodian {
+			denied[role] = append(denied[role], entry, beat, tomb, "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT FROM key_tombstone",
+				"UPDATE data_key SET wrapped = wrapped", "UPDATE sealed_block SET ciphertext = ciphertext", "UPDATE sealed_block SET content_mac = content_mac")
+		}
 		for _, table := range tables {
 			denied[role] = append(denied[role],
 				"TRUNCATE "+table, "DROP TABLE "+table, "ALTER TABLE "+table+" ADD COLUMN x int",
 				"CREATE TRIGGER x BEFORE INSERT ON "+table+" FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()")
-			if role != migrations.RoleRegistrar || table != "supply_period" && table != "consent" {
+			deletes := role == migrations.RoleRegistrar && (table == "supply_period" || table == "consent") ||
+				role == migrations.RoleCustodian && table == "data_key"
+			if !deletes {
 				denied[role] = append(denied[role], "DELETE FROM "+table)
 			}
 		}
@@ -203,6 +245,7 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE supplier SET version = 9", "UPDATE metering_point SET commodity = 1", "UPDATE legal_file SET version = 9",
 			"UPDATE supply_period SET gln = 1", "UPDATE consent SET gln = 1", "UPDATE data_key SET class = 1",
 			"UPDATE sealed_block SET version = 9", "UPDATE access_log SET outcome = 1",
+			"UPDATE control_entry SET entry = entry", "UPDATE control_entry SET head = head", "UPDATE control_heartbeat SET one = true",
 			"CREATE TABLE mine (n int)", "CREATE TEMP TABLE mine (n int)", "CREATE SCHEMA mine", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
 			"SET ROLE "+migrations.RoleOwner, "SET SESSION AUTHORIZATION "+migrations.RoleOwner,
 			"CREATE ROLE mine", "ALTER ROLE "+role+" CREATEROLE", "CREATE DATABASE mine", "SELECT pg_read_file('PG_VERSION')")
@@ -234,7 +277,7 @@ func TestOtherRolesCannotConnect(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	db := d.Open(t, devpg.Superuser)
-	for role, want := range map[string]bool{"kluis_gateway": true, "kluis_issuer": true, "pg_monitor": false, "pg_read_all_settings": false} {
+	for role, want := range map[string]bool{"kluis_gateway": true, "kluis_issuer": true, "kluis_custodian": true, "pg_monitor": false, "pg_read_all_settings": false} {
 		var may bool
 		if err := db.QueryRowContext(t.Context(), `SELECT has_database_privilege($1, $2, 'CONNECT')`, role, d.Name()).Scan(&may); err != nil {
 			t.Fatal(err)

@@ -47,7 +47,7 @@ var mayImport = map[string][]string{
 	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "meter", "openapi"},
 	"issuer":            {"authz", "internal/authn", "meter"},
 	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
-	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "meter"},
+	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
 	"internal/postgres": {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
 }
 
