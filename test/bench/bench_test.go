@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"kluis/meter"
 )
 
 func TestMain(m *testing.M) {
@@ -35,7 +38,7 @@ func TestBench(t *testing.T) {
 	}
 	var progress, out bytes.Buffer
 	file := filepath.Join(dir, "figures", "bench.json")
-	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, progress: &progress}
+	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, soakBlocks: 50_000, progress: &progress}
 	if err := runAll(t.Context(), o, &out, file); err != nil {
 		t.Fatalf("%v\n%s", err, progress.Bytes())
 	}
@@ -69,6 +72,45 @@ func TestBench(t *testing.T) {
 		}
 		if m := r.Memory[p]; m == nil || m.PeakMB <= 0 {
 			t.Errorf("no memory of %s", p)
+		}
+	}
+	if len(r.Service) != 1 {
+		t.Fatalf("%d rounds of the cryptoservers by themselves", len(r.Service))
+	}
+	for _, shape := range batchShapes {
+		for servers := 1; servers <= 2; servers++ {
+			for _, clients := range append([]int{0}, serviceClients...) {
+				got := find(r.Service, shape.name, servers, clients, func(x throughput) float64 { return min(x.Blocks, x.Median, x.Server) })
+				if len(got) != 1 || got[0] <= 0 {
+					t.Errorf("%s, %d servers, %d clients: %v", shape.name, servers, clients, got)
+				}
+			}
+		}
+		if !strings.Contains(out.String(), shape.name) {
+			t.Errorf("%s is not in the table:\n%s", shape.name, out.String())
+		}
+	}
+	if s := r.Soak; s == nil || s.Blocks < o.soakBlocks || len(s.Samples) != 11 || s.Samples[10].Blocks != s.Blocks || len(s.Samples[10].Resident) != 2 || s.Samples[10].Resident[1] <= 0 {
+		t.Errorf("memory over many blocks: %+v", s)
+	}
+}
+
+// The batches are as large as their names say.
+func TestBatchShapes(t *testing.T) {
+	t.Parallel()
+	for _, shape := range batchShapes {
+		blocks, bytes := 0, 0.0
+		for _, u := range shape.units {
+			registers := len(u.registers)*u.days + u.closing
+			blocks += registers + len(u.intervals)*u.days
+			bytes += float64(22*registers) + float64(len(u.intervals)*u.days)*map[meter.Resolution]float64{meter.PT1H: 133, meter.PT15M: 493}[u.resolution]
+		}
+		want := 64.0
+		if strings.Contains(shape.name, "250") {
+			want = 250
+		}
+		if blocks != shape.blocks || math.Abs(bytes/float64(blocks)/want-1) > 0.04 {
+			t.Errorf("%s: %d blocks of %.1f bytes", shape.name, blocks, bytes/float64(blocks))
 		}
 	}
 }

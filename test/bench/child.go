@@ -71,6 +71,7 @@ type (
 		For         time.Duration `json:"for"`
 		Concurrency int           `json:"concurrency"`
 		Cold        bool          `json:"cold"`
+		Batch       int           `json:"batch"` // of the PKCS#11 loop
 	}
 	partAnswer struct {
 		Took []time.Duration `json:"took"` // by each operation

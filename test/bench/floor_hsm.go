@@ -135,16 +135,32 @@ import (
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
+
+	"kluis/cryptoserver/envelope"
 )
 
-// hsmSetup is the blocks of one request as they go into the token.
+// hsmSetup is the blocks of requests as they go into the token.
 type hsmSetup struct {
-	Module  string    `json:"module"`
-	Label   string    `json:"label"` // of the token
-	PINFile string    `json:"pin_file"`
-	KEK     string    `json:"kek"`  // its label
-	Keys    [][]byte  `json:"keys"` // wrapped
-	Items   []hsmItem `json:"items"`
+	Module  string     `json:"module"`
+	Label   string     `json:"label"` // of the token
+	PINFile string     `json:"pin_file"`
+	KEK     string     `json:"kek"` // its label
+	Batches []hsmBatch `json:"batches"`
+}
+
+type hsmBatch struct {
+	Keys  [][]byte  `json:"keys"` // wrapped
+	Items []hsmItem `json:"items"`
+}
+
+// add adds a batch; all keys are of one epoch.
+func (s *hsmSetup) add(keys []envelope.KeyRecord, items []hsmItem) {
+	b := hsmBatch{Items: items}
+	for _, k := range keys {
+		b.Keys = append(b.Keys, k.Wrapped)
+		s.KEK = fmt.Sprintf("kluis/kek/%d", k.Epoch)
+	}
+	s.Batches = append(s.Batches, b)
 }
 
 type hsmItem struct {
@@ -155,9 +171,9 @@ type hsmItem struct {
 // hsmPart is a loop in C on one token: nothing but the module's own calls, one
 // thread, which is what SoftHSM serves best.
 type hsmPart struct {
-	batch *C.batch_t
-	ctx   *pkcs11.Ctx
-	cold  bool
+	ctx     *pkcs11.Ctx
+	batches []*C.batch_t
+	warm    []bool // its keys are unwrapped
 }
 
 func newHSMPart(raw json.RawMessage) (worker, error) {
@@ -170,7 +186,7 @@ func newHSMPart(raw json.RawMessage) (worker, error) {
 		return nil, err
 	}
 	// miekg/pkcs11 for what is done once.
-	p := &hsmPart{ctx: pkcs11.New(s.Module), cold: true}
+	p := &hsmPart{ctx: pkcs11.New(s.Module), warm: make([]bool, len(s.Batches))}
 	if p.ctx == nil {
 		return nil, fmt.Errorf("%s cannot be loaded", s.Module)
 	}
@@ -200,9 +216,21 @@ func newHSMPart(raw json.RawMessage) (worker, error) {
 		return nil, fmt.Errorf("%s has no function list", s.Module)
 	}
 	template := dataKeyTemplate()
+	for _, b := range s.Batches {
+		c, err := b.inC()
+		if err != nil {
+			return nil, err
+		}
+		c.list, c.session, c.kek = list, C.ulong_t(session), C.ulong_t(kek)
+		c.template, c.template_len = cTemplate(template), C.ulong_t(len(template))
+		p.batches = append(p.batches, c)
+	}
+	return p, nil
+}
+
+// inC copies a batch to where C finds it, for good.
+func (s hsmBatch) inC() (*C.batch_t, error) {
 	b := (*C.batch_t)(C.calloc(1, C.sizeof_batch_t))
-	b.list, b.session, b.kek = list, C.ulong_t(session), C.ulong_t(kek)
-	b.template, b.template_len = cTemplate(template), C.ulong_t(len(template))
 	b.keys, b.items = C.int(len(s.Keys)), C.int(len(s.Items))
 	var wrapped []byte
 	for _, k := range s.Keys {
@@ -220,8 +248,7 @@ func newHSMPart(raw json.RawMessage) (worker, error) {
 		b.out_len = max(b.out_len, C.ulong_t(len(it.Data)))
 	}
 	b.out = (*C.uchar)(C.calloc(C.size_t(b.out_len), 1))
-	p.batch = b
-	return p, nil
+	return b, nil
 }
 
 func (p *hsmPart) address() string { return "" }
@@ -232,26 +259,30 @@ func (p *hsmPart) close() error { return p.ctx.Finalize() }
 func (p *hsmPart) work(o order) (partAnswer, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if o.Cold && !p.cold {
-		if err := rvError(C.destroy(p.batch)); err != nil {
+	if o.Batch < 0 || o.Batch >= len(p.batches) {
+		return partAnswer{}, errors.New("no such batch")
+	}
+	b := p.batches[o.Batch]
+	if o.Cold && p.warm[o.Batch] {
+		if err := rvError(C.destroy(b)); err != nil {
 			return partAnswer{}, err
 		}
 	}
-	if !o.Cold && p.cold {
-		if err := rvError(C.unwrap(p.batch)); err != nil {
+	if !o.Cold && !p.warm[o.Batch] {
+		if err := rvError(C.unwrap(b)); err != nil {
 			return partAnswer{}, err
 		}
 	}
-	p.cold = o.Cold
+	p.warm[o.Batch] = !o.Cold
 	cold := C.int(0)
-	if p.cold {
+	if o.Cold {
 		cold = 1
 	}
 	a := partAnswer{Took: make([]time.Duration, 0, 1<<14)}
 	cpu := C.thread_cpu()
 	began := time.Now()
 	for at := began; at.Sub(began) < o.For; {
-		if err := rvError(C.once(p.batch, cold)); err != nil {
+		if err := rvError(C.once(b, cold)); err != nil {
 			return a, err
 		}
 		now := time.Now()

@@ -29,9 +29,14 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` of the programs")
 	flag.IntVar(&o.rounds, "rounds", 5, "`number` of rounds")
 	flag.DurationVar(&o.slice, "slice", 2*time.Second, "how long Kluis is measured at a time")
+	flag.Int64Var(&o.soakBlocks, "memory", 0, "instead of measuring speed, open this `number` of blocks and see what memory the cryptoservers take")
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
+	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
 	flag.Parse()
 	o.progress = os.Stderr
+	if o.onlyMemory = o.soakBlocks > 0; !o.onlyMemory {
+		o.soakBlocks = 500_000
+	}
 	if *short {
 		o.rounds, o.slice = 1, 500*time.Millisecond
 	}
@@ -50,12 +55,17 @@ func exit(err error) {
 
 // options of a run.
 type options struct {
-	root     string // of the source tree
-	bin      string // of the programs
-	rounds   int
-	slice    time.Duration // of one measurement of Kluis; those of the floor take half
-	profile  time.Duration
-	progress io.Writer
+	root       string // of the source tree
+	bin        string // of the programs
+	rounds     int
+	slice      time.Duration // of one measurement of Kluis; those of the floor take half
+	soakBlocks int64         // blocks over which memory is watched
+	profile    time.Duration
+	progress   io.Writer
+
+	batch int // to load the cryptoservers alone with; 0: whole requests
+
+	onlyMemory bool
 }
 
 func runAll(ctx context.Context, o options, out io.Writer, file string) (err error) {

@@ -72,12 +72,14 @@ type bench struct {
 	options
 	*world
 	*subject
-	client *client
-	size   int // of the answer, in bytes
-	hsm    []*part
-	sql    *part
-	tls    *part
-	made   int // requests to Kluis
+	client  *client
+	size    int // of the answer, in bytes
+	hsm     []*part
+	sql     *part
+	tls     *part
+	made    int // requests to Kluis
+	service *service
+	loops   []*part // over the service's batches
 }
 
 func measure(ctx context.Context, o options, dir string) (_ *report, err error) {
@@ -87,7 +89,11 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 	if b.world, err = startWorld(ctx, o.bin, dir); err != nil {
 		return nil, err
 	}
-	if b.subject, err = b.findSubject(ctx); err != nil {
+	profile, err := b.marketProfile()
+	if err != nil {
+		return nil, err
+	}
+	if b.subject, err = b.findSubject(ctx, profile); err != nil {
 		return nil, err
 	}
 	sup := b.ready.Suppliers[b.supplier]
@@ -97,13 +103,20 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 	if err := b.firstAnswer(ctx); err != nil {
 		return nil, err
 	}
+	if b.service, err = b.newService(ctx, profile); err != nil {
+		return nil, err
+	}
 	if o.profile > 0 {
 		return nil, b.justLoad(ctx)
 	}
-	if err := b.startFloor(ctx); err != nil {
+	r := b.newReport()
+	if o.onlyMemory {
+		r.Soak, err = b.soak(ctx, o.soakBlocks)
+		return r, err
+	}
+	if err := errors.Join(b.startFloor(ctx), b.startLoops()); err != nil {
 		return nil, err
 	}
-	r := b.newReport()
 	warmUp := b.slice / 4
 	b.say("warming up")
 	if _, err := b.round(ctx, warmUp); err != nil {
@@ -120,6 +133,17 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 	if err := b.memory(ctx, r); err != nil {
 		return nil, err
 	}
+	for i := range b.serviceRounds() {
+		b.say("cryptoservers by themselves, round %d of %d", i+1, b.serviceRounds())
+		rd, err := b.serviceRound(ctx, b.slice/2)
+		if err != nil {
+			return nil, err
+		}
+		r.Service = append(r.Service, rd)
+	}
+	if r.Soak, err = b.soak(ctx, o.soakBlocks); err != nil {
+		return nil, err
+	}
 	// No record, no data.
 	if n, err := b.recorded(ctx, b.subject); err != nil || n != b.made {
 		return nil, errors.Join(fmt.Errorf("%d requests left %d access records", b.made, n), err)
@@ -133,13 +157,16 @@ func (b *bench) say(format string, args ...any) {
 
 func (b *bench) stop() error {
 	var errs []error
-	for _, p := range append(b.hsm, b.sql, b.tls) {
+	for _, p := range append(slices.Concat(b.hsm, b.loops), b.sql, b.tls) {
 		if p != nil {
 			errs = append(errs, p.in.Close(), p.stop())
 		}
 	}
 	if b.client != nil {
 		b.client.http.CloseIdleConnections()
+	}
+	if b.service != nil {
+		errs = append(errs, b.service.close())
 	}
 	if b.world != nil {
 		errs = append(errs, b.world.stop())
@@ -183,10 +210,11 @@ func (b *bench) firstAnswer(ctx context.Context) error {
 
 func (b *bench) startFloor(ctx context.Context) error {
 	for i := range b.warm.cryptoservers {
-		setup, err := b.hsmSetup(b.subject, i)
+		setup, err := b.tokenSetup(i)
 		if err != nil {
 			return err
 		}
+		setup.add(b.keys, b.items)
 		p, err := startPart("hsm", setup, b.softHSM(i))
 		if err != nil {
 			return err
@@ -284,7 +312,11 @@ func difference(after, before map[string]time.Duration) map[string]time.Duration
 // hsmRun measures the loop: on one token for one client, on both at once for
 // more, as the pool has them.
 func (b *bench) hsmRun(d time.Duration, n int, cold bool) (run, error) {
-	parts := b.hsm[:min(n, len(b.hsm))]
+	return loopRun(b.hsm[:min(n, len(b.hsm))], order{For: d, Concurrency: 1, Cold: cold})
+}
+
+// loopRun has several loops do the same, each on its token.
+func loopRun(parts []*part, o order) (run, error) {
 	type result struct {
 		a   partAnswer
 		err error
@@ -292,7 +324,7 @@ func (b *bench) hsmRun(d time.Duration, n int, cold bool) (run, error) {
 	results := make(chan result, len(parts))
 	for _, p := range parts {
 		go func() {
-			a, err := p.work(order{For: d, Concurrency: 1, Cold: cold})
+			a, err := p.work(o)
 			results <- result{a, err}
 		}()
 	}
@@ -381,6 +413,9 @@ func mb(n int64) float64 { return float64(n) / 1e6 }
 
 // justLoad keeps Kluis busy for a profiler.
 func (b *bench) justLoad(ctx context.Context) error {
+	if b.batch > 0 {
+		return b.justOpen(ctx)
+	}
 	b.say("load for %s: gateway %d, cryptoservers %v, postgresql %d, client %d", b.profile, b.warm.gateway, b.warm.cryptoservers, b.ready.PostgresPID, os.Getpid())
 	r, err := b.kluis(ctx, b.warm, b.profile, 8)
 	if err == nil {

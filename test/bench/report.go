@@ -24,6 +24,8 @@ type report struct {
 	Rounds    []round                  `json:"rounds"`
 	Most      run                      `json:"most_clients"`
 	Memory    map[string]*memoryReport `json:"memory_mb"`
+	Service   [][]throughput           `json:"service"` // by round
+	Soak      *soakReport              `json:"soak"`
 	processes []string
 }
 
@@ -68,6 +70,13 @@ func (r *report) spread(f func(round) float64) string {
 	for i, rd := range r.Rounds {
 		v[i] = f(rd)
 	}
+	return spread(v)
+}
+
+func spread(v []float64) string {
+	if len(v) == 0 {
+		return ""
+	}
 	slices.Sort(v)
 	middle := v[len(v)/2]
 	if len(v) == 1 {
@@ -105,6 +114,65 @@ func sum(rd round, names []string, n int, f func(run) float64) float64 {
 
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s; load average before: %s\n", r.Date.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
+	if len(r.Rounds) > 0 {
+		r.printRequests(w)
+	}
+	if len(r.Service) > 0 {
+		r.printService(w)
+	}
+	if r.Soak != nil {
+		r.printSoak(w)
+	}
+}
+
+// printService shows the cryptoservers by themselves.
+func (r *report) printService(w io.Writer) {
+	fmt.Fprintf(w, "\nCryptoservers by themselves: blocks opened per second by the gRPC service, beside the PKCS#11 loop over the same blocks; %d round(s) of %gs\n",
+		len(r.Service), r.Slice/2)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "batch\tservers\tclients\tblocks/s\tloop's\tshare\tmedian ms\t99%% ms\tserver CPU us/block\tloop's\tclient's\n")
+	for _, row := range r.Service[0] {
+		if row.Clients == 0 {
+			continue
+		}
+		get := func(clients int, f func(throughput) float64) []float64 {
+			return find(r.Service, row.Batch, row.Servers, clients, f)
+		}
+		blocks := func(x throughput) float64 { return x.Blocks }
+		share := get(row.Clients, blocks)
+		for i, loop := range get(0, blocks) {
+			share[i] /= loop
+		}
+		cpu := func(x throughput) float64 { return x.Server }
+		fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Batch, row.Servers, row.Clients,
+			spread(get(row.Clients, blocks)), spread(get(0, blocks)), spread(share),
+			spread(get(row.Clients, func(x throughput) float64 { return x.Median })), spread(get(row.Clients, func(x throughput) float64 { return x.P99 })),
+			spread(get(row.Clients, cpu)), spread(get(0, cpu)), spread(get(row.Clients, func(x throughput) float64 { return x.Client })))
+	}
+	t.Flush()
+}
+
+// printSoak shows whether memory is flat.
+func (r *report) printSoak(w io.Writer) {
+	fmt.Fprintf(w, "\nResident MB of the cryptoservers over %d blocks (%.0f s, %.0f blocks/s)\n", r.Soak.Blocks, r.Soak.Seconds, float64(r.Soak.Blocks)/r.Soak.Seconds)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(t, "blocks")
+	for _, s := range r.Soak.Samples {
+		fmt.Fprintf(t, "\t%d", s.Blocks)
+	}
+	fmt.Fprintln(t)
+	for i := range r.Soak.Samples[0].Resident {
+		fmt.Fprintf(t, "cryptoserver-%d", i+1)
+		for _, s := range r.Soak.Samples {
+			fmt.Fprintf(t, "\t%s", figure(s.Resident[i]))
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+}
+
+// printRequests shows whole requests.
+func (r *report) printRequests(w io.Writer) {
 	fmt.Fprintf(w, "One request: %d blocks under %d data keys, an answer of %d bytes. %d round(s) of %gs; median of the rounds (least-greatest).\n",
 		r.Blocks, r.DataKeys, r.Answer, len(r.Rounds), r.Slice)
 	for _, n := range clients {

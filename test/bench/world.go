@@ -254,17 +254,18 @@ func (s *subject) path() string {
 	return "/v1/metering-points/" + s.ean.String() + "/readings?" + q.Encode()
 }
 
-// findSubject takes the last calendar month of 31 days that a supplier may
-// read everything of.
-func (w *world) findSubject(ctx context.Context) (*subject, error) {
+// marketProfile is the market profile of the demo.
+func (w *world) marketProfile() (*meter.Profile, error) {
 	yaml, err := os.ReadFile(filepath.Join(w.state, "profile", "nl.yaml"))
 	if err != nil {
 		return nil, err
 	}
-	profile, err := meter.ParseProfile(yaml)
-	if err != nil {
-		return nil, err
-	}
+	return meter.ParseProfile(yaml)
+}
+
+// findSubject takes the last calendar month of 31 days that a supplier may
+// read everything of.
+func (w *world) findSubject(ctx context.Context, profile *meter.Profile) (*subject, error) {
 	s := &subject{fields: profile.Fields(meter.Electricity)}
 	if len(s.fields) != 6 {
 		return nil, fmt.Errorf("the market profile has %d fields of electricity instead of 6", len(s.fields))
@@ -371,18 +372,13 @@ func (w *world) readRows(ctx context.Context, s *subject) error {
 	return nil
 }
 
-// hsmSetup is the floor's share of one cryptoserver's open token.
-func (w *world) hsmSetup(s *subject, i int) (hsmSetup, error) {
+// tokenSetup is the loop's access to one cryptoserver's open token.
+func (w *world) tokenSetup(i int) (hsmSetup, error) {
 	conf, err := config.Load[config.Cryptoserver](filepath.Join(w.state, fmt.Sprintf("cryptoserver-%d", i+1), "cryptoserver.yaml"))
 	if err != nil {
 		return hsmSetup{}, err
 	}
-	h := hsmSetup{Module: conf.Module, Label: conf.Tokens.Open[0].Label, PINFile: conf.Tokens.Open[0].PINFile, Items: s.items}
-	for _, k := range s.keys {
-		h.Keys = append(h.Keys, k.Wrapped)
-		h.KEK = fmt.Sprintf("kluis/kek/%d", k.Epoch)
-	}
-	return h, nil
+	return hsmSetup{Module: conf.Module, Label: conf.Tokens.Open[0].Label, PINFile: conf.Tokens.Open[0].PINFile}, nil
 }
 
 // sqlSetup is the floor's share of the database; it makes the table that the
