@@ -194,12 +194,12 @@ func (m *monitor) set(r Role, up bool, cause error) {
 	}
 }
 
-// healthy says whether all roles are served.
+// healthy says whether all tokens pass their checks.
 func (m *monitor) healthy() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for r := range m.tokens {
-		if !m.serves(r) {
+		if !m.up[r] {
 			return false
 		}
 	}

@@ -67,9 +67,9 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 	server, err := cryptoserver.New(ctx, cryptoserver.Config{
 		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
 		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
-		Issue:  cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
-		Tokens: cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Sign: tokens.TokenSigner()},
-		Log:    log, Registerer: reg,
+		Issue:    cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
+		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()},
+		SealRate: cfg.SealRate, Log: log, Registerer: reg,
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,7 @@ import (
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
+	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/meter"
 )
@@ -113,6 +115,7 @@ func (in *installation) config(i int) config.Cryptoserver {
 		Allow: map[string][]string{
 			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
 			"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"},
 		},
 		ProfileFile:  filepath.Join(in.dir, "nl.yaml"),
 		SealKeysFile: in.hsm.SealKeysFile,
@@ -185,6 +188,21 @@ func (in *installation) client(identity string, addresses ...string) *client.Cli
 	return c
 }
 
+// healthy waits until every server of a client says it is well; a connection
+// that was lost is made again after a pause.
+func (in *installation) healthy(c *client.Client) {
+	in.t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		all := c.Status(in.t.Context())
+		if !slices.ContainsFunc(all, func(s client.ServerStatus) bool { return s.Err != nil || !s.Healthy }) {
+			return
+		}
+		if time.Now().After(end) {
+			in.t.Fatalf("%+v", all)
+		}
+	}
+}
+
 // TestKilledUnderLoad: of two servers one is killed outright, again and again;
 // no call fails. The other is then stopped in order.
 //
@@ -193,14 +211,11 @@ func (in *installation) client(identity string, addresses ...string) *client.Cli
 func TestKilledUnderLoad(t *testing.T) {
 	in := newInstallation(t)
 	one, two := in.start(in.config(0)), in.start(in.config(1))
+	feedtest.Start(t, in.client("custodian", one.address, two.address))
 	q := in.openRequest(one.address, two.address)
 	gateway := in.client("gateway", one.address, two.address)
 
-	for _, s := range gateway.Status(t.Context()) {
-		if s.Err != nil || !s.Healthy {
-			t.Fatalf("%s: %+v", s.Address, s)
-		}
-	}
+	in.healthy(gateway)
 	var calls, failed atomic.Int64
 	var wg sync.WaitGroup
 	quit := make(chan struct{})

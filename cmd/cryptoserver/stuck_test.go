@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kluis/internal/config"
+	"kluis/internal/testing/feedtest"
 )
 
 // faultyModule builds SoftHSM with faults (internal/hsm/testdata/faulty.c) and
@@ -56,6 +57,7 @@ func TestHungModule(t *testing.T) {
 	conf := in.config(1)
 	conf.Module, conf.StuckLimit, conf.CallTimeout = module, 2, config.Duration(400*time.Millisecond)
 	one, two := in.start(in.config(0)), in.start(conf)
+	feedtest.Start(t, in.client("custodian", one.address, two.address))
 	q := in.openRequest(one.address, two.address)
 	gateway := in.client("gateway", one.address, two.address)
 
@@ -111,11 +113,7 @@ func TestHungModule(t *testing.T) {
 	conf.Listen = two.address
 	again := in.start(conf)
 	wait(50)
-	for _, s := range gateway.Status(t.Context()) {
-		if s.Err != nil || !s.Healthy {
-			t.Errorf("%s: %+v", s.Address, s)
-		}
-	}
+	in.healthy(gateway)
 	close(quit)
 	wg.Wait()
 	if failed.Load() != 0 {

@@ -13,6 +13,7 @@ import (
 
 	"kluis/authz"
 	"kluis/cryptoserver/client"
+	"kluis/cryptoserver/control"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/postgres"
@@ -174,8 +175,9 @@ func (h health) Cryptoservers(ctx context.Context) []server.Cryptoserver {
 	for i, s := range states {
 		// By its place in the configuration: callers need not know addresses.
 		out[i] = server.Cryptoserver{
-			Name:   fmt.Sprintf("cryptoserver-%d", i+1),
-			Serves: s.Err == nil && s.Healthy && slices.Contains(s.Roles, "open") && s.ProfileDigest == h.profile,
+			Name: fmt.Sprintf("cryptoserver-%d", i+1),
+			Serves: s.Err == nil && s.Healthy && slices.Contains(s.Roles, "open") && s.ProfileDigest == h.profile &&
+				time.Since(s.ControlAt) <= control.MaxAge,
 		}
 	}
 	return out

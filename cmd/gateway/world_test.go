@@ -34,6 +34,7 @@ import (
 	"kluis/internal/devpki"
 	"kluis/internal/hsm"
 	"kluis/internal/postgres"
+	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -96,6 +97,8 @@ type pool struct {
 	registrar *client.Client
 	ingest    *client.Client
 	issuer    *client.Client
+	custodian *client.Client
+	stopFeed  func()
 	keys      *authz.SealKeys
 }
 
@@ -142,6 +145,14 @@ func startPool(tokens *hsmtest.HSM) (_ *pool, err error) {
 			return nil, err
 		}
 	}
+	custodian, err := client.New(client.Config{Addresses: p.addresses, TLS: serviceTLS("custodian")})
+	if err != nil {
+		return nil, err
+	}
+	p.custodian = custodian
+	if _, p.stopFeed, err = feedtest.Run(custodian); err != nil {
+		return nil, err
+	}
 	p.keys, err = authz.NewSealKeys(tokens.SealKeys...)
 	return p, err
 }
@@ -177,7 +188,7 @@ func (p *pool) start(i int) error {
 		},
 		Allow: map[string][]string{
 			"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
-			"SignToken": {"issuer"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
+			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
 		Profile: must(meter.ParseProfile(meter.NL())), SealKeys: p.hsm.SealKeys, Verifier: verifier,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
@@ -203,8 +214,11 @@ func (p *pool) start(i int) error {
 }
 
 func (p *pool) close() error {
+	if p.stopFeed != nil {
+		p.stopFeed()
+	}
 	var errs []error
-	for _, c := range []*client.Client{p.registrar, p.ingest, p.issuer} {
+	for _, c := range []*client.Client{p.registrar, p.ingest, p.issuer, p.custodian} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}

@@ -19,10 +19,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kluis/cryptoserver"
+	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
 	"kluis/cryptoserver/token"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
+	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -102,7 +104,7 @@ func newWorld(t *testing.T) *world {
 	}
 	server, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cryptoserver-1", TLS: tls, Profile: w.profile, SealKeys: h.SealKeys,
-		Allow:  map[string][]string{"Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"}},
+		Allow:  map[string][]string{"Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}},
 		Tokens: cryptoserver.Tokens{Seal: tokens.Sealer(), Mint: tokens.Minter()},
 		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		Drain: time.Second,
@@ -125,6 +127,16 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.stop)
 
 	addr := []string{l.Addr().String()}
+	custodian, err := config.ClientTLS(issue("custodian"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := client.New(client.Config{Addresses: addr, TLS: custodian})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	feedtest.Start(t, pool)
 	err = config.Write(w.config, config.Operator{
 		MigrateURL: w.db.URL(migrations.RoleOwner), IngestURL: w.db.URL(migrations.RoleIngest), RegistrarURL: w.db.URL(migrations.RoleRegistrar),
 		ProfileFile: filepath.Join(w.dir, "nl.yaml"), SealKeysFile: h.SealKeysFile, SuppliersCAFile: filepath.Join(w.dir, "supplier-ca.crt"),

@@ -219,7 +219,7 @@ type ServerStatus struct {
 	Roles         []string
 	ProfileDigest [32]byte
 	KEKEpochs     []uint32
-	Healthy       bool // it serves all its roles: the tokens pass their checks, the control feed is recent
+	Healthy       bool // all its tokens pass their checks
 	Version       string
 	StartedAt     time.Time // UTC
 	Receipts      uint64    // issued since it started

@@ -89,6 +89,10 @@ type Cryptoserver struct {
 	// drains and exits with code 75 for its supervisor to start another;
 	// default 3, at most 100.
 	StuckLimit int `yaml:"stuck_limit,omitempty"`
+	// SealRate is how many blocks a second each client may have sealed by this
+	// server, resealed ones included; default 20000, at most 1000000. A client
+	// that is faster is told to wait.
+	SealRate int `yaml:"seal_rate,omitempty"`
 }
 
 // TokenIssue is what the sign role puts into access tokens.

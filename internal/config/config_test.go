@@ -68,6 +68,7 @@ probe_key_file: probe.bin
 key_cache: {size: 10}
 call_timeout: 3s
 stuck_limit: 5
+seal_rate: 3000
 `
 
 func write(t *testing.T, name, content string, mode os.FileMode) string {
@@ -115,8 +116,8 @@ func TestLoad(t *testing.T) {
 	if want := (KeyCache{10, Duration(5 * time.Minute)}); cs.KeyCache != want {
 		t.Errorf("key cache %v, want %v", cs.KeyCache, want)
 	}
-	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 {
-		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit)
+	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 || cs.SealRate != 3000 {
+		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d, seal rate %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit, cs.SealRate)
 	}
 	if want := filepath.Dir(cpath) + "/sign.pin"; cs.Tokens.Sign.PINFile != want {
 		t.Errorf("path behind a pointer: %s, want %s", cs.Tokens.Sign.PINFile, want)
@@ -266,6 +267,7 @@ func TestCryptoserverRefuses(t *testing.T) {
 		"seal twice":       {"sign: {label: sign, pin_file: sign.pin, workers: 4}", "seal: [{label: a, pin_file: a}]", "seal"},
 		"workers":          {"workers: 4", "workers: 65", "tokens.sign.workers: must be from 1 to 64"},
 		"call timeout":     {"call_timeout: 3s", "call_timeout: 2m", "call_timeout: must be"},
+		"seal rate":        {"seal_rate: 3000", "seal_rate: 2000000", "seal_rate: must be"},
 		"stuck limit":      {"stuck_limit: 5", "stuck_limit: -1", "stuck_limit: must be"},
 		"bad id":           {"id: cs1", "id: a b", "id: must be"},
 	} {

@@ -19,6 +19,7 @@ const (
 	maxKeyCacheLifetime  = time.Hour
 	maxCallTimeout       = time.Minute
 	maxStuckLimit        = 100
+	maxSealRate          = 1_000_000
 	maxWorkers           = 64
 	maxTokens            = 16 // of one role
 )
@@ -100,6 +101,7 @@ func (c Cryptoserver) Validate() error {
 		p.duration("call_timeout", c.CallTimeout, maxCallTimeout)
 	}
 	p.check(c.StuckLimit >= 0 && c.StuckLimit <= maxStuckLimit, "stuck_limit", fmt.Sprintf("must be from 1 to %d", maxStuckLimit))
+	p.check(c.SealRate >= 0 && c.SealRate <= maxSealRate, "seal_rate", fmt.Sprintf("must be from 1 to %d", maxSealRate))
 	return p.err()
 }
 

@@ -33,28 +33,36 @@ type Feed struct {
 // SignControl and PutControl, as a rule "custodian".
 func New(c *client.Client) *Feed { return &Feed{client: c} }
 
-// Start activates KEK epoch 1 on every server of the client and sends a
-// heartbeat every second until the test ends. All servers must be there at
-// first; one that comes back later gets the feed with the next heartbeat.
+// Start is Run until the test ends.
 func Start(t testing.TB, c *client.Client) *Feed {
 	t.Helper()
+	f, stop, err := Run(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return f
+}
+
+// Run activates KEK epoch 1 on every server of the client and sends a heartbeat
+// every second until stop. All servers must be there at first; one that comes
+// back later gets the feed with the next heartbeat.
+func Run(c *client.Client) (_ *Feed, stop func(), err error) {
 	f := New(c)
-	ctx, stop := context.WithCancel(context.Background())
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		var err error
 		if f.Head().Sequence == 0 {
-			_, err = f.Append(ctx, control.Entry{At: time.Now().UTC().Truncate(time.Microsecond), Kind: control.ActivateEpoch, Epoch: 1})
+			_, err = f.Append(context.Background(), control.Entry{At: time.Now(), Kind: control.ActivateEpoch, Epoch: 1})
 		} else {
-			_, err = f.Beat(ctx)
+			_, err = f.Beat(context.Background())
 		}
 		if err == nil {
 			break
 		}
 		if time.Now().After(end) {
-			stop()
-			t.Fatalf("the cryptoservers did not take in the control feed: %v", err)
+			return nil, nil, fmt.Errorf("the cryptoservers did not take in the control feed: %w", err)
 		}
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -69,8 +77,7 @@ func Start(t testing.TB, c *client.Client) *Feed {
 			}
 		}
 	}()
-	t.Cleanup(func() { stop(); <-done })
-	return f
+	return f, func() { cancel(); <-done }, nil
 }
 
 // Append adds an entry and sends it to every server; n is how many took it in.
