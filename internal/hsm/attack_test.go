@@ -102,6 +102,46 @@ func lax(t *testing.T, role hsm.Role, attribute uint) func([]*pkcs11.Attribute) 
 	}
 }
 
+type weakness struct {
+	name   string
+	role   hsm.Role
+	weaken func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute
+	attack string // one that must have succeeded
+}
+
+// weakRotators are the weaknesses of a KEK that wraps and unwraps.
+func weakRotators() []weakness {
+	nothing := func(as []*pkcs11.Attribute) []*pkcs11.Attribute { return as }
+	list := []weakness{
+		{"sound", hsm.RoleRotate, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return nothing }, ""},
+		{"no template", hsm.RoleRotate, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return without(pkcs11.CKA_UNWRAP_TEMPLATE)
+		}, "unwrapping a data key readable with nothing else said"},
+		{"modifiable", hsm.RoleRotate, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_MODIFIABLE, true)
+		}, "setting DECRYPT on the KEK"},
+		{"may be wrapped", hsm.RoleRotate, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_EXTRACTABLE, true)
+		}, "wrapping the KEK out"},
+		{"other mechanisms", hsm.RoleRotate, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+				return without(pkcs11.CKA_ALLOWED_MECHANISMS)(set(pkcs11.CKA_DECRYPT, true)(as))
+			}
+		}, "decrypting with the KEK"},
+	}
+	for attribute, attack := range map[uint]string{
+		pkcs11.CKA_SENSITIVE: "readable", pkcs11.CKA_TOKEN: "to stay on the token", pkcs11.CKA_WRAP_WITH_TRUSTED: "to be wrapped by any key",
+		pkcs11.CKA_ENCRYPT: "to encrypt", pkcs11.CKA_DECRYPT: "to decrypt", pkcs11.CKA_WRAP: "to wrap", pkcs11.CKA_UNWRAP: "to unwrap",
+		pkcs11.CKA_SIGN: "to sign", pkcs11.CKA_VERIFY: "to verify", pkcs11.CKA_DERIVE: "to derive",
+		pkcs11.CKA_MODIFIABLE: "modifiable", pkcs11.CKA_COPYABLE: "copyable",
+	} {
+		list = append(list, weakness{"template lacks " + attack, hsm.RoleRotate, func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return lax(t, hsm.RoleRotate, attribute)
+		}, "unwrapping a data key " + attack})
+	}
+	return list
+}
+
 // TestStartRefusesWeakKEK builds one weakness at a time.
 func TestStartRefusesWeakKEK(t *testing.T) {
 	t.Parallel()
@@ -115,12 +155,7 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 		}
 	}
 	modifiable := set(pkcs11.CKA_MODIFIABLE, true)
-	for _, c := range []struct {
-		name   string
-		role   hsm.Role
-		weaken func(t *testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute
-		attack string // one that must have succeeded
-	}{
+	for _, c := range append(weakRotators(), []weakness{
 		{"sound", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
 		{"sound", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
 		{"sound", hsm.RoleMint, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute { return both() }, ""},
@@ -166,7 +201,7 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 		{"may be wrapped", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
 			return set(pkcs11.CKA_EXTRACTABLE, true)
 		}, "wrapping the KEK out"},
-	} {
+	}...) {
 		t.Run(fmt.Sprintf("%s/%s", c.role, c.name), func(t *testing.T) {
 			cfg, err := hsm.PlantWeak(world.Servers[0].Config, c.role, spare(world),
 				filepath.Join(world.Dir, "so-pin"), filepath.Join(t.TempDir(), "probe.bin"), c.weaken(t))
@@ -198,6 +233,103 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 				t.Errorf("the test built no such weakness: %s: %v", c.attack, err)
 			}
 		})
+	}
+}
+
+// TestKEKMustBeTrusted: without the security officer's word a KEK can wrap
+// nothing, so the process does not serve from it.
+func TestKEKMustBeTrusted(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg, err := hsm.PlantWeak(world.Servers[0].Config, hsm.RoleRotate, spare(world), filepath.Join(world.Dir, "so-pin"),
+		filepath.Join(t.TempDir(), "probe.bin"), without(pkcs11.CKA_TRUSTED))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := hsm.New(cfg)
+	if err == nil {
+		_ = h.Close()
+		t.Fatal("it would serve")
+	}
+	if !strings.Contains(err.Error(), "KEY_NOT_WRAPPABLE") {
+		t.Error(err)
+	}
+}
+
+// TestStartRefusesLaxToken: the KEK is sound, but the token does not keep the
+// rules that rewrapping rests on. The module under test says yes where
+// SoftHSM refuses.
+func TestStartRefusesLaxToken(t *testing.T) {
+	t.Parallel()
+	var cfg hsm.Config
+	_, f := openFaulty(t, func(c *hsm.Config) { cfg = *c }, hsm.RoleRotate)
+	for _, c := range []struct {
+		fn     int
+		refuse uint
+		attack string
+	}{
+		{fnWrapKey, pkcs11.CKR_KEY_NOT_WRAPPABLE, "wrapping a data key under an untrusted AES key"},
+		{fnGenerateKey, pkcs11.CKR_ATTRIBUTE_READ_ONLY, "generating a trusted key"},
+		{fnSetAttributeValue, pkcs11.CKR_ACTION_PROHIBITED, "freeing a data key from trusted keys"},
+		{fnSetAttributeValue, pkcs11.CKR_ATTRIBUTE_READ_ONLY, "setting TRUSTED on a key"},
+		{fnCopyObject, pkcs11.CKR_ACTION_PROHIBITED, "copying a data key free from trusted keys"},
+		{fnCopyObject, pkcs11.CKR_ATTRIBUTE_READ_ONLY, "copying a key as a trusted one"},
+		{fnCreateObject, pkcs11.CKR_ATTRIBUTE_READ_ONLY, "bringing a trusted AES key"},
+		{fnDecryptInit, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, "decrypting with a data key"},
+	} {
+		f.inject(c.fn, faultLie, int32(c.refuse), 0, -1)
+		h, err := hsm.New(cfg)
+		f.heal(c.fn)
+		if err == nil {
+			_ = h.Close()
+			t.Errorf("%s: it would serve", c.attack)
+			continue
+		}
+		if !errors.Is(err, hsm.ErrWeakKEK) || !strings.Contains(err.Error(), c.attack+" succeeded") {
+			t.Errorf("%s: %v", c.attack, err)
+		}
+	}
+	h, err := hsm.New(cfg)
+	if err != nil {
+		t.Fatalf("healed: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpenerCannotMintOrWrap: the PIN of an open token makes no data key that
+// anybody would read, and wraps none.
+func TestOpenerCannotMintOrWrap(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	for _, s := range world.Servers {
+		for _, role := range []hsm.Role{hsm.RoleOpen, hsm.RoleSeal} {
+			made, unwrapped, err := hsm.WrapWithKEK(s.Config, role)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if made == nil || !hsm.Refused(made) {
+				t.Errorf("%s: wrapping a key made here: %v", role, made)
+			}
+			if unwrapped == nil || !hsm.Refused(unwrapped) {
+				t.Errorf("%s: wrapping an unwrapped data key: %v", role, unwrapped)
+			}
+		}
+		// The control: where it may be done, the same attempt succeeds.
+		made, _, err := hsm.WrapWithKEK(s.Config, hsm.RoleMint)
+		if err != nil || made != nil {
+			t.Errorf("the mint token: %v, %v", made, err)
+		}
+		opener := s.Open(t)
+		if o := opener.Opener(); o != nil {
+			if _, ok := o.(token.Minter); ok {
+				t.Error("an opener mints")
+			}
+			if _, ok := o.(token.Rotator); ok {
+				t.Error("an opener rewraps")
+			}
+		}
 	}
 }
 

@@ -117,8 +117,10 @@ func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weak
 	if err := os.WriteFile(probeFile, p.append(nil), 0o600); err != nil {
 		return cfg, err
 	}
-	// A transport key without a template of its own, as weak keys need.
-	transport, err := generate(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKK_AES, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
+	// A transport key without a template of its own, as weak keys need; not
+	// private, for the security officer sees it, too.
+	transport, err := raw.GenerateKey(s, mechanism(pkcs11.CKM_AES_KEY_GEN), replace(append(session(pkcs11.CKK_AES),
+		usage(pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)...), attribute(pkcs11.CKA_PRIVATE, false)))
 	if err != nil {
 		return cfg, err
 	}
@@ -127,8 +129,17 @@ func PlantWeak(cfg Config, role Role, t Token, soPINFile, probeFile string, weak
 		if err != nil {
 			return err
 		}
-		_, err = raw.UnwrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), transport, wrapped, as)
-		return err
+		unwrap := func() error {
+			_, err := raw.UnwrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), transport, wrapped, as)
+			return err
+		}
+		for _, a := range as {
+			if a.Type == pkcs11.CKA_TRUSTED {
+				as = replace(as, attribute(pkcs11.CKA_PRIVATE, false))
+				return l.officer(t, soPINFile, unwrap)
+			}
+		}
+		return unwrap()
 	}
 	as, release := kek(role, kekLabel(1), time.Now())
 	defer release()
@@ -225,6 +236,45 @@ func StealInTransit(cfg Config, role Role, wrapped []byte) error {
 		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		attribute(pkcs11.CKA_SENSITIVE, false), attribute(pkcs11.CKA_EXTRACTABLE, true)})
 	return err
+}
+
+// WrapWithKEK tries, with the PIN of a token, to wrap under its KEK of epoch 1
+// a key made on the token, and one unwrapped on it.
+func WrapWithKEK(cfg Config, role Role) (made, unwrapped, err error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[role][0])
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return nil, nil, err
+	}
+	probes, err := readProbes(cfg.ProbeKeyFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	wrap := func(h pkcs11.ObjectHandle) error {
+		_, err := mod.raw.WrapKey(l.session, mechanism(pkcs11.CKM_AES_KEY_WRAP), keks[1], h)
+		return err
+	}
+	own, err := mod.raw.GenerateKey(l.session, mechanism(pkcs11.CKM_AES_KEY_GEN), minting())
+	if err != nil {
+		return nil, nil, err
+	}
+	made = wrap(own)
+	if role.unwraps() {
+		h, err := mod.raw.UnwrapKey(l.session, mechanism(pkcs11.CKM_AES_KEY_WRAP), keks[1], probes[0].wrapped[:], unwrapping(role))
+		if err != nil {
+			return nil, nil, err
+		}
+		unwrapped = wrap(h)
+	}
+	return made, unwrapped, nil
 }
 
 // EncryptWithPIN is what anybody with the seal token's PIN can do: encrypt

@@ -27,6 +27,7 @@ const (
 	fnOpenSession       = 12
 	fnCloseSession      = 13
 	fnLogin             = 18
+	fnCreateObject      = 20
 	fnCopyObject        = 21
 	fnDestroyObject     = 22
 	fnGetAttributeValue = 24
