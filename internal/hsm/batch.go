@@ -31,13 +31,15 @@ const (
 // writes. They hold plaintext and are cleared before they are used again.
 type batch struct {
 	encrypt bool
-	in, out []byte
-	keys    []batchKey
-	items   []gcmItem
-	of      []int   // item → key, -1 when the item never had a chance
-	errs    []error // by item
-	unwraps []unwrapItem
-	targets []int // unwrap → key
+	// generation of the group when the caller came; see group.
+	generation uint64
+	in, out    []byte
+	keys       []batchKey
+	items      []gcmItem
+	of         []int   // item → key, -1 when the item never had a chance
+	errs       []error // by item
+	unwraps    []unwrapItem
+	targets    []int // unwrap → key
 }
 
 type batchKey struct {
@@ -337,12 +339,13 @@ func (a *access) resolve(b *batch, suspect map[uint32]bool) error {
 			}
 			for u := range part[:n] {
 				k := &b.keys[b.targets[from+u]]
+				a.used(pkcs11.ObjectHandle(part[u].kek), 1)
 				if part[u].rv != 0 {
 					k.failed, k.err = true, token.ErrBadData
 					suspect[k.epoch] = true
 					continue
 				}
-				k.cached = a.unwrapped.put(k.id, uint64(part[u].key), now)
+				k.cached = a.unwrapped.put(k.id, uint64(part[u].key), now, b.generation == a.worker.pool.generation.Load())
 			}
 			if n < len(part) {
 				return held(pkcs11.Error(part[n].rv))
@@ -381,12 +384,13 @@ func (a *access) flush() error {
 	})
 }
 
-// gcm does a whole Open or Seal.
-func (p *pool) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKey, items []token.Item) error {
+// gcm does a whole Open or Seal on one token.
+func (p *pool) gcm(ctx context.Context, generation uint64, encrypt bool, keys []token.WrappedKey, items []token.Item) error {
 	if len(items) == 0 {
 		return nil
 	}
 	b := batches.Get().(*batch)
+	b.generation = generation
 	if err := b.layout(encrypt, keys, items); err != nil {
 		b.release()
 		return err
@@ -404,4 +408,17 @@ func (p *pool) gcm(ctx context.Context, encrypt bool, keys []token.WrappedKey, i
 	}
 	b.release()
 	return err
+}
+
+// unwraps says whether one token unwraps a data key; ErrBadData when not.
+func (p *pool) unwraps(ctx context.Context, key token.WrappedKey) error {
+	b := &batch{generation: math.MaxUint64} // of no group: nothing stays in the cache
+	if err := b.layout(false, []token.WrappedKey{key}, nil); err != nil {
+		return err
+	}
+	mine, err := p.do(ctx, "check", 1, func(a *access) error { return a.run(b) }, func() {})
+	if !mine || err != nil {
+		return err
+	}
+	return b.keys[0].err
 }

@@ -53,10 +53,14 @@ func (c *handleCache) get(d digest, now time.Time) (*cachedKey, bool) {
 	return k, true
 }
 
-// put keeps a new key and gives it to a batch, as get does.
-func (c *handleCache) put(d digest, handle uint64, now time.Time) *cachedKey {
-	k := &cachedKey{handle: handle, until: now.Add(c.lifetime), users: 1}
+// put gives a new key to a batch, as get does, and keeps it for later ones
+// unless it is for this batch alone.
+func (c *handleCache) put(d digest, handle uint64, now time.Time, keep bool) *cachedKey {
+	k := &cachedKey{handle: handle, until: now.Add(c.lifetime), users: 1, out: !keep}
 	c.add(1)
+	if !keep {
+		return k
+	}
 	c.lru.Remove(d) // Add would forget the old handle without destroying it
 	c.lru.Add(d, k)
 	return k

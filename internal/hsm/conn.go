@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThalesGroup/crypto11"
@@ -197,6 +198,9 @@ type conn struct {
 	signing  pkcs11.ObjectHandle
 	public   *ecdsa.PublicKey
 	template template
+	vectors  map[string][32]byte // a known message under each MAC key
+	keys     []keyInfo
+	uses     map[pkcs11.ObjectHandle]*atomic.Uint64
 
 	holder    chan struct{} // 1: the right to use the holder session and the cache
 	gone      chan struct{} // closed when a call on the holder session does not return
@@ -215,6 +219,7 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		return nil, err
 	}
 	c := &conn{login: l, role: role, probes: map[uint32]probe{}, macs: map[string]pkcs11.ObjectHandle{},
+		vectors: map[string][32]byte{}, uses: map[pkcs11.ObjectHandle]*atomic.Uint64{},
 		holder: make(chan struct{}, 1), gone: make(chan struct{}), sessions: map[pkcs11.SessionHandle]struct{}{}}
 	defer func() {
 		if err != nil {
@@ -239,6 +244,9 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		if c.macs[label] == 0 {
 			return nil, fmt.Errorf("%w: token %s has no key %s: run cryptoserver keys import", errKeys, l.label, label)
 		}
+		if c.vectors[label], err = a.macVector(label); err != nil {
+			return nil, fmt.Errorf("token %s, key %s: %w", l.label, label, err)
+		}
 	}
 	if label := role.signing(); label != "" {
 		if c.signing, c.public, err = l.signer(label); err != nil {
@@ -246,6 +254,9 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		}
 	}
 	if !role.hasKEK() {
+		if err := c.describe(a.work, m.uses); err != nil {
+			return nil, err
+		}
 		return c, nil
 	}
 
@@ -275,6 +286,9 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		if err := prove(l, role, c.keks[epoch], p); err != nil {
 			return nil, fmt.Errorf("token %s, KEK epoch %d: %w", l.label, epoch, err)
 		}
+	}
+	if err := c.describe(a.work, m.uses); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
@@ -355,7 +369,11 @@ func (a *access) canary(epoch uint32) (err error) {
 		return a.vector(epoch)
 	case RoleMint:
 		var wrapped [wrappedSize]byte
-		return a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, wrapped[:]) })
+		err := a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, wrapped[:]) })
+		if err == nil {
+			a.used(a.keks[epoch], 1)
+		}
+		return err
 	case RoleRotate:
 		return a.roundTrip(epoch)
 	}
@@ -396,6 +414,7 @@ func (a *access) vector(epoch uint32) error {
 		}); err != nil {
 			return err
 		}
+		a.used(a.keks[epoch], 1)
 		items[0].key = unwraps[0].key
 		err := a.call(func() error {
 			if a.shim.gcm(a.work, a.role == RoleSeal, items, in, out); items[0].rv != 0 {
@@ -419,6 +438,22 @@ func (a *access) vector(epoch uint32) error {
 	})
 }
 
+// macVector computes what tells one MAC key from another.
+func (a *access) macVector(label string) (v [32]byte, err error) {
+	items := []macItem{{data_len: cUint32(len(probeAAD))}}
+	err = a.call(func() error {
+		return a.shim.sign(a.work, pkcs11.CKM_SHA256_HMAC, a.macs[label], items, []byte(probeAAD), v[:], macSize)
+	})
+	return v, err
+}
+
+// used counts operations with a key of the token.
+func (c *conn) used(key pkcs11.ObjectHandle, n int) {
+	if u := c.uses[key]; u != nil {
+		u.Add(uint64(n))
+	}
+}
+
 // sign makes an ECDSA P-256 signature, r and s of 32 bytes each.
 func (a *access) sign(digest []byte) ([]byte, error) {
 	signature := make([]byte, signatureSize)
@@ -426,5 +461,8 @@ func (a *access) sign(digest []byte) ([]byte, error) {
 	err := a.call(func() error {
 		return a.shim.sign(a.work, pkcs11.CKM_ECDSA, a.signing, items, digest, signature, signatureSize)
 	})
+	if err == nil {
+		a.used(a.signing, 1)
+	}
 	return signature, err
 }

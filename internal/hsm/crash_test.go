@@ -61,8 +61,12 @@ func runErrand(file string) int {
 	if e.Crash >= 0 && e.Start {
 		f.inject(e.Crash, faultCrash, 0, 0, 1)
 	}
+	limit := 10 * time.Second
+	if e.Hang >= 0 {
+		limit = 300 * time.Millisecond // to be given up
+	}
 	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: e.Module, ProbeKeyFile: e.Probes, Tokens: map[hsm.Role][]hsm.Token{e.Role: {e.Token}},
-		CacheSize: 16, CacheLifetime: 1}, 300*time.Millisecond, 10*time.Millisecond, 10*time.Millisecond, nil))
+		CacheSize: 16, CacheLifetime: 1}, limit, 10*time.Millisecond, 10*time.Millisecond, nil))
 	if err != nil {
 		return fail(err)
 	}

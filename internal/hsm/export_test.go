@@ -354,7 +354,7 @@ func (c Ceremony) ImportOnly(in, creator, probeFile string) error {
 func (h *HSM) CachedKeys(role Role) (n int) {
 	done := make(chan struct{})
 	j := newJob(func(a *access) error { n = a.unwrapped.lru.Len(); close(done); return nil }, func() {})
-	h.pools[role].queue <- j
+	h.groups[role].pools[0].queue <- j
 	<-done
 	return n
 }
@@ -370,7 +370,7 @@ func Tuned(c Config, connect, first, most time.Duration, watch func(State)) Conf
 
 // Latched says whether a token waits for an operator.
 func Latched(h *HSM, role Role) bool {
-	p := h.pools[role]
+	p := h.groups[role].pools[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.machine.latched
@@ -384,7 +384,7 @@ type Count struct {
 
 // Counts reads them.
 func Counts(h *HSM, role Role) Count {
-	t := h.pools[role].metrics
+	t := h.groups[role].pools[0].metrics
 	read := func(m prometheus.Metric) float64 {
 		var d dto.Metric
 		if err := m.Write(&d); err != nil {
@@ -432,9 +432,34 @@ func RawUnwraps(cfg Config, wrapped []byte, n int) error {
 	return nil
 }
 
+// Slot is where a token is, in a module that an HSM serves from.
+func Slot(module, label string) (uint, error) {
+	mod, err := loadModule(module)
+	if err != nil {
+		return 0, err
+	}
+	slots, err := mod.findSlots(label)
+	if err != nil || len(slots) != 1 {
+		return 0, fmt.Errorf("%d tokens are labelled %s: %w", len(slots), label, err)
+	}
+	return slots[0], nil
+}
+
+// pool finds one token's share of an HSM.
+func (h *HSM) pool(label string) *pool {
+	for _, g := range h.groups {
+		for _, p := range g.pools {
+			if p.label == label {
+				return p
+			}
+		}
+	}
+	panic(label)
+}
+
 // Working is how many workers of a role are trusted.
 func Working(h *HSM, role Role) (n int) {
-	p := h.pools[role]
+	p := h.groups[role].pools[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for w := range p.workers {

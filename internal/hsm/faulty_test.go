@@ -46,6 +46,7 @@ const (
 	fnUnwrapKey         = 61
 	fnGenerateRandom    = 64
 
+	fnOnly  = 5 // not a function: the slot that faults are confined to
 	fnWatch = 3 // not a function: what used the session of a call that hung
 )
 
@@ -89,6 +90,30 @@ var faultyLibrary = sync.OnceValues(func() ([]byte, error) {
 	}
 	return os.ReadFile(lib)
 })
+
+// only confines all faults to one token.
+func (f *faulty) only(t *testing.T, c hsm.Config, label string) {
+	t.Helper()
+	slot, err := hsm.Slot(c.Module, label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	atomic.StoreInt32(f.word(fnOnly, ctlArg), int32(slot))
+}
+
+// remove takes the token away that faults are confined to; heal puts it back.
+func (f *faulty) remove(rv uint) (putBack func()) {
+	touched := []int{fnGetTokenInfo, fnOpenSession, fnLogin, fnUnwrapKey, fnDecryptInit, fnDecrypt, fnEncryptInit, fnEncrypt,
+		fnGenerateKey, fnWrapKey, fnSignInit, fnSign, fnDestroyObject, fnGenerateRandom, fnFindObjectsInit, fnGetAttributeValue}
+	for _, fn := range touched {
+		f.fail(fn, rv, -1)
+	}
+	return func() {
+		for _, fn := range touched {
+			f.heal(fn)
+		}
+	}
+}
 
 // workers gives every token so many.
 func workers(c *hsm.Config, n int) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,7 +64,7 @@ const (
 
 // HSM serves the roles of its tokens. All methods are safe for concurrent use.
 type HSM struct {
-	pools   map[Role]*pool
+	groups  map[Role]*group
 	signers map[Role]*signer
 	stuck   *stuckCalls
 }
@@ -91,15 +92,23 @@ func New(cfg Config) (*HSM, error) {
 	if cfg.CacheSize < 1 || cfg.CacheLifetime <= 0 {
 		return nil, errors.New("key cache: size and lifetime must be positive")
 	}
-	if len(cfg.Tokens) == 0 {
-		return nil, errors.New("no HSM token is configured")
-	}
+	labels := map[string]bool{}
 	for role, tokens := range cfg.Tokens {
-		for _, t := range tokens {
-			if t.Workers < 0 || t.Workers > MaxWorkers {
-				return nil, fmt.Errorf("token %s of role %s: %d workers; there may be 1 to %d", t.Label, role, t.Workers, MaxWorkers)
-			}
+		if len(tokens) > 1 && role.signing() != "" {
+			return nil, fmt.Errorf("role %s has %d tokens; it may have one, for its signing key is this server's own", role, len(tokens))
 		}
+		for _, t := range tokens {
+			switch {
+			case t.Workers < 0 || t.Workers > MaxWorkers:
+				return nil, fmt.Errorf("token %s of role %s: %d workers; there may be 1 to %d", t.Label, role, t.Workers, MaxWorkers)
+			case labels[t.Label]:
+				return nil, fmt.Errorf("token %s is named twice; roles are kept apart by separate tokens, and a token serves a role once", t.Label)
+			}
+			labels[t.Label] = true
+		}
+	}
+	if len(labels) == 0 {
+		return nil, errors.New("no HSM token is configured")
 	}
 	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 {
 		return nil, errors.New("call timeout and stuck limit must be positive")
@@ -121,7 +130,7 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 		first:   cmp.Or(cfg.limits.first, pauseFirst),
 		most:    cmp.Or(cfg.limits.most, pauseMost),
 	}
-	h := &HSM{pools: map[Role]*pool{}, signers: map[Role]*signer{},
+	h := &HSM{groups: map[Role]*group{}, signers: map[Role]*signer{},
 		stuck: &stuckCalls{limit: int64(cmp.Or(cfg.StuckLimit, DefaultStuckLimit)), reached: make(chan struct{})}}
 	all, err := newMetrics(cfg.Registerer)
 	if err != nil {
@@ -133,39 +142,47 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 		}
 	}()
 	for _, role := range Roles() {
-		if len(cfg.Tokens[role]) == 0 {
-			continue
-		}
-		t := cfg.Tokens[role][0]
-		m, err := all.of(t.Label)
-		if err != nil {
-			return nil, fmt.Errorf("metrics of token %s: %w", t.Label, err)
-		}
-		m.watch = cfg.watch
-		connect := func() (*conn, error) {
-			var p []probe
-			if role.hasKEK() {
-				var err error
-				if p, err = probes(); err != nil {
-					return nil, err
-				}
+		g := &group{role: role}
+		for _, t := range cfg.Tokens[role] {
+			p, err := newToken(mod, cfg, g, t, probes, all, h.stuck.add)
+			if err != nil {
+				return nil, err
 			}
-			return connect(mod, role, t, p, cfg.CacheSize, cfg.CacheLifetime, m)
-		}
-		c, err := inTime(connect, cfg.limits.connect)
-		if err != nil {
-			return nil, err
-		}
-		p := newPool(t.Label, c, connect, max(t.Workers, 1), cfg.limits, h.stuck.add, cfg.Log, m)
-		h.pools[role] = p
-		if c.public != nil {
-			h.signers[role] = &signer{pool: p, public: c.public}
+			g.add(p)
+			h.groups[role] = g // closed with h, whatever comes
+			if p.public != nil {
+				h.signers[role] = &signer{pool: p, public: p.public}
+			}
 		}
 	}
 	if err := h.agree(); err != nil {
 		return nil, err
 	}
 	return h, nil
+}
+
+// newToken opens a token of a group and begins to serve from it.
+func newToken(mod *module, cfg Config, g *group, t Token, probes func() ([]probe, error), all *metrics, lost func() bool) (*pool, error) {
+	m, err := all.of(t.Label)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of token %s: %w", t.Label, err)
+	}
+	m.watch = cfg.watch
+	connect := func() (*conn, error) {
+		var p []probe
+		if g.role.hasKEK() {
+			var err error
+			if p, err = probes(); err != nil {
+				return nil, err
+			}
+		}
+		return connect(mod, g.role, t, p, cfg.CacheSize, cfg.CacheLifetime, m)
+	}
+	c, err := inTime(connect, cfg.limits.connect)
+	if err != nil {
+		return nil, err
+	}
+	return newPool(t.Label, c, connect, max(t.Workers, 1), cfg.limits, &g.generation, lost, cfg.Log, m), nil
 }
 
 // inTime connects, or returns ErrStuck when that takes too long.
@@ -187,60 +204,78 @@ func inTime(connect func() (*conn, error), limit time.Duration) (*conn, error) {
 	}
 }
 
-// agree checks what no probe can: that the mint token wraps under the KEK that
-// the seal token unwraps with, and that all record MAC keys are the same.
+// agree checks what no token can tell by itself: that the tokens of a role hold
+// the KEKs of the same epochs; that every mint token wraps under the KEKs that
+// the others unwrap with (those have shown that they have the KEK the probe was
+// made with, which is one for all); and that there is one record MAC key.
 func (h *HSM) agree() error {
-	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
-	defer cancel()
-	minter, sealer := h.Minter(), h.Sealer()
-	if minter != nil && sealer != nil {
-		epochs := minter.Epochs()
-		epoch := epochs[len(epochs)-1]
-		wrapped, err := minter.Mint(ctx, epoch, 1)
-		if err != nil {
-			return err
-		}
-		items := []token.Item{{Out: make([]byte, 0, tagSize)}}
-		if err := sealer.Seal(ctx, []token.WrappedKey{{Epoch: epoch, Wrapped: wrapped[0]}}, items); err != nil {
-			return err
-		}
-		if items[0].Err != nil {
-			return fmt.Errorf("%w: the seal token does not unwrap under KEK epoch %d what the mint token wraps; %s", errKeys, epoch, startOver)
+	for _, role := range Roles() {
+		if g := h.groups[role]; g != nil {
+			first := g.pools[0]
+			for _, p := range g.pools[1:] {
+				if a, b := first.held(), p.held(); !slices.Equal(a, b) {
+					return fmt.Errorf("%w: token %s holds KEKs of epochs %v and token %s of %v; tokens of one role must hold the same: import what is missing, or leave one of them out", errKeys, first.label, a, p.label, b)
+				}
+			}
 		}
 	}
-	return h.agreeOnMAC(ctx)
+	if mint := h.groups[RoleMint]; mint != nil {
+		if err := h.unwrapsMinted(mint); err != nil {
+			return err
+		}
+	}
+	var first *pool
+	for _, role := range Roles() {
+		if g := h.groups[role]; g != nil && slices.Contains(role.macs(), labelRecordMAC) {
+			for _, p := range g.pools {
+				if first == nil {
+					first = p
+				}
+				if p.macs[labelRecordMAC] != first.macs[labelRecordMAC] {
+					return fmt.Errorf("%w: the record MAC keys of tokens %s and %s differ; %s", errKeys, first.label, p.label, startOver)
+				}
+			}
+		}
+	}
+	return nil
 }
 
-func (h *HSM) agreeOnMAC(ctx context.Context) error {
-	type recorder interface {
-		RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
+// unwrapsMinted has a key minted by every mint token under every epoch and
+// unwrapped by another role.
+func (h *HSM) unwrapsMinted(mint *group) error {
+	by := h.groups[RoleSeal]
+	if by == nil {
+		by = h.groups[RoleOpen]
 	}
-	holders := map[Role]recorder{}
-	if t := h.Minter(); t != nil {
-		holders[RoleMint] = t
-	}
-	if t := h.Sealer(); t != nil {
-		holders[RoleSeal] = t
-	}
-	if t := h.Rotator(); t != nil {
-		holders[RoleRotate] = t
-	}
-	var first Role
-	var want [32]byte
-	for _, role := range Roles() {
-		holder, ok := holders[role]
-		if !ok {
-			continue
+	if by == nil {
+		if n := len(mint.pools); n > 1 {
+			return fmt.Errorf("%w: whether %d mint tokens hold the same KEKs can be told only beside a seal or open token: configure one, or a single mint token", errKeys, n)
 		}
-		got, err := holder.RecordMAC(ctx, [][]byte{[]byte(probeAAD)})
-		switch {
-		case err != nil:
-			return err
-		case first == "":
-			first, want = role, got[0]
-		case got[0] != want:
-			return fmt.Errorf("%w: the record MAC keys of the %s and the %s token differ; %s", errKeys, first, role, startOver)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
+	defer cancel()
+	checked := false
+	for _, p := range mint.pools {
+		for _, epoch := range p.held() {
+			if !slices.Contains(by.pools[0].held(), epoch) {
+				continue
+			}
+			wrapped, err := p.mint(ctx, epoch, 1)
+			if err != nil {
+				return err
+			}
+			switch err := by.pools[0].unwraps(ctx, token.WrappedKey{Epoch: epoch, Wrapped: wrapped[0]}); {
+			case errors.Is(err, token.ErrBadData):
+				return fmt.Errorf("%w: token %s of role %s does not unwrap under KEK epoch %d what mint token %s wraps; %s", errKeys, by.pools[0].label, by.role, epoch, p.label, startOver)
+			case err != nil:
+				return err
+			}
+			checked = true
 		}
+	}
+	if !checked {
+		return fmt.Errorf("%w: the tokens of roles mint and %s have no KEK epoch in common; import what is missing", errKeys, by.role)
 	}
 	return nil
 }
@@ -262,15 +297,17 @@ func readProbes(path string) ([]probe, error) {
 // Close turns callers away, waits for running batches and logs out.
 func (h *HSM) Close() error {
 	var wg sync.WaitGroup
-	errs := make([]error, 0, len(h.pools))
+	var errs []error
 	var mu sync.Mutex
-	for _, p := range h.pools {
-		wg.Go(func() {
-			err := p.close()
-			mu.Lock()
-			defer mu.Unlock()
-			errs = append(errs, err)
-		})
+	for _, g := range h.groups {
+		for _, p := range g.pools {
+			wg.Go(func() {
+				err := p.close()
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			})
+		}
 	}
 	wg.Wait()
 	return errors.Join(errs...)
@@ -294,81 +331,54 @@ func (h *HSM) Stuck(ctx context.Context) error {
 
 // Opener returns the open role, or nil when it is not served. So do the others.
 func (h *HSM) Opener() token.Opener {
-	if p, ok := h.pools[RoleOpen]; ok {
-		return opener{p}
+	if g, ok := h.groups[RoleOpen]; ok {
+		return opener{g}
 	}
 	return nil
 }
 
 // Sealer returns the seal role.
 func (h *HSM) Sealer() token.Sealer {
-	if p, ok := h.pools[RoleSeal]; ok {
-		return sealer{p, h.signers[RoleSeal]}
+	if g, ok := h.groups[RoleSeal]; ok {
+		return sealer{g, h.signers[RoleSeal]}
 	}
 	return nil
 }
 
 // Minter returns the mint role.
 func (h *HSM) Minter() token.Minter {
-	if p, ok := h.pools[RoleMint]; ok {
-		return minter{p}
+	if g, ok := h.groups[RoleMint]; ok {
+		return minter{g}
+	}
+	return nil
+}
+
+// Rotator returns the rotate role.
+func (h *HSM) Rotator() token.Rotator {
+	if g, ok := h.groups[RoleRotate]; ok {
+		return rotator{g}
 	}
 	return nil
 }
 
 // TokenSigner returns the sign role.
 func (h *HSM) TokenSigner() token.TokenSigner {
-	if p, ok := h.pools[RoleSign]; ok {
-		return tokenSigner{p, h.signers[RoleSign]}
+	if g, ok := h.groups[RoleSign]; ok {
+		return tokenSigner{g, h.signers[RoleSign]}
 	}
 	return nil
-}
-
-type opener struct{ *pool }
-
-// Open implements token.Opener. An item whose key names an epoch the token
-// does not hold gets ErrUnknownEpoch, the others go on.
-func (o opener) Open(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
-	return o.gcm(ctx, false, keys, items)
-}
-
-type sealer struct {
-	*pool
-	signer *signer
-}
-
-// Seal implements token.Sealer. An item whose key names an epoch the token
-// does not hold gets ErrUnknownEpoch, the others go on.
-func (s sealer) Seal(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {
-	return s.gcm(ctx, true, keys, items)
-}
-
-func (s sealer) ContentMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
-	return s.mac(ctx, labelContentMAC, messages)
-}
-
-func (s sealer) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
-	return s.mac(ctx, labelRecordMAC, messages)
-}
-
-func (s sealer) Signer() crypto.Signer { return s.signer }
-
-type minter struct{ *pool }
-
-func (m minter) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
-	return m.mac(ctx, labelRecordMAC, messages)
 }
 
 // maxMint bounds the keys of one call; it keeps the token for about 100 us each.
 const maxMint = 4096
 
-// Mint implements token.Minter.
-func (m minter) Mint(ctx context.Context, epoch uint32, n int) ([][]byte, error) {
+// mint makes data keys on one token.
+func (p *pool) mint(ctx context.Context, epoch uint32, n int) ([][]byte, error) {
 	if n < 0 || n > maxMint {
 		return nil, fmt.Errorf("%d keys asked for, at most %d at once: %w", n, maxMint, token.ErrBadData)
 	}
 	buf := make([]byte, n*wrappedSize)
-	if _, err := m.do(ctx, "mint", n, func(a *access) error {
+	if _, err := p.do(ctx, "mint", n, func(a *access) error {
 		if _, ok := a.keks[epoch]; !ok {
 			return token.ErrUnknownEpoch
 		}
@@ -376,11 +386,11 @@ func (m minter) Mint(ctx context.Context, epoch uint32, n int) ([][]byte, error)
 			if a.left() {
 				return token.ErrUnavailable
 			}
-			if err := a.call(func() error {
-				return a.shim.mint(a.work, a.keks[epoch], a.template, buf[from:min(from+chunk*wrappedSize, len(buf))])
-			}); err != nil {
+			part := buf[from:min(from+chunk*wrappedSize, len(buf))]
+			if err := a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, part) }); err != nil {
 				return err
 			}
+			a.used(a.keks[epoch], len(part)/wrappedSize)
 		}
 		return nil
 	}, func() {}); err != nil {
@@ -393,25 +403,20 @@ func (m minter) Mint(ctx context.Context, epoch uint32, n int) ([][]byte, error)
 	return wrapped, nil
 }
 
-// Random implements token.Minter; at most 64 KiB at once.
-func (m minter) Random(ctx context.Context, p []byte) error {
-	if len(p) > 64<<10 {
-		return fmt.Errorf("%d random bytes asked for, at most 64 KiB at once: %w", len(p), token.ErrBadData)
+func (p *pool) random(ctx context.Context, b []byte) error {
+	if len(b) > 64<<10 {
+		return fmt.Errorf("%d random bytes asked for, at most 64 KiB at once: %w", len(b), token.ErrBadData)
 	}
-	buf := make([]byte, len(p))
-	_, err := m.do(ctx, "random", len(buf), func(a *access) error { return a.random(buf) }, func() { clear(buf) })
+	buf := make([]byte, len(b))
+	_, err := p.do(ctx, "random", len(buf), func(a *access) error { return a.random(buf) }, func() { clear(buf) })
 	if err == nil {
-		copy(p, buf)
+		copy(b, buf)
 		clear(buf)
 	}
 	return err
 }
 
-type tokenSigner struct {
-	*pool
-	signer *signer
-}
-
+func (s sealer) Signer() crypto.Signer      { return s.signer }
 func (t tokenSigner) Signer() crypto.Signer { return t.signer }
 
 // signer is an ES256 key on a token. Signatures are ASN.1 DER.
@@ -470,6 +475,7 @@ func (p *pool) mac(ctx context.Context, label string, messages [][]byte) ([][32]
 			}); err != nil {
 				return err
 			}
+			a.used(a.macs[label], to-from)
 		}
 		return nil
 	}, func() { clear(in) }) // content messages hold plaintext

@@ -22,6 +22,7 @@ type metrics struct {
 	state      *prometheus.GaugeVec
 	latched    *prometheus.GaugeVec
 	limit      *prometheus.GaugeVec
+	failovers  *prometheus.CounterVec
 	reg        prometheus.Registerer
 }
 
@@ -40,21 +41,22 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "kluis_hsm_batch_seconds", Help: "Time of a batch from queueing to answer, by kind.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13),
 		}, []string{"token", "kind"}),
-		canaries: counter("canaries_total", "Known vectors computed, by result: passed, failed.", "result"),
-		damaged:  counter("damaged_items_total", "Items that do not open although the token is well: stored data is damaged or was tampered with."),
-		openings: counter("reopenings_total", "Connections opened anew, by result: opened, failed.", "result"),
-		sessions: counter("sessions_replaced_total", "Worker sessions replaced on a connection that stayed."),
-		stuck:    gauge("stuck_workers", "Calls into the module given up since the process started, each with its session left behind."),
-		queue:    gauge("queue_length", "Batches waiting now."),
-		state:    gauge("token_state", "1 for the state the token is in: up, suspect, down, probing.", "state"),
-		latched:  gauge("token_latched", "1 while the token is down until an operator acts: another login might lock it."),
-		limit:    gauge("key_handles_limit", "Unwrapped data keys that the token's cache holds at most; batches at work may hold more for a moment."),
-		reg:      reg,
+		canaries:  counter("canaries_total", "Known vectors computed, by result: passed, failed.", "result"),
+		damaged:   counter("damaged_items_total", "Items that do not open although the token is well: stored data is damaged or was tampered with."),
+		openings:  counter("reopenings_total", "Connections opened anew, by result: opened, failed.", "result"),
+		sessions:  counter("sessions_replaced_total", "Worker sessions replaced on a connection that stayed."),
+		stuck:     gauge("stuck_workers", "Calls into the module given up since the process started, each with its session left behind."),
+		queue:     gauge("queue_length", "Batches waiting now."),
+		state:     gauge("token_state", "1 for the state the token is in: up, suspect, down, probing.", "state"),
+		latched:   gauge("token_latched", "1 while the token is down until an operator acts: another login might lock it."),
+		failovers: counter("failovers_total", "Batches that went on to another token of the role, by the token that could not serve them."),
+		limit:     gauge("key_handles_limit", "Unwrapped data keys that the token's cache holds at most; batches at work may hold more for a moment."),
+		reg:       reg,
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state, m.latched, m.limit} {
+	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state, m.latched, m.limit, m.failovers} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -67,11 +69,12 @@ type tokenMetrics struct {
 	all     *metrics
 	label   string
 	handles *atomic.Int64 // data keys that live on the token
-	watch   func(State)   // told of every change; nil but in tests
+	uses    *uses
+	watch   func(State) // told of every change; nil but in tests
 }
 
 func (m *metrics) of(label string) (*tokenMetrics, error) {
-	t := &tokenMetrics{all: m, label: label, handles: new(atomic.Int64)}
+	t := &tokenMetrics{all: m, label: label, handles: new(atomic.Int64), uses: newUses()}
 	t.state(StateUp)
 	m.stuck.WithLabelValues(label).Set(0)
 	m.queue.WithLabelValues(label).Set(0)
@@ -79,6 +82,7 @@ func (m *metrics) of(label string) (*tokenMetrics, error) {
 	// Alarms need the zero: an increase counts from it.
 	m.damaged.WithLabelValues(label)
 	m.sessions.WithLabelValues(label)
+	m.failovers.WithLabelValues(label)
 	for _, result := range []string{"passed", "failed"} {
 		m.canaries.WithLabelValues(label, result)
 	}
@@ -146,5 +150,7 @@ func (t *tokenMetrics) reopened(err error) {
 }
 
 func (t *tokenMetrics) replaced() { t.all.sessions.WithLabelValues(t.label).Inc() }
+
+func (t *tokenMetrics) failover() { t.all.failovers.WithLabelValues(t.label).Inc() }
 
 func (t *tokenMetrics) stuck() { t.all.stuck.WithLabelValues(t.label).Inc() }

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +42,8 @@ const (
 var (
 	errStuck  = errors.New("a call into the module does not return")
 	errClosed = errors.New("closed")
+	// errReopening: another token of the role serves meanwhile.
+	errReopening = errors.New("the connection is being opened anew")
 )
 
 // Who owns a job's buffers.
@@ -54,10 +59,24 @@ type job struct {
 	state atomic.Int32
 	gone  chan struct{} // closed with jobLeft
 	done  chan error    // 1; only after the state was set
+
+	work int64       // operations, as the load counts them
+	over atomic.Bool // no load of the token any more
 }
 
 func newJob(run func(a *access) error, clear func()) *job {
 	return &job{run: run, clear: clear, gone: make(chan struct{}), done: make(chan error, 1)}
+}
+
+// work is what a job counts for in the load of its token.
+func work(kind string, operations int) int64 {
+	switch kind {
+	case kindForget: // takes as long as there are keys
+		return 0
+	case "random": // of bytes
+		operations /= 1024
+	}
+	return int64(max(operations, 1))
 }
 
 // leave takes the buffers from the caller, unless the job is done.
@@ -120,7 +139,11 @@ type pool struct {
 	size    int // workers
 	limits  limits
 	public  *ecdsa.PublicKey      // of the signing key, which never changes; nil without
+	macs    map[string][32]byte   // what conn.vectors must always be
 	lost    func() (another bool) // told of each call given up; whether a worker may take its place
+
+	generation *atomic.Uint64 // of the group
+	load       atomic.Int64   // work that waits or runs
 
 	queue  chan *job
 	ended  chan struct{} // closed when nobody will take from the queue any more
@@ -131,6 +154,9 @@ type pool struct {
 	cause   error // why it is down
 	conn    *conn // nil while it is opened anew, and while down
 	epochs  []uint32
+	keys    []keyInfo
+	others  []*pool // of the group
+	pace    pace
 	changed chan struct{} // closed and replaced with every change
 	workers map[*worker]struct{}
 	opening *opening
@@ -153,11 +179,11 @@ type opening struct {
 	over     bool   // given up, or done
 }
 
-func newPool(label string, c *conn, connect func() (*conn, error), size int, l limits, lost func() bool, log *slog.Logger, m *tokenMetrics) *pool {
+func newPool(label string, c *conn, connect func() (*conn, error), size int, l limits, generation *atomic.Uint64, lost func() bool, log *slog.Logger, m *tokenMetrics) *pool {
 	p := &pool{
 		label: label, connect: connect, log: log, metrics: m, size: size, limits: l, lost: lost,
 		queue: make(chan *job, queueLength), ended: make(chan struct{}),
-		public: c.public, conn: c, epochs: c.epochs, changed: make(chan struct{}), workers: map[*worker]struct{}{},
+		generation: generation, public: c.public, macs: c.vectors, conn: c, epochs: c.epochs, keys: c.keys, changed: make(chan struct{}), workers: map[*worker]struct{}{},
 		pausing: time.NewTimer(time.Hour),
 	}
 	p.pausing.Stop()
@@ -200,12 +226,26 @@ func (p *pool) do(ctx context.Context, kind string, operations int, f func(a *ac
 		defer cancel()
 	}
 	j := newJob(f, clear)
+	j.work = work(kind, operations)
+	p.load.Add(j.work)
 	select {
 	case p.queue <- j:
-		p.metrics.queue(len(p.queue))
 	default:
-		return true, fmt.Errorf("token %s: %w", p.label, token.ErrBusy)
+		if kind != kindForget {
+			p.settle(j)
+			return true, fmt.Errorf("token %s: %w", p.label, token.ErrBusy)
+		}
+		select { // before everybody who comes later: a send that waits is the next to succeed
+		case p.queue <- j:
+		case <-ctx.Done():
+			p.settle(j)
+			return true, unavailable(p.label, ctx.Err())
+		case <-p.ended:
+			p.settle(j)
+			return true, unavailable(p.label, errClosed)
+		}
 	}
+	p.metrics.queue(len(p.queue))
 	if err := p.serving(); err != nil {
 		p.drain(err) // whoever emptied the queue may have been before us
 	}
@@ -223,6 +263,13 @@ func (p *pool) do(ctx context.Context, kind string, operations int, f func(a *ac
 	}
 	err = <-j.done
 	return j.state.Load() == jobDone, err
+}
+
+// settle takes a job out of the load.
+func (p *pool) settle(j *job) {
+	if !j.over.Swap(true) {
+		p.load.Add(-j.work)
+	}
 }
 
 // serving says at once what makes waiting pointless.
@@ -252,6 +299,7 @@ func (p *pool) drain(err error) {
 	for {
 		select {
 		case j := <-p.queue:
+			p.settle(j)
 			j.finish(unavailable(p.label, err))
 		default:
 			p.metrics.queue(0)
@@ -334,6 +382,7 @@ func (p *pool) abandon(w *worker) {
 	p.mu.Unlock()
 
 	if j := w.job.Load(); j != nil {
+		p.settle(j)
 		p.sendAway(j)
 	}
 	if err != nil {
@@ -407,6 +456,7 @@ func (w *worker) loop() {
 			w.job.Store(j)
 			err := p.attempt(w, j)
 			w.job.Store(nil)
+			p.settle(j)
 			if errors.Is(err, errAbandoned) {
 				p.sendAway(j)
 				j.clear() // it is over; the buffers are nobody else's
@@ -472,8 +522,11 @@ func (p *pool) use(j *job) (*conn, error) {
 			p.mu.Unlock()
 			return nil, err
 		}
-		changed := p.changed
+		changed, others := p.changed, p.others
 		p.mu.Unlock()
+		if slices.ContainsFunc(others, (*pool).ready) {
+			return nil, errReopening
+		}
 		select {
 		case <-changed:
 		case <-j.gone:
@@ -519,6 +572,7 @@ func (p *pool) attempt(w *worker, j *job) error {
 // try runs a job once and settles what its answer says of the token.
 func (p *pool) try(w *worker, c *conn, j *job, second bool) (again bool, err error) {
 	a, err := w.access(c, j)
+	start := time.Now()
 	if err == nil {
 		err = j.run(a)
 	}
@@ -531,6 +585,7 @@ func (p *pool) try(w *worker, c *conn, j *job, second bool) (again bool, err err
 		if err == nil {
 			p.mu.Lock()
 			p.machine.served()
+			p.pace.took(j.work, time.Since(start))
 			p.mu.Unlock()
 		}
 		if a.tidying != nil {
@@ -706,6 +761,9 @@ func (p *pool) open(o *opening) {
 	if err == nil && p.public != nil && !p.public.Equal(c.public) {
 		err = fmt.Errorf("%w: the signing key is another one than at start", errKeys)
 	}
+	if err == nil && !maps.Equal(p.macs, c.vectors) {
+		err = fmt.Errorf("%w: a MAC key is another one than at start", errKeys)
+	}
 	p.mu.Lock()
 	if !o.over && !p.closed && err == nil {
 		p.metrics.reopened(nil)
@@ -713,7 +771,7 @@ func (p *pool) open(o *opening) {
 			p.log.Info("HSM token is back", "token", p.label)
 		}
 		o.over, p.opening = true, nil
-		p.conn, p.epochs, p.cause = c, c.epochs, nil
+		p.conn, p.epochs, p.keys, p.cause = c, c.epochs, c.keys, nil
 		p.machine.opened()
 		p.machine.settle(o.incident)
 		p.announce()
@@ -797,36 +855,154 @@ func (p *pool) idle(timeout <-chan time.Time) error {
 	}
 }
 
-// Check does one cheap real operation.
-func (p *pool) Check(ctx context.Context) error {
+// check does one cheap real operation.
+func (p *pool) check(ctx context.Context) error {
 	_, err := p.do(ctx, "check", 1, func(a *access) error { return a.canary(a.newestEpoch()) }, func() {})
 	return err
 }
 
-// Epochs lists the KEK epochs of the token, ascending.
-func (p *pool) Epochs() []uint32 {
+// held lists the KEK epochs of the token, ascending, as of when it was last
+// opened.
+func (p *pool) held() []uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return append([]uint32(nil), p.epochs...)
+	return slices.Clone(p.epochs)
 }
 
-// Forget implements token.Forgetter.
-func (p *pool) Forget(ctx context.Context) error {
-	_, err := p.do(ctx, "forget", 1, func(a *access) error {
-		if a.unwrapped == nil {
+const kindForget = "forget"
+
+// forget empties the cache of the connection there is. A connection that comes
+// later has a cache of its own, empty, and no batch that comes later uses one
+// that was given up; so of a token that is down, or being opened, there is
+// nothing to forget. The keys of a connection that was given up die with it,
+// when the last batch on it is over. Where a call on it never returns, that is
+// with the process.
+func (p *pool) forget(ctx context.Context) error {
+	p.mu.Lock()
+	c := p.conn
+	p.mu.Unlock()
+	for {
+		changed := p.change()
+		if c == nil || p.gaveUp(c) {
 			return nil
 		}
-		return a.holding(func() error {
-			a.unwrapped.purge()
-			return a.flush()
-		})
-	}, func() {})
-	return err
+		_, err := p.do(ctx, kindForget, 1, func(a *access) error {
+			if a.unwrapped == nil {
+				return nil
+			}
+			return a.holding(func() error {
+				a.unwrapped.purge()
+				return a.flush()
+			})
+		}, func() {})
+		if err == nil || p.gaveUp(c) {
+			return nil
+		}
+		// A worker hangs, and the connection stays: its replacement may do it.
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return err
+		case <-p.ended:
+			return nil
+		}
+	}
 }
 
-// Report implements token.Health.
-func (p *pool) Report() []token.Report {
+// gaveUp says whether c is no longer what batches are given.
+func (p *pool) gaveUp(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return []token.Report{{Label: p.label, State: p.machine.state.String(), Handles: p.metrics.handles.Load()}}
+	return p.conn != c
+}
+
+// report describes the token.
+func (p *pool) report() token.Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := token.Report{Label: p.label, State: p.machine.state.String(), Handles: p.metrics.handles.Load()}
+	for _, k := range p.keys {
+		r.Keys = append(r.Keys, k.report())
+	}
+	return r
+}
+
+// setSiblings says which tokens serve the role, too.
+func (p *pool) setSiblings(others []*pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.others = others
+}
+
+// readiness is how likely a batch is to be served.
+type readiness int
+
+const (
+	away    readiness = iota // turned away at once
+	waiting                  // served when the connection is there again
+	now
+)
+
+func (p *pool) readinessLocked() readiness {
+	switch {
+	case p.servingLocked() != nil:
+		return away
+	case p.conn == nil:
+		return waiting
+	}
+	return now
+}
+
+func (p *pool) ready() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.readinessLocked() == now
+}
+
+// expect estimates in seconds when a batch that comes now would be done. A call
+// that has taken long already is expected to take as long again: a token that
+// hangs is avoided long before the call is given up.
+func (p *pool) expect(operations int) (readiness, float64) {
+	work := p.load.Load() + int64(max(operations, 1))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	workers, longest := 0, time.Duration(math.MaxInt64)
+	for w := range p.workers {
+		if w.trial {
+			continue
+		}
+		workers++
+		in := time.Duration(0)
+		if since := atomic.LoadInt64(w.crossing); since > 0 {
+			in = max(0, time.Since(time.Unix(0, since)))
+		}
+		longest = min(longest, in) // of the one that may be free first
+	}
+	if workers == 0 {
+		return away, 1
+	}
+	return p.readinessLocked(), (float64(work)*p.pace.seconds()/float64(workers) + longest.Seconds())
+}
+
+// pace is how long a token takes for an operation, of late.
+type pace struct{ spent, done float64 }
+
+const (
+	paceAtFirst = 50e-6 // seconds; before anything was measured
+	paceKept    = 0.9   // of what was measured, with each further batch
+)
+
+func (p *pace) took(work int64, d time.Duration) {
+	if work == 0 {
+		return
+	}
+	p.spent = paceKept*p.spent + d.Seconds()
+	p.done = paceKept*p.done + float64(work)
+}
+
+func (p *pace) seconds() float64 {
+	if p.done == 0 {
+		return paceAtFirst
+	}
+	return max(p.spent/p.done, 1e-9)
 }

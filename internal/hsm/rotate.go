@@ -108,10 +108,16 @@ func (a *access) rewrapPass(r *rewrapping) (suspect map[uint32]bool, err error) 
 			return nil, err
 		}
 		for i := range part {
-			if part[i].kek != 0 && part[i].rv != 0 {
+			if part[i].kek == 0 {
+				continue
+			}
+			a.used(pkcs11.ObjectHandle(part[i].kek), 1)
+			if part[i].rv != 0 {
 				r.errs[from+i] = token.ErrBadData
 				suspect[r.epochs[from+i]] = true
+				continue
 			}
+			a.used(a.keks[r.to], 1)
 		}
 	}
 	return suspect, nil
@@ -159,23 +165,4 @@ func (p *pool) rewrap(ctx context.Context, keys []token.WrappedKey, to uint32) (
 		}
 	}
 	return out, nil
-}
-
-// Rotator returns the rotate role.
-func (h *HSM) Rotator() token.Rotator {
-	if p, ok := h.pools[RoleRotate]; ok {
-		return rotator{p}
-	}
-	return nil
-}
-
-type rotator struct{ *pool }
-
-func (r rotator) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
-	return r.mac(ctx, labelRecordMAC, messages)
-}
-
-// Rewrap implements token.Rotator.
-func (r rotator) Rewrap(ctx context.Context, keys []token.WrappedKey, to uint32) ([]token.Rewrapped, error) {
-	return r.rewrap(ctx, keys, to)
 }
