@@ -21,21 +21,47 @@ var version = "unknown"
 type cli struct {
 	Serve   serveCmd         `cmd:"" help:"Serve the roles whose tokens the configuration names, until SIGTERM."`
 	Keys    keysCmd          `cmd:"" help:"The key ceremony: make the keys and bring them to the tokens."`
+	HSM     hsmCmd           `cmd:"" name:"hsm" help:"Bring your own HSM."`
 	Version kong.VersionFlag `help:"Print the version."`
 }
 
-// exitStuck tells the supervisor that nothing is wrong with the configuration
-// and a new process will do (EX_TEMPFAIL of sysexits.h).
-const exitStuck = 75
+const (
+	exitUsage = 2
+	// exitStuck tells the supervisor that nothing is wrong with the configuration
+	// and a new process will do (EX_TEMPFAIL of sysexits.h).
+	exitStuck = 75
+)
+
+// exitError ends the program with a code of its own.
+type exitError struct {
+	error
+	code int
+}
+
+func (e exitError) Unwrap() error { return e.error }
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "cryptoserver:", err)
-		if errors.Is(err, hsm.ErrStuck) {
-			os.Exit(exitStuck)
-		}
-		os.Exit(1)
+	err := run()
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "cryptoserver:", err)
+	var e exitError
+	switch {
+	case errors.As(err, &e):
+		os.Exit(e.code)
+	case errors.Is(err, hsm.ErrStuck):
+		os.Exit(exitStuck)
+	}
+	os.Exit(1)
+}
+
+// exitAs ends the program for kong, whose own code for wrong usage is 80.
+func exitAs(code int) {
+	if code != 0 {
+		code = exitUsage
+	}
+	os.Exit(code)
 }
 
 // undumpable keeps readings and PINs in memory from reaching a disk or
@@ -61,6 +87,7 @@ func run() error {
 		kong.Description("The decryption service of Kluis."),
 		kong.Vars{"version": version},
 		kong.UsageOnError(),
+		kong.Exit(exitAs),
 	)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
