@@ -434,9 +434,10 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
 	cfg := world.Servers[0].Config
-	cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: {spare(world)}}
+	cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: {spare(world)}, hsm.RoleRotate: {spare(world)}}
+	soPIN := filepath.Join(world.Dir, "so-pin")
 	c := hsm.Ceremony{Module: cfg.Module, Tokens: cfg.Tokens, TransportBits: 2048}
-	public, err := c.Init(filepath.Join(world.Dir, "so-pin"))
+	public, err := c.Init(soPIN)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,29 +453,74 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 	if err := c.Create(1, map[string]string{fingerprint: filepath.Join(dir, "public")}, keys); err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob(filepath.Join(keys, "seal-*.bin"))
-	if err != nil || len(files) != 3 {
-		t.Fatal(files, err)
+	read := func(role hsm.Role, want int) map[string][]byte {
+		names, err := filepath.Glob(filepath.Join(keys, string(role)+"-*.bin"))
+		if err != nil || len(names) != want {
+			t.Fatal(names, err)
+		}
+		files := map[string][]byte{}
+		for _, name := range names {
+			if files[filepath.Base(name)], err = os.ReadFile(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return files
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
+	files := map[hsm.Role]map[string][]byte{hsm.RoleSeal: read(hsm.RoleSeal, 3), hsm.RoleRotate: read(hsm.RoleRotate, 2)}
+	for role, files := range files {
+		for name, b := range files {
+			if err := hsm.StealInTransit(cfg, role, b); !hsm.Refused(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	for name, b := range files[hsm.RoleRotate] {
+		keyType := uint(pkcs11.CKK_GENERIC_SECRET)
+		if strings.HasSuffix(name, "-kek.bin") {
+			keyType = pkcs11.CKK_AES
+		}
+		freed, taken, err := hsm.StealPassing(cfg, b, keyType)
+		if err != nil || !hsm.Refused(freed) || !hsm.Refused(taken) {
+			t.Errorf("%s: freeing it: %v; taking it: %v; %v", name, freed, taken, err)
+		}
+	}
+	if err := c.Import(keys, fingerprint, filepath.Join(dir, "probe.bin"), soPIN); err != nil {
+		t.Fatal(err)
+	}
+	for role, files := range files {
+		for name, b := range files {
+			if err := hsm.StealInTransit(cfg, role, b); err == nil || !strings.Contains(err.Error(), "no transport key") {
+				t.Errorf("%s after the import: %v", name, err)
+			}
+		}
+	}
+}
+
+// TestStartRefusesTwoKEKs: which of two KEKs of one epoch is right nobody can
+// tell.
+func TestStartRefusesTwoKEKs(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	tk, probes := spare(world), filepath.Join(t.TempDir(), "probe.bin")
+	for range 2 {
+		cfg, err := hsm.PlantWeak(world.Servers[0].Config, hsm.RoleOpen, tk, filepath.Join(world.Dir, "so-pin"), probes,
+			func(as []*pkcs11.Attribute) []*pkcs11.Attribute { return as })
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := hsm.StealInTransit(cfg, hsm.RoleSeal, b); !hsm.Refused(err) {
-			t.Errorf("%s: %v", filepath.Base(f), err)
+		h, err := hsm.New(cfg)
+		if err == nil {
+			if err := h.Close(); err != nil {
+				t.Error(err)
+			}
+			continue // with the first
 		}
+		if strings.Contains(err.Error(), "two KEKs of one epoch, 1") {
+			return
+		}
+		t.Error(err)
 	}
-	if err := c.Import(keys, fingerprint, filepath.Join(dir, "probe.bin"), ""); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := hsm.StealInTransit(cfg, hsm.RoleSeal, b); err == nil || !strings.Contains(err.Error(), "no transport key") {
-		t.Errorf("after the import: %v", err)
-	}
+	t.Error("it would serve")
 }
 
 // TestStartRefusesMixedKeys: tokens whose keys are of different ceremonies.

@@ -200,37 +200,15 @@ func (c Ceremony) initSigning(l *login, r Role) error {
 	if err != nil || have != 0 {
 		return err
 	}
-	id, err := raw.GenerateRandom(s, 16)
-	if err != nil {
-		return fmt.Errorf("drawing a key id: %w", err)
-	}
-	day, err := l.dated(time.Now())
-	if err != nil {
-		return err
-	}
+	id := keyID(label, time.Now())
 	public := append(publicKey(label, id), attribute(pkcs11.CKA_EC_PARAMS, p256Params), attribute(pkcs11.CKA_VERIFY, true))
 	private := append(privateKey(label, id), attribute(pkcs11.CKA_SIGN, true), attribute(pkcs11.CKA_DECRYPT, false),
 		attribute(pkcs11.CKA_UNWRAP, false), attribute(pkcs11.CKA_DERIVE, false), allowed(pkcs11.CKM_ECDSA))
-	private = append(private, made(day)...)
 	if _, _, err := raw.GenerateKeyPair(s, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN), append(public, frozen()...), append(private, frozen()...)); err != nil {
 		return fmt.Errorf("generating key %s: %w", label, err)
 	}
 	c.report("token %s: key %s generated", l.label, label)
 	return nil
-}
-
-// dated gives the day of a key to be made, or the zero time when the token
-// keeps no dates: PKCS#11 leaves that to it.
-func (l *login) dated(day time.Time) (time.Time, error) {
-	as := append(session(pkcs11.CKK_AES), made(day)...)
-	h, err := l.mod.raw.GenerateKey(l.session, mechanism(pkcs11.CKM_AES_KEY_GEN), append(as, usage()...))
-	switch {
-	case err == nil:
-		return day, l.mod.raw.DestroyObject(l.session, h)
-	case refused(err):
-		return time.Time{}, nil
-	}
-	return day, fmt.Errorf("trying whether token %s dates its keys: %w", l.label, err)
 }
 
 // initTransport makes the key that others wrap keys for this token to.
@@ -796,9 +774,6 @@ func (c Ceremony) importKeys(l *login, r Role, t Token, m manifest, soPINFile st
 	}
 	day, err := m.day()
 	if err != nil {
-		return err
-	}
-	if day, err = l.dated(day); err != nil {
 		return err
 	}
 	if r == RoleRotate {

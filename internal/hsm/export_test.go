@@ -20,6 +20,7 @@ var (
 	ParseProbes  = parseProbes
 	ErrProbeFile = errProbeFile
 	Refused      = refused
+	MadeOn       = madeOn
 )
 
 const (
@@ -236,6 +237,114 @@ func StealInTransit(cfg Config, role Role, wrapped []byte) error {
 		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		attribute(pkcs11.CKA_SENSITIVE, false), attribute(pkcs11.CKA_EXTRACTABLE, true)})
 	return err
+}
+
+// StealPassing tries the same with a key on its way onto a rotate token, which
+// may be wrapped again: to free it from trusted keys, and to wrap it under a
+// key of one's own. It returns what each got.
+func StealPassing(cfg Config, wrapped []byte, keyType uint) (freed, taken error, err error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[RoleRotate][0])
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.close()
+	raw, s := mod.raw, l.session
+	private, err := findPair(raw, s, pkcs11.CKO_PRIVATE_KEY, labelTransport)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, freed = raw.UnwrapKey(s, oaep(), private, wrapped, replace(passingThrough(keyType), attribute(pkcs11.CKA_WRAP_WITH_TRUSTED, false)))
+	key, err := raw.UnwrapKey(s, oaep(), private, wrapped, passingThrough(keyType))
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := raw.GenerateKey(s, mechanism(pkcs11.CKM_AES_KEY_GEN), ownWrapping())
+	if err != nil {
+		return nil, nil, err
+	}
+	_, taken = raw.WrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), own, key)
+	return freed, taken, nil
+}
+
+// KnownKey unwraps a data key on the rotate token, apart from any HSM, and
+// returns its handle: for a module that mistakes one key for another.
+func KnownKey(cfg Config, epoch uint32, wrapped []byte) (handle int32, release func(), err error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return 0, nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[RoleRotate][0])
+	if err != nil {
+		return 0, nil, err
+	}
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		l.close()
+		return 0, nil, err
+	}
+	h, err := mod.raw.UnwrapKey(l.session, mechanism(pkcs11.CKM_AES_KEY_WRAP), keks[epoch], wrapped, unwrapping(RoleRotate))
+	return int32(h), l.close, err
+}
+
+// ReadKEK reads attributes of the KEK of epoch 1 on one of a role's tokens.
+func ReadKEK(cfg Config, role Role, n int, types ...uint) ([][]byte, error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	l, err := dial(mod, cfg.Tokens[role][n])
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return nil, err
+	}
+	var as []*pkcs11.Attribute
+	for _, t := range types {
+		as = append(as, attribute(t, nil))
+	}
+	if as, err = mod.raw.GetAttributeValue(l.session, keks[1], as); err != nil {
+		return nil, err
+	}
+	var values [][]byte
+	for _, a := range as {
+		values = append(values, a.Value)
+	}
+	return values, nil
+}
+
+// RawRewraps unwraps, wraps and destroys a data key n times by nothing but the
+// module.
+func RawRewraps(cfg Config, wrapped []byte, n int) error {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return err
+	}
+	l, err := dial(mod, cfg.Tokens[RoleRotate][0])
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	keks, err := findKEKs(mod.raw, l.session)
+	if err != nil {
+		return err
+	}
+	t := newTemplate(unwrapping(RoleRotate))
+	defer t.free()
+	var out [wrappedSize]byte
+	for range n {
+		items := []rewrapItem{{kek: cUint64(keks[1]), rv: notRun, wrapped_len: wrappedSize}}
+		if mod.shim.rewrap(l.session, keks[1], items, wrapped, out[:], t); items[0].rv != 0 {
+			return pkcs11.Error(items[0].rv)
+		}
+	}
+	return nil
 }
 
 // WrapWithKEK tries, with the PIN of a token, to wrap under its KEK of epoch 1

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sort"
 	"strconv"
@@ -159,27 +160,35 @@ func minting() []*pkcs11.Attribute {
 	return append(as, frozen()...)
 }
 
-// secret begins the template of a secret key at home on a token. day is when
-// it was made; the zero time for a token that keeps no dates.
+// secret begins the template of a secret key at home on a token.
 func secret(label string, keyType uint, day time.Time) []*pkcs11.Attribute {
-	return append([]*pkcs11.Attribute{
+	return []*pkcs11.Attribute{
 		attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attribute(pkcs11.CKA_KEY_TYPE, keyType),
 		attribute(pkcs11.CKA_TOKEN, true),
 		attribute(pkcs11.CKA_PRIVATE, true),
 		attribute(pkcs11.CKA_LABEL, label),
-		attribute(pkcs11.CKA_ID, []byte(label)),
+		attribute(pkcs11.CKA_ID, keyID(label, day)),
 		attribute(pkcs11.CKA_SENSITIVE, true),
 		attribute(pkcs11.CKA_EXTRACTABLE, false),
-	}, made(day)...)
+	}
 }
 
-// made dates a key.
-func made(day time.Time) []*pkcs11.Attribute {
-	if day.IsZero() {
-		return nil
+// keyID is the CKA_ID of a key: its label and the day it was made, UTC. Tokens
+// enforce CKA_START_DATE or not as they like, and SoftHSM cannot read that of
+// a private key back.
+func keyID(label string, day time.Time) []byte {
+	return []byte(label + " " + day.UTC().Format(time.DateOnly))
+}
+
+// madeOn reads the day out of a CKA_ID; the zero time when it is not of keyID.
+func madeOn(id []byte) time.Time {
+	_, day, _ := strings.Cut(string(id), " ")
+	t, err := time.Parse(time.DateOnly, day)
+	if err != nil {
+		return time.Time{}
 	}
-	return []*pkcs11.Attribute{attribute(pkcs11.CKA_START_DATE, day.UTC())}
+	return t
 }
 
 // kek is the template of a KEK at home on a token of this role. release frees
@@ -251,8 +260,22 @@ func findSecret(raw *pkcs11.Ctx, session pkcs11.SessionHandle, label string) (pk
 	return found[0], nil
 }
 
-// findKEKs finds the KEKs of all epochs.
+// findKEKs finds the KEKs of all epochs. While another connection of this
+// process attacks the token, SoftHSM shows the copy of a KEK that it is about
+// to refuse, for a moment; so what is there twice is looked at again.
 func findKEKs(raw *pkcs11.Ctx, session pkcs11.SessionHandle) (map[uint32]pkcs11.ObjectHandle, error) {
+	for pause := 5 * time.Millisecond; ; pause *= 4 {
+		keks, err := lookForKEKs(raw, session)
+		if !errors.Is(err, errTwice) || pause > time.Second/2 {
+			return keks, err
+		}
+		time.Sleep(pause)
+	}
+}
+
+var errTwice = fmt.Errorf("%w: two KEKs of one epoch", errKeys)
+
+func lookForKEKs(raw *pkcs11.Ctx, session pkcs11.SessionHandle) (map[uint32]pkcs11.ObjectHandle, error) {
 	found, err := find(raw, session, attribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES))
 	if err != nil {
@@ -261,6 +284,10 @@ func findKEKs(raw *pkcs11.Ctx, session pkcs11.SessionHandle) (map[uint32]pkcs11.
 	keks := map[uint32]pkcs11.ObjectHandle{}
 	for _, h := range found {
 		as, err := raw.GetAttributeValue(session, h, []*pkcs11.Attribute{attribute(pkcs11.CKA_LABEL, nil)})
+		var rv pkcs11.Error
+		if errors.As(err, &rv) && uint(rv) == pkcs11.CKR_OBJECT_HANDLE_INVALID {
+			continue // gone meanwhile
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading a key's label: %w", err)
 		}
@@ -269,7 +296,7 @@ func findKEKs(raw *pkcs11.Ctx, session pkcs11.SessionHandle) (map[uint32]pkcs11.
 			continue
 		}
 		if _, twice := keks[epoch]; twice {
-			return nil, fmt.Errorf("%w: two KEKs of epoch %d; which is right cannot be told, so initialise the token anew and import again", errKeys, epoch)
+			return nil, fmt.Errorf("%w, %d; which is right cannot be told, so initialise the token anew and import again", errTwice, epoch)
 		}
 		keks[epoch] = h
 	}
