@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"kluis/cryptoserver/control"
 	"kluis/meter"
 )
 
@@ -12,6 +13,7 @@ import (
 type Status struct {
 	Sequence    uint64    // of the last entry of the feed
 	HeadAt      time.Time // when that was appended; zero: never
+	HeartbeatAt time.Time // of the newest head kept in the database; zero: none
 	ActiveEpoch uint32    // 0: none
 	Before      meter.Month
 	ErasedKeys  int // by name
@@ -30,15 +32,19 @@ type EpochStatus struct {
 	Keys      KeyCount
 	Deleted   ErasedCount
 	Holders   []string // servers that report a KEK of it on a token
+	// Open are this epoch and the earlier ones, ascending, whose KEK is not
+	// known to be gone. An older backup has the data keys wrapped under these.
+	Open []uint32
 }
 
-// OnlyLogically says that what was erased under the epoch opens from a backup
-// of its rows as long as the epoch's KEK exists somewhere.
+// OnlyLogically says that what was erased while this epoch wrapped it opens
+// from a backup, as long as a KEK exists under which it ever was.
 func (e EpochStatus) OnlyLogically() bool {
-	return e.Deleted.Erased+e.Deleted.Retired > 0 && (!e.Destroyed || len(e.Holders) > 0)
+	return e.Deleted.Erased+e.Deleted.Retired > 0 && len(e.Open) > 0
 }
 
-// Status asks the database and all servers. It fails only with ctx.
+// Status asks the database and all servers. It fails only with ctx, or when the
+// copy cannot be read.
 func (c *Custodian) Status(ctx context.Context) (Status, error) {
 	st := Status{Database: c.sync(ctx)}
 	feed := c.feed()
@@ -68,16 +74,30 @@ func (c *Custodian) Status(ctx context.Context) (Status, error) {
 		}
 	}
 	if st.Database == nil {
-		st.Database = c.count(ctx, epoch)
+		st.Database = c.count(ctx, &st, epoch)
+	}
+	if err := c.entries(func(_ uint64, e control.Entry) {
+		if e.Epoch != 0 {
+			epoch(e.Epoch)
+		}
+	}); err != nil {
+		return st, err
 	}
 	for _, e := range epochs {
 		st.Epochs = append(st.Epochs, *e)
 	}
 	slices.SortFunc(st.Epochs, func(a, b EpochStatus) int { return int(int64(a.Epoch) - int64(b.Epoch)) })
+	var open []uint32
+	for i := range st.Epochs {
+		if e := &st.Epochs[i]; !e.Destroyed || len(e.Holders) > 0 {
+			open = append(open, e.Epoch)
+		}
+		st.Epochs[i].Open = slices.Clone(open)
+	}
 	return st, ctx.Err()
 }
 
-func (c *Custodian) count(ctx context.Context, epoch func(uint32) *EpochStatus) error {
+func (c *Custodian) count(ctx context.Context, st *Status, epoch func(uint32) *EpochStatus) error {
 	keys, err := c.store.CountKeys(ctx)
 	if err != nil {
 		return err
@@ -85,6 +105,13 @@ func (c *Custodian) count(ctx context.Context, epoch func(uint32) *EpochStatus) 
 	deleted, err := c.store.CountErased(ctx)
 	if err != nil {
 		return err
+	}
+	head, err := c.store.LastHeartbeat(ctx)
+	if err != nil {
+		return err
+	}
+	if h, err := control.OpenHead(head, c.keys); err == nil {
+		st.HeartbeatAt = h.At
 	}
 	for n, k := range keys {
 		epoch(n).Keys = k

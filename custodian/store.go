@@ -27,9 +27,9 @@ type KeySelection struct {
 }
 
 // Place is a place in the data keys, which are in the order of EAN and id. The
-// zero place is before the first.
+// zero place is before the first. The EAN is whatever the database holds.
 type Place struct {
-	EAN meter.EAN
+	EAN int64
 	ID  control.KeyID
 }
 
@@ -64,6 +64,8 @@ type Store interface {
 	Append(ctx context.Context, a Appended) error
 	// Heartbeat replaces the newest head kept for relays.
 	Heartbeat(ctx context.Context, head []byte) error
+	// LastHeartbeat is that head; nil when there is none.
+	LastHeartbeat(ctx context.Context) ([]byte, error)
 
 	// Scan looks at up to limit data keys after a place and returns those that
 	// are selected, ascending, with the place it came to; nil: to the end.

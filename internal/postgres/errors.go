@@ -20,6 +20,8 @@ var (
 	// ErrConflict: another writer stored this version first, and nothing of
 	// ours is stored. To be tried again from reading on.
 	ErrConflict = errors.New("stored by another writer first")
+	// ErrGone: the data key is not there any more, and nothing is stored.
+	ErrGone = errors.New("the data key is not there any more")
 )
 
 // errUnconfirmed: committed here, but on no standby.
@@ -35,6 +37,11 @@ func wrap(ctx context.Context, op string, err error) error {
 	// else comes of ending a call, is the context's doing.
 	if ctx.Err() != nil {
 		return fmt.Errorf("postgres: %s: %w", op, context.Cause(ctx))
+	}
+	for _, own := range []error{ErrConflict, ErrGone} {
+		if errors.Is(err, own) {
+			return fmt.Errorf("postgres: %s: %w", op, own)
+		}
 	}
 	if e, ok := errors.AsType[*pq.Error](err); ok {
 		switch code := string(e.Code); {

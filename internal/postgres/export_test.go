@@ -13,10 +13,17 @@ const (
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
+	QueryScan       = queryScan
+	QueryCount      = queryCount
+	QueryUnder      = queryUnder
+	QueryDelete     = queryDelete
+	ExecBlank       = execBlank
+	ExecRewrapped   = execRewrapped
+	ExecResealed    = execResealed
 )
 
 // Roles as the constructors want them.
-var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar}
+var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian}
 
 var Wrap = wrap
 

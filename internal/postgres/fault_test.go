@@ -267,6 +267,9 @@ func TestCommitFaults(t *testing.T) {
 		{"answer to the commit lost", unanswered, "COMMIT", 2},
 	} {
 		who := ean(n)
+		if err := in.Commit(t.Context(), postgres.Batch{Keys: []envelope.KeyRecord{key(who, meter.Registers, meter.Day(20000).Month())}}); err != nil {
+			t.Fatal(err)
+		}
 		b := postgres.Batch{Blocks: []postgres.Row{block(who, 1, 20000, 1), block(who, 1, 20001, 1)}}
 		p.arm(c.fault, c.on)
 		if err := in.Commit(t.Context(), b); !errors.Is(err, postgres.ErrUnavailable) {

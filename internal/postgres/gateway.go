@@ -157,28 +157,53 @@ func (g *Gateway) Blocks(ctx context.Context, grant authz.Grant) ([]envelope.Key
 	if len(fields) == 0 {
 		return nil, nil, nil
 	}
-	blocks, ids, err := g.ciphertexts(ctx, grant.EAN(), fields, from, to, days)
+	keys, blocks, err := g.together(ctx, grant.EAN(), fields, from, to, days)
 	if err != nil || len(blocks) == 0 {
 		return nil, nil, err
 	}
 	slices.SortFunc(blocks, func(a, b envelope.SealedBlock) int {
 		return cmp.Or(cmp.Compare(a.Field, b.Field), cmp.Compare(a.Day, b.Day))
 	})
-	keys, err := g.keyRecords(ctx, grant.EAN(), ids)
-	if err != nil {
-		return nil, nil, err
-	}
-	// The blocks have indexes into ids; not every id need have a record.
-	at := make([]int, len(ids))
-	for i, id := range ids {
-		at[i] = slices.IndexFunc(keys, func(k envelope.KeyRecord) bool { return k.ID == id })
-	}
-	for i := range blocks {
-		if blocks[i].Key = at[blocks[i].Key]; blocks[i].Key < 0 {
-			blocks[i].Key = envelope.NoKey
-		}
-	}
 	return keys, blocks, nil
+}
+
+// readTries bounds how often blocks and keys are read again.
+const readTries = 4
+
+// together fetches blocks and their keys. These are two statements, and between
+// them a data key may have been replaced, with the blocks under it: then a key
+// is missing, and both are read again. A key that is missing once more was
+// erased. That costs two statements where something was erased and nothing
+// elsewhere; a transaction would cost three round trips each time.
+func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+	var missed []uuid.UUID
+	for try := 1; ; try++ {
+		blocks, ids, err := g.ciphertexts(ctx, ean, fields, from, to, days)
+		if err != nil || len(blocks) == 0 {
+			return nil, nil, err
+		}
+		keys, err := g.keyRecords(ctx, ean, ids)
+		if err != nil {
+			return nil, nil, err
+		}
+		// The blocks have indexes into ids; not every id need have a record.
+		at := make([]int, len(ids))
+		again := false
+		for i, id := range ids {
+			if at[i] = slices.IndexFunc(keys, func(k envelope.KeyRecord) bool { return k.ID == id }); at[i] < 0 {
+				at[i] = envelope.NoKey
+				again = again || !slices.Contains(missed, id)
+				missed = append(missed, id)
+			}
+		}
+		if again && try < readTries {
+			continue
+		}
+		for i := range blocks {
+			blocks[i].Key = at[blocks[i].Key]
+		}
+		return keys, blocks, nil
+	}
 }
 
 // ciphertexts fetches the blocks of runs of days. Key is an index into the

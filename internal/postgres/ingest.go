@@ -48,6 +48,12 @@ const (
 		SELECT ean, field, DATE '1970-01-01' + day, version, resolution, key_id, value_count, content_mac, ciphertext
 		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[], $5::smallint[], $6::uuid[], $7::smallint[], $8::bytea[], $9::bytea[])
 		  AS b (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext)`
+	// Under the lock: a data key that was replaced or erased since it was read
+	// stays so.
+	queryKeysGone = `
+		SELECT EXISTS (
+			SELECT FROM unnest($1::bigint[], $2::uuid[]) AS b (ean, key_id)
+			WHERE NOT EXISTS (SELECT FROM data_key k WHERE k.ean = b.ean AND k.key_id = b.key_id))`
 	execBatch = `
 		INSERT INTO ingest_batch (ean, batch_id, keys, blocks)
 		SELECT ean, $2::uuid, keys, blocks FROM unnest($1::bigint[], $3::int[], $4::int[]) AS b (ean, keys, blocks)`
@@ -157,7 +163,8 @@ type Row struct {
 
 // Commit stores a batch, all or nothing. ErrConflict: a data key of the same
 // class, month and occupancy, or a block of the same field, day and version,
-// is there already. ErrUnavailable: it may be stored or not; read again what
+// is there already, or the data key of a block is not there any more: it was
+// replaced or erased since it was read. ErrUnavailable: it may be stored or not; read again what
 // is there before repeating.
 func (i *Ingest) Commit(ctx context.Context, b Batch) error {
 	type count struct{ keys, blocks int64 }
@@ -193,6 +200,9 @@ func (i *Ingest) Commit(ctx context.Context, b Batch) error {
 		if err := insertKeys(ctx, tx, b.Keys); err != nil {
 			return err
 		}
+		if err := keysThere(ctx, tx, b.Blocks); err != nil {
+			return err
+		}
 		for part := range slices.Chunk(b.Blocks, blocksPerStatement) {
 			if err := insertBlocks(ctx, tx, part); err != nil {
 				return err
@@ -217,6 +227,32 @@ func insertKeys(ctx context.Context, tx *sqlx.Tx, keys []envelope.KeyRecord) err
 	_, err := tx.ExecContext(ctx, execKeys, pq.Array(ean), pq.Array(id), pq.Array(class), pq.Array(month),
 		pq.Array(occupancy), pq.Array(epoch), pq.Array(wrapped), pq.Array(mac))
 	return err
+}
+
+// keysThere refuses blocks under data keys that are not there.
+func keysThere(ctx context.Context, tx *sqlx.Tx, rows []Row) error {
+	type ref struct {
+		ean int64
+		id  uuid.UUID
+	}
+	seen := map[ref]bool{}
+	var eans []int64
+	var ids []string
+	for _, r := range rows {
+		k := ref{r.EAN.Int64(), r.KeyID}
+		if !seen[k] {
+			seen[k] = true
+			eans, ids = append(eans, k.ean), append(ids, k.id.String())
+		}
+	}
+	var gone bool
+	if err := tx.GetContext(ctx, &gone, queryKeysGone, pq.Array(eans), pq.Array(ids)); err != nil {
+		return err
+	}
+	if gone {
+		return ErrConflict
+	}
+	return nil
 }
 
 func insertBlocks(ctx context.Context, tx *sqlx.Tx, rows []Row) error {

@@ -535,6 +535,13 @@ func TestWritersOfOneMeteringPoint(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	in := ingest(t, d)
+	var keys postgres.Batch
+	for n := range 4 {
+		keys.Keys = append(keys.Keys, key(ean(n), meter.Registers, day("2025-01-01").Month()))
+	}
+	if err := in.Commit(t.Context(), keys); err != nil {
+		t.Fatal(err)
+	}
 	const writers = 8
 	errs := make([]error, writers)
 	var wg sync.WaitGroup
@@ -566,6 +573,10 @@ func TestOneWriterAtATime(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	in := ingest(t, d)
+	month := meter.Day(20000).Month()
+	if err := in.Commit(t.Context(), postgres.Batch{Keys: []envelope.KeyRecord{key(home, meter.Registers, month), key(neighbour, meter.Registers, month)}}); err != nil {
+		t.Fatal(err)
+	}
 	tx, err := d.Open(t, migrations.RoleOwner).BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
