@@ -151,20 +151,8 @@ var mechanismNames = map[uint]string{
 	pkcs11.CKM_ECDSA:        "ECDSA",
 }
 
-// made is the day in CKA_START_DATE; the zero time when there is none. SoftHSM
-// cannot read that of a private key: it stores it in clear and decrypts it.
+// made is the day in the key's CKA_ID; the zero time when there is none.
 func (r attributeReader) made() (time.Time, error) {
-	v, err := r.value(pkcs11.CKA_START_DATE)
-	var rv pkcs11.Error
-	if errors.As(err, &rv) && rv == pkcs11.CKR_GENERAL_ERROR {
-		return time.Time{}, nil
-	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	day, err := time.Parse("20060102", string(v))
-	if err != nil {
-		return time.Time{}, nil // none, or none that can be read
-	}
-	return day, nil
+	id, err := r.value(pkcs11.CKA_ID)
+	return madeOn(id), err
 }
