@@ -22,5 +22,5 @@ func (c *demoCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	return demo.Run(ctx, demo.Options{State: c.State, ReadyFile: c.ReadyFile, Once: c.Once, Module: c.Module,
-		BinDir: filepath.Dir(self), Program: self, Version: version, Stdout: s.out, Stderr: s.err})
+		BinDir: filepath.Dir(self), Version: version, Stdout: s.out, Stderr: s.err})
 }

@@ -3,12 +3,20 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"log/slog"
 	"strings"
 )
 
 type keysCmd struct {
-	Ceremony   keysCeremonyCmd   `cmd:"" help:"Make the keys of an epoch and bring them to every server's tokens."`
-	Transcript keysTranscriptCmd `cmd:"" help:"Check and show the transcript of a ceremony."`
+	Status         keysStatusCmd         `cmd:"" help:"Show every key, the servers that hold it, and the control feed."`
+	Feed           keysFeedCmd           `cmd:"" help:"Run the daemon that keeps the control feed alive, until SIGTERM."`
+	Ceremony       keysCeremonyCmd       `cmd:"" help:"Make the keys of an epoch and bring them to every server's tokens."`
+	Transcript     keysTranscriptCmd     `cmd:"" help:"Check and show the transcript of a ceremony."`
+	RotateKEK      keysRotateKEKCmd      `cmd:"" name:"rotate-kek" help:"Make the newest epoch active and rewrap all data keys under it."`
+	RotateDataKeys keysRotateDataKeysCmd `cmd:"" name:"rotate-data-keys" help:"Seal readings again under new data keys."`
+	Erase          keysEraseCmd          `cmd:"" help:"Destroy the data keys of a metering point, an occupancy, or all past their retention."`
+	Reapply        keysReapplyCmd        `cmd:"" help:"After a restore of the database: erase again what was erased."`
+	DestroyKEK     keysDestroyKEKCmd     `cmd:"" name:"destroy-kek" help:"Give up the KEK of an old epoch."`
 }
 
 // confirm has a person type a word. yes stands for it, for scripts.
@@ -26,4 +34,9 @@ func confirm(s streams, yes bool, word, format string, args ...any) error {
 		return usage("%s was not typed, and nothing was done", word)
 	}
 	return nil
+}
+
+// commandLog is for what a package has to tell the operator beside its result.
+func commandLog(s streams) *slog.Logger {
+	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

@@ -1,13 +1,39 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
+	"kluis/cmd/kluis/backend"
 	"kluis/cryptoserver/control"
+	"kluis/custodian"
 )
+
+type keysStatusCmd struct{ target }
+
+// Help says more than fits a line.
+func (keysStatusCmd) Help() string {
+	return `What every cryptoserver says of its tokens and keys (uses: since it started), how far each follows the control feed, which KEK epoch wraps how many data keys, and what the erasures are worth so far. It asks only; nothing is changed.`
+}
+
+func (c *keysStatusCmd) Run(ctx context.Context, s streams) error {
+	return withCustodian(ctx, c.target, s, func(k *backend.Custodian) error {
+		st, err := k.Status(ctx)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		v := statusView(st, now)
+		if c.JSON {
+			return printJSON(s.out, v)
+		}
+		return v.print(s.out, now)
+	})
+}
 
 // keysStatusView is what keys status prints. Times are UTC.
 type keysStatusView struct {
@@ -18,13 +44,15 @@ type keysStatusView struct {
 
 type feedView struct {
 	Sequence    uint64     `json:"sequence"`
+	AppendedAt  *time.Time `json:"appended_at"`  // of the last entry; null: there is none
+	HeartbeatAt *time.Time `json:"heartbeat_at"` // the newest that a server has; null: none
 	ActiveEpoch uint32     `json:"active_epoch"` // 0: none yet
-	HeadAt      *time.Time `json:"head_at"`      // of the newest heartbeat in the database; null: none yet
-	Fresh       bool       `json:"fresh"`        // of use to a cryptoserver now
-	RolledBack  bool       `json:"rolled_back"`  // the database is older than the custodian's copy
-	ErasedKeys  int64      `json:"erased_keys"`  // by name
+	ErasedKeys  int        `json:"erased_keys"`  // by name
 	Before      string     `json:"erased_before,omitempty"`
-	Destroyed   []uint32   `json:"destroyed_epochs"`
+	// Database is why the database cannot be relied on; empty: it agrees with
+	// the custodian's copy.
+	Database   string `json:"database,omitempty"`
+	RolledBack bool   `json:"rolled_back"` // it is older than the copy
 }
 
 type keyServerView struct {
@@ -36,7 +64,6 @@ type keyServerView struct {
 	ControlSequence uint64      `json:"control_sequence"`
 	ControlAt       *time.Time  `json:"control_at"`
 	ActiveEpoch     uint32      `json:"active_epoch"`
-	KEKEpochs       []uint32    `json:"kek_epochs,omitempty"`
 	Tokens          []tokenView `json:"tokens,omitempty"`
 }
 
@@ -59,14 +86,80 @@ type keyView struct {
 }
 
 type epochView struct {
-	Epoch  uint32 `json:"epoch"`
-	State  string `json:"state"` // active, old, destroyed, not active yet
-	Keys   int64  `json:"keys"`
-	First  string `json:"first_month,omitempty"`
-	Last   string `json:"last_month,omitempty"`
-	Erased int64  `json:"erased"` // data keys it wrapped when they were erased: a backup of them opens while it exists
-	// HeldBy are the servers whose tokens still have the KEK.
-	HeldBy []string `json:"held_by"`
+	Epoch   uint32   `json:"epoch"`
+	State   string   `json:"state"` // active, destroyed, old, or not active yet
+	Keys    int64    `json:"keys"`
+	First   string   `json:"first_month,omitempty"`
+	Last    string   `json:"last_month,omitempty"`
+	Erased  int64    `json:"erased"`  // data keys it wrapped when they were erased
+	Waiting int64    `json:"waiting"` // were replaced, and are erased when their grace ends
+	HeldBy  []string `json:"held_by"` // servers whose tokens have the KEK
+	// Logical: what was erased opens from a backup while the KEK exists.
+	Logical bool `json:"logically_erased_only"`
+}
+
+func statusView(st custodian.Status, now time.Time) keysStatusView {
+	v := keysStatusView{Servers: []keyServerView{}, DataKeys: []epochView{}, Feed: feedView{
+		Sequence: st.Sequence, AppendedAt: instantOf(st.HeadAt), ActiveEpoch: st.ActiveEpoch, ErasedKeys: st.ErasedKeys,
+		RolledBack: errors.Is(st.Database, custodian.ErrRolledBack),
+	}}
+	if st.Before > 0 {
+		v.Feed.Before = st.Before.String()
+	}
+	if st.Database != nil {
+		v.Feed.Database = st.Database.Error()
+	}
+	var newest time.Time
+	for _, s := range st.Servers {
+		sv := keyServerView{Address: s.Address}
+		if s.Err != nil {
+			sv.Error = s.Err.Error()
+			v.Servers = append(v.Servers, sv)
+			continue
+		}
+		if s.HeadAt.After(newest) {
+			newest = s.HeadAt
+		}
+		sv.ID, sv.Roles, sv.Healthy, sv.ControlSequence, sv.ControlAt, sv.ActiveEpoch = s.ServerID, s.Roles, s.Healthy, s.Sequence, instantOf(s.HeadAt), s.ActiveEpoch
+		for _, t := range s.Tokens {
+			tv := tokenView{Role: t.Role, Label: t.Label, State: t.State, Handles: t.Handles, Keys: []keyView{}}
+			for _, k := range t.Keys {
+				kv := keyView{Label: k.Label, Kind: k.Kind, Epoch: k.Epoch, AgeDays: -1, Attributes: k.Attributes, Uses: k.Uses}
+				if !k.MadeOn.IsZero() {
+					kv.MadeOn, kv.AgeDays = k.MadeOn.Format(time.DateOnly), int(now.Sub(k.MadeOn)/(24*time.Hour))
+				}
+				tv.Keys = append(tv.Keys, kv)
+			}
+			sv.Tokens = append(sv.Tokens, tv)
+		}
+		v.Servers = append(v.Servers, sv)
+	}
+	v.Feed.HeartbeatAt = instantOf(newest)
+	for _, e := range st.Epochs {
+		ev := epochView{Epoch: e.Epoch, State: "old", Keys: e.Keys.Keys, Erased: e.Deleted.Erased, Waiting: e.Deleted.Retired,
+			HeldBy: append([]string{}, e.Holders...), Logical: e.OnlyLogically()}
+		switch {
+		case e.Active:
+			ev.State = "active"
+		case e.Destroyed:
+			ev.State = "destroyed"
+		case e.Epoch > st.ActiveEpoch:
+			ev.State = "not active yet"
+		}
+		if e.Keys.Keys > 0 {
+			ev.First, ev.Last = e.Keys.First.String(), e.Keys.Last.String()
+		}
+		v.DataKeys = append(v.DataKeys, ev)
+	}
+	return v
+}
+
+// instantOf is a time for JSON; null for none.
+func instantOf(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }
 
 // print shows it to people.
@@ -113,7 +206,7 @@ func (v keysStatusView) print(w io.Writer, now time.Time) error {
 		return err
 	}
 	for _, e := range v.DataKeys {
-		if e.Erased > 0 {
+		if e.Logical {
 			fmt.Fprintln(w, e.erasure())
 		}
 	}
@@ -125,24 +218,28 @@ func (f feedView) print(w io.Writer, now time.Time) {
 	if f.ActiveEpoch > 0 {
 		active = fmt.Sprintf("epoch %d is active", f.ActiveEpoch)
 	}
-	fmt.Fprintf(w, "Control feed: entry %d, newest heartbeat %s, %s.\n", f.Sequence, ago(f.HeadAt, now), active)
+	fmt.Fprintf(w, "Control feed: entry %d, newest heartbeat %s, %s.\n", f.Sequence, ago(f.HeartbeatAt, now), active)
 	switch {
 	case f.RolledBack:
-		fmt.Fprintln(w, "THE DATABASE IS OLDER THAN THE CONTROL FEED: nothing is served until kluis keys reapply has erased again what was erased.")
-	case !f.Fresh:
-		fmt.Fprintln(w, "THE HEARTBEAT IS TOO OLD: cryptoservers open and seal nothing. Is kluis keys feed running?")
+		fmt.Fprintf(w, "THE DATABASE WAS PUT BACK TO AN OLDER STATE (%s). No heartbeat is signed, and nothing is served, until kluis keys reapply has erased again what was erased.\n", f.Database)
+	case f.Database != "":
+		fmt.Fprintf(w, "THE DATABASE: %s. What is said of data keys below is missing.\n", f.Database)
+	case !fresh(f.HeartbeatAt, now):
+		fmt.Fprintln(w, "THE HEARTBEAT IS TOO OLD: the cryptoservers open and seal nothing. Is kluis keys feed running?")
 	}
-	fmt.Fprintf(w, "Erased: %s data keys by name", thousands(int(f.ErasedKeys)))
+	fmt.Fprintf(w, "Erased: %s data keys by name", thousands(f.ErasedKeys))
 	if f.Before != "" {
 		fmt.Fprintf(w, ", all of months before %s", f.Before)
 	}
 	fmt.Fprintln(w, ".")
 }
 
+func fresh(at *time.Time, now time.Time) bool { return at != nil && now.Sub(*at) <= control.MaxAge }
+
 // state is the first thing that is wrong with a server.
 func (s keyServerView) state(sequence uint64, now time.Time) string {
 	switch {
-	case s.ControlAt == nil || now.Sub(*s.ControlAt) > control.MaxAge:
+	case !fresh(s.ControlAt, now):
 		return "NO RECENT FEED: opens nothing"
 	case s.ControlSequence < sequence:
 		return fmt.Sprintf("behind: %d of %d entries", s.ControlSequence, sequence)
@@ -161,8 +258,15 @@ func (k keyView) age() string {
 
 // erasure says honestly what the erasure of data keys is worth.
 func (e epochView) erasure() string {
-	return fmt.Sprintf("%s data keys of epoch %d: logically erased until epoch %[2]d is destroyed. A backup from before and a token with its KEK still open them.",
-		thousands(int(e.Erased)), e.Epoch)
+	why := fmt.Sprintf("logically erased until epoch %d is destroyed", e.Epoch)
+	if e.State == "destroyed" {
+		why = fmt.Sprintf("logically erased until the KEK of epoch %d is destroyed on the tokens of %s", e.Epoch, strings.Join(e.HeldBy, ", "))
+	}
+	line := fmt.Sprintf("%s data keys of epoch %d: %s. A backup from before, with a token that has the KEK, still opens them.", thousands(int(e.Erased)), e.Epoch, why)
+	if e.Waiting > 0 {
+		line += fmt.Sprintf(" %s more were replaced, and wait to be erased.", thousands(int(e.Waiting)))
+	}
+	return line
 }
 
 // ago is how long ago something was.

@@ -1,6 +1,6 @@
 // Command kluis is the operator's command: the demo, migrations, imports of
-// readings, suppliers, supply periods and consents. It works against the demo
-// and against production alike.
+// readings, suppliers, supply periods, consents, and the life of keys. It works
+// against the demo and against production alike.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"kluis/cryptoserver/client"
+	"kluis/custodian"
 	"kluis/ingest"
 	"kluis/internal/postgres"
 )
@@ -28,7 +29,7 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
-	exitRefused     = 3 // the file, or days of it
+	exitRefused     = 3 // the file, days of it, or a step in the life of keys
 	exitUnavailable = 4 // try again
 	exitInterrupted = 130
 )
@@ -39,7 +40,7 @@ To see it work:  kluis demo --state .demo
 
 The other commands act on an installation: --state DIR is the folder of the demo, --config FILE the operator's configuration of any other (or KLUIS_STATE, KLUIS_CONFIG).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a file or its days were refused, 4 a back end was not reachable: try again.`
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again.`
 
 type cli struct {
 	Demo     demoCmd     `cmd:"" help:"Set up and run everything on this machine."`
@@ -143,11 +144,11 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case ctx.Err() != nil:
 		return exitInterrupted
-	case errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer):
+	case errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking):
 		return exitRefused
 	case errors.Is(err, ingest.ErrMapping):
 		return exitUsage
-	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, custodian.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return exitUnavailable
 	default:
 		return exitFailed

@@ -35,8 +35,7 @@ type Options struct {
 	State     string    // folder of everything; created when missing
 	ReadyFile string    // where to write what serves where, as JSON; "" for none
 	Once      bool      // make one supplier request, print the answer, stop
-	BinDir    string    // folder of gateway, issuer and cryptoserver
-	Program   string    // this program
+	BinDir    string    // folder of all programs, this one included
 	Version   string    // of this program
 	Module    string    // SoftHSM's PKCS#11 module; "" to look for it
 	Stdout    io.Writer // the answer of Once, or what to try
@@ -107,7 +106,7 @@ func (d *demo) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"gateway", "issuer", "cryptoserver"} {
+	for _, name := range []string{"gateway", "issuer", "cryptoserver", "kluis"} {
 		if _, err := os.Stat(filepath.Join(d.BinDir, name)); err != nil {
 			return fmt.Errorf("%s is not beside this program: build everything first with 'make build'", name)
 		}
@@ -179,8 +178,14 @@ func (d *demo) up(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := d.startCustodian(ctx); err != nil {
+		return err
+	}
 	operator, err := config.Load[config.Operator](d.operatorFile())
 	if err != nil {
+		return err
+	}
+	if err := d.activate(ctx, operator); err != nil {
 		return err
 	}
 	if err := d.facts(ctx, operator); err != nil {
@@ -298,6 +303,27 @@ func (d *demo) keepDatabase(ctx context.Context, cfg devpg.Config, cluster *devp
 
 // startProcess starts one of ours and keeps it running.
 func (d *demo) startProcess(ctx context.Context, name string, env []string, args ...string) error {
+	waiting, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	return d.startWaiting(ctx, waiting, name, env, args...)
+}
+
+// startCustodian starts the key custodian. It is ready when a cryptoserver has
+// its heartbeat, which may need somebody to do something first: the database
+// was put back to an older state.
+func (d *demo) startCustodian(ctx context.Context) error {
+	hint := time.AfterFunc(custodianHint, func() {
+		d.say("the key custodian is not ready yet; its log: %s", d.logFile(custodianName))
+		d.say("if it says that the database is older than the control feed:  %s keys reapply --state %s", filepath.Join(d.BinDir, "kluis"), d.dir)
+	})
+	defer hint.Stop()
+	return d.startWaiting(ctx, ctx, custodianName, nil, "kluis", "keys", "feed", "--config", d.operatorFile())
+}
+
+// custodianHint is after how long it is said why nothing happens.
+const custodianHint = 4 * time.Second
+
+func (d *demo) startWaiting(ctx, waiting context.Context, name string, env []string, args ...string) error {
 	args[0] = filepath.Join(d.BinDir, args[0])
 	p := &process{name: name, args: args, env: env, logFile: d.logFile(name)}
 	d.mu.Lock()
@@ -305,7 +331,7 @@ func (d *demo) startProcess(ctx context.Context, name string, env []string, args
 	d.mu.Unlock()
 	// Its own context: at the end the processes are stopped in order, the
 	// gateway first, so that it can drain.
-	if err := p.start(context.WithoutCancel(ctx), d.retell); err != nil {
+	if err := p.start(context.WithoutCancel(ctx), waiting, d.retell); err != nil {
 		return err
 	}
 	d.say("%s (process %d)", name, p.PID())
@@ -433,13 +459,15 @@ Be the supplier %s: get a token, then the monthly register reads of one of its c
     -H "Authorization: Bearer $TOKEN" \
     '%s'
 
+The keys, who holds them, and what became of them:  %s keys status --state %s
+
 Ctrl-C stops everything; the data stays in %s.
 `,
 		r.GatewayURL, r.IssuerURL, r.MetricsURL, r.DatabaseURL, d.path("logs"),
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
-		d.dir)
+		filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
 }
 
 // once makes the request that greet shows and prints the answer.

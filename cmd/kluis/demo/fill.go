@@ -242,6 +242,8 @@ func (d *demo) tell() error {
 			d.ready.GatewayPID = p.PID()
 		case "issuer":
 			d.ready.IssuerPID = p.PID()
+		case custodianName:
+			d.ready.CustodianPID = p.PID()
 		default:
 			d.ready.Cryptoservers = append(d.ready.Cryptoservers, readyProcess{
 				Address: d.progress.Cryptoserv[len(d.ready.Cryptoservers)], PID: p.PID()})

@@ -43,6 +43,9 @@ func (l layout) gatewayConfig() string   { return l.path("gateway.yaml") }
 func (l layout) issuerConfig() string    { return l.path("issuer.yaml") }
 func (l layout) logFile(n string) string { return l.path("logs", n+".log") }
 
+// custodianName is the key custodian's process.
+const custodianName = "custodian"
+
 func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
 
 func (l layout) cryptoserverConfig(i int) string {

@@ -24,6 +24,7 @@ type readyFile struct {
 	Cryptoservers  []readyProcess  `json:"cryptoservers"`
 	GatewayPID     int             `json:"gateway_pid"`
 	IssuerPID      int             `json:"issuer_pid"`
+	CustodianPID   int             `json:"custodian_pid"`
 	PostgresPID    int             `json:"postgres_pid"`
 	State          string          `json:"state"`
 }

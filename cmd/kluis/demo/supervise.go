@@ -38,9 +38,12 @@ const (
 	restartMost  = 30 * time.Second
 )
 
-// start runs the process until it is ready, then supervises it until ctx ends
-// or stop is called. onPID is told each new process id.
-func (p *process) start(ctx context.Context, onPID func()) error {
+// readyWithin is how long a process may take to its first readiness.
+const readyWithin = 30 * time.Second
+
+// start runs the process until it is ready or waiting ends, then supervises it
+// until ctx ends or stop is called. onPID is told each new process id.
+func (p *process) start(ctx, waiting context.Context, onPID func()) error {
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.stopped = make(chan struct{})
 	ready := make(chan error, 1)
@@ -48,9 +51,12 @@ func (p *process) start(ctx context.Context, onPID func()) error {
 	select {
 	case err := <-ready:
 		return err
-	case <-time.After(30 * time.Second):
+	case <-waiting.Done():
 		p.stop()
-		return fmt.Errorf("%s was not ready within 30 seconds; its log: %s", p.name, p.logFile)
+		if errors.Is(waiting.Err(), context.Canceled) {
+			return context.Canceled
+		}
+		return fmt.Errorf("%s was not ready within %s; its log: %s", p.name, readyWithin, p.logFile)
 	}
 }
 
