@@ -262,7 +262,7 @@ func TestIssuer(t *testing.T) {
 	}
 	w.register(false)
 	kids := map[string]bool{}
-	for range 20 { // round robin: both HSMs sign
+	for range 20 { // shared: both HSMs sign
 		status, raw := w.token(c, p)
 		if status != http.StatusOK {
 			t.Fatalf("status %d", status)
