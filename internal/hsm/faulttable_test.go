@@ -116,6 +116,20 @@ func mints([]token.WrappedKey, []token.Item) faultOp {
 	}
 }
 
+func rewraps(keys []token.WrappedKey, _ []token.Item) faultOp {
+	return func(t *testing.T, h *hsm.HSM) error {
+		got, err := h.Rotator().Rewrap(context.Background(), keys, 1)
+		for i, g := range got {
+			if g.Err != nil || !bytes.Equal(g.Wrapped, keys[i].Wrapped) { // the same KEK, the same bytes
+				t.Errorf("key %d: %v: a sound key was not rewrapped, or wrongly", i, g.Err)
+			}
+		}
+		return err
+	}
+}
+
+func rewrapsTwo(keys []token.WrappedKey, _ []token.Item) faultOp { return rewraps(keys[:2], nil) }
+
 func servingRows() []faultRow {
 	return []faultRow{
 		{"C_UnwrapKey", fnUnwrapKey, hsm.RoleOpen, false, opens},
@@ -129,6 +143,12 @@ func servingRows() []faultRow {
 		{"C_Sign", fnSign, hsm.RoleSign, false, signs},
 		{"C_GenerateKey", fnGenerateKey, hsm.RoleMint, false, mints},
 		{"C_WrapKey", fnWrapKey, hsm.RoleMint, false, mints},
+		// Each key is unwrapped twice: the middle is the first time of the second
+		// of two keys, or the second time of the second of three.
+		{"C_UnwrapKey to rewrap", fnUnwrapKey, hsm.RoleRotate, false, rewrapsTwo},
+		{"C_UnwrapKey to prove it", fnUnwrapKey, hsm.RoleRotate, false, rewraps},
+		{"C_WrapKey to rewrap", fnWrapKey, hsm.RoleRotate, false, rewraps},
+		{"C_DestroyObject to rewrap", fnDestroyObject, hsm.RoleRotate, false, rewraps},
 	}
 }
 
@@ -149,6 +169,7 @@ func openingRows() []faultRow {
 		{"C_UnwrapKey", fnUnwrapKey, hsm.RoleOpen, true, opens},
 		{"C_GenerateKey", fnGenerateKey, hsm.RoleOpen, true, opens},
 		{"C_WrapKey", fnWrapKey, hsm.RoleOpen, true, opens},
+		{"C_CreateObject", fnCreateObject, hsm.RoleRotate, true, rewraps},
 	}
 }
 
@@ -233,14 +254,15 @@ func faultDocument(got map[cell]string) string {
 	b.WriteString(`# What becomes of a fault in the HSM
 
 Made by ` + "`go test ./internal/hsm -run TestFaultTable -update`" + `, which puts each fault once into the middle of each function's use on
-SoftHSM and looks at what happens; ` + "`make test`" + ` fails when this page is not what it finds. In no case is a plaintext wrong, or a
-sound block reported as damaged.
+SoftHSM and looks at what happens; ` + "`make test`" + ` fails when this page is not what it finds. In no case is a plaintext or a
+rewrapped key wrong, or sound data reported as damaged.
 
 `)
 	b.WriteString(legend)
 	b.WriteString(`
 A fault that comes again at once, where it was survived the first time, is a D. Stored data that is damaged answers as a general error
 does: C, and the item that fails once more is reported as damaged, the others are served, and ` + "`kluis_hsm_damaged_items_total`" + ` counts it.
+A rewrapped key is unwrapped and wrapped back before it is given out; where other bytes come of that, the token is a D.
 
 `)
 	table := func(title string, rows []faultRow) {
@@ -331,7 +353,11 @@ func faultsOf(t *testing.T, r faultRow, note func(faultRow, faultClass, string))
 		var err error
 		if r.opening {
 			b.faulty.inject(r.fn, c.kind, c.arg, calls, 1) // after those of the batch that finds the token gone
-			b.faulty.fail(fnDecryptInit, pkcs11.CKR_DEVICE_REMOVED, 1)
+			gone := fnDecryptInit
+			if r.role == hsm.RoleRotate {
+				gone = fnUnwrapKey
+			}
+			b.faulty.fail(gone, pkcs11.CKR_DEVICE_REMOVED, 1)
 			if err = b.op(t, b.hsm); !errors.Is(err, token.ErrUnavailable) {
 				t.Fatalf("%s: a removed device is %v", c.name, err)
 			}

@@ -37,7 +37,7 @@ func TestSoak(t *testing.T) {
 		c.CacheSize, c.CacheLifetime = 8, 20*time.Millisecond
 		c.CallTimeout, c.StuckLimit = callTimeout, 1<<30
 		*c = hsm.Tuned(*c, 4*time.Second, 5*time.Millisecond, 50*time.Millisecond, nil)
-	}, hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint)
+	}, hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint, hsm.RoleRotate)
 	elsewhere := hsmtest.New(t).Servers[1].Open(t)
 	keys := mintKeys(t, elsewhere, 12)
 	items := sealItems(t, elsewhere, keys, 60)
@@ -57,7 +57,7 @@ func TestSoak(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
-	var batches, served, damaged, sealed, minted, faults, hangs atomic.Int64
+	var batches, served, damaged, sealed, minted, rewrapped, faults, hangs atomic.Int64
 	work := func(f func(r *rand.Rand) error) {
 		r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 		wg.Go(func() {
@@ -155,6 +155,29 @@ func TestSoak(t *testing.T) {
 		return err
 	})
 
+	work(func(r *rand.Rand) error { // rewrap: under the same KEK the same bytes come out
+		part := slices.Clone(keys[:1+r.IntN(len(keys))])
+		bad := -1
+		if r.IntN(10) == 0 {
+			bad = r.IntN(len(part))
+			part[bad].Wrapped = bytes.Clone(part[bad].Wrapped)
+			part[bad].Wrapped[r.IntN(40)] ^= 1
+		}
+		c, cancel := call()
+		defer cancel()
+		got, err := h.Rotator().Rewrap(c, part, 1)
+		for i, g := range got {
+			switch {
+			case i == bad && errors.Is(g.Err, token.ErrBadData) && g.Wrapped == nil:
+				damaged.Add(1)
+			case i == bad || g.Err != nil || !bytes.Equal(g.Wrapped, part[i].Wrapped):
+				t.Errorf("rewrapped key %d, %d is poisoned: %v, %x", i, bad, g.Err, g.Wrapped)
+			}
+		}
+		rewrapped.Add(int64(len(got)))
+		return err
+	})
+
 	codes := []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_OPERATION_ACTIVE,
 		pkcs11.CKR_BUFFER_TOO_SMALL, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_USER_NOT_LOGGED_IN,
 		pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_KEY_HANDLE_INVALID}
@@ -196,18 +219,18 @@ func TestSoak(t *testing.T) {
 	for fn := range 68 {
 		f.heal(fn)
 	}
-	for _, health := range []token.Health{h.Opener(), h.Sealer(), h.Minter()} {
+	for _, health := range []token.Health{h.Opener(), h.Sealer(), h.Minter(), h.Rotator()} {
 		waitHealthy(t, health)
 	}
-	stuck := hsm.Counts(h, hsm.RoleOpen).Stuck + hsm.Counts(h, hsm.RoleSeal).Stuck + hsm.Counts(h, hsm.RoleMint).Stuck
+	stuck := hsm.Counts(h, hsm.RoleOpen).Stuck + hsm.Counts(h, hsm.RoleSeal).Stuck + hsm.Counts(h, hsm.RoleMint).Stuck + hsm.Counts(h, hsm.RoleRotate).Stuck
 	// A call that hung leaves its session behind, keys and all.
 	for end := time.Now().Add(10 * time.Second); stuck == 0 && hsm.Counts(h, hsm.RoleOpen).Handles > 8 && time.Now().Before(end); {
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Logf("%s: %d batches, %d served, %d poisoned blocks found, %d sealed, %d minted; %d faults, %d hangs, %.0f calls given up; resident %d kB, then %d kB after %d more keys (%d bytes each in SoftHSM alone); %d goroutines, then %d",
-		length, batches.Load(), served.Load(), damaged.Load(), sealed.Load(), minted.Load(), faults.Load(), hangs.Load(), stuck,
+	t.Logf("%s: %d batches, %d served, %d poisoned blocks found, %d sealed, %d minted, %d rewrapped; %d faults, %d hangs, %.0f calls given up; resident %d kB, then %d kB after %d more keys (%d bytes each in SoftHSM alone); %d goroutines, then %d",
+		length, batches.Load(), served.Load(), damaged.Load(), sealed.Load(), minted.Load(), rewrapped.Load(), faults.Load(), hangs.Load(), stuck,
 		before/1024, after/1024, keysMade, leak, goroutines, runtime.NumGoroutine())
-	if served.Load() < 20 || damaged.Load() == 0 || sealed.Load() == 0 || minted.Load() == 0 || faults.Load() < 5 {
+	if served.Load() < 20 || damaged.Load() == 0 || sealed.Load() == 0 || minted.Load() == 0 || rewrapped.Load() == 0 || faults.Load() < 5 {
 		t.Error("too little was done")
 	}
 	if n := hsm.Counts(h, hsm.RoleOpen).Handles; n > 8 && stuck == 0 {
