@@ -234,7 +234,7 @@ func TestRoles(t *testing.T) {
 	for m := range methods {
 		everything[m] = []string{"tester"}
 	}
-	for _, held := range []string{"open", "seal", "mint", "sign"} {
+	for _, held := range []string{"open", "seal", "mint", "rotate", "sign"} {
 		w := newWorld(t, func(w *world, c *cryptoserver.Config) {
 			c.Allow, w.noFeed = everything, true
 			keep := c.Tokens
@@ -246,6 +246,8 @@ func TestRoles(t *testing.T) {
 				c.Tokens.Seal = keep.Seal
 			case "mint":
 				c.Tokens.Mint = keep.Mint
+			case "rotate":
+				c.Tokens.Rotate = keep.Rotate
 			case "sign":
 				c.Tokens.Sign = keep.Sign
 			}
@@ -278,9 +280,9 @@ func TestStatus(t *testing.T) {
 		t.Fatalf("%+v", st)
 	}
 	s := st[0]
-	if s.ServerID != "cs1" || s.Version != "test" || !slices.Equal(s.Roles, []string{"mint", "open", "seal", "sign"}) ||
+	if s.ServerID != "cs1" || s.Version != "test" || !slices.Equal(s.Roles, []string{"mint", "open", "rotate", "seal", "sign"}) ||
 		s.ProfileDigest != w.profile.Digest() || !slices.Equal(s.KEKEpochs, []uint32{1}) || !s.Healthy ||
-		s.ControlSequence != 1 || s.ActiveEpoch != 1 || !s.ControlAt.Equal(baseTime) || len(s.Tokens) != 4 || s.Receipts != 1 || s.BootID == [16]byte{} || !s.StartedAt.Equal(baseTime) || s.Address != w.address {
+		s.ControlSequence != 1 || s.ActiveEpoch != 1 || !s.ControlAt.Equal(baseTime) || len(s.Tokens) != 5 || s.Receipts != 1 || s.BootID == [16]byte{} || !s.StartedAt.Equal(baseTime) || s.Address != w.address {
 		t.Errorf("%+v", s)
 	}
 }

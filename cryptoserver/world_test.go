@@ -64,6 +64,7 @@ type world struct {
 	log      *syncBuffer
 	open     *spyOpener
 	seal     *spySealer
+	rotate   *spyRotator
 	verifier *authn.Verifier
 	address  string
 	feed     *feedtest.Feed
@@ -114,6 +115,16 @@ type spyOpener struct {
 	spoil  atomic.Bool // report the first item as failed, though it opened
 	panics atomic.Bool
 	calls  atomic.Int64
+	keep   atomic.Pointer[error] // what forgetting fails with
+	forgot atomic.Int64
+}
+
+func (s *spyOpener) Forget(ctx context.Context) error {
+	if err := s.keep.Load(); err != nil {
+		return *err
+	}
+	s.forgot.Add(1)
+	return s.Opener.Forget(ctx)
 }
 
 // hold stops one call until it is released.
@@ -192,11 +203,26 @@ func (s *spySealer) ContentMAC(ctx context.Context, messages [][]byte) ([][32]by
 	return s.Sealer.ContentMAC(ctx, messages)
 }
 
+// spyRotator is the real token, watched.
+type spyRotator struct {
+	token.Rotator
+	keys atomic.Int64
+}
+
+func (s *spyRotator) Rewrap(ctx context.Context, keys []token.WrappedKey, to uint32) ([]token.Rewrapped, error) {
+	s.keys.Add(int64(len(keys)))
+	return s.Rotator.Rewrap(ctx, keys, to)
+}
+
 type option func(*world, *cryptoserver.Config)
 
 func newWorld(t testing.TB, opts ...option) *world {
 	t.Helper()
-	h := hsmtest.New(t)
+	return worldOn(t, hsmtest.New(t), opts...)
+}
+
+func worldOn(t testing.TB, h *hsmtest.HSM, opts ...option) *world {
+	t.Helper()
 	w := &world{t: t, hsm: h, clock: &clock{}, reg: prometheus.NewRegistry(), log: &syncBuffer{}, clients: map[string]*client.Client{}, nextEAN: 1}
 	var err error
 	w.profile, err = meter.ParseProfile(meter.NL())
@@ -206,6 +232,7 @@ func newWorld(t testing.TB, opts ...option) *world {
 	tokens := h.Servers[0].Open(t)
 	w.open = &spyOpener{Opener: tokens.Opener()}
 	w.seal = &spySealer{Sealer: tokens.Sealer()}
+	w.rotate = &spyRotator{Rotator: tokens.Rotator()}
 	jwks, err := os.ReadFile(h.JWKSFile)
 	w.must(err)
 	keys, err := authn.PinnedKeys(jwks)
@@ -216,7 +243,7 @@ func newWorld(t testing.TB, opts ...option) *world {
 		ID: "cs1", Version: "test", TLS: w.serverTLS("cryptoserver-1"), Allow: allow(),
 		Profile: w.profile, SealKeys: h.SealKeys, Verifier: w.verifier,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
-		Tokens: cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Sign: tokens.TokenSigner()},
+		Tokens: cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Rotate: w.rotate, Sign: tokens.TokenSigner()},
 		Clock:  w.clock.now, Log: slog.New(slog.NewJSONHandler(w.log, nil)), Registerer: w.reg,
 		CheckEvery: 20 * time.Millisecond,
 	}
