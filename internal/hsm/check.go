@@ -47,6 +47,8 @@ type checkLimits struct {
 	measure time.Duration // one figure of throughput
 	bits    int           // modulus of transport keys
 	rounds  int           // operations whose memory is counted
+
+	weaken func([]*pkcs11.Attribute) []*pkcs11.Attribute // what a KEK is made with, to see a token fail
 }
 
 func (o *CheckOptions) setDefaults() {
@@ -56,8 +58,7 @@ func (o *CheckOptions) setDefaults() {
 			*d = v
 		}
 	}
-	// An RSA key of 3072 bits takes some HSMs most of a minute.
-	def(&l.call, 2*time.Minute)
+	def(&l.call, 30*time.Second)
 	def(&l.clear, 10*time.Second)
 	def(&l.measure, 500*time.Millisecond)
 	if o.Quick {
@@ -167,7 +168,7 @@ func Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCannotCheck, err)
 	}
-	c := &checker{CheckOptions: o, ctx: ctx, mod: mod, raw: mod.raw, watch: newWatch(o.limits.call)}
+	c := &checker{CheckOptions: o, ctx: ctx, mod: mod, raw: mod.raw, watch: newWatch()}
 	c.shim = mod.shim.watched(c.watch.word)
 	c.report = &CheckReport{Format: CheckFormat, Quick: o.Quick, Module: CheckedModule{Path: o.Module}, Token: CheckedToken{Label: o.Token.Label}}
 
@@ -209,26 +210,24 @@ func checkable(o CheckOptions) (*module, error) {
 
 // watch calls the check off when a call into the module does not return.
 type watch struct {
-	limit time.Duration
-	over  chan struct{} // closed when it is called off
+	over chan struct{} // closed when it is called off
 
 	// word is negative once it is called off. The shim reads it, so it lies by
 	// itself.
 	word *int64
 
-	mu   sync.Mutex
-	call string // that does not return
+	mu    sync.Mutex
+	call  string        // that does not return
+	limit time.Duration // that it was given
 }
 
-func newWatch(limit time.Duration) *watch {
-	return &watch{limit: limit, over: make(chan struct{}), word: new(int64)}
-}
+func newWatch() *watch { return &watch{over: make(chan struct{}), word: new(int64)} }
 
-func (w *watch) callOff(call string) {
+func (w *watch) callOff(call string, limit time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.call == "" {
-		w.call = call
+		w.call, w.limit = call, limit
 		atomic.StoreInt64(w.word, stuck)
 		close(w.over)
 	}
@@ -236,11 +235,11 @@ func (w *watch) callOff(call string) {
 
 // in runs one call into the module. After errAbandoned nothing of the check
 // may be touched any more.
-func (w *watch) in(call string, f func() error) error {
+func (w *watch) in(call string, limit time.Duration, f func() error) error {
 	if w.off() {
 		return errAbandoned
 	}
-	timer := time.AfterFunc(w.limit, func() { w.callOff(call) })
+	timer := time.AfterFunc(limit, func() { w.callOff(call, limit) })
 	err := f()
 	timer.Stop()
 	if w.off() {
@@ -372,10 +371,10 @@ func (c *checker) clearAnew() finding {
 	if l == nil {
 		return finding{result: CheckNotTried, found: "the token did not open, so nothing was made on it"}
 	}
-	w := newWatch(c.limits.clear)
+	w := newWatch()
 	done := make(chan error, 1)
 	go func() {
-		done <- w.in("clearing up", func() error {
+		done <- w.in("clearing up", c.limits.clear, func() error {
 			s, err := l.open()
 			if err != nil {
 				return err
@@ -401,7 +400,16 @@ func (c *checker) in(call string, f func() error) error {
 	if err := c.ctx.Err(); err != nil {
 		return fmt.Errorf("the check was interrupted: %w", err)
 	}
-	return c.watch.in(call, f)
+	return c.watch.in(call, c.limits.call, f)
+}
+
+// inLong is in for a call that may take its time: an RSA key of 3072 bits
+// takes some HSMs most of a minute.
+func (c *checker) inLong(call string, f func() error) error {
+	if err := c.in(call, func() error { return nil }); err != nil {
+		return err
+	}
+	return c.watch.in(call, 4*c.limits.call, f)
 }
 
 // open finds the token and logs in.
@@ -409,9 +417,14 @@ func (c *checker) open() error {
 	c.watch.keep(func() { c.at = &requirements[0] })
 	var slots []uint
 	var labels []string
-	if err := c.in("C_Initialize or C_GetSlotList", func() error {
+	var info pkcs11.TokenInfo
+	if err := c.in("C_Initialize, C_GetSlotList or C_GetTokenInfo", func() error {
 		return c.mod.bare(func() (err error) {
 			if slots, err = c.mod.findSlots(c.Token.Label); err != nil {
+				return err
+			}
+			if len(slots) == 1 { // before the PIN: a login may clear what the flags tell
+				info, err = c.raw.GetTokenInfo(slots[0])
 				return err
 			}
 			labels, err = c.mod.labels()
@@ -427,12 +440,7 @@ func (c *checker) open() error {
 		return fmt.Errorf("%w: %d tokens are labelled %s; Kluis finds tokens by their labels, so these must be unique", ErrCannotCheck, len(slots), c.Token.Label)
 	}
 	var l *login
-	var info pkcs11.TokenInfo
 	err := c.in("opening the token (C_OpenSession, C_Login)", func() (err error) {
-		// Before the PIN: a login may clear what the flags tell.
-		if err := c.mod.bare(func() (err error) { info, err = c.raw.GetTokenInfo(slots[0]); return err }); err != nil {
-			return err
-		}
 		l, err = dial(c.mod, c.Token)
 		return err
 	})

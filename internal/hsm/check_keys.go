@@ -95,6 +95,9 @@ func (c *checker) tryKEK(r Role) (finding, error) {
 	}
 	as, release := kek(r, checkKEK+string(r), time.Now())
 	defer release()
+	if c.limits.weaken != nil {
+		as = c.limits.weaken(as)
+	}
 	unwrap := func(as []*pkcs11.Attribute) (h pkcs11.ObjectHandle, err error) {
 		err = c.in("C_UnwrapKey with RSA-OAEP", func() (err error) {
 			h, err = c.raw.UnwrapKey(c.session, oaep(), pair.private, c.source, as)

@@ -142,7 +142,11 @@ func (c *checker) makeTransport(label string, r Role) (*transportPair, error) {
 	id := []byte(label)
 	try := func(nest bool) (*transportPair, error) {
 		p := &transportPair{nested: nest}
-		nested := newTemplate(arriving(r))
+		as := arriving(r)
+		if c.limits.weaken != nil {
+			as = c.limits.weaken(as)
+		}
+		nested := newTemplate(as)
 		defer nested.free()
 		public := append(publicKey(label, id), attribute(pkcs11.CKA_MODULUS_BITS, c.limits.bits),
 			attribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}), attribute(pkcs11.CKA_WRAP, true),
@@ -152,7 +156,7 @@ func (c *checker) makeTransport(label string, r Role) (*transportPair, error) {
 			private = append(private, attribute(pkcs11.CKA_UNWRAP_TEMPLATE, nested.bytes()))
 		}
 		private = append(private, allowed(pkcs11.CKM_RSA_PKCS_OAEP))
-		err := c.in("C_GenerateKeyPair", func() (err error) {
+		err := c.inLong("C_GenerateKeyPair", func() (err error) {
 			p.public, p.private, err = c.raw.GenerateKeyPair(c.session, mechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN),
 				append(public, frozen()...), append(private, frozen()...))
 			return named("C_GenerateKeyPair", err)
@@ -257,7 +261,7 @@ type hostRSA rsa.PrivateKey
 
 func (c *checker) hostRSA() (*hostRSA, error) {
 	if c.host == nil {
-		k, err := rsa.GenerateKey(rand.Reader, 2048)
+		k, err := rsa.GenerateKey(rand.Reader, min(2048, c.limits.bits))
 		if err != nil {
 			return nil, err
 		}
