@@ -23,14 +23,19 @@ func TestRepeatsCannotBeForgotten(t *testing.T) {
 	if guesses < repeatLimit-5 || guesses > repeatLimit {
 		t.Errorf("%d guesses", guesses)
 	}
+	refused := 0
 	for f := range 20 {
 		others := map[fieldDay]bool{}
 		for d := range 20000 {
 			others[fieldDay{meter.FieldCode(2 + f), meter.Day(d)}] = true
 		}
 		if !r.admit(ean, others, now) {
-			t.Fatal("other blocks are refused")
+			refused++
 		}
+	}
+	// Every tenth time one of them shares the cell that is full.
+	if refused > 3 {
+		t.Errorf("%d of 20 calls with other blocks are refused", refused)
 	}
 	for r.admit(ean, target, now) {
 		guesses++
