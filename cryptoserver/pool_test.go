@@ -135,13 +135,16 @@ func TestPoolBusy(t *testing.T) {
 	w.open.fail.Store(&full)
 	w.open.check.Store(&full) // its checks find no room either
 	w.open.calls.Store(0)
-	for range 30 {
-		if got, err := c.Open(t.Context(), q); err != nil || got[0].Err != nil || len(got[0].Series) == 0 {
-			t.Fatalf("with room on the second server: %v", err)
+	eventually(t, "the full server is asked", func() bool {
+		for range 30 {
+			if got, err := c.Open(t.Context(), q); err != nil || got[0].Err != nil || len(got[0].Series) == 0 {
+				t.Fatalf("with room on the second server: %v", err)
+			}
 		}
-	}
-	if w.open.calls.Load() == 0 || second.opened() == 0 {
-		t.Errorf("the full server was asked %d times", w.open.calls.Load())
+		return w.open.calls.Load() > 0 // it may be connected later than the other
+	})
+	if second.opened() == 0 {
+		t.Error("the second server was not asked")
 	}
 	if w.counter("kluis_cryptoserver_token_up", "role", "open") != 1 {
 		t.Error("a full queue counts as a token that is down")
