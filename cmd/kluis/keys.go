@@ -19,19 +19,20 @@ type keysCmd struct {
 	DestroyKEK     keysDestroyKEKCmd     `cmd:"" name:"destroy-kek" help:"Give up the KEK of an old epoch."`
 }
 
-// confirm has a person type a word. yes stands for it, for scripts.
-func confirm(s streams, yes bool, word, format string, args ...any) error {
+// confirm has a person type an answer, asked for by what. yes stands for it, for
+// scripts. Neither the question nor an error repeats the answer.
+func confirm(s streams, yes bool, answer, what, format string, args ...any) error {
 	if yes {
 		return nil
 	}
-	fmt.Fprintf(s.err, format+"\nType %s to go on: ", append(args, word)...)
+	fmt.Fprintf(s.err, format+"\nType %s to go on: ", append(args, what)...)
 	line, err := bufio.NewReader(s.in).ReadString('\n')
-	if err != nil && line == "" {
+	switch {
+	case err != nil && line == "":
 		fmt.Fprintln(s.err)
-		return usage("nobody typed %s, and nothing was done: say --yes in a script", word)
-	}
-	if strings.TrimSpace(line) != word {
-		return usage("%s was not typed, and nothing was done", word)
+		return usage("nobody typed %s, and nothing was done: say --yes in a script", what)
+	case strings.TrimSpace(line) != answer:
+		return usage("that is not %s, and nothing was done", what)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func (c *keysCeremonyCmd) Run(ctx context.Context, s streams) error {
 	for i, srv := range cer.Servers {
 		names[i] = srv.Name
 	}
-	if err := confirm(s, c.Yes, "yes", "The keys of epoch %d will be made in the HSM of %s and brought to: %s.\nTranscript: %s",
+	if err := confirm(s, c.Yes, "yes", "yes", "The keys of epoch %d will be made in the HSM of %s and brought to: %s.\nTranscript: %s",
 		c.Epoch, names[0], strings.Join(names, ", "), log); err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func (c *keysEraseCmd) Run(ctx context.Context, s streams) error {
 				return err
 			}
 			before := firstKept(profile, time.Now())
-			if err := confirm(s, c.Yes, before.String(), "Everything of all metering points before %s is erased, past the retention of %s. It cannot be undone.",
+			if err := confirm(s, c.Yes, before.String(), before.String(), "Everything of all metering points before %s is erased, past the retention of %s. It cannot be undone.",
 				before, months(profile.RetentionMonths())); err != nil {
 				return err
 			}
@@ -77,7 +77,7 @@ func (c *keysEraseCmd) Run(ctx context.Context, s streams) error {
 			sel.Occupancy = &c.Occupancy.Day
 			what = "Everything of the occupancy from " + c.Occupancy.String()
 		}
-		if err := confirm(s, c.Yes, c.EAN.String(), "%s is erased. It cannot be undone.", what); err != nil {
+		if err := confirm(s, c.Yes, c.EAN.String(), "its EAN", "%s is erased. It cannot be undone.", what); err != nil {
 			return err
 		}
 		done, err = k.Erase(ctx, sel, progress)
@@ -204,7 +204,7 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		return usage("--epoch: epochs start at 1")
 	}
 	return withCustodian(ctx, c.target, s, func(k *backend.Custodian) error {
-		if err := confirm(s, c.Yes, fmt.Sprintf("destroy %d", c.Epoch), "The KEK of epoch %d is given up, for ever: what only it wraps, in whatever backup, will never be read again.", c.Epoch); err != nil {
+		if err := confirm(s, c.Yes, fmt.Sprintf("destroy %d", c.Epoch), fmt.Sprintf("destroy %d", c.Epoch), "The KEK of epoch %d is given up, for ever: what only it wraps, in whatever backup, will never be read again.", c.Epoch); err != nil {
 			return err
 		}
 		acks, err := k.DestroyEpoch(ctx, c.Epoch, c.NoImport)

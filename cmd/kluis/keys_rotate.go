@@ -70,7 +70,7 @@ func (c *keysRotateKEKCmd) Run(ctx context.Context, s streams) error {
 		}
 		out := rotated{Epoch: epoch}
 		if epoch != st.ActiveEpoch {
-			if err := confirm(s, c.Yes, "yes", "Epoch %d becomes the active one, for good; it was %d. %s data keys of other epochs are then wrapped under it.",
+			if err := confirm(s, c.Yes, "yes", "yes", "Epoch %d becomes the active one, for good; it was %d. %s data keys of other epochs are then wrapped under it.",
 				epoch, st.ActiveEpoch, thousands(int(others(st, epoch)))); err != nil {
 				return err
 			}
@@ -219,7 +219,7 @@ func (c *keysRotateDataKeysCmd) Run(ctx context.Context, s streams) error {
 			if st.Database != nil {
 				return st.Database
 			}
-			if err := confirm(s, c.Yes, "yes", "All %s data keys will be replaced, and everything sealed again.", thousands(int(others(st, 0)))); err != nil {
+			if err := confirm(s, c.Yes, "yes", "yes", "All %s data keys will be replaced, and everything sealed again.", thousands(int(others(st, 0)))); err != nil {
 				return err
 			}
 		}

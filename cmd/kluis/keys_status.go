@@ -182,7 +182,7 @@ func (v keysStatusView) print(w io.Writer, now time.Time) error {
 	for _, s := range v.Servers {
 		for _, t := range s.Tokens {
 			for _, k := range t.Keys {
-				keys = append(keys, []string{s.ID, t.Role, t.Label, t.State, thousands(int(t.Handles)), k.Label, k.age(), thousands(int(k.Uses)), strings.Join(k.Attributes, " ")})
+				keys = append(keys, []string{s.ID, t.Role, t.Label, t.State, thousands(int(t.Handles)), k.Label, k.age(), thousands(int(k.Uses)), strings.Join(k.Attributes, ", ")})
 			}
 			if len(t.Keys) == 0 {
 				keys = append(keys, []string{s.ID, t.Role, t.Label, t.State, thousands(int(t.Handles))})

@@ -56,7 +56,7 @@ func TestStatusView(t *testing.T) {
 		"crypto-3 c:1 7, 1 min ago 0 NO RECENT FEED: opens nothing",
 		"crypto-4 d:1 6, 0 s ago 0 behind: 6 of 7 entries",
 		"crypto-5 e:1 7, 0 s ago 0 a token is not well",
-		"crypto-1 open t1 up 17 kluis/kek/1 90 d 12,345 unwrap never-extractable",
+		"crypto-1 open t1 up 17 kluis/kek/1 90 d 12,345 unwrap, never-extractable",
 		"crypto-5 sign t5 down 0",
 		"1 destroyed 0 crypto-1",
 		"2 active 52,000 2026-01 to 2026-03",

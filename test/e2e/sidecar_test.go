@@ -34,7 +34,8 @@ type sidecar struct {
 
 // oneMoreCryptoserver starts a cryptoserver with the keys of the first, on
 // tokens of its own: SoftHSM writes to its folder at a start, and a process
-// that starts on the same folder at that moment may not find its tokens.
+// that starts on the same folder at that moment may not find its tokens. The
+// demo's key custodian does not know it: it has one of its own.
 func (w *world) oneMoreCryptoserver(t testing.TB, dir string, edit func(*config.Cryptoserver)) map[string]string {
 	t.Helper()
 	home := filepath.Join(w.state, "cryptoserver-1")
@@ -56,6 +57,13 @@ func (w *world) oneMoreCryptoserver(t testing.TB, dir string, edit func(*config.
 		t.Fatal(err)
 	}
 	_, said := w.startProgram(t, dir, "cryptoserver", []string{"SOFTHSM2_CONF=" + conf}, "cryptoserver", "serve", "--config", file)
+	custodian := sure(config.Load[config.Operator](filepath.Join(w.state, "kluis.yaml")))
+	custodian.Custodian.Addresses = []string{said["address"]}
+	custodian.FeedCopyFile = filepath.Join(dir, "feed")
+	if err := config.Write(filepath.Join(dir, "custodian.yaml"), custodian); err != nil {
+		t.Fatal(err)
+	}
+	w.startProgram(t, dir, "custodian", nil, "kluis", "keys", "feed", "--config", filepath.Join(dir, "custodian.yaml"))
 	return said
 }
 

@@ -36,10 +36,11 @@ type readyFile struct {
 		Address string `json:"address"`
 		PID     int    `json:"pid"`
 	} `json:"cryptoservers"`
-	GatewayPID  int    `json:"gateway_pid"`
-	IssuerPID   int    `json:"issuer_pid"`
-	PostgresPID int    `json:"postgres_pid"`
-	State       string `json:"state"`
+	GatewayPID   int    `json:"gateway_pid"`
+	IssuerPID    int    `json:"issuer_pid"`
+	CustodianPID int    `json:"custodian_pid"`
+	PostgresPID  int    `json:"postgres_pid"`
+	State        string `json:"state"`
 }
 
 type readySupplier struct {
