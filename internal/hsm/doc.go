@@ -1,6 +1,6 @@
 // Package hsm serves the roles of cryptoserver/token from PKCS#11 tokens: one
-// module, one process, up to four tokens (open, seal, mint, sign). It also
-// holds the key ceremony that makes and clones the keys.
+// module, one process, tokens for up to five roles (open, seal, mint, rotate,
+// sign). It also holds the key ceremony that makes and clones the keys.
 //
 // # What stands where
 //
@@ -8,9 +8,10 @@
 // cannot be extracted, changed or copied. A data key exists only as a session
 // object, unwrapped with a template that the KEK itself enforces: sensitive,
 // not extractable, AES-GCM in one direction only, never a token object, not
-// modifiable, not copyable. Every KEK of the open, seal and mint tokens is
-// attacked before the first use (see prove); a KEK that gives way stops the
-// process from serving.
+// modifiable, not copyable. On a rotate token it is of no use at all, and
+// extractable by trusted keys only, of which its user cannot make one. Every
+// KEK is attacked before the first use (see prove); a KEK that gives way stops
+// the process from serving.
 //
 // Data keys carry CKA_PRIVATE=false. Inside one process it makes no
 // difference who may use them: session objects are invisible to every other
