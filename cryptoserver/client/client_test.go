@@ -23,7 +23,7 @@ func TestErrorKinds(t *testing.T) {
 	t.Parallel()
 	kinds := []error{
 		ErrUnavailable, ErrBusy, ErrInternal, ErrRefused, ErrTokenRefused, ErrSupplierRefused, ErrEvidence, ErrProfileMismatch,
-		ErrUnknownEpoch, ErrKeyRecord, ErrStepRefused, context.DeadlineExceeded, context.Canceled,
+		ErrUnknownEpoch, ErrKeyRecord, ErrStepRefused, ErrControlStale, ErrControlFork, ErrErased, ErrDamaged, ErrSealRate, context.DeadlineExceeded, context.Canceled,
 	}
 	for _, c := range []struct {
 		code   codes.Code
@@ -46,7 +46,13 @@ func TestErrorKinds(t *testing.T) {
 		{codes.PermissionDenied, cryptopb.ReasonScope, []error{ErrSupplierRefused, ErrRefused}},
 		{codes.FailedPrecondition, cryptopb.ReasonEvidenceInvalid, []error{ErrEvidence, ErrRefused}},
 		{codes.FailedPrecondition, cryptopb.ReasonProfileMismatch, []error{ErrProfileMismatch, ErrRefused}},
-		{codes.FailedPrecondition, cryptopb.ReasonUnknownEpoch, []error{ErrUnknownEpoch, ErrRefused}},
+		{codes.Unavailable, cryptopb.ReasonUnknownEpoch, []error{ErrUnknownEpoch, ErrUnavailable}},
+		{codes.Unavailable, cryptopb.ReasonControlStale, []error{ErrControlStale, ErrUnavailable}},
+		{codes.ResourceExhausted, cryptopb.ReasonSealRate, []error{ErrSealRate, ErrUnavailable}},
+		{codes.ResourceExhausted, cryptopb.ReasonSealedTooOften, []error{ErrRefused}},
+		{codes.FailedPrecondition, cryptopb.ReasonControlFork, []error{ErrControlFork, ErrRefused}},
+		{codes.FailedPrecondition, cryptopb.ReasonKeyErased, []error{ErrErased, ErrRefused}},
+		{codes.FailedPrecondition, cryptopb.ReasonNoEpoch, []error{ErrRefused}},
 		{codes.FailedPrecondition, cryptopb.ReasonKeyRecordInvalid, []error{ErrKeyRecord, ErrRefused}},
 		{codes.DataLoss, cryptopb.ReasonKeyRecordInvalid, []error{ErrKeyRecord, ErrRefused}},
 		{codes.FailedPrecondition, cryptopb.ReasonStepRefused, []error{ErrStepRefused, ErrRefused}},

@@ -157,8 +157,9 @@ func (c *Client) reseal(ctx context.Context, in *cryptopb.ResealRequest) (*crypt
 		if !elsewhere {
 			return nil, err
 		}
-		// Of several failures the one that may pass is the news.
-		if last == nil || !errors.Is(err, ErrRefused) {
+		// Of several failures the one that will pass is the news, then one that
+		// may.
+		if last == nil || errors.Is(err, ErrSealRate) || !errors.Is(err, ErrRefused) && !errors.Is(last, ErrSealRate) {
 			last = err
 		}
 	}

@@ -2294,7 +2294,7 @@ type StatusResponse struct {
 	Roles           []string               `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	ProfileDigest   []byte                 `protobuf:"bytes,4,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
 	KekEpochs       []uint32               `protobuf:"varint,5,rep,packed,name=kek_epochs,json=kekEpochs,proto3" json:"kek_epochs,omitempty"`
-	Healthy         bool                   `protobuf:"varint,6,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Healthy         bool                   `protobuf:"varint,6,opt,name=healthy,proto3" json:"healthy,omitempty"` // all tokens pass their checks
 	Version         string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	StartedAt       int64                  `protobuf:"varint,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`                    // microseconds UTC
 	Receipts        uint64                 `protobuf:"varint,9,opt,name=receipts,proto3" json:"receipts,omitempty"`                                       // issued since boot
@@ -2431,7 +2431,7 @@ type TokenStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
 	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`      // up, suspect, down, probing
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`      // up, suspect, down, probing; unknown when it did not say
 	Handles       uint64                 `protobuf:"varint,4,opt,name=handles,proto3" json:"handles,omitempty"` // unwrapped data keys that live on it now
 	Keys          []*KeyStatus           `protobuf:"bytes,5,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
