@@ -42,9 +42,10 @@ ENTRYPOINT ["/kluis"]
 
 # The cryptoserver needs a C library for the PKCS#11 module. The module itself
 # is the HSM vendor's: mount its folder and name the file in the configuration
-# (module: /opt/hsm/lib.so).
+# (module: /opt/hsm/lib.so). kluis beside it is for kluis keys ceremony and
+# kluis hsm check.
 FROM debian:bookworm-slim AS cryptoserver
-COPY --from=build /out/cryptoserver /usr/local/bin/cryptoserver
+COPY --from=build /out/cryptoserver /out/kluis /usr/local/bin/
 VOLUME ["/opt/hsm"]
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/cryptoserver"]

@@ -167,6 +167,9 @@ func (w *world) startCold(ctx context.Context, dir string) error {
 		addresses = append(addresses, address)
 		w.cold.cryptoservers = append(w.cold.cryptoservers, p.pid())
 	}
+	if err := w.startCustodian(ctx, dir, addresses); err != nil {
+		return err
+	}
 	conf, err := config.Load[config.Gateway](filepath.Join(w.state, "gateway.yaml"))
 	if err != nil {
 		return err
@@ -183,6 +186,23 @@ func (w *world) startCold(ctx context.Context, dir string) error {
 	}
 	w.cold.gateway, w.cold.url = p.pid(), "https://"+address
 	return nil
+}
+
+// startCustodian runs a key custodian for the second pool, which the demo's
+// does not know: without the control feed it would open nothing.
+func (w *world) startCustodian(ctx context.Context, dir string, addresses []string) error {
+	conf, err := config.Load[config.Operator](filepath.Join(w.state, "kluis.yaml"))
+	if err != nil {
+		return err
+	}
+	conf.Custodian.Addresses = addresses
+	conf.FeedCopyFile = filepath.Join(dir, "feed")
+	file := filepath.Join(dir, "custodian.yaml")
+	if err := config.Write(file, conf); err != nil {
+		return err
+	}
+	_, _, err = w.startServer(ctx, file+".log", "", "kluis", "keys", "feed", "--config", file)
+	return err
 }
 
 // softHSM is the setting by which SoftHSM finds the tokens of a cryptoserver.
