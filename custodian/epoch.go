@@ -23,7 +23,7 @@ const StragglerTime = 24 * time.Hour
 // who lacks what. An epoch that is active already is told to the servers again;
 // an earlier one is ErrRefused.
 func (c *Custodian) Activate(ctx context.Context, epoch uint32) ([]Ack, error) {
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return nil, err
 	}
 	if epoch != 0 && c.feed().Active() == epoch {
@@ -83,7 +83,7 @@ func lacking(servers []ServerStatus, epoch uint32) []string {
 // under it, and for StragglerTime after a later one was activated; noImport is
 // the operator's word that no import is under way that began before that.
 func (c *Custodian) DestroyEpoch(ctx context.Context, epoch uint32, noImport bool) ([]Ack, error) {
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return nil, err
 	}
 	if c.feed().Destroyed(epoch) {

@@ -39,7 +39,7 @@ func (c *Custodian) Erase(ctx context.Context, s KeySelection, progress func(Era
 	if s.EAN == zeroEAN {
 		return st, fmt.Errorf("%w: say which metering point", ErrRefused)
 	}
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return st, err
 	}
 	for range eraseRounds {
@@ -222,7 +222,7 @@ func (c *Custodian) EraseBefore(ctx context.Context, month meter.Month, progress
 	if current := meter.DayFromDate(now.Year(), now.Month(), now.Day()).Month(); month <= 0 || month > current {
 		return st, fmt.Errorf("%w: months before %s are not erased: it has not begun", ErrRefused, month)
 	}
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return st, err
 	}
 	var err error

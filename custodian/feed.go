@@ -92,7 +92,7 @@ func (c *Custodian) append(ctx context.Context, e control.Entry) (signed, error)
 	if err != nil {
 		return signed{}, err
 	}
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return signed{}, err
 	}
 	began := c.feed().Head().Sequence
@@ -240,7 +240,11 @@ func (c *Custodian) push(ctx context.Context, head signed) []Ack {
 
 // announce signs the feed as it is and tells every server.
 func (c *Custodian) announce(ctx context.Context) ([]Ack, error) {
-	head, err := c.sign(ctx, c.feed().Head(), nil)
+	var head signed
+	err := c.patiently(ctx, func(ctx context.Context) (err error) {
+		head, err = c.beat(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func (c *Custodian) Reapply(ctx context.Context, progress func(Reapplied)) (Reap
 		return st, err
 	}
 	c.compared.Store(false) // all of it, once more
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return st, err
 	}
 	report()
@@ -115,7 +115,11 @@ func (c *Custodian) Reapply(ctx context.Context, progress func(Reapplied)) (Reap
 func (c *Custodian) refill(ctx context.Context, st *Reapplied) error {
 	last := c.copy.last().Sequence
 	for after := uint64(0); after < last; {
-		page, err := calling(ctx, c.timing.call, func(ctx context.Context) ([]Appended, error) { return c.store.Feed(ctx, after, feedPage) })
+		var page []Appended
+		err := c.patiently(ctx, func(ctx context.Context) (err error) {
+			page, err = c.store.Feed(ctx, after, feedPage)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("read the control feed: %w", err)
 		}

@@ -40,7 +40,7 @@ type RewrapStatus struct {
 // damaged or erased.
 func (c *Custodian) Rewrap(ctx context.Context, opt RewrapOptions) (RewrapStatus, error) {
 	var st RewrapStatus
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return st, err
 	}
 	if st.Epoch = c.feed().Active(); st.Epoch == 0 {

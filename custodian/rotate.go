@@ -51,7 +51,7 @@ type RotateStatus struct {
 // same MintedBefore so that what is done is not done again; zero means now.
 func (c *Custodian) RotateDataKeys(ctx context.Context, s KeySelection, opt RotateOptions) (RotateStatus, error) {
 	var st RotateStatus
-	if err := c.sync(ctx); err != nil {
+	if err := c.patiently(ctx, c.sync); err != nil {
 		return st, err
 	}
 	if c.feed().Active() == 0 {
