@@ -284,6 +284,7 @@ type checker struct {
 	pair    *transportPair
 	known   *knownKey
 	source  []byte // the KEK, wrapped to pair
+	ownIV   bool   // the token makes IVs itself
 	vector  bool   // the probe has one
 	probe   probe
 	keks    map[Role]pkcs11.ObjectHandle

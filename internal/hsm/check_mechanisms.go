@@ -602,16 +602,9 @@ func (c *checker) tryGCMEncrypt() (finding, error) {
 	return finding{found: "as Go's: 12-byte IV, 16-byte tag, AAD"}, nil
 }
 
-// encrypt with some IV, or with none where the token wants to make it itself.
+// encrypt seals as the data path does; used is the IV it was under.
 func (c *checker) encrypt(key pkcs11.ObjectHandle, iv, aad, text []byte) (out, used []byte, err error) {
-	out, used, err = c.gcm(c.s, true, key, iv, aad, text, tagSize+16)
-	if err == nil || errors.Is(err, errAbandoned) || c.ctx.Err() != nil {
-		return out, used, err
-	}
-	if out, used, second := c.gcm(c.s, true, key, make([]byte, ivSize), aad, text, tagSize+16); second == nil {
-		return out, used, nil
-	}
-	return nil, nil, err
+	return c.gcm(c.s, true, key, iv, aad, text, tagSize+16) // and room for an IV put behind the tag
 }
 
 func (c *checker) tryIV() (finding, error) {
@@ -621,28 +614,24 @@ func (c *checker) tryIV() (finding, error) {
 	}
 	iv, text := randomBytes(ivSize), randomBytes(64)
 	out, used, err := c.encrypt(key.handle, iv, nil, text)
+	if errors.Is(err, errAbandoned) {
+		return finding{}, err
+	}
 	if err != nil {
+		if _, _, second := c.encrypt(key.handle, make([]byte, ivSize), nil, text); second == nil {
+			return finding{result: CheckFail, found: "the token makes it: it takes a buffer of zeros only; otherwise " + ckr(err), means: ownIV}, nil
+		}
 		return finding{}, err
 	}
 	host := bytes.Equal(used, iv)
 	c.quirk("host-iv", host)
-	if !bytes.Equal(out, newGCM(key.value).Seal(nil, used, text, nil)) {
+	c.ownIV = !host
+	switch {
+	case !bytes.Equal(out, newGCM(key.value).Seal(nil, used, text, nil)):
 		return finding{result: CheckFail, found: fmt.Sprintf("the token uses an IV that it does not tell in the 12 bytes of pIv (%d bytes become %d)", len(text), len(out)),
 			means: "Kluis would store an IV under which nothing opens."}, nil
-	}
-	if !host {
-		seen := map[[ivSize]byte]bool{[ivSize]byte(used): true}
-		for range 100 {
-			_, used, err := c.encrypt(key.handle, iv, nil, text)
-			if err != nil {
-				return finding{}, err
-			}
-			if seen[[ivSize]byte(used)] {
-				return finding{result: CheckFail, found: "the token made an IV twice in 100", means: "Two texts under one IV give each other away."}, nil
-			}
-			seen[[ivSize]byte(used)] = true
-		}
-		return finding{found: "the token makes it, 12 bytes, and writes it into pIv"}, nil
+	case !host:
+		return finding{result: CheckFail, found: "the token makes it, 12 bytes, and writes it into pIv", means: ownIV}, nil
 	}
 	long, err := c.longIV(key.handle)
 	if errors.Is(err, errAbandoned) {
@@ -655,8 +644,11 @@ func (c *checker) tryIV() (finding, error) {
 	return finding{result: CheckLimited, found: found,
 		means: "Kluis seals with IVs from the token's random numbers and never lets a caller choose. But whoever holds the seal token's PIN can read: " +
 			"encrypting zeros under a ciphertext's IV gives its key stream.",
-		do: "Guard the PIN of the seal token as that of the open token; or set the token to make IVs itself, if it can."}, nil
+		do: "Guard the PIN of the seal token as that of the open token."}, nil
 }
+
+// ownIV is what becomes of a token that would be the better one.
+const ownIV = "Safer, but not served yet: the known vectors by which Kluis tells a broken token from damaged data need the host's IV."
 
 // longIV says whether the token takes an IV of 16 bytes.
 func (c *checker) longIV(key pkcs11.ObjectHandle) (bool, error) {

@@ -158,7 +158,25 @@ WRAP(SetAttributeValue, 25, a, (ul a, ul b, void *c, ul d), (a, b, c, d))
 WRAP(FindObjectsInit, 26, a, (ul a, void *b, ul c), (a, b, c))
 WRAP(FindObjects, 27, a, (ul a, ul *b, ul c, ul *d), (a, b, c, d))
 WRAP(FindObjectsFinal, 28, a, (ul a), (a))
-WRAP(EncryptInit, 29, a, (ul a, void *b, ul c), (a, b, c))
+// EncryptInit, of AES-GCM, lies by making the IV itself.
+static ul EncryptInit(ul a, void *b, ul c)
+{
+	struct {
+		ul mechanism;
+		struct {
+			unsigned char *iv;
+		} *parameter;
+	} *m = b;
+	ul rv = enter(29, a);
+	if (rv != 0 && rv != LIED)
+		return rv;
+	if (rv == LIED && m->mechanism == 0x1087) {
+		uint32_t n = (uint32_t)__atomic_add_fetch(&controls[29].arg, 1, __ATOMIC_SEQ_CST);
+		memset(m->parameter->iv, 0xAA, 12);
+		memcpy(m->parameter->iv, &n, sizeof n);
+	}
+	return leave(29, ((ul(*)(ul, void *, ul))real->fn[29])(a, b, c));
+}
 WRAP(Encrypt, 30, a, (ul a, void *b, ul c, void *d, ul *e), (a, b, c, d, e))
 WRAP(DecryptInit, 33, a, (ul a, void *b, ul c), (a, b, c))
 static ul Decrypt(ul a, void *b, ul c, void *d, ul *e)
