@@ -1,6 +1,8 @@
 package hsm_test
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"os"
@@ -611,5 +613,34 @@ func TestSealPINReadsByKeyStream(t *testing.T) {
 	}
 	if string(stream[:len(secret)]) != secret {
 		t.Error("the module chose the IV itself: the package comment and the threat model may promise more")
+	}
+}
+
+// TestOfficerOfRotateTokenReads holds down the limit that docs/KEYS.md names:
+// security officer and user of a rotate token together get a data key out.
+func TestOfficerOfRotateTokenReads(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg, err := makeEpochs(world, t.TempDir(), 1) // its own: the change of logins would disturb others
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := serve(t, cfg, hsm.RoleMint, hsm.RoleSeal)
+	keys := mintKeys(t, h, 1)
+	items := sealItems(t, h, keys, 1)
+	key, err := hsm.StealWithOfficer(cfg, filepath.Join(world.Dir, "so-pin"), keys[0].Wrapped)
+	if err != nil {
+		t.Fatalf("the documents may promise more: %v", err)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := gcm.Open(nil, items[0].IV, items[0].In, items[0].AAD); err != nil || string(got) != string(plaintext(0)) {
+		t.Errorf("what came out is not the data key: %v", err)
 	}
 }

@@ -2,6 +2,9 @@ package hsm
 
 import (
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"os"
@@ -268,6 +271,47 @@ func StealPassing(cfg Config, wrapped []byte, keyType uint) (freed, taken error,
 	}
 	_, taken = raw.WrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), own, key)
 	return freed, taken, nil
+}
+
+// StealWithOfficer is what both PINs of a rotate token can do: the officer makes
+// a public key trusted, whose private key is on the host, and the user wraps a
+// data key to it.
+func StealWithOfficer(cfg Config, soPINFile string, wrapped []byte) ([]byte, error) {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	t := cfg.Tokens[RoleRotate][0]
+	l, err := dial(mod, t)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	raw, s := mod.raw, l.session
+	own, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, err
+	}
+	var public pkcs11.ObjectHandle
+	if err := l.officer(t, soPINFile, func() error {
+		public, err = raw.CreateObject(s, append(wrappingRSA(own.N.Bytes()), attribute(pkcs11.CKA_PRIVATE, false), attribute(pkcs11.CKA_TRUSTED, true)))
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	keks, err := findKEKs(raw, s)
+	if err != nil {
+		return nil, err
+	}
+	key, err := raw.UnwrapKey(s, mechanism(pkcs11.CKM_AES_KEY_WRAP), keks[1], wrapped, unwrapping(RoleRotate))
+	if err != nil {
+		return nil, err
+	}
+	out, err := raw.WrapKey(s, oaep(), public, key)
+	if err != nil {
+		return nil, err
+	}
+	return rsa.DecryptOAEP(sha1.New(), nil, own, out, nil)
 }
 
 // KnownKey unwraps a data key on the rotate token, apart from any HSM, and
