@@ -25,6 +25,9 @@ const (
 	// leaking is from how many bytes per operation on a module leaks: beyond
 	// what the growth of our own heap can look like.
 	leaking = 100
+	// inProcess is the share of the host's time that one worker uses from which
+	// on the token is taken for software in this process.
+	inProcess = 0.25
 )
 
 func (c *checker) tryShared() (finding, error) {
@@ -296,19 +299,24 @@ func (c *checker) tryScaling() (finding, error) {
 		f.figures[fmt.Sprintf("host_cpu_us_per_decrypt_%d", n)] = float64(int(10*cost)) / 10
 		said = append(said, fmt.Sprintf("%d: %.0f/s at %.1f µs of the host", n, rate, cost))
 	}
-	// Another doubling of workers must bring half as much again. A token in
-	// software may do that by taking the host's time from others.
+	f.found = "decrypts by workers: " + strings.Join(said, ", ")
+	// A worker that keeps the host busy while it waits for the token has the
+	// token in this process: others would take the host's time from each other.
+	software := rates[0]*costs[0] > inProcess*1e6
 	best := 0
-	for best+1 < len(rates) && rates[best+1] >= 1.5*rates[best] && costs[best+1] <= 1.25*costs[best] {
+	for best+1 < len(rates) && !software && rates[best+1] >= 1.5*rates[best] {
 		best++
 	}
 	c.workers = sizes[best]
 	if len(rates) > 1 {
 		c.quirk("one-engine", best == 0)
 	}
-	f.found = "decrypts by workers: " + strings.Join(said, ", ")
 	f.means = fmt.Sprintf("workers: %d", c.workers)
-	if best == len(sizes)-1 {
+	switch {
+	case software:
+		f.found += "; the token computes on the host's own cores"
+		f.means += "; rather run a second cryptoserver than a second worker"
+	case best == len(sizes)-1:
 		f.means += " or more: it still grows"
 	}
 	return f, nil

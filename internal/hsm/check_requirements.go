@@ -216,7 +216,7 @@ func init() {
 			try: (*checker).tryLatency},
 		{id: "scaling", title: "scaling with workers",
 			why: "More workers than the token has engines only wait for each other.",
-			how: "decrypts with 1, 2, 4 and 8 workers side by side; another doubling must bring half as much again, and not cost the host a quarter more for each",
+			how: "decrypts with 1, 2, 4 and 8 workers side by side; another doubling must bring half as much again; a token that keeps a core of the host busy is taken for software, with one worker",
 			try: (*checker).tryScaling},
 		{id: "logout", title: "session keys end at logout", roles: []Role{RoleOpen, RoleSeal},
 			why: "After a logout nobody should be able to use a private key.",
@@ -254,6 +254,6 @@ var quirks = []CheckQuirk{
 	{ID: "refuses-value-len", What: "refuses CKA_VALUE_LEN at an unwrap", Kluis: "leaves it out"},
 	{ID: "oaep-sha1-only", What: "has RSA-OAEP with SHA-1 only", Kluis: "uses SHA-1 there"},
 	{ID: "host-iv", What: "leaves the IV to the host", Kluis: "draws it from the token's random numbers; but the PIN of the seal token reads"},
-	{ID: "one-engine", What: "gets little or nothing from a second worker", Kluis: "has one worker per token unless told otherwise"},
+	{ID: "one-engine", What: "gets little from a second worker, or takes it from the host", Kluis: "has one worker per token unless told otherwise"},
 	{ID: "leaks", What: "leaks memory with every unwrapped key", Kluis: "keeps data keys in a cache; restart the process now and then"},
 }
