@@ -18,22 +18,39 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// TestKEKWithstandsAttacks: whoever holds a PIN gets nothing but the role.
+// TestKEKWithstandsAttacks: whoever holds a PIN gets nothing but the role, on
+// every token of every role and server. The three attacks that matter most,
+// the readable unwrap, the change and the copy, are among what is tried.
 func TestKEKWithstandsAttacks(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
-	for i, s := range world.Servers {
+	configs := []hsm.Config{epochs(t)}
+	for _, s := range world.Servers {
+		configs = append(configs, s.Config)
+	}
+	for i, cfg := range configs {
 		for _, role := range []hsm.Role{hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint, hsm.RoleRotate} {
-			got, err := hsm.Attack(s.Config, role)
-			if err != nil {
-				t.Fatal(err)
+			if len(cfg.Tokens[role]) == 0 {
+				t.Errorf("server %d has no token of role %s", i, role)
 			}
-			if len(got) < 20 {
-				t.Errorf("only %d attacks were tried", len(got))
-			}
-			for name, err := range got {
-				if err == nil || !hsm.Refused(err) {
-					t.Errorf("server %d, %s: %s: %v", i+1, role, name, err)
+			for _, tk := range cfg.Tokens[role] {
+				got, err := hsm.AttackToken(cfg, role, tk)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(got) < 20 {
+					t.Errorf("only %d attacks were tried", len(got))
+				}
+				for _, name := range []string{"unwrapping a data key readable and extractable", "setting DECRYPT on the KEK", "setting MODIFIABLE on the KEK",
+					"copying the KEK with DECRYPT", "copying the KEK with MODIFIABLE"} {
+					if _, tried := got[name]; !tried {
+						t.Errorf("token %s: %s was not tried", tk.Label, name)
+					}
+				}
+				for name, err := range got {
+					if err == nil || !hsm.Refused(err) {
+						t.Errorf("token %s: %s: %v", tk.Label, name, err)
+					}
 				}
 			}
 		}

@@ -46,14 +46,19 @@ func AppendProbes(probes []probe) (b []byte) {
 	return b
 }
 
-// Attack runs every attack on the KEK of epoch 1, also after one succeeded,
-// and returns what each got.
+// Attack runs every attack on the KEK of epoch 1 on a role's first token, also
+// after one succeeded, and returns what each got.
 func Attack(cfg Config, role Role) (map[string]error, error) {
+	return AttackToken(cfg, role, cfg.Tokens[role][0])
+}
+
+// AttackToken does so on any of its tokens.
+func AttackToken(cfg Config, role Role, t Token) (map[string]error, error) {
 	mod, err := loadModule(cfg.Module)
 	if err != nil {
 		return nil, err
 	}
-	l, err := dial(mod, cfg.Tokens[role][0])
+	l, err := dial(mod, t)
 	if err != nil {
 		return nil, err
 	}

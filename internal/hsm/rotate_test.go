@@ -285,6 +285,16 @@ func TestRewrapIsProved(t *testing.T) {
 			t.Errorf("the token was opened anew %v times", n)
 		}
 	}
+	// No key stays behind where wrapping fails.
+	left := func() int32 { return f.succeeded(fnUnwrapKey) - f.succeeded(fnDestroyObject) }
+	before := left()
+	for skip := range int32(6) {
+		f.inject(fnWrapKey, faultReturn, int32(pkcs11.CKR_GENERAL_ERROR), skip, 1)
+		settle()
+	}
+	if n := left() - before; n != 0 {
+		t.Errorf("%d keys stayed on the token", n)
+	}
 	// Wrapped bytes that nothing unwraps. Once is survived, always is not.
 	for skip := range int32(4) {
 		f.inject(fnWrapKey, faultLie, 0, skip, 1)
@@ -481,13 +491,15 @@ func TestKEKOnAnotherModule(t *testing.T) {
 			}
 		}
 	}
-	got, err := hsm.Attack(cfg, hsm.RoleRotate)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, err := range got {
-		if !hsm.Refused(err) {
-			t.Errorf("%s: %v", name, err)
+	for _, tk := range cfg.Tokens[hsm.RoleRotate] {
+		got, err := hsm.AttackToken(cfg, hsm.RoleRotate, tk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, err := range got {
+			if !hsm.Refused(err) {
+				t.Errorf("token %s: %s: %v", tk.Label, name, err)
+			}
 		}
 	}
 	serve(t, cfg)
