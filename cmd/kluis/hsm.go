@@ -9,12 +9,12 @@ import (
 )
 
 type hsmCmd struct {
-	Check hsmCheckCmd `cmd:"" help:"Test a PKCS#11 module and token against what Kluis needs, and print a report."`
+	Check hsmCheckCmd `cmd:"" passthrough:"" help:"Test a PKCS#11 module and token against what Kluis needs, and print a report."`
 }
 
 // hsmCheckCmd hands everything on: this program links no PKCS#11.
 type hsmCheckCmd struct {
-	Args []string `arg:"" optional:"" passthrough:"" help:"As for cryptoserver hsm check; see kluis hsm check -- --help."`
+	Args []string `arg:"" optional:"" help:"Those of cryptoserver hsm check; --help lists them."`
 }
 
 // Run ends as the other program does.

@@ -49,6 +49,15 @@ func (c *keysCeremonyCmd) Run(ctx context.Context, s streams) error {
 		_, err := fmt.Fprint(s.out, ceremony.Script(c.Epoch, names))
 		return err
 	}
+	switch {
+	case c.State != "":
+	case len(c.Config) == 0:
+		return usage("say which servers: --config SERVER.yaml, once per server (or --state DIR, the demo's)")
+	case len(c.SOPINFile) != 1 && len(c.SOPINFile) != len(c.Config):
+		return usage("say --so-pin-file once for all servers, or once per --config, in the same order")
+	case c.Out == "":
+		return usage("say --out DIR, the folder of the ceremony")
+	}
 	cer := ceremony.Ceremony{Version: version, Epoch: c.Epoch, Dir: c.Out,
 		Say: func(format string, args ...any) { fmt.Fprintf(s.err, format+"\n", args...) }}
 	var err error
@@ -59,9 +68,6 @@ func (c *keysCeremonyCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	if cer.Dir == "" {
-		if c.State == "" {
-			return usage("say --out DIR, the folder of the ceremony")
-		}
 		cer.Dir = demo.CeremonyDir(c.State)
 	}
 	if over, err := cer.Done(); err != nil {
@@ -103,13 +109,8 @@ Next: restart the cryptoservers one after another, then kluis keys rotate-kek.
 }
 
 func (c *keysCeremonyCmd) servers() ([]ceremony.Server, error) {
-	switch {
-	case c.State != "":
+	if c.State != "" {
 		return demo.CeremonyServers(c.State)
-	case len(c.Config) == 0:
-		return nil, usage("say which servers: --config SERVER.yaml, once per server (or --state DIR, the demo's)")
-	case len(c.SOPINFile) != 1 && len(c.SOPINFile) != len(c.Config):
-		return nil, usage("say --so-pin-file once for all servers, or once per --config, in the same order")
 	}
 	servers := make([]ceremony.Server, len(c.Config))
 	for i, file := range c.Config {

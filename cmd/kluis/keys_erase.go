@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"kluis/cmd/kluis/backend"
@@ -114,9 +115,11 @@ func (c *keysEraseCmd) finish(ctx context.Context, s streams, k *backend.Custodi
 	}
 	for _, e := range st.Epochs {
 		if e.OnlyLogically() {
-			out.Logical = append(out.Logical, e.Epoch)
+			out.Logical = append(out.Logical, e.Open...)
 		}
 	}
+	slices.Sort(out.Logical)
+	out.Logical = slices.Compact(out.Logical)
 	if c.JSON {
 		err = printJSON(s.out, out)
 	} else {
@@ -138,8 +141,8 @@ func (e erased) print(s streams, byMonth bool) error {
 		fmt.Fprintf(s.out, "Erased: %s data keys named and %s deleted (control entry %s).\n", thousands(int(e.Keys)), thousands(int(e.Deleted)), sequences(e.Entries))
 	}
 	printAcks(s, e.Servers)
-	for _, epoch := range e.Logical {
-		fmt.Fprintf(s.out, "Logically erased until epoch %d is destroyed: a backup from before, with a token that has its KEK, still opens it.\n", epoch)
+	if len(e.Logical) > 0 {
+		fmt.Fprintf(s.out, "All that was ever erased is %s\n", untilDestroyed(e.Logical))
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ type keysStatusView struct {
 type feedView struct {
 	Sequence    uint64     `json:"sequence"`
 	AppendedAt  *time.Time `json:"appended_at"`  // of the last entry; null: there is none
-	HeartbeatAt *time.Time `json:"heartbeat_at"` // the newest that a server has; null: none
+	HeartbeatAt *time.Time `json:"heartbeat_at"` // the newest that the database or a server has; null: none
 	ActiveEpoch uint32     `json:"active_epoch"` // 0: none yet
 	ErasedKeys  int        `json:"erased_keys"`  // by name
 	Before      string     `json:"erased_before,omitempty"`
@@ -94,8 +94,9 @@ type epochView struct {
 	Erased  int64    `json:"erased"`  // data keys it wrapped when they were erased
 	Waiting int64    `json:"waiting"` // were replaced, and are erased when their grace ends
 	HeldBy  []string `json:"held_by"` // servers whose tokens have the KEK
-	// Logical: what was erased opens from a backup while the KEK exists.
-	Logical bool `json:"logically_erased_only"`
+	// Logical are the epochs whose KEK still opens what was erased, from a
+	// backup of its time.
+	Logical []uint32 `json:"logically_erased_until_destroyed"`
 }
 
 func statusView(st custodian.Status, now time.Time) keysStatusView {
@@ -109,7 +110,7 @@ func statusView(st custodian.Status, now time.Time) keysStatusView {
 	if st.Database != nil {
 		v.Feed.Database = st.Database.Error()
 	}
-	var newest time.Time
+	newest := st.HeartbeatAt
 	for _, s := range st.Servers {
 		sv := keyServerView{Address: s.Address}
 		if s.Err != nil {
@@ -137,7 +138,10 @@ func statusView(st custodian.Status, now time.Time) keysStatusView {
 	v.Feed.HeartbeatAt = instantOf(newest)
 	for _, e := range st.Epochs {
 		ev := epochView{Epoch: e.Epoch, State: "old", Keys: e.Keys.Keys, Erased: e.Deleted.Erased, Waiting: e.Deleted.Retired,
-			HeldBy: append([]string{}, e.Holders...), Logical: e.OnlyLogically()}
+			HeldBy: append([]string{}, e.Holders...), Logical: []uint32{}}
+		if e.OnlyLogically() {
+			ev.Logical = append(ev.Logical, e.Open...)
+		}
 		switch {
 		case e.Active:
 			ev.State = "active"
@@ -206,7 +210,7 @@ func (v keysStatusView) print(w io.Writer, now time.Time) error {
 		return err
 	}
 	for _, e := range v.DataKeys {
-		if e.Logical {
+		if len(e.Logical) > 0 {
 			fmt.Fprintln(w, e.erasure())
 		}
 	}
@@ -258,15 +262,27 @@ func (k keyView) age() string {
 
 // erasure says honestly what the erasure of data keys is worth.
 func (e epochView) erasure() string {
-	why := fmt.Sprintf("logically erased until epoch %d is destroyed", e.Epoch)
-	if e.State == "destroyed" {
-		why = fmt.Sprintf("logically erased until the KEK of epoch %d is destroyed on the tokens of %s", e.Epoch, strings.Join(e.HeldBy, ", "))
+	line := fmt.Sprintf("%s data keys of epoch %d: %s", thousands(int(e.Erased)), e.Epoch, untilDestroyed(e.Logical))
+	if e.State == "destroyed" && len(e.HeldBy) > 0 {
+		line += fmt.Sprintf(" The tokens of %s still have the KEK of epoch %d: cryptoserver keys destroy.", strings.Join(e.HeldBy, ", "), e.Epoch)
 	}
-	line := fmt.Sprintf("%s data keys of epoch %d: %s. A backup from before, with a token that has the KEK, still opens them.", thousands(int(e.Erased)), e.Epoch, why)
 	if e.Waiting > 0 {
 		line += fmt.Sprintf(" %s more were replaced, and wait to be erased.", thousands(int(e.Waiting)))
 	}
 	return line
+}
+
+// untilDestroyed says what is left to do for an erasure to be one for good.
+func untilDestroyed(epochs []uint32) string {
+	words := make([]string, len(epochs))
+	for i, e := range epochs {
+		words[i] = fmt.Sprint(e)
+	}
+	what := "epoch " + words[0] + " is"
+	if n := len(words) - 1; n > 0 {
+		what = "epochs " + strings.Join(words[:n], ", ") + " and " + words[n] + " are"
+	}
+	return fmt.Sprintf("logically erased until %s destroyed. A backup from before, with a token that has the KEK, still opens it.", what)
 }
 
 // ago is how long ago something was.

@@ -29,8 +29,8 @@ func TestStatusView(t *testing.T) {
 			{Address: "e:1", ServerID: "crypto-5", Sequence: 7, HeadAt: now, Tokens: []custodian.TokenStatus{{Role: "sign", Label: "t5", State: "down"}}},
 		},
 		Epochs: []custodian.EpochStatus{
-			{Epoch: 1, Destroyed: true, Deleted: custodian.ErasedCount{Erased: 3000}, Holders: []string{"crypto-1"}},
-			{Epoch: 2, Active: true, Keys: custodian.KeyCount{Keys: 52000, First: january, Last: january + 2}, Deleted: custodian.ErasedCount{Erased: 11, Retired: 4}},
+			{Epoch: 1, Destroyed: true, Deleted: custodian.ErasedCount{Erased: 3000}, Holders: []string{"crypto-1"}, Open: []uint32{1}},
+			{Epoch: 2, Active: true, Keys: custodian.KeyCount{Keys: 52000, First: january, Last: january + 2}, Deleted: custodian.ErasedCount{Erased: 11, Retired: 4}, Open: []uint32{1, 2}},
 			{Epoch: 3, Holders: []string{"crypto-1"}},
 		},
 	}
@@ -61,8 +61,8 @@ func TestStatusView(t *testing.T) {
 		"1 destroyed 0 crypto-1",
 		"2 active 52,000 2026-01 to 2026-03",
 		"3 not active yet 0 crypto-1",
-		"3,000 data keys of epoch 1: logically erased until the KEK of epoch 1 is destroyed on the tokens of crypto-1. A backup",
-		"11 data keys of epoch 2: logically erased until epoch 2 is destroyed. A backup from before, with a token that has the KEK, still opens them. 4 more were replaced",
+		"3,000 data keys of epoch 1: logically erased until epoch 1 is destroyed. A backup from before, with a token that has the KEK, still opens it. The tokens of crypto-1 still have the KEK of epoch 1: cryptoserver keys destroy.",
+		"11 data keys of epoch 2: logically erased until epochs 1 and 2 are destroyed. A backup from before, with a token that has the KEK, still opens it. 4 more were replaced",
 	} {
 		if !strings.Contains("\n"+all+"\n", "\n"+want) {
 			t.Errorf("%q is not in\n%s", want, all)
@@ -74,7 +74,7 @@ func TestStatusView(t *testing.T) {
 		"nothing is served, until kluis keys reapply": func(st *custodian.Status) { st.Database = fmt.Errorf("%w: 3 of 7", custodian.ErrRolledBack) },
 		"THE DATABASE: connection refused":            func(st *custodian.Status) { st.Database = errors.New("connection refused") },
 		"Is kluis keys feed running?":                 func(st *custodian.Status) { st.Servers = st.Servers[2:3] },
-		"newest heartbeat never":                      func(st *custodian.Status) { st.Servers = nil },
+		"newest heartbeat never":                      func(st *custodian.Status) { st.Servers, st.HeartbeatAt = nil, time.Time{} },
 	} {
 		st := good
 		change(&st)

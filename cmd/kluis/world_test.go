@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -19,12 +23,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kluis/cryptoserver"
-	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
 	"kluis/cryptoserver/token"
+	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
-	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -104,9 +107,11 @@ func newWorld(t *testing.T) *world {
 	}
 	server, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cryptoserver-1", TLS: tls, Profile: w.profile, SealKeys: h.SealKeys,
-		Allow:  map[string][]string{"Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}},
-		Tokens: cryptoserver.Tokens{Seal: tokens.Sealer(), Mint: tokens.Minter()},
-		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Allow: map[string][]string{"Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"}},
+		Verifier: nobody{},
+		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
+		Log:      slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		Drain: time.Second,
 	})
 	if err != nil {
@@ -127,26 +132,69 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.stop)
 
 	addr := []string{l.Addr().String()}
-	custodian, err := config.ClientTLS(issue("custodian"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := client.New(client.Config{Addresses: addr, TLS: custodian})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = pool.Close() })
-	feedtest.Start(t, pool)
 	err = config.Write(w.config, config.Operator{
 		MigrateURL: w.db.URL(migrations.RoleOwner), IngestURL: w.db.URL(migrations.RoleIngest), RegistrarURL: w.db.URL(migrations.RoleRegistrar),
 		ProfileFile: filepath.Join(w.dir, "nl.yaml"), SealKeysFile: h.SealKeysFile, SuppliersCAFile: filepath.Join(w.dir, "supplier-ca.crt"),
 		Ingest:    config.Cryptoservers{Addresses: addr, TLS: issue("ingest")},
 		Registrar: config.Cryptoservers{Addresses: addr, TLS: issue("registrar")},
+
+		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"),
+		Custodian: config.Cryptoservers{Addresses: addr, TLS: issue("custodian")},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.feed()
+	w.must("keys", "rotate-kek", "--yes")
 	return w
+}
+
+// nobody is who may have readings of these cryptoservers.
+type nobody struct{}
+
+func (nobody) VerifyDetached(context.Context, string) (*authn.Token, error) {
+	return nil, errors.New("refused")
+}
+
+// feed runs the daemon, as kluis keys feed, until the test ends.
+func (w *world) feed() {
+	w.t.Helper()
+	r, out := io.Pipe()
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan int, 1)
+	var complaint bytes.Buffer
+	go func() {
+		code := run(ctx, []string{"keys", "feed", "--config", w.config}, streams{strings.NewReader(""), out, &complaint})
+		_ = out.Close()
+		ended <- code
+	}()
+	ready := make(chan struct{})
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			var line struct{ Msg string }
+			if json.Unmarshal(lines.Bytes(), &line) != nil {
+				w.t.Errorf("not a JSON line: %s", lines.Bytes())
+			} else if line.Msg == "ready" {
+				close(ready)
+			}
+		}
+	}()
+	w.t.Cleanup(func() {
+		stop()
+		<-read
+		if code := <-ended; code != exitOK {
+			w.t.Errorf("kluis keys feed: exit code %d: %s", code, complaint.String())
+		}
+	})
+	select {
+	case <-ready:
+	case <-read:
+		w.t.Fatal("kluis keys feed ended")
+	case <-time.After(30 * time.Second):
+		w.t.Fatal("kluis keys feed was not ready in time")
+	}
 }
 
 func (w *world) write(name string, b []byte) string {
@@ -175,8 +223,14 @@ func (w *world) certificate(name string, ca *devpki.CA, l devpki.Leaf) (string, 
 // complained of.
 func (w *world) kluis(args ...string) (code int, out, complaint string) {
 	w.t.Helper()
+	return w.kluisTyping("", args...)
+}
+
+// kluisTyping is a command at which somebody types something.
+func (w *world) kluisTyping(typed string, args ...string) (code int, out, complaint string) {
+	w.t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(w.t.Context(), append(args, "--config", w.config), streams{strings.NewReader(""), &stdout, &stderr})
+	code = run(w.t.Context(), append(args, "--config", w.config), streams{strings.NewReader(typed), &stdout, &stderr})
 	return code, stdout.String(), stderr.String()
 }
 
