@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -343,6 +344,16 @@ const (
 	creatorName    = "creator"
 	probeName      = "probe.bin"
 )
+
+// has says whether any token gets a key of this name.
+func (m manifest) has(file string) bool {
+	for name := range m.Files {
+		if strings.HasSuffix(name, "-"+file+".bin") {
+			return true
+		}
+	}
+	return false
+}
 
 func (m manifest) day() (time.Time, error) { return time.Parse(time.DateOnly, m.Made) }
 
@@ -760,6 +771,8 @@ func (c Ceremony) importKeys(l *login, r Role, t Token, m manifest, soPINFile st
 		k := arrival{label: label, keyType: pkcs11.CKK_GENERIC_SECRET}
 		if file == "kek" {
 			k.keyType = pkcs11.CKK_AES
+		} else if !m.has(file) {
+			return fmt.Errorf("key %s is missing, and it travels only with the first epoch: tokens that were not there then cannot get it by a ceremony", label)
 		}
 		if k.wrapped, err = read(name); err != nil {
 			return err

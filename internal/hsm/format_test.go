@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/hex"
 	"errors"
 	"os"
@@ -94,6 +96,45 @@ func TestPublicKeys(t *testing.T) {
 	if err != nil || !back.Seal.Equal(p.Seal) || back.Sign != nil || len(back.Transport) != 0 {
 		t.Errorf("%+v, %v", back, err)
 	}
+
+	// Several transport keys of a role keep their order, and one that is gone
+	// leaves no file behind.
+	one, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Transport = map[hsm.Role][]*rsa.PublicKey{hsm.RoleOpen: {&one.PublicKey}, hsm.RoleRotate: {&two.PublicKey, &one.PublicKey}}
+	if err := p.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	back, err = hsm.ReadPublicKeys(dir)
+	if err != nil || len(back.Transport[hsm.RoleRotate]) != 2 || !back.Transport[hsm.RoleRotate][0].Equal(&two.PublicKey) || len(back.Transport[hsm.RoleOpen]) != 1 {
+		t.Errorf("%+v, %v", back, err)
+	}
+	all, err := back.Fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Transport[hsm.RoleRotate] = p.Transport[hsm.RoleRotate][:1]
+	delete(p.Transport, hsm.RoleOpen)
+	if err := p.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	back, err = hsm.ReadPublicKeys(dir)
+	if err != nil || len(back.Transport[hsm.RoleRotate]) != 1 || len(back.Transport[hsm.RoleOpen]) != 0 {
+		t.Errorf("%+v, %v", back, err)
+	}
+	if fewer, err := back.Fingerprint(); err != nil || fewer == all {
+		t.Errorf("a transport key is not in the fingerprint: %v", err)
+	}
+	small, err := hsm.EncodePEM(&rsa.PublicKey{N: one.N, E: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
 	pem, err := os.ReadFile(filepath.Join(dir, "seal.pem"))
 	if err != nil {
 		t.Fatal(err)
@@ -106,6 +147,7 @@ func TestPublicKeys(t *testing.T) {
 		"no PEM":           {"seal.pem", []byte("x")},
 		"no key":           {"seal.pem", []byte("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")},
 		"EC for transport": {"transport-open-1.pem", pem},
+		"exponent 3":       {"transport-open-1.pem", small},
 	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, f.file), f.content, 0o600); err != nil {

@@ -431,8 +431,14 @@ func TestDestroyKEK(t *testing.T) {
 	if b, err := os.ReadFile(cfg.ProbeKeyFile); err != nil || !bytes.Equal(b, probes[hsm.ProbeSize:]) {
 		t.Errorf("the probe file has %d bytes: %v", len(b), err)
 	}
-	after := serve(t, cfg)
-	for role, health := range map[hsm.Role]token.Health{hsm.RoleOpen: after.Opener(), hsm.RoleSeal: after.Sealer(), hsm.RoleMint: after.Minter(), hsm.RoleRotate: after.Rotator()} {
+	// A token that was not there in the first epoch cannot have the MAC key.
+	late := cfg
+	late.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: cfg.Tokens[hsm.RoleSeal], hsm.RoleRotate: {spare(world)}}
+	if err := addEpoch(world, late, filepath.Join(dir, "3"), 3); err == nil || !strings.Contains(err.Error(), "travels only with the first epoch") {
+		t.Errorf("a late token: %v", err)
+	}
+	after := serve(t, cfg, hsm.RoleOpen, hsm.RoleMint, hsm.RoleRotate)
+	for role, health := range map[hsm.Role]token.Health{hsm.RoleOpen: after.Opener(), hsm.RoleMint: after.Minter(), hsm.RoleRotate: after.Rotator()} {
 		if got := health.Epochs(); !slices.Equal(got, []uint32{2}) {
 			t.Errorf("%s holds %d", role, got)
 		}
