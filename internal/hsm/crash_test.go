@@ -63,7 +63,7 @@ func runErrand(file string) int {
 	}
 	limit := 10 * time.Second
 	if e.Hang >= 0 {
-		limit = 300 * time.Millisecond // to be given up
+		limit = 2 * time.Second // to be given up, thrice
 	}
 	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: e.Module, ProbeKeyFile: e.Probes, Tokens: map[hsm.Role][]hsm.Token{e.Role: {e.Token}},
 		CacheSize: 16, CacheLifetime: 1}, limit, 10*time.Millisecond, 10*time.Millisecond, nil))

@@ -540,25 +540,35 @@ type Count struct {
 	Handles                                                      int64
 }
 
-// Counts reads them.
-func Counts(h *HSM, role Role) Count {
-	t := h.groups[role].pools[0].metrics
-	read := func(m prometheus.Metric) float64 {
-		var d dto.Metric
-		if err := m.Write(&d); err != nil {
-			panic(err)
-		}
-		return d.GetCounter().GetValue() + d.GetGauge().GetValue()
-	}
+// Counts reads those of the first token of a role.
+func Counts(h *HSM, role Role) Count { return counts(h.groups[role].pools[0].metrics) }
+
+func counts(t *tokenMetrics) Count {
 	return Count{
-		Stuck:          read(t.all.stuck.WithLabelValues(t.label)),
-		Openings:       read(t.all.openings.WithLabelValues(t.label, "opened")),
-		FailedOpenings: read(t.all.openings.WithLabelValues(t.label, "failed")),
-		Sessions:       read(t.all.sessions.WithLabelValues(t.label)),
-		Canaries:       read(t.all.canaries.WithLabelValues(t.label, "passed")),
-		Damaged:        read(t.all.damaged.WithLabelValues(t.label)),
+		Stuck:          value(t.all.stuck.WithLabelValues(t.label)),
+		Openings:       value(t.all.openings.WithLabelValues(t.label, "opened")),
+		FailedOpenings: value(t.all.openings.WithLabelValues(t.label, "failed")),
+		Sessions:       value(t.all.sessions.WithLabelValues(t.label)),
+		Canaries:       value(t.all.canaries.WithLabelValues(t.label, "passed")),
+		Damaged:        value(t.all.damaged.WithLabelValues(t.label)),
 		Handles:        t.handles.Load(),
 	}
+}
+
+func value(m prometheus.Metric) float64 {
+	var d dto.Metric
+	if err := m.Write(&d); err != nil {
+		panic(err)
+	}
+	return d.GetCounter().GetValue() + d.GetGauge().GetValue()
+}
+
+func (t *tokenMetrics) served(kind string) uint64 {
+	var d dto.Metric
+	if err := t.all.seconds.WithLabelValues(t.label, kind).(prometheus.Metric).Write(&d); err != nil {
+		panic(err)
+	}
+	return d.GetHistogram().GetSampleCount()
 }
 
 // RawUnwraps unwraps and destroys a data key n times by nothing but the module.

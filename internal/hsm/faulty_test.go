@@ -247,5 +247,8 @@ func (f *faulty) heal(fn int) {
 func (f *faulty) calls(fn int) int32     { return atomic.LoadInt32(f.word(fn, ctlCalls)) }
 func (f *faulty) succeeded(fn int) int32 { return atomic.LoadInt32(f.word(fn, ctlSucceeded)) }
 
+// hanging is the session of the last call that hung; 0: none did.
+func (f *faulty) hanging() int32 { return atomic.LoadInt32(f.word(fnWatch, ctlArg)) }
+
 // touched is how often the session of the last call that hung was used since.
 func (f *faulty) touched() int32 { return f.calls(fnWatch) }

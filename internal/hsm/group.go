@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -86,24 +87,32 @@ func also(err, next error) error {
 	return fmt.Errorf("%w; %w", err, next)
 }
 
-// choose takes the token that would have the batch done soonest. It draws by
-// lot, so that callers at the same moment do not all choose the same and that
-// the speed of each stays known: a token half as fast gets an eighth as many
-// of the batches that find both at rest. Tokens that are being opened anew come
-// after those that serve, and those that are down come last.
+// choose takes a token that would have the batch done soon. It draws by lot, so
+// that callers at the same moment do not all choose the same: one that is
+// expected to take twice as long is chosen an eighth as often. Tokens that are
+// being opened anew come after those that serve, and those that are down come
+// last.
 func choose(left []*candidate, operations int) *candidate {
-	best, chosen, sum := away, left[0], 0.0
-	for _, c := range left {
-		r, wait := c.expect(operations)
-		if r < best {
+	outlooks := make([]outlook, len(left))
+	best, pace := away, math.Inf(1)
+	for i, c := range left {
+		outlooks[i] = c.outlook()
+		best = max(best, outlooks[i].readiness)
+	}
+	for _, o := range outlooks {
+		if o.readiness == best {
+			pace = min(pace, o.pace)
+		}
+	}
+	chosen, sum := left[0], 0.0
+	for i, o := range outlooks {
+		if o.readiness != best {
 			continue
 		}
-		if r > best {
-			best, sum = r, 0
-		}
+		wait := o.wait(operations, pace)
 		w := 1 / (wait * wait * wait)
 		if sum += w; rand.Float64()*sum < w {
-			chosen = c
+			chosen = left[i]
 		}
 	}
 	return chosen

@@ -68,10 +68,10 @@ func newJob(run func(a *access) error, clear func()) *job {
 	return &job{run: run, clear: clear, gone: make(chan struct{}), done: make(chan error, 1)}
 }
 
-// work is what a job counts for in the load of its token.
+// work is what a job counts for in the load of its token, and in its pace.
 func work(kind string, operations int) int64 {
 	switch kind {
-	case kindForget: // takes as long as there are keys
+	case kindForget, "check": // no measure of others
 		return 0
 	case "random": // of bytes
 		operations /= 1024
@@ -959,29 +959,48 @@ func (p *pool) ready() bool {
 	return p.readinessLocked() == now
 }
 
-// expect estimates in seconds when a batch that comes now would be done. A call
-// that has taken long already is expected to take as long again: a token that
-// hangs is avoided long before the call is given up.
-func (p *pool) expect(operations int) (readiness, float64) {
-	work := p.load.Load() + int64(max(operations, 1))
+// outlook is what a batch that comes now can expect of a token.
+type outlook struct {
+	readiness readiness
+	pace      float64 // seconds for an operation
+	ahead     int64   // operations that wait or run
+	workers   int
+	inside    float64 // seconds that the call has taken that may be over first
+}
+
+func (p *pool) outlook() outlook {
+	o := outlook{ahead: p.load.Load()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	workers, longest := 0, time.Duration(math.MaxInt64)
+	o.readiness, o.pace = p.readinessLocked(), p.pace.seconds()
+	first := time.Duration(math.MaxInt64)
 	for w := range p.workers {
 		if w.trial {
 			continue
 		}
-		workers++
+		o.workers++
 		in := time.Duration(0)
 		if since := atomic.LoadInt64(w.crossing); since > 0 {
 			in = max(0, time.Since(time.Unix(0, since)))
 		}
-		longest = min(longest, in) // of the one that may be free first
+		first = min(first, in)
 	}
-	if workers == 0 {
-		return away, 1
+	o.inside = first.Seconds()
+	return o
+}
+
+// slowest bounds how much slower than the fastest a token at rest is believed
+// to be. It may be well again, and only a batch now and then can tell.
+const slowest = 4
+
+// wait estimates in seconds when the batch would be done; best is the pace of
+// the fastest token. A call that has taken long already is expected to take as
+// long again: a token that hangs is avoided long before the call is given up.
+func (o outlook) wait(operations int, best float64) float64 {
+	if o.ahead == 0 {
+		o.pace = min(o.pace, slowest*best)
 	}
-	return p.readinessLocked(), (float64(work)*p.pace.seconds()/float64(workers) + longest.Seconds())
+	return float64(o.ahead+int64(max(operations, 1)))*o.pace/float64(max(o.workers, 1)) + o.inside
 }
 
 // pace is how long a token takes for an operation, of late.
