@@ -71,7 +71,7 @@ func init() {
 			do:  "Allow `CKM_RSA_PKCS_KEY_PAIR_GEN` and `CKA_UNWRAP_TEMPLATE` on private keys, or clone keys with the vendor's tool.",
 			try: (*checker).tryTransport},
 		{id: "oaep-sha1", title: "RSA-OAEP with SHA-1", roles: kekRoles,
-			why: "The ceremony carries keys so; it is the only variant all HSMs have. OAEP does not rest on SHA-1's collision resistance.",
+			why: "The ceremony carries keys so, for SoftHSM has no other variant. OAEP does not rest on SHA-1's collision resistance.",
 			how: "unwraps a key that Go wrapped to the token's key, and has Go unwrap one that the token wrapped",
 			do:  "Allow `CKM_RSA_PKCS_OAEP` with SHA-1 to wrap and unwrap (FIPS modes may forbid it), or clone keys with the vendor's tool.",
 			try: (*checker).tryOAEP1},
@@ -239,7 +239,7 @@ func init() {
 // attacked is a requirement that the start-up attacks of some kind fail.
 func attacked(id, title, why, how string) requirement {
 	return requirement{id: id, title: title, roles: servedKEK, why: why,
-		how: how + "; on the KEK of each role, as at every start (`internal/hsm/prove.go`)",
+		how: how + "; for each role, as at every start",
 		do:  "Do not serve the roles named: Kluis will refuse to start. Ask the vendor how the attribute is enforced (a policy or firmware setting, often).",
 		try: func(c *checker) (finding, error) { return c.tryAttacks(id) }}
 }

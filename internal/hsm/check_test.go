@@ -438,3 +438,28 @@ func TestRFC3394(t *testing.T) {
 		t.Error("a short key unwraps")
 	}
 }
+
+// TestRequirementTable keeps the table of docs/HSM.md true.
+func TestRequirementTable(t *testing.T) {
+	t.Parallel()
+	const page, begin, end = "../../docs/HSM.md", "-update -->\n", "<!-- end -->"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(text), begin)
+	table, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", page)
+	}
+	want := hsm.RequirementTable()
+	if *update && table != want {
+		if err := os.WriteFile(page, []byte(head+begin+want+end+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		table = want
+	}
+	if table != want {
+		t.Errorf("the table in %s is not what is checked; write it anew with -update:\n%s", page, want)
+	}
+}
