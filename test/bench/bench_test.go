@@ -90,6 +90,9 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s is not in the table:\n%s", shape.name, out.String())
 		}
 	}
+	if len(r.Rewrap) != 1 || min(r.Rewrap[0].Keys, r.Rewrap[0].Loop, r.Rewrap[0].Proved, r.Rewrap[0].Server) <= 0 {
+		t.Errorf("rewrapped: %+v", r.Rewrap)
+	}
 	if s := r.Soak; s == nil || s.Blocks < o.soakBlocks || len(s.Samples) != 11 || s.Samples[10].Blocks != s.Blocks || len(s.Samples[10].Resident) != 2 || s.Samples[10].Resident[1] <= 0 {
 		t.Errorf("memory over many blocks: %+v", s)
 	}

@@ -71,7 +71,9 @@ type (
 		For         time.Duration `json:"for"`
 		Concurrency int           `json:"concurrency"`
 		Cold        bool          `json:"cold"`
-		Batch       int           `json:"batch"` // of the PKCS#11 loop
+		Batch       int           `json:"batch"`  // of the PKCS#11 loop
+		Rewrap      bool          `json:"rewrap"` // its keys, instead of opening its blocks
+		Proved      bool          `json:"proved"` // and back, to compare
 	}
 	partAnswer struct {
 		Took []time.Duration `json:"took"` // by each operation

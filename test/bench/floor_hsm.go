@@ -13,7 +13,7 @@ typedef struct { ulong_t mechanism; void *parameter; ulong_t len; } mechanism_t;
 typedef struct { unsigned char *iv; ulong_t iv_len, iv_bits; unsigned char *aad; ulong_t aad_len, tag_bits; } gcm_t;
 typedef struct { unsigned char version[2]; void *fn[68]; } list_t; // CK_FUNCTION_LIST
 
-enum { DestroyObject = 22, DecryptInit = 33, Decrypt = 34, UnwrapKey = 61 }; // their places in it
+enum { DestroyObject = 22, DecryptInit = 33, Decrypt = 34, WrapKey = 60, UnwrapKey = 61 }; // their places in it
 enum { AES_GCM = 0x1087, AES_KEY_WRAP = 0x2109 };
 
 typedef struct {
@@ -114,6 +114,36 @@ static ulong_t once(batch_t *b, int cold)
 	return cold ? destroy(b) : 0;
 }
 
+// pass takes a wrapped key to another KEK: here to the same.
+static ulong_t pass(batch_t *b, unsigned char *wrapped, unsigned char *out)
+{
+	ulong_t (*unwrap)(ulong_t, mechanism_t *, ulong_t, unsigned char *, ulong_t, attribute_t *, ulong_t, ulong_t *) = b->list->fn[UnwrapKey];
+	ulong_t (*wrap)(ulong_t, mechanism_t *, ulong_t, ulong_t, unsigned char *, ulong_t *) = b->list->fn[WrapKey];
+	ulong_t (*destroy)(ulong_t, ulong_t) = b->list->fn[DestroyObject];
+	mechanism_t m = {AES_KEY_WRAP, NULL, 0};
+	ulong_t key, len = 40;
+	ulong_t rv = unwrap(b->session, &m, b->kek, wrapped, 40, b->template, b->template_len, &key);
+	if (rv == 0)
+		rv = wrap(b->session, &m, b->kek, key, out, &len);
+	if (rv == 0)
+		rv = destroy(b->session, key);
+	return rv == 0 && len != 40 ? 5 : rv;
+}
+
+// rewrap takes all keys; proved: and each one back, to compare.
+static ulong_t rewrap(batch_t *b, int proved)
+{
+	unsigned char out[40], back[40];
+	for (int i = 0; i < b->keys; i++) {
+		ulong_t rv = pass(b, b->wrapped + 40 * i, out);
+		if (rv == 0 && proved && (rv = pass(b, out, back)) == 0 && memcmp(back, b->wrapped + 40 * i, 40) != 0)
+			rv = 5;
+		if (rv != 0)
+			return rv;
+	}
+	return 0;
+}
+
 static long thread_cpu(void)
 {
 	struct timespec t;
@@ -144,7 +174,8 @@ type hsmSetup struct {
 	Module  string     `json:"module"`
 	Label   string     `json:"label"` // of the token
 	PINFile string     `json:"pin_file"`
-	KEK     string     `json:"kek"` // its label
+	KEK     string     `json:"kek"`    // its label
+	Rotate  bool       `json:"rotate"` // the token is of role rotate
 	Batches []hsmBatch `json:"batches"`
 }
 
@@ -216,6 +247,9 @@ func newHSMPart(raw json.RawMessage) (worker, error) {
 		return nil, fmt.Errorf("%s has no function list", s.Module)
 	}
 	template := dataKeyTemplate()
+	if s.Rotate {
+		template = passingTemplate()
+	}
 	for _, b := range s.Batches {
 		c, err := b.inC()
 		if err != nil {
@@ -263,6 +297,9 @@ func (p *hsmPart) work(o order) (partAnswer, error) {
 		return partAnswer{}, errors.New("no such batch")
 	}
 	b := p.batches[o.Batch]
+	if o.Rewrap {
+		return timed(o.For, func() C.ulong_t { return C.rewrap(b, cBool(o.Proved)) })
+	}
 	if o.Cold && p.warm[o.Batch] {
 		if err := rvError(C.destroy(b)); err != nil {
 			return partAnswer{}, err
@@ -274,15 +311,16 @@ func (p *hsmPart) work(o order) (partAnswer, error) {
 		}
 	}
 	p.warm[o.Batch] = !o.Cold
-	cold := C.int(0)
-	if o.Cold {
-		cold = 1
-	}
+	return timed(o.For, func() C.ulong_t { return C.once(b, cBool(o.Cold)) })
+}
+
+// timed repeats f on this thread until the time is over.
+func timed(d time.Duration, f func() C.ulong_t) (partAnswer, error) {
 	a := partAnswer{Took: make([]time.Duration, 0, 1<<14)}
 	cpu := C.thread_cpu()
 	began := time.Now()
-	for at := began; at.Sub(began) < o.For; {
-		if err := rvError(C.once(b, cold)); err != nil {
+	for at := began; at.Sub(began) < d; {
+		if err := rvError(f()); err != nil {
 			return a, err
 		}
 		now := time.Now()
@@ -292,6 +330,13 @@ func (p *hsmPart) work(o order) (partAnswer, error) {
 	a.Wall = time.Since(began)
 	a.CPU = time.Duration(C.thread_cpu() - cpu)
 	return a, nil
+}
+
+func cBool(b bool) C.int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func rvError(rv C.ulong_t) error {
@@ -339,6 +384,19 @@ func dataKeyTemplate() []*pkcs11.Attribute {
 		a(pkcs11.CKA_ENCRYPT, false), a(pkcs11.CKA_DECRYPT, true), a(pkcs11.CKA_WRAP, false), a(pkcs11.CKA_UNWRAP, false),
 		a(pkcs11.CKA_SIGN, false), a(pkcs11.CKA_VERIFY, false), a(pkcs11.CKA_DERIVE, false),
 		a(pkcs11.CKA_ALLOWED_MECHANISMS, binary.NativeEndian.AppendUint64(nil, pkcs11.CKM_AES_GCM)),
+		a(pkcs11.CKA_COPYABLE, false), a(pkcs11.CKA_MODIFIABLE, false),
+	}
+}
+
+// passingTemplate is what the KEK of role rotate demands of one that only
+// passes through.
+func passingTemplate() []*pkcs11.Attribute {
+	a := pkcs11.NewAttribute
+	return []*pkcs11.Attribute{
+		a(pkcs11.CKA_PRIVATE, false), a(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), a(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		a(pkcs11.CKA_TOKEN, false), a(pkcs11.CKA_SENSITIVE, true), a(pkcs11.CKA_EXTRACTABLE, true), a(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
+		a(pkcs11.CKA_ENCRYPT, false), a(pkcs11.CKA_DECRYPT, false), a(pkcs11.CKA_WRAP, false), a(pkcs11.CKA_UNWRAP, false),
+		a(pkcs11.CKA_SIGN, false), a(pkcs11.CKA_VERIFY, false), a(pkcs11.CKA_DERIVE, false),
 		a(pkcs11.CKA_COPYABLE, false), a(pkcs11.CKA_MODIFIABLE, false),
 	}
 }

@@ -80,6 +80,7 @@ type bench struct {
 	made    int // requests to Kluis
 	service *service
 	loops   []*part // over the service's batches
+	rotate  *part   // on the first rotate token
 }
 
 func measure(ctx context.Context, o options, dir string) (_ *report, err error) {
@@ -114,7 +115,7 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 		r.Soak, err = b.soak(ctx, o.soakBlocks)
 		return r, err
 	}
-	if err := errors.Join(b.startFloor(ctx), b.startLoops()); err != nil {
+	if err := errors.Join(b.startFloor(ctx), b.startLoops(), b.startRotateLoop()); err != nil {
 		return nil, err
 	}
 	warmUp := b.slice / 4
@@ -140,6 +141,11 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 			return nil, err
 		}
 		r.Service = append(r.Service, rd)
+		again, err := b.rewraps(ctx, b.slice)
+		if err != nil {
+			return nil, fmt.Errorf("rewrap: %w", err)
+		}
+		r.Rewrap = append(r.Rewrap, again)
 	}
 	if r.Soak, err = b.soak(ctx, o.soakBlocks); err != nil {
 		return nil, err
@@ -157,7 +163,7 @@ func (b *bench) say(format string, args ...any) {
 
 func (b *bench) stop() error {
 	var errs []error
-	for _, p := range append(slices.Concat(b.hsm, b.loops), b.sql, b.tls) {
+	for _, p := range append(slices.Concat(b.hsm, b.loops), b.rotate, b.sql, b.tls) {
 		if p != nil {
 			errs = append(errs, p.in.Close(), p.stop())
 		}

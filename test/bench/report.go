@@ -25,6 +25,7 @@ type report struct {
 	Most      run                      `json:"most_clients"`
 	Memory    map[string]*memoryReport `json:"memory_mb"`
 	Service   [][]throughput           `json:"service"` // by round
+	Rewrap    []rewrapping             `json:"rewrap"`  // by round
 	Soak      *soakReport              `json:"soak"`
 	processes []string
 }
@@ -120,6 +121,9 @@ func (r *report) print(w io.Writer) {
 	if len(r.Service) > 0 {
 		r.printService(w)
 	}
+	if len(r.Rewrap) > 0 {
+		r.printRewrap(w)
+	}
 	if r.Soak != nil {
 		r.printSoak(w)
 	}
@@ -149,6 +153,26 @@ func (r *report) printService(w io.Writer) {
 			spread(get(row.Clients, func(x throughput) float64 { return x.Median })), spread(get(row.Clients, func(x throughput) float64 { return x.P99 })),
 			spread(get(row.Clients, cpu)), spread(get(0, cpu)), spread(get(row.Clients, func(x throughput) float64 { return x.Client })))
 	}
+	t.Flush()
+}
+
+// printRewrap shows what a rotation of the KEK can reach.
+func (r *report) printRewrap(w io.Writer) {
+	get := func(f func(rewrapping) float64) string {
+		v := make([]float64, len(r.Rewrap))
+		for i, x := range r.Rewrap {
+			v[i] = f(x)
+		}
+		return spread(v)
+	}
+	fmt.Fprintf(w, "\nData keys rewrapped per second: one client, one server, %d keys in a call, beside the PKCS#11 loop on the same token\n", rewrapKeys)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\tkeys/s\tCPU us/key\tservice's share")
+	fmt.Fprintf(t, "Rewrap (rewrapped, proved, two MACs)\t%s\t%s\t\n", get(func(x rewrapping) float64 { return x.Keys }), get(func(x rewrapping) float64 { return x.Server }))
+	fmt.Fprintf(t, "loop: unwrap, wrap, destroy, and back to compare\t%s\t%s\t%s\n", get(func(x rewrapping) float64 { return x.Proved }),
+		get(func(x rewrapping) float64 { return x.ProvedCPU }), get(func(x rewrapping) float64 { return x.Keys / x.Proved }))
+	fmt.Fprintf(t, "loop: unwrap, wrap, destroy\t%s\t%s\t%s\n", get(func(x rewrapping) float64 { return x.Loop }),
+		get(func(x rewrapping) float64 { return x.LoopCPU }), get(func(x rewrapping) float64 { return x.Keys / x.Loop }))
 	t.Flush()
 }
 

@@ -72,7 +72,7 @@ type service struct {
 	issuer    *cryptoclient.Client
 	registrar *cryptoclient.Client
 	ingest    *cryptoclient.Client
-	sealKeys  *authz.SealKeys
+	custodian *cryptoclient.Client // of the first server
 	profile   *meter.Profile
 
 	leaf    [32]byte
@@ -82,6 +82,7 @@ type service struct {
 	end     time.Time
 	nextEAN int
 	batches []batch
+	rewrap  []envelope.KeyRecord
 }
 
 func (w *world) newService(ctx context.Context, profile *meter.Profile) (_ *service, err error) {
@@ -101,17 +102,11 @@ func (w *world) newService(ctx context.Context, profile *meter.Profile) (_ *serv
 	if s.gateway, err = config.ClientTLS(gateway.Cryptoservers.TLS); err != nil {
 		return nil, err
 	}
-	keys, err := config.PublicKeys(gateway.SealKeysFile)
-	if err != nil {
-		return nil, err
-	}
-	if s.sealKeys, err = authz.NewSealKeys(keys...); err != nil {
-		return nil, err
-	}
+	operator.Custodian.Addresses = operator.Custodian.Addresses[:1]
 	for _, c := range []struct {
 		conf config.Cryptoservers
 		to   **cryptoclient.Client
-	}{{issuer.Cryptoservers, &s.issuer}, {operator.Registrar, &s.registrar}, {operator.Ingest, &s.ingest}} {
+	}{{issuer.Cryptoservers, &s.issuer}, {operator.Registrar, &s.registrar}, {operator.Ingest, &s.ingest}, {operator.Custodian, &s.custodian}} {
 		conf, err := config.ClientTLS(c.conf.TLS)
 		if err != nil {
 			return nil, err
@@ -133,12 +128,40 @@ func (w *world) newService(ctx context.Context, profile *meter.Profile) (_ *serv
 		}
 		s.batches = append(s.batches, b)
 	}
+	if s.rewrap, err = s.mintMany(ctx, rewrapKeys); err != nil {
+		return nil, fmt.Errorf("keys to rewrap: %w", err)
+	}
 	return s, nil
+}
+
+// rewrapKeys is how many data keys are rewrapped at a time.
+const rewrapKeys = 500
+
+// mintMany makes data keys of ten months and both classes.
+func (s *service) mintMany(ctx context.Context, n int) ([]envelope.KeyRecord, error) {
+	var specs []envelope.KeySpec
+	month := meter.DayOf(time.Now(), s.profile.Location()).Month()
+	for ean := (meter.EAN{}); len(specs) < n; {
+		i := len(specs) % 20
+		if i == 0 {
+			var err error
+			if ean, err = s.newEAN(); err != nil {
+				return nil, err
+			}
+		}
+		specs = append(specs, envelope.KeySpec{EAN: ean, Class: []meter.Class{meter.Registers, meter.Intervals}[i%2], Month: month - meter.Month(i/2)})
+	}
+	return s.ingest.Mint(ctx, specs)
+}
+
+func (s *service) newEAN() (meter.EAN, error) {
+	s.nextEAN++
+	return meter.ParseEAN(withCheckDigit(fmt.Sprintf("87199%012d", s.nextEAN)))
 }
 
 func (s *service) close() error {
 	var errs []error
-	for _, c := range []*cryptoclient.Client{s.issuer, s.registrar, s.ingest} {
+	for _, c := range []*cryptoclient.Client{s.issuer, s.registrar, s.ingest, s.custodian} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
@@ -216,8 +239,7 @@ func (s *service) newBatch(ctx context.Context, name string, shapes []unitShape)
 
 // newUnit makes a metering point of the supplier's, with consent and readings.
 func (s *service) newUnit(ctx context.Context, shape unitShape) (u cryptoclient.Unit, err error) {
-	s.nextEAN++
-	ean, err := meter.ParseEAN(withCheckDigit(fmt.Sprintf("87199%012d", s.nextEAN)))
+	ean, err := s.newEAN()
 	if err != nil {
 		return u, err
 	}

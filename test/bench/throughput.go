@@ -152,6 +152,70 @@ func (b *bench) justOpen(ctx context.Context) error {
 	return nil
 }
 
+// rewrapping is the Rewrap call of one server, from one client.
+type rewrapping struct {
+	Keys   float64 `json:"keys_per_second"`
+	Median float64 `json:"median_ms"` // of a call
+	Server float64 `json:"server_cpu_us"`
+	// The PKCS#11 loop on the same token: unwrap, wrap, destroy; and the same
+	// proved, as the server does it: taken back, and compared.
+	Loop      float64 `json:"loop_keys_per_second"`
+	LoopCPU   float64 `json:"loop_cpu_us"`
+	Proved    float64 `json:"proved_keys_per_second"`
+	ProvedCPU float64 `json:"proved_cpu_us"`
+}
+
+// startRotateLoop starts the loop on the first server's rotate token.
+func (b *bench) startRotateLoop() error {
+	setup, err := b.rotateSetup()
+	if err != nil {
+		return err
+	}
+	setup.add(b.service.rewrap, nil)
+	b.rotate, err = startPart("hsm", setup, b.softHSM(0))
+	return err
+}
+
+// rewraps measures the first server; the active epoch is the keys' own, which
+// costs what another would.
+func (b *bench) rewraps(ctx context.Context, d time.Duration) (rewrapping, error) {
+	var out rewrapping
+	n := float64(len(b.service.rewrap))
+	for _, l := range []struct {
+		proved    bool
+		keys, cpu *float64
+	}{{false, &out.Loop, &out.LoopCPU}, {true, &out.Proved, &out.ProvedCPU}} {
+		r, err := loopRun([]*part{b.rotate}, order{For: d / 2, Rewrap: true, Proved: l.proved})
+		if err != nil {
+			return out, fmt.Errorf("PKCS#11 loop: %w", err)
+		}
+		*l.keys, *l.cpu = n*float64(r.Operations)/r.Seconds, r.CPU["loop"]*1000/n
+	}
+	call := func(int) error {
+		_, got, err := b.service.custodian.Rewrap(ctx, b.service.rewrap)
+		for i := range got {
+			err = errors.Join(err, got[i].Err)
+		}
+		return err
+	}
+	if err := call(0); err != nil { // connects
+		return out, err
+	}
+	runtime.GC()
+	before, err := b.serviceUsage(1)
+	if err != nil {
+		return out, err
+	}
+	took, wall, err := repeat(d, 1, call)
+	if err != nil {
+		return out, err
+	}
+	after, err := b.serviceUsage(1)
+	r := newRun(took, wall, difference(after, before))
+	out.Keys, out.Median, out.Server = n*float64(r.Operations)/r.Seconds, r.MedianMS, r.total()*1000/n
+	return out, err
+}
+
 // soakReport is resident memory over very many blocks.
 type soakReport struct {
 	Blocks  int64        `json:"blocks"`

@@ -401,6 +401,16 @@ func (w *world) tokenSetup(i int) (hsmSetup, error) {
 	return hsmSetup{Module: conf.Module, Label: conf.Tokens.Open[0].Label, PINFile: conf.Tokens.Open[0].PINFile}, nil
 }
 
+// rotateSetup is the loop's access to the first cryptoserver's rotate token.
+func (w *world) rotateSetup() (hsmSetup, error) {
+	conf, err := config.Load[config.Cryptoserver](filepath.Join(w.state, "cryptoserver-1", "cryptoserver.yaml"))
+	if err != nil {
+		return hsmSetup{}, err
+	}
+	t := conf.Tokens.Rotate[0]
+	return hsmSetup{Module: conf.Module, Label: t.Label, PINFile: t.PINFile, Rotate: true}, nil
+}
+
 // sqlSetup is the floor's share of the database; it makes the table that the
 // floor writes to. The row is the latest of the access log.
 func (w *world) sqlSetup(ctx context.Context, s *subject, root string, conns int) (sqlSetup, error) {
