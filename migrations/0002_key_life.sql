@@ -31,7 +31,6 @@ CREATE TABLE key_tombstone (
     deleted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (ean, key_id)
 );
-CREATE INDEX key_tombstone_by_epoch ON key_tombstone (kek_epoch);
 CREATE INDEX key_tombstone_retired ON key_tombstone (deleted_at) WHERE sequence IS NULL;
 COMMENT ON TABLE  key_tombstone IS 'Data keys that were deleted. An index: the control feed says what is erased.';
 COMMENT ON COLUMN key_tombstone.ean IS 'EAN-18 of the metering point.';
@@ -39,10 +38,6 @@ COMMENT ON COLUMN key_tombstone.key_id IS 'Identifier the data key had.';
 COMMENT ON COLUMN key_tombstone.kek_epoch IS 'Epoch of the KEK that wrapped it: while that exists, a backup of the row opens.';
 COMMENT ON COLUMN key_tombstone.sequence IS 'Entry of the control feed that erases it; null while it is only replaced.';
 COMMENT ON COLUMN key_tombstone.deleted_at IS 'When its row was deleted.';
-
--- Room on each page for the new form of a row that is rewrapped, so that no
--- index changes with it.
-ALTER TABLE data_key SET (fillfactor = 90);
 
 GRANT USAGE ON SCHEMA public TO kluis_custodian;
 -- +goose StatementBegin
@@ -63,6 +58,5 @@ GRANT SELECT, UPDATE (key_id, ciphertext, content_mac) ON sealed_block TO kluis_
 
 -- +goose Down
 DROP TABLE key_tombstone, control_heartbeat, control_entry;
-ALTER TABLE data_key RESET (fillfactor);
 REVOKE ALL ON data_key, sealed_block FROM kluis_custodian;
 REVOKE USAGE ON SCHEMA public FROM kluis_custodian;

@@ -49,15 +49,12 @@ const (
 		) q
 		WHERE selected OR last
 		ORDER BY ean, key_id`
+	// In the order of the blocks on the disk, so many at a time.
 	queryCount = `
-		WITH p AS MATERIALIZED (
-			SELECT ean, key_id, kek_epoch, month FROM data_key WHERE (ean, key_id) > ($1, $2::uuid) ORDER BY ean, key_id LIMIT $3
-		)
-		SELECT kek_epoch, count(*), min(month), max(month), 0::bigint, ''::bytea FROM p GROUP BY kek_epoch
-		UNION ALL
-		(SELECT 0, 0, 0, 0, ean, uuid_send(key_id) FROM p ORDER BY ean DESC, key_id DESC LIMIT 1)`
+		SELECT kek_epoch, count(*), min(month), max(month) FROM data_key WHERE ctid >= $1::tid AND ctid < $2::tid GROUP BY kek_epoch`
 	queryCountErased = `
-		SELECT kek_epoch, count(sequence), count(*) - count(sequence) FROM key_tombstone GROUP BY kek_epoch`
+		SELECT kek_epoch, count(*), count(sequence), 0 FROM key_tombstone WHERE ctid >= $1::tid AND ctid < $2::tid GROUP BY kek_epoch`
+	querySize = `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint`
 
 	// In the order of Scan, so that two never wait for each other.
 	execRewrapped = `
@@ -108,7 +105,7 @@ const (
 		WHERE sequence IS NULL AND deleted_at <= clock_timestamp() - $2 * INTERVAL '1 microsecond' AND ($1::bigint = 0 OR ean = $1)
 		ORDER BY deleted_at LIMIT $3`
 
-	countPage = 100_000 // data keys of one statement
+	countPage = 16384 // blocks of one statement; 128 MB, about a million data keys
 )
 
 // NewCustodian connects as kluis_custodian.
@@ -478,77 +475,65 @@ type KeyCount struct {
 	First, Last meter.Month
 }
 
-// CountKeys counts the data keys by KEK epoch, a page at a time: what changes
-// meanwhile is counted as it was or as it is.
+// CountKeys counts the data keys by KEK epoch, a part of the table at a time:
+// what changes meanwhile is counted as it was or as it is.
 func (c *Custodian) CountKeys(ctx context.Context) (map[uint32]KeyCount, error) {
 	out := map[uint32]KeyCount{}
-	for at := (&Place{EAN: -1 << 63}); at != nil; {
-		next, err := c.countPage(ctx, *at, out)
-		if err != nil {
-			return nil, err
-		}
-		at = next
-	}
-	return out, nil
-}
-
-func (c *Custodian) countPage(ctx context.Context, after Place, out map[uint32]KeyCount) (*Place, error) {
-	const op = "count data keys"
-	rows, err := c.db.QueryxContext(ctx, queryCount, after.EAN, uuid.UUID(after.ID).String(), countPage)
-	if err != nil {
-		return nil, wrap(ctx, op, err)
-	}
-	defer rows.Close()
-	looked := int64(0)
-	var next Place
-	for rows.Next() {
-		var epoch, n, first, last, ean int64
-		var id sql.RawBytes
-		if err := rows.Scan(&epoch, &n, &first, &last, &ean, &id); err != nil {
-			return nil, wrap(ctx, op, err)
-		}
-		if epoch == 0 {
-			next.EAN = ean
-			copy(next.ID[:], id)
-			continue
-		}
-		k, seen := out[uint32(epoch)]
+	err := c.count(ctx, "data_key", queryCount, func(epoch uint32, n, first, last int64) {
+		k, seen := out[epoch]
 		if !seen || meter.Month(first) < k.First {
 			k.First = meter.Month(first)
 		}
-		k.Last = max(k.Last, meter.Month(last))
+		if !seen || meter.Month(last) > k.Last {
+			k.Last = meter.Month(last)
+		}
 		k.Keys += n
-		out[uint32(epoch)] = k
-		looked += n
-	}
-	if err := rows.Err(); err != nil {
-		return nil, wrap(ctx, op, err)
-	}
-	if looked < countPage {
-		return nil, nil
-	}
-	return &next, nil
+		out[epoch] = k
+	})
+	return out, err
 }
 
 // ErasedCount is how many deleted data keys one KEK epoch wrapped.
 type ErasedCount struct{ Erased, Retired int64 }
 
-// CountErased counts the tombstones by KEK epoch.
+// CountErased counts the tombstones by KEK epoch, in the same way.
 func (c *Custodian) CountErased(ctx context.Context) (map[uint32]ErasedCount, error) {
-	const op = "count tombstones"
-	rows, err := c.db.QueryxContext(ctx, queryCountErased)
-	if err != nil {
-		return nil, wrap(ctx, op, err)
-	}
-	defer rows.Close()
 	out := map[uint32]ErasedCount{}
-	for rows.Next() {
-		var epoch int64
-		var n ErasedCount
-		if err := rows.Scan(&epoch, &n.Erased, &n.Retired); err != nil {
-			return nil, wrap(ctx, op, err)
+	err := c.count(ctx, "key_tombstone", queryCountErased, func(epoch uint32, n, erased, _ int64) {
+		k := out[epoch]
+		k.Erased += erased
+		k.Retired += n - erased
+		out[epoch] = k
+	})
+	return out, err
+}
+
+// count runs a statement for each part of a table, that it may be long and no
+// statement is.
+func (c *Custodian) count(ctx context.Context, table, query string, add func(epoch uint32, a, b, c int64)) error {
+	op := "count " + table
+	for from, size := int64(0), int64(0); ; from += countPage {
+		if from >= size {
+			if err := c.db.GetContext(ctx, &size, querySize, table); err != nil {
+				return wrap(ctx, op, err)
+			}
+			if from >= size {
+				return nil
+			}
 		}
-		out[uint32(epoch)] = n
+		rows, err := c.db.QueryxContext(ctx, query, fmt.Sprintf("(%d,0)", from), fmt.Sprintf("(%d,0)", from+countPage))
+		if err != nil {
+			return wrap(ctx, op, err)
+		}
+		for rows.Next() {
+			var epoch, x, y, z int64
+			if err := rows.Scan(&epoch, &x, &y, &z); err != nil {
+				return errors.Join(wrap(ctx, op, err), wrap(ctx, op, rows.Close()))
+			}
+			add(uint32(epoch), x, y, z)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return wrap(ctx, op, err)
+		}
 	}
-	return out, wrap(ctx, op, rows.Err())
 }

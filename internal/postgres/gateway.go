@@ -199,6 +199,9 @@ func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to 
 		if again && try < readTries {
 			continue
 		}
+		if again {
+			return nil, nil, fmt.Errorf("postgres: data keys: %w: they are being replaced", ErrUnavailable)
+		}
 		for i := range blocks {
 			blocks[i].Key = at[blocks[i].Key]
 		}
