@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench lint build generate check-generated setup clean FORCE
+.PHONY: help demo test soak bench bench-memory lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -8,6 +8,7 @@ LDFLAGS := -X main.version=$(VERSION)
 
 STATE ?= .demo
 SOAK ?= 10m
+BLOCKS ?= 10000000
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 help: ## show this list
@@ -30,6 +31,9 @@ soak: setup ## the HSM under mixed faults for SOAK=10m, two million calls, and f
 
 bench: setup build ## speed and memory, beside the floor measured in the same run
 	scripts/bench.sh
+
+bench-memory: setup build ## resident memory of the cryptoservers over BLOCKS=10000000 blocks opened
+	scripts/bench.sh -memory $(BLOCKS) -json bin/memory.json
 
 build: bin/gateway bin/issuer bin/kluis bin/cryptoserver ## every binary, into bin/
 

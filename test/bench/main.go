@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` of the programs")
 	flag.IntVar(&o.rounds, "rounds", 5, "`number` of rounds")
 	flag.DurationVar(&o.slice, "slice", 2*time.Second, "how long Kluis is measured at a time")
+	flag.BoolVar(&o.onlyService, "service", false, "measure the cryptoservers by themselves only")
 	flag.Int64Var(&o.soakBlocks, "memory", 0, "instead of measuring speed, open this `number` of blocks and see what memory the cryptoservers take")
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
 	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
@@ -65,7 +66,7 @@ type options struct {
 
 	batch int // to load the cryptoservers alone with; 0: whole requests
 
-	onlyMemory bool
+	onlyMemory, onlyService bool
 }
 
 func runAll(ctx context.Context, o options, out io.Writer, file string) (err error) {

@@ -115,37 +115,13 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 		r.Soak, err = b.soak(ctx, o.soakBlocks)
 		return r, err
 	}
-	if err := errors.Join(b.startFloor(ctx), b.startLoops(), b.startRotateLoop()); err != nil {
-		return nil, err
-	}
-	warmUp := b.slice / 4
-	b.say("warming up")
-	if _, err := b.round(ctx, warmUp); err != nil {
-		return nil, err
-	}
-	for i := range b.rounds {
-		b.say("round %d of %d", i+1, b.rounds)
-		rd, err := b.round(ctx, b.slice)
-		if err != nil {
+	if !o.onlyService {
+		if err := b.requests(ctx, r); err != nil {
 			return nil, err
 		}
-		r.Rounds = append(r.Rounds, rd)
 	}
-	if err := b.memory(ctx, r); err != nil {
+	if err := b.services(ctx, r); err != nil {
 		return nil, err
-	}
-	for i := range b.serviceRounds() {
-		b.say("cryptoservers by themselves, round %d of %d", i+1, b.serviceRounds())
-		rd, err := b.serviceRound(ctx, b.slice/2)
-		if err != nil {
-			return nil, err
-		}
-		r.Service = append(r.Service, rd)
-		again, err := b.rewraps(ctx, b.slice)
-		if err != nil {
-			return nil, fmt.Errorf("rewrap: %w", err)
-		}
-		r.Rewrap = append(r.Rewrap, again)
 	}
 	if r.Soak, err = b.soak(ctx, o.soakBlocks); err != nil {
 		return nil, err
@@ -155,6 +131,47 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 		return nil, errors.Join(fmt.Errorf("%d requests left %d access records", b.made, n), err)
 	}
 	return r, nil
+}
+
+// requests measures whole requests and the floor.
+func (b *bench) requests(ctx context.Context, r *report) error {
+	if err := b.startFloor(ctx); err != nil {
+		return err
+	}
+	b.say("warming up")
+	if _, err := b.round(ctx, b.slice/4); err != nil {
+		return err
+	}
+	for i := range b.rounds {
+		b.say("round %d of %d", i+1, b.rounds)
+		rd, err := b.round(ctx, b.slice)
+		if err != nil {
+			return err
+		}
+		r.Rounds = append(r.Rounds, rd)
+	}
+	return b.memory(ctx, r)
+}
+
+// services measures the cryptoservers by themselves.
+func (b *bench) services(ctx context.Context, r *report) error {
+	if err := errors.Join(b.startLoops(), b.startRotateLoop()); err != nil {
+		return err
+	}
+	for i := range b.serviceRounds() {
+		b.say("cryptoservers by themselves, round %d of %d", i+1, b.serviceRounds())
+		rd, err := b.serviceRound(ctx, b.slice/2)
+		if err != nil {
+			return err
+		}
+		r.Service = append(r.Service, rd)
+		again, err := b.rewraps(ctx, b.slice)
+		if err != nil {
+			return fmt.Errorf("rewrap: %w", err)
+		}
+		r.Rewrap = append(r.Rewrap, again)
+	}
+	return nil
 }
 
 func (b *bench) say(format string, args ...any) {
