@@ -14,19 +14,6 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Check tries a token against everything Kluis asks of one. What counts is
-// what the token does when asked, never what it says of itself.
-//
-// It works with session objects wherever a requirement is not about token
-// objects. Those it makes are labelled kluis/check/..., and are destroyed at
-// the end, also when the check fails, is interrupted or is called off; what a
-// killed check left is destroyed by the next. So one check at a time may run
-// on a token. It presents the user PIN, which is the right one, up to three
-// times, and no other.
-//
-// A call into the module that does not return cannot be ended: the check is
-// called off with the results so far, and the process should end.
-
 // ErrCannotCheck: the check could not begin because of what was given to it.
 var ErrCannotCheck = errors.New("the check cannot begin")
 
@@ -159,9 +146,21 @@ type CheckRecommended struct {
 	KeyCacheSize int `json:"key_cache_size"`
 }
 
-// Check tries a token and reports. Errors are ErrCannotCheck, and that of ctx
-// when the check was interrupted; then, too, nothing is left on the token
-// unless the error says so.
+// Check tries a token against everything Kluis asks of one. What counts is
+// what the token does when asked, never what it says of itself.
+//
+// It works with session objects wherever a requirement is not about token
+// objects. Those it makes are labelled kluis/check/..., and are destroyed at
+// the end, also when the check fails, is interrupted or is called off; what a
+// killed check left is destroyed by the next. So one check at a time may run
+// on a token. It presents the user PIN, which is the right one, up to three
+// times, and no other.
+//
+// A call into the module that does not return cannot be ended: the check is
+// called off with the results so far, and the process should end.
+//
+// Errors are ErrCannotCheck, and that of ctx when the check was interrupted;
+// then, too, nothing is left on the token unless the error says so.
 func Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
 	o.setDefaults()
 	mod, err := checkable(o)

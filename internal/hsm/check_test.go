@@ -307,6 +307,38 @@ func TestCheckWeakToken(t *testing.T) {
 	}
 }
 
+// TestCheckLimits: a token that holds few sessions and few keys is used within
+// its limits.
+func TestCheckLimits(t *testing.T) {
+	t.Parallel()
+	o := checkable(t).Tune(hsm.CheckTuning{Bits: 1024, Rounds: 100})
+	o.Quick = false
+	keepInitialised(t)
+	module, f := newFaulty(t)
+	o.Module = module
+	o.Progress = func(requirement string) {
+		f.heal(fnOpenSession)
+		switch requirement {
+		case "number of sessions": // one is the requirement's own
+			f.inject(fnOpenSession, faultReturn, pkcs11.CKR_SESSION_COUNT, 1+12, -1)
+		case "number of data keys":
+			f.inject(fnUnwrapKey, faultReturn, pkcs11.CKR_DEVICE_MEMORY, 1000, 1)
+		}
+	}
+	r := check(t, o)
+	for id, want := range map[string][2]string{
+		"sessions":  {"12 more can be open at a time, then", "At most 4 workers."},
+		"data-keys": {"1000 data keys at a time, then C_UnwrapKey: CKR_DEVICE_MEMORY", "key_cache.size must be 500 at most"},
+	} {
+		if q := requirement(t, r, id); q.Result != hsm.CheckLimited || !strings.Contains(q.Found, want[0]) || !strings.Contains(q.Means, want[1]) {
+			t.Errorf("%s: %s, %q, %q", id, q.Result, q.Found, q.Means)
+		}
+	}
+	if !r.Fit || r.Recommended.KeyCacheSize != 500 || r.Recommended.Workers > 4 || strings.Contains(requirement(t, r, "scaling").Found, "8: ") {
+		t.Errorf("fit %v, %+v, %s", r.Fit, r.Recommended, requirement(t, r, "scaling").Found)
+	}
+}
+
 // TestCheckAttacks: every start-up attack is of some requirement, and every
 // such requirement has attacks on each role's KEK.
 func TestCheckAttacks(t *testing.T) {
