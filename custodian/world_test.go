@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,12 +28,18 @@ import (
 	"kluis/cryptoserver/envelope"
 	"kluis/custodian"
 	"kluis/internal/postgres"
+	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 	"kluis/migrations"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) { os.Exit(hsmtest.Main(inDatabase{m})) }
+
+// inDatabase runs the tests with a cluster.
+type inDatabase struct{ m *testing.M }
+
+func (d inDatabase) Run() int { return pgtest.Run(d.m) }
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -83,8 +90,8 @@ func (s signer) SignDigest(digest [32]byte) (sig [64]byte, err error) {
 
 // pool is a pool of cryptoservers whose tokens are in memory: the feed, the
 // signatures, the authenticated encryption and the refusals are those of real
-// ones, so that a test can say whether a block opens. The tests with real
-// tokens are in package cryptoserver and at the end of this one.
+// ones, so that a test can say whether a block opens. TestRealServers has real
+// ones.
 type pool struct {
 	servers []*server
 	keys    *authz.SealKeys
