@@ -56,7 +56,7 @@ const (
 		SELECT kek_epoch, count(*), count(sequence), 0 FROM key_tombstone WHERE ctid >= $1::tid AND ctid < $2::tid GROUP BY kek_epoch`
 	querySize = `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint`
 
-	// In the order of Scan, so that two never wait for each other.
+	// Two at once may wait for each other; PostgreSQL ends one, which runs again.
 	execRewrapped = `
 		UPDATE data_key k SET kek_epoch = n.epoch, wrapped = n.wrapped, mac = n.mac
 		FROM unnest($1::bigint[], $2::uuid[], $3::int[], $4::bytea[], $5::bytea[], $6::int[], $7::bytea[], $8::bytea[])

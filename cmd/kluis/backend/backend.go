@@ -103,11 +103,24 @@ func OpenIngest(ctx context.Context, c config.Operator) (*Ingest, error) {
 	if err != nil {
 		return nil, errors.Join(err, servers.Close())
 	}
-	return &Ingest{ingest.New(p, keys, servers, IngestStore{store}), p, servers, store}, nil
+	return &Ingest{ingest.New(p, keys, IngestSealer{servers}, IngestStore{store}), p, servers, store}, nil
 }
 
 // Close ends the connections.
 func (i *Ingest) Close() error { return errors.Join(i.servers.Close(), i.store.Close()) }
+
+// IngestSealer is the pool as package ingest wants it.
+type IngestSealer struct{ ingest.Sealer }
+
+// Seal implements ingest.Sealer. A data key that was erased since it was read,
+// because another took its place, is the same as one that somebody else wrote.
+func (s IngestSealer) Seal(ctx context.Context, ean meter.EAN, keys []envelope.KeyRecord, blocks []envelope.PlainBlock) ([]envelope.SealedContent, error) {
+	out, err := s.Sealer.Seal(ctx, ean, keys, blocks)
+	if errors.Is(err, client.ErrErased) {
+		return nil, fmt.Errorf("%w: %w", ingest.ErrConflict, err)
+	}
+	return out, err
+}
 
 // IngestStore is the database as package ingest wants it.
 type IngestStore struct{ DB *postgres.Ingest }
