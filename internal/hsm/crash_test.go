@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,15 +104,50 @@ func runErrand(file string) int {
 	return 0
 }
 
+// copyTokens copies SoftHSM's tokens. With each login SoftHSM writes to their
+// files, so they are read until they are the same twice.
+func copyTokens(t *testing.T, to, from string) {
+	t.Helper()
+	read := func() map[string][]byte {
+		files := map[string][]byte{}
+		if err := fs.WalkDir(os.DirFS(from), ".", func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				files[path], err = os.ReadFile(filepath.Join(from, path))
+			}
+			if errors.Is(err, fs.ErrNotExist) { // of a token that another test makes
+				return nil
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	files := read()
+	for tries := 0; ; tries++ {
+		again := read()
+		if maps.EqualFunc(files, again, bytes.Equal) {
+			break
+		}
+		if files = again; tries == 100 {
+			t.Fatal("the tokens change all the time")
+		}
+	}
+	for path, b := range files {
+		path = filepath.Join(to, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // crashes lets the module kill a process in each function, on tokens of its
 // own, and then finds these tokens unharmed.
 func crashes(t *testing.T, note func(faultRow, faultClass, string)) {
 	keys, items := soundWork(t)
 	world := hsmtest.New(t)
 	dir := t.TempDir()
-	if err := os.CopyFS(filepath.Join(dir, "tokens"), os.DirFS(filepath.Join(world.Dir, "tokens"))); err != nil {
-		t.Fatal(err)
-	}
+	copyTokens(t, filepath.Join(dir, "tokens"), filepath.Join(world.Dir, "tokens"))
 	conf := filepath.Join(dir, "softhsm2.conf")
 	if err := os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nobjectstore.backend = file\nlog.level = ERROR\n", dir), 0o600); err != nil {
 		t.Fatal(err)
