@@ -34,6 +34,27 @@
 // the end of the process ends such a call, so at a limit Stuck says that the
 // process should end.
 //
+// # Several tokens of a role
+//
+// A role may have several tokens with the same keys, seal and sign excepted,
+// whose signing keys are a server's own (see group). A batch goes to one of
+// them, by lot, weighted by what each has to do and how fast it was of late; a
+// token that cannot serve sends it on to the next within the caller's time.
+// Only ErrUnavailable does: what a token says of the data stands, but for an
+// epoch that one of them lacks for the time being. At start the tokens must
+// hold the KEKs of the same epochs. That these are the same KEKs the probe shows
+// where they unwrap, and for mint tokens a key minted by each that a seal or
+// open token unwraps; MAC keys show it by a known message, at every opening.
+//
+// # Forgetting
+//
+// Forget begins a new generation of unwrapped keys. The cache of every
+// connection that batches are given is emptied, by the holder; a batch that
+// came before may use its keys to its end, and leaves none behind. A connection
+// that was given up is given to no batch again, and its keys die with it when
+// its last batch is over. If that batch hangs, they live, of no use to
+// anybody, until the process ends.
+//
 // # Errors
 //
 // What an answer of the module means is said in errors.go, and what comes of

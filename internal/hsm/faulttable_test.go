@@ -260,6 +260,9 @@ rewrapped key wrong, or sound data reported as damaged.
 `)
 	b.WriteString(legend)
 	b.WriteString(`
+Where a role has several tokens, another token of the same process is tried before another server is, in every row that says UNAVAILABLE but R
+and X: the caller sees the result, and ` + "`kluis_hsm_failovers_total`" + ` counts it. While a token is opened anew (H) callers do not wait for it if another serves.
+
 A fault that comes again at once, where it was survived the first time, is a D. Stored data that is damaged answers as a general error
 does: C, and the item that fails once more is reported as damaged, the others are served, and ` + "`kluis_hsm_damaged_items_total`" + ` counts it.
 A rewrapped key is unwrapped and wrapped back before it is given out; where other bytes come of that, the token is a D.
