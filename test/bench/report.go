@@ -131,8 +131,8 @@ func (r *report) print(w io.Writer) {
 
 // printService shows the cryptoservers by themselves.
 func (r *report) printService(w io.Writer) {
-	fmt.Fprintf(w, "\nCryptoservers by themselves: blocks opened per second by the gRPC service, beside the PKCS#11 loop over the same blocks; %d round(s) of %gs\n",
-		len(r.Service), r.Slice/2)
+	fmt.Fprintf(w, "\nCryptoservers by themselves: blocks opened per second by the gRPC service, beside the PKCS#11 loop over the same blocks (aim: a share of %g); %d round(s) of %gs\n",
+		aim, len(r.Service), r.Slice/2)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "batch\tservers\tclients\tblocks/s\tloop's\tshare\tmedian ms\t99%% ms\tserver CPU us/block\tloop's\tclient's\n")
 	for _, row := range r.Service[0] {
