@@ -132,3 +132,10 @@ func DestroyKEK(h *HSM, label string, epoch uint32) error {
 	}, func() {})
 	return err
 }
+
+// Renew has the connection of a token opened anew.
+func Renew(h *HSM, label string) error {
+	p := h.pool(label)
+	_, err := p.do(context.Background(), "check", 1, func(a *access) error { p.renew(a.conn); return nil }, func() {})
+	return err
+}

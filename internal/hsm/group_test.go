@@ -345,18 +345,29 @@ func TestGroupAway(t *testing.T) {
 // whoever came then waits for the one that is back first.
 func TestGroupReopensTogether(t *testing.T) {
 	t.Parallel()
-	h, f, _, one, two := openPair(t, func(c *hsm.Config) { c.CacheLifetime = time.Nanosecond })
+	h, f, _, one, two := openPair(t, nil)
 	stop := load(t, h, 8)
-	for range 5 {
-		before := hsm.CountsOf(h, one).Openings + hsm.CountsOf(h, two).Openings
-		f.fail(fnUnwrapKey, pkcs11.CKR_SESSION_HANDLE_INVALID, 2)
-		for end := time.Now().Add(10 * time.Second); hsm.CountsOf(h, one).Openings+hsm.CountsOf(h, two).Openings == before; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("nothing was opened anew")
+	f.delay(fnFindObjectsInit, 50)
+	openings := func() float64 { return hsm.CountsOf(h, one).Openings + hsm.CountsOf(h, two).Openings }
+	for round := range 3 {
+		served := hsm.Served(h, one, "open") + hsm.Served(h, two, "open")
+		for _, label := range []string{one, two} {
+			if err := hsm.Renew(h, label); err != nil {
+				t.Fatal(err)
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
+		for end := time.Now().Add(20 * time.Second); openings() < float64(2*(round+1)); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%v connections were opened anew", openings())
+			}
+		}
+		for end := time.Now().Add(20 * time.Second); hsm.Served(h, one, "open")+hsm.Served(h, two, "open") < served+20; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("nothing is served any more")
+			}
+		}
 	}
+	f.delay(fnFindObjectsInit, 0)
 	stop()
 }
 
