@@ -431,6 +431,19 @@ func TestDestroyKEK(t *testing.T) {
 	if b, err := os.ReadFile(cfg.ProbeKeyFile); err != nil || !bytes.Equal(b, probes[hsm.ProbeSize:]) {
 		t.Errorf("the probe file has %d bytes: %v", len(b), err)
 	}
+	// A server that ran all the while finds out at the next use, and serves on.
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		_, err := h.Minter().Mint(t.Context(), 1, 1)
+		if errors.Is(err, token.ErrUnknownEpoch) {
+			break
+		}
+		if err == nil || time.Now().After(end) {
+			t.Fatalf("minting under a KEK that was destroyed: %v", err)
+		}
+	}
+	if _, err := h.Minter().Mint(t.Context(), 2, 1); err != nil {
+		t.Errorf("minting under the KEK that is left: %v", err)
+	}
 	// A token that was not there in the first epoch cannot have the MAC key.
 	late := cfg
 	late.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleSeal: cfg.Tokens[hsm.RoleSeal], hsm.RoleRotate: {spare(world)}}
