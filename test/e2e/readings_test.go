@@ -757,8 +757,8 @@ func TestMetrics(t *testing.T) {
 	if got := crypto.sum(`^kluis_cryptoserver_calls_total\{.*Open`); got != 3 {
 		t.Errorf("%v calls of Open, want 3", got)
 	}
-	if got := crypto.sum(`^kluis_cryptoserver_token_up`); got != 4 {
-		t.Errorf("%v tokens up, want 4", got)
+	if got := crypto.sum(`^kluis_cryptoserver_token_up`); got != 5 {
+		t.Errorf("%v tokens up, want 5", got)
 	}
 	for _, m := range []metrics{gateway, crypto} {
 		for series := range m {
