@@ -13,6 +13,13 @@ import (
 
 // sweep destroys every token object of a check, also of an earlier one.
 func sweep(raw *pkcs11.Ctx, s pkcs11.SessionHandle) (n int, err error) {
+	info, err := raw.GetSessionInfo(s)
+	if err != nil {
+		return 0, named("C_GetSessionInfo", err)
+	}
+	if info.State != pkcs11.CKS_RW_USER_FUNCTIONS { // or private objects would only be invisible
+		return 0, errors.New("the user is not logged in any more")
+	}
 	labels := []string{checkTransport, checkTransportRotate, checkSign, checkMAC}
 	for _, r := range checkRoles {
 		labels = append(labels, checkKEK+string(r))

@@ -231,7 +231,7 @@ func init() {
 		{id: "nothing-left", title: "nothing is left",
 			why: "A check leaves a token as it was.",
 			how: "destroys its objects and looks for their labels",
-			do:  "Destroy the objects named with the vendor's tool.",
+			do:  "Run the check again, which destroys what is labelled kluis/check/, or destroy it with the vendor's tool.",
 			try: (*checker).tryNothingLeft},
 	}
 }

@@ -215,6 +215,8 @@ func TestCheckFaults(t *testing.T) {
 		"lets keys be wrapped": {func(f *faulty) { f.inject(fnWrapKey, faultLie, pkcs11.CKR_KEY_UNEXTRACTABLE, 0, -1) },
 			[]string{"hmac", "ecdsa", "sensitive", "data-key"}, "wrapping the KEK out (mint)",
 			map[hsm.Role]string{hsm.RoleOpen: unfit, hsm.RoleSeal: unfit, hsm.RoleMint: unfit, hsm.RoleSign: unfit}, false},
+		"the second login fails": {func(f *faulty) { f.inject(fnLogin, faultReturn, pkcs11.CKR_FUNCTION_FAILED, 1, 1) },
+			[]string{"logout", "nothing-left"}, "the user is not logged in any more", nil, true},
 		"a decryption hangs": {func(f *faulty) { f.inject(fnDecrypt, faultHang, 1, 6, 1) },
 			nil, "C_Decrypt with CKM_AES_GCM did not return within",
 			map[hsm.Role]string{hsm.RoleOpen: unfit, hsm.RoleSeal: unfit, hsm.RoleMint: unfit, hsm.RoleSign: unfit}, false},
