@@ -355,3 +355,90 @@ func TestChunks(t *testing.T) {
 	w.run(w.another(w.copy))
 	eventually(t, "all of it again", func() bool { return s.known().Head().Sequence == n+1 })
 }
+
+// TestAppendMeetsFaults: servers that hang, are slow or gone, and a database
+// that hangs, delay an entry and no more; who did not acknowledge is named.
+func TestAppendMeetsFaults(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 4)
+	w.Hurry(time.Second)
+	w.activate(1)
+	w.fill(1, 1, 2)
+	for i, set := range []func(*server){
+		func(s *server) { s.hangs = true }, func(s *server) { s.gone = true }, func(s *server) { s.slow = 20 * time.Millisecond }, func(*server) {},
+	} {
+		w.pool.servers[i].set(set)
+	}
+	began := time.Now()
+	st, err := w.Erase(t.Context(), custodian.KeySelection{EAN: ean(1)}, nil)
+	if err != nil || st.Deleted != 4 || len(st.Acks) != 4 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	for i, a := range st.Acks {
+		if (a.Err == nil) != (i >= 2) || a.Address != w.pool.Addresses()[i] {
+			t.Errorf("%s: %v", a.Address, a.Err)
+		}
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	w.pool.servers[0].set(func(s *server) { s.hangs = false })
+	w.pool.servers[1].set(func(s *server) { s.gone = false })
+
+	// Statements wait for a lock, are given up, and the entry is there once.
+	tx, err := w.owner.BeginTx(t.Context(), nil)
+	w.must(err)
+	_, err = tx.ExecContext(t.Context(), `LOCK TABLE control_entry IN SHARE MODE`) // may be read
+	w.must(err)
+	time.AfterFunc(2500*time.Millisecond, func() { _ = tx.Rollback() })
+	if _, err := custodian.Append(w.Custodian, t.Context(), erasing(1)); err != nil {
+		t.Error(err)
+	}
+	if got := w.value(`SELECT count(*) || ' ' || max(sequence) FROM control_entry`); got != "3 3" {
+		t.Errorf("%s entries", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := custodian.Append(w.Custodian, ctx, erasing(2)); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+}
+
+// TestLateCommit: a write that was given up for lost arrives later, beside the
+// second try: the entry is in the feed once.
+func TestLateCommit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	var late custodian.Appended
+	w.faulty.Store = lateStore{w.store, &late}
+	if _, err := custodian.Append(w.Custodian, t.Context(), erasing(1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := custodian.Append(w.Custodian, t.Context(), erasing(2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.value(`SELECT count(*) || ' ' || count(DISTINCT entry) FROM control_entry`); got != "2 2" {
+		t.Errorf("%s entries", got)
+	}
+}
+
+// lateStore loses the first write, and has it arrive right before the second.
+type lateStore struct {
+	custodian.Store
+	late *custodian.Appended
+}
+
+func (s lateStore) Append(ctx context.Context, a custodian.Appended) error {
+	if s.late.Entry == nil {
+		*s.late = a
+		return custodian.ErrUnavailable
+	}
+	if s.late.Sequence > 0 {
+		err := s.Store.Append(ctx, *s.late)
+		s.late.Sequence = 0
+		if err != nil {
+			return err
+		}
+	}
+	return s.Store.Append(ctx, a)
+}

@@ -326,6 +326,7 @@ func TestWhileServersFail(t *testing.T) {
 	}
 	w.check(nothing)
 	w.pool.servers[1].set(func(s *server) { s.gone = true })
+	w.Hurry(500 * time.Millisecond)
 	if _, err := w.RotateDataKeys(t.Context(), custodian.KeySelection{}, custodian.RotateOptions{Grace: shortGrace}); !errors.Is(err, custodian.ErrUnavailable) {
 		t.Errorf("with no server for long: %v", err)
 	}
