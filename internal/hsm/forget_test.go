@@ -84,7 +84,7 @@ func TestForgetUnderWay(t *testing.T) {
 	h, f := openFaulty(t, func(c *hsm.Config) { workers(c, 3) }, hsm.RoleOpen)
 	op := opens(keys, items)
 	anew(t, h, f, op, len(keys))
-	f.delay(fnDecrypt, 30)
+	f.delay(fnDecrypt, 60) // a batch takes 540 ms
 	var busy sync.WaitGroup
 	for range 6 { // three run, three wait
 		busy.Go(func() {
@@ -93,7 +93,12 @@ func TestForgetUnderWay(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(60 * time.Millisecond)
+	label := h.Opener().Report()[0].Label
+	for end := time.Now().Add(10 * time.Second); hsm.Load(h, label) < int64(6*len(items)); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("they do not all come")
+		}
+	}
 	forget(t, h)
 	busy.Wait()
 	if n := hsm.Counts(h, hsm.RoleOpen).Handles; n != 0 {
