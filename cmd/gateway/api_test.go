@@ -230,7 +230,7 @@ func TestListPages(t *testing.T) {
 	}
 	// In the indexes only: it fills no page and shows in none.
 	for i := 40; i < 52; i++ {
-		w.sql(`INSERT INTO supply_period (ean, gln, from_day) VALUES ($1, $2, '2020-01-01')`, ean(i).Int64(), w.a.gln.Int64())
+		w.sql(`INSERT INTO supply_period (ean, gln, from_day) VALUES ($1, $2, '2020-01-01')`, w.ean(i).Int64(), w.a.gln.Int64())
 	}
 	both := w.customer(60, w.a, w.consent(w.a)).String()
 	mine = append(mine, both)
@@ -279,7 +279,7 @@ func TestListPages(t *testing.T) {
 		t.Errorf("%d records, %+v", len(recs), recs)
 	}
 	// A supplier without customers has an empty list, not null.
-	if r := w.get(w.newSupplier("8716867111163"), "/v1/metering-points"); r.status != 200 || !strings.Contains(string(r.body), `"meteringPoints":[]`) || !strings.Contains(string(r.body), `"next":null`) {
+	if r := w.get(w.newSupplier(w.gln(3)), "/v1/metering-points"); r.status != 200 || !strings.Contains(string(r.body), `"meteringPoints":[]`) || !strings.Contains(string(r.body), `"next":null`) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
@@ -291,7 +291,7 @@ func TestListOfFormerCustomers(t *testing.T) {
 	w := newWorld(t, options{})
 	var eans []int64
 	for i := range 4500 {
-		eans = append(eans, ean(i+1).Int64())
+		eans = append(eans, w.ean(i+1).Int64())
 	}
 	w.sql(`INSERT INTO supply_period (ean, gln, from_day) SELECT ean, $2, '2020-01-01' FROM unnest($1::bigint[]) AS ean`, pq.Array(eans), w.a.gln.Int64())
 	last := w.customer(5000, w.a)

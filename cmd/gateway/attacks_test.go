@@ -25,7 +25,7 @@ func TestTLSRefuses(t *testing.T) {
 	w := newWorld(t, options{})
 	a := authorities()
 	expired := must(a.supplier.Issue(devpki.Leaf{CommonName: "x", NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}))
-	other := must(a.stranger.Issue(devpki.Leaf{CommonName: "supplier 8712423010208"}))
+	other := must(a.stranger.Issue(devpki.Leaf{CommonName: "supplier " + w.gln(1)}))
 	service := must(a.operator.Issue(devpki.Leaf{CommonName: "gateway"}))
 	self := other
 	self.PrivateKey = must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) // somebody else's certificate
@@ -217,11 +217,11 @@ func TestUnknownAndForeignAreAlike(t *testing.T) {
 	w := newWorld(t, options{})
 	foreign := w.customer(1, w.b, w.consent(w.b))
 	w.fill(foreign)
-	gas := ean(2)
+	gas := w.ean(2)
 	w.legalFile(gas, meter.Gas, authz.SetOccupancy{Days: meter.DayRange{From: 0, To: meter.MaxDay}}, authz.SetSupply{Supplier: w.b.gln, Days: meter.DayRange{From: 0, To: meter.MaxDay}})
-	bare := ean(3) // registered, without a fact
+	bare := w.ean(3) // registered, without a fact
 	w.legalFile(bare, meter.Electricity)
-	unknown := ean(4)
+	unknown := w.ean(4)
 
 	type seen struct {
 		status int

@@ -79,7 +79,7 @@ func TestProcess(t *testing.T) {
 	if err != nil || list.JSON200 == nil || len(list.JSON200.MeteringPoints) != 1 {
 		t.Fatalf("%v %s", err, list.Body)
 	}
-	missing, err := api.GetReadingsWithResponse(t.Context(), ean(99).String(), params)
+	missing, err := api.GetReadingsWithResponse(t.Context(), w.ean(99).String(), params)
 	if err != nil || missing.ApplicationproblemJSON404 == nil || missing.ApplicationproblemJSON404.Type != client.UrnKluisProblemMeteringPointNotFound {
 		t.Fatalf("%v %s", err, missing.Body)
 	}
@@ -100,7 +100,7 @@ func TestProcess(t *testing.T) {
 		}
 		return resp.StatusCode, string(b)
 	}
-	if code, body := plain("/metrics"); code != 200 || !strings.Contains(body, `kluis_gateway_requests_total{problem="",route="/v1/metering-points/{ean}/readings",status="200",supplier="8712423010208"} 1`) {
+	if code, body := plain("/metrics"); code != 200 || !strings.Contains(body, `kluis_gateway_requests_total{problem="",route="/v1/metering-points/{ean}/readings",status="200",supplier="`+w.gln(1)+`"} 1`) {
 		t.Errorf("metrics: %d %s", code, body)
 	}
 	for path, want := range map[string]int{"/readyz": 200, "/healthz": 200, "/v1/status": 404, "/v1/metering-points": 404} {

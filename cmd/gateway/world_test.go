@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -240,9 +241,14 @@ type supplier struct {
 
 func (s *supplier) thumbprint() [32]byte { return sha256.Sum256(s.cert.Certificate[0]) }
 
+// worlds numbers them: the cryptoservers they share remember the newest version
+// of each metering point and supplier, so no two may be of the same number.
+var worlds atomic.Int64
+
 // world is one gateway with a database of its own.
 type world struct {
 	t         testing.TB
+	number    int64
 	pool      *pool
 	db        database
 	registrar *postgres.Registrar
@@ -296,7 +302,7 @@ func newWorld(t testing.TB, o options) *world {
 	if o.timeout == 0 {
 		o.timeout = 10 * time.Second
 	}
-	w := &world{t: t, pool: o.pool, db: o.db, profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
+	w := &world{t: t, number: worlds.Add(1), pool: o.pool, db: o.db, profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
 	w.month = meter.DayOf(time.Now(), w.profile.Location()).Month() - 1
 	ctx := t.Context()
 	var err error
@@ -308,8 +314,8 @@ func newWorld(t testing.TB, o options) *world {
 		t.Fatal(err)
 	}
 	w.closeAfter(w.ingest.Close)
-	w.a = w.newSupplier("8712423010208")
-	w.b = w.newSupplier("8714252005219")
+	w.a = w.newSupplier(w.gln(1))
+	w.b = w.newSupplier(w.gln(2))
 	w.serve(o)
 	return w
 }
@@ -471,8 +477,13 @@ func (w *world) legalFile(ean meter.EAN, commodity meter.Commodity, steps ...aut
 func day(s string) meter.Day { return must(meter.ParseDay(s)) }
 
 // ean makes a metering point's number.
-func ean(n int) meter.EAN {
-	digits := fmt.Sprintf("87168714%09d", n)
+func (w *world) ean(n int) meter.EAN {
+	return must(meter.ParseEAN(withCheckDigit(fmt.Sprintf("87168%03d%09d", w.number, n))))
+}
+
+func (w *world) gln(n int) string { return withCheckDigit(fmt.Sprintf("871242%03d%03d", w.number, n)) }
+
+func withCheckDigit(digits string) string {
 	sum := 0
 	for i := range digits {
 		d := int(digits[i] - '0')
@@ -481,13 +492,13 @@ func ean(n int) meter.EAN {
 		}
 		sum += d
 	}
-	return must(meter.ParseEAN(fmt.Sprintf("%s%d", digits, (10-sum%10)%10)))
+	return fmt.Sprintf("%s%d", digits, (10-sum%10)%10)
 }
 
 // customer registers an electricity metering point supplied by s for years.
 func (w *world) customer(n int, s *supplier, more ...authz.Step) meter.EAN {
 	w.t.Helper()
-	e := ean(n)
+	e := w.ean(n)
 	since := meter.DayRange{From: day("2020-01-01"), To: meter.MaxDay}
 	w.legalFile(e, meter.Electricity, append([]authz.Step{authz.SetOccupancy{Days: since}, authz.SetSupply{Supplier: s.gln, Days: since}}, more...)...)
 	return e
