@@ -2,11 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"kluis/custodian"
 	"kluis/internal/config"
 	"kluis/meter"
 )
@@ -158,5 +160,48 @@ func TestKeysRefuseTheCopy(t *testing.T) {
 	}
 	if code, _, complaint := w.kluis("keys", "status"); code != exitFailed || !strings.Contains(complaint, "no copy of a control feed") {
 		t.Errorf("exit code %d: %s", code, complaint)
+	}
+}
+
+// The newest epoch is one that every token with KEKs has.
+func TestNewestEpoch(t *testing.T) {
+	t.Parallel()
+	token := func(role string, epochs ...uint32) custodian.TokenStatus {
+		s := custodian.TokenStatus{Role: role}
+		for _, e := range epochs {
+			s.Keys = append(s.Keys, custodian.KeyStatus{Kind: "kek", Epoch: e})
+		}
+		return s
+	}
+	server := func(tokens ...custodian.TokenStatus) custodian.ServerStatus {
+		return custodian.ServerStatus{Tokens: append(tokens, token("sign"))}
+	}
+	for name, c := range map[string]struct {
+		active  uint32
+		servers []custodian.ServerStatus
+		want    uint32
+	}{
+		"nothing yet":              {0, nil, 0},
+		"the first":                {0, []custodian.ServerStatus{server(token("open", 1), token("mint", 1))}, 1},
+		"a later one":              {1, []custodian.ServerStatus{server(token("open", 1, 2)), server(token("open", 2))}, 2},
+		"not on every token":       {1, []custodian.ServerStatus{server(token("open", 1, 2), token("mint", 1))}, 1},
+		"not on every server":      {1, []custodian.ServerStatus{server(token("open", 1, 2)), server(token("open", 1))}, 1},
+		"one in between":           {1, []custodian.ServerStatus{server(token("open", 1, 2, 3)), server(token("open", 1, 2))}, 2},
+		"a server does not answer": {1, []custodian.ServerStatus{server(token("open", 2)), {Err: errors.New("away")}}, 2},
+	} {
+		st := custodian.Status{ActiveEpoch: c.active, Servers: c.servers}
+		for e := range uint32(3) {
+			st.Epochs = append(st.Epochs, custodian.EpochStatus{Epoch: e + 1})
+		}
+		if c.servers == nil {
+			st.Epochs = nil
+		}
+		if got := newest(st); got != c.want {
+			t.Errorf("%s: epoch %d, want %d", name, got, c.want)
+		}
+	}
+	destroyed := custodian.Status{ActiveEpoch: 1, Epochs: []custodian.EpochStatus{{Epoch: 2, Destroyed: true}}}
+	if got := newest(destroyed); got != 1 {
+		t.Errorf("epoch %d, which is destroyed", got)
 	}
 }
