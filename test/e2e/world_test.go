@@ -149,7 +149,7 @@ func (w *world) start(ctx context.Context) (err error) {
 
 // awaitReady waits for the ready file and reads it.
 func (w *world) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for {
 		if err := w.reread(); err == nil {
