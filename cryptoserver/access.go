@@ -136,6 +136,9 @@ func pushBack(ctx context.Context, err error) {
 	_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(ms, 10))) // fails outside of a call only
 }
 
+// unknownMethod stands for a name that the client made up: it labels metrics.
+const unknownMethod = "unknown"
+
 // admit is the allow-list. It runs on a call's headers, of unary calls and
 // streams alike: whoever is refused has no message read or decoded, which
 // could cost many times its size in memory.
@@ -144,7 +147,7 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	if s.allow.allows(info.FullMethodName, identity) {
 		return ctx, nil
 	}
-	method := "unknown" // the name is the client's; it labels a metric
+	method := unknownMethod
 	if s.allow.known(info.FullMethodName) {
 		method = methodName(info.FullMethodName)
 	}

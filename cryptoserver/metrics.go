@@ -66,9 +66,27 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 		}
 	}
 	// Alarms need the zero: an increase counts from it.
-	m.refusals.WithLabelValues("Open", string(cryptopb.ReasonTokenBusy))
-	m.refusals.WithLabelValues("Seal", string(cryptopb.ReasonSealRate))
-	m.refusals.WithLabelValues("PutControl", string(cryptopb.ReasonControlFork))
+	for _, zero := range []struct {
+		method  string
+		reasons []cryptopb.Reason
+	}{
+		{"Open", []cryptopb.Reason{cryptopb.ReasonTokenBusy}},
+		{"Seal", []cryptopb.Reason{cryptopb.ReasonSealRate, cryptopb.ReasonSealedTooOften}},
+		{"SignControl", []cryptopb.Reason{cryptopb.ReasonControlFork}},
+		{"PutControl", []cryptopb.Reason{cryptopb.ReasonControlFork}},
+		{unknownMethod, []cryptopb.Reason{cryptopb.ReasonIdentityNotAllowed}},
+	} {
+		for _, reason := range zero.reasons {
+			m.refusals.WithLabelValues(zero.method, string(reason))
+		}
+	}
+	for _, method := range cryptopb.Cryptoserver_ServiceDesc.Methods {
+		m.refusals.WithLabelValues(method.MethodName, string(cryptopb.ReasonInternal))
+		m.refusals.WithLabelValues(method.MethodName, string(cryptopb.ReasonIdentityNotAllowed))
+	}
+	for _, outcome := range []string{"ok", "no_relation", "evidence_invalid", "evidence_outdated"} {
+		m.units.WithLabelValues(outcome)
+	}
 	for _, outcome := range []string{"opened", "outside_grant", "duplicate", "damaged", "erased", "unknown_epoch", "sealed", "resealed"} {
 		m.blocks.WithLabelValues(outcome)
 	}
