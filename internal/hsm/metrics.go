@@ -35,7 +35,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kluis_hsm_" + name, Help: help}, append([]string{"token"}, labels...))
 	}
 	m := &metrics{
-		operations: counter("operations_total", "Operations done, by kind: open and seal count blocks, mac messages, mint keys, random bytes, sign signatures, check canaries.", "kind"),
+		operations: counter("operations_total", "Operations done, by kind: open and seal count blocks, mac messages, mint keys, random bytes, sign signatures, rewrap keys, check canaries, forget calls.", "kind"),
 		failures:   counter("failures_total", "Batches that failed as a whole, by kind and reason: busy (queue full), down (token unavailable), left (the caller's deadline), refused (not a batch).", "kind", "reason"),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "kluis_hsm_batch_seconds", Help: "Time of a batch from queueing to answer, by kind.",
