@@ -74,5 +74,6 @@
 // token that includes reading: AES-GCM is a stream cipher, and encrypting
 // zeros under a chosen IV gives the key stream of any ciphertext with that
 // IV. This package never lets a caller choose the IV, but only an HSM that
-// makes the IV itself takes the possibility away from the PIN.
+// makes the IV itself would take the possibility away from the PIN, but is not
+// served yet: the known vectors need a fixed one.
 package hsm
