@@ -158,13 +158,15 @@ func (w *world) cryptoserver(t testing.TB, n int, args ...string) string {
 // serves and ok.
 func (w *world) restart(t testing.TB, n int, ok func(keysStatus) bool) {
 	t.Helper()
-	if err := w.reread(); err != nil {
+	r, err := w.readReady()
+	if err != nil {
 		t.Fatal(err)
 	}
-	before := w.ready.Cryptoservers[n].PID
+	before := r.Cryptoservers[n].PID
 	signal(t, before, syscall.SIGTERM)
 	within(t, 60*time.Second, "the cryptoserver is started again", func() bool {
-		return w.reread() == nil && w.ready.Cryptoservers[n].PID != before && w.ready.Cryptoservers[n].PID != 0
+		r, err := w.readReady()
+		return err == nil && r.Cryptoservers[n].PID != before && r.Cryptoservers[n].PID != 0
 	})
 	within(t, 60*time.Second, "it serves", func() bool {
 		st := w.keysStatus(t)

@@ -170,18 +170,27 @@ func (w *world) awaitReady(ctx context.Context) error {
 // reread reads the ready file again: process ids change when the demo
 // restarts a process that died.
 func (w *world) reread() error {
+	r, err := w.readReady()
+	if err == nil {
+		w.ready = r
+	}
+	return err
+}
+
+// readReady reads the ready file as it is now; for tests that have others at
+// work with the world meanwhile.
+func (w *world) readReady() (readyFile, error) {
+	var r readyFile
 	b, err := os.ReadFile(w.readyFile())
 	if err != nil {
-		return err
+		return r, err
 	}
-	var r readyFile
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
-		return fmt.Errorf("ready file: %w", err)
+		return r, fmt.Errorf("ready file: %w", err)
 	}
-	w.ready = r
-	return nil
+	return r, nil
 }
 
 // env is the environment of every program: a data race in any of them is
