@@ -1,7 +1,7 @@
 // Package demo runs all of Kluis on one machine: a private PostgreSQL, SoftHSM
-// tokens, two cryptoservers, the issuer and the gateway, each its own process,
-// with a small grid of metering points and a year of readings. Nothing in it
-// is simulated but the homes.
+// tokens, two cryptoservers, the key custodian, the issuer and the gateway, each
+// its own process, with a small grid of metering points and a year of readings.
+// Nothing in it is simulated but the homes.
 //
 // Everything lies in one state folder and is found again by the next run.
 package demo
