@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -188,14 +189,7 @@ func (p *progress) addresses() error {
 		}
 	}()
 	for _, a := range want {
-		addr := *a
-		if addr == "" {
-			addr = "127.0.0.1:0"
-		}
-		ln, err := net.Listen("tcp", addr)
-		if err != nil {
-			ln, err = net.Listen("tcp", "127.0.0.1:0")
-		}
+		ln, err := listenFree(*a)
 		if err != nil {
 			return err
 		}
@@ -203,6 +197,23 @@ func (p *progress) addresses() error {
 		*a = ln.Addr().String()
 	}
 	return nil
+}
+
+// listenFree listens on the address, or else on another port. The process that
+// gets the port listens seconds later: until then nobody gets it by asking for
+// any free port, for those the system hands out begin above these.
+func listenFree(addr string) (net.Listener, error) {
+	if addr != "" {
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			return ln, nil
+		}
+	}
+	for range 100 {
+		if ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 15000+rand.IntN(17000))); err == nil {
+			return ln, nil
+		}
+	}
+	return net.Listen("tcp", "127.0.0.1:0")
 }
 
 // writePKI makes the operator's and the suppliers' authorities and every
