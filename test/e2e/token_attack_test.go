@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -165,7 +166,7 @@ func TestForgedSignatures(t *testing.T) {
 		return b64(h) + "." + seg[1] + "."
 	}
 	ofB, _ := json.Marshal(payload.with(claims{"sub": b.clientID, "client_id": b.clientID}))
-	flipped := []byte(seg[2])
+	flipped := sure(base64.RawURLEncoding.DecodeString(seg[2]))
 	flipped[10] ^= 1
 	// What an attacker holds of the issuer's key is public; as the secret of an
 	// HMAC it would have to be the bytes of one of these.
@@ -180,7 +181,7 @@ func TestForgedSignatures(t *testing.T) {
 		"no signature":                  {seg[0] + "." + seg[1] + ".", "wrong_signature"},
 		"two parts":                     {seg[0] + "." + seg[1], "malformed"},
 		"four parts":                    {real + "." + seg[2], "malformed"},
-		"a bit flipped":                 {seg[0] + "." + seg[1] + "." + string(flipped), "wrong_signature"},
+		"a bit flipped":                 {seg[0] + "." + seg[1] + "." + b64(flipped), "wrong_signature"},
 		"another subject":               {seg[0] + "." + b64(ofB) + "." + seg[2], "wrong_signature"},
 		"HS256, secret the JWK":         {signed(t, "HS256", jwks, header.with(claims{"alg": "HS256"}), payload), "wrong_algorithm"},
 		"HS256, secret the point":       {signed(t, "HS256", []byte(set.Keys[0]["x"]), header.with(claims{"alg": "HS256"}), payload), "wrong_algorithm"},
