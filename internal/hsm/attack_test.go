@@ -3,6 +3,7 @@ package hsm_test
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -100,6 +101,24 @@ func without(typ uint) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
 			if a.Type != typ {
 				out = append(out, a)
 			}
+		}
+		return out
+	}
+}
+
+// only allows some mechanisms.
+func only(mechanisms ...uint64) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+	var value []byte
+	for _, m := range mechanisms {
+		value = binary.NativeEndian.AppendUint64(value, m)
+	}
+	return func(as []*pkcs11.Attribute) []*pkcs11.Attribute {
+		var out []*pkcs11.Attribute
+		for _, a := range as {
+			if a.Type == pkcs11.CKA_ALLOWED_MECHANISMS {
+				a = pkcs11.NewAttribute(a.Type, value)
+			}
+			out = append(out, a)
 		}
 		return out
 	}
@@ -214,6 +233,18 @@ func TestStartRefusesWeakKEK(t *testing.T) {
 		{"may decrypt", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
 			return both(set(pkcs11.CKA_DECRYPT, true), without(pkcs11.CKA_ALLOWED_MECHANISMS))
 		}, "decrypting with the KEK"},
+		{"may decrypt by one mechanism", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return both(set(pkcs11.CKA_DECRYPT, true), only(pkcs11.CKM_AES_CBC, pkcs11.CKM_AES_KEY_WRAP))
+		}, "decrypting with the KEK"},
+		{"may encrypt", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return both(set(pkcs11.CKA_ENCRYPT, true), without(pkcs11.CKA_ALLOWED_MECHANISMS))
+		}, "encrypting with the KEK"},
+		{"may wrap", hsm.RoleOpen, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_WRAP, true)
+		}, "using the KEK to wrap a key"},
+		{"may wrap", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
+			return set(pkcs11.CKA_WRAP, true)
+		}, "using the KEK to wrap a key"},
 		{"readable", hsm.RoleSeal, func(*testing.T) func([]*pkcs11.Attribute) []*pkcs11.Attribute {
 			return both(set(pkcs11.CKA_SENSITIVE, false), set(pkcs11.CKA_EXTRACTABLE, true))
 		}, "reading the KEK"},

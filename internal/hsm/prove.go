@@ -144,10 +144,17 @@ func attacks(raw *pkcs11.Ctx, session pkcs11.SessionHandle, role Role, kek pkcs1
 		add("copying the KEK with "+g.name, func() error { return tryCopy(raw, session, kek, g.attr) })
 	}
 
-	// Using it as it is.
+	// Using it as it is. What a KEK deciphers is a data key; what it enciphers,
+	// or wraps, is a data key of known value.
 	add("decrypting with the KEK", func() error {
-		return raw.DecryptInit(session, mechanism(pkcs11.CKM_AES_ECB), kek)
+		return tryCiphers(func(m []*pkcs11.Mechanism) error { return raw.DecryptInit(session, m, kek) })
 	})
+	add("encrypting with the KEK", func() error {
+		return tryCiphers(func(m []*pkcs11.Mechanism) error { return raw.EncryptInit(session, m, kek) })
+	})
+	if role == RoleOpen || role == RoleSeal {
+		add("using the KEK to wrap a key", func() error { return tryWrapping(raw, session, kek) })
+	}
 	add("wrapping the KEK out", func() error { return tryWrap(raw, session, kek) })
 	add("reading the KEK", func() error {
 		as, err := raw.GetAttributeValue(session, kek, []*pkcs11.Attribute{attribute(pkcs11.CKA_VALUE, nil)})
@@ -330,6 +337,35 @@ func tryWrap(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHan
 	}
 	defer func() { _ = raw.DestroyObject(session, h) }()
 	wrapped, err := raw.WrapKey(session, mechanism(pkcs11.CKM_AES_KEY_WRAP), h, kek)
+	clear(wrapped)
+	return err
+}
+
+// tryCiphers begins to use a KEK as a cipher in every way that would do: a token
+// without one of them has not refused the others.
+func tryCiphers(begin func(m []*pkcs11.Mechanism) error) error {
+	iv := make([]byte, 16)
+	var err error
+	for _, m := range []*pkcs11.Mechanism{
+		pkcs11.NewMechanism(pkcs11.CKM_AES_ECB, nil), pkcs11.NewMechanism(pkcs11.CKM_AES_CBC, iv), pkcs11.NewMechanism(pkcs11.CKM_AES_CBC_PAD, iv),
+		pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP, nil), pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil),
+	} {
+		if err = begin([]*pkcs11.Mechanism{m}); err == nil || !refused(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// tryWrapping makes a key that may be wrapped and wraps it under the KEK. A
+// token that forbids to make one has refused as well.
+func tryWrapping(raw *pkcs11.Ctx, session pkcs11.SessionHandle, kek pkcs11.ObjectHandle) error {
+	h, err := raw.GenerateKey(session, mechanism(pkcs11.CKM_AES_KEY_GEN), append(ownWrapping(), attribute(pkcs11.CKA_EXTRACTABLE, true)))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = raw.DestroyObject(session, h) }()
+	wrapped, err := raw.WrapKey(session, mechanism(pkcs11.CKM_AES_KEY_WRAP), kek, h)
 	clear(wrapped)
 	return err
 }
