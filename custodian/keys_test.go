@@ -577,6 +577,15 @@ func TestDestroyEpoch(t *testing.T) {
 	if e := status()[2]; e.OnlyLogically() {
 		t.Errorf("all KEKs it ever had are gone: %+v", e)
 	}
+	// A server that cannot be asked may have them on its tokens.
+	for name, away := range map[string]func(*server){
+		"gone": func(s *server) { s.gone = true }, "silent": func(s *server) { s.gone, s.silent = false, true },
+	} {
+		w.pool.servers[0].set(away)
+		if e := status()[2]; !e.OnlyLogically() || fmt.Sprint(e.Open) != "[1 2]" {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
 }
 
 // TestRestoreOlderBackup is the drill: after erasures, a rotation of the KEK and

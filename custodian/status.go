@@ -21,7 +21,10 @@ type Status struct {
 	// agrees with the copy. Then the counts below are there.
 	Database error
 	Servers  []ServerStatus
-	Epochs   []EpochStatus // ascending
+	// Unasked are the addresses of servers of which not every token said what
+	// keys it has.
+	Unasked []string
+	Epochs  []EpochStatus // ascending
 }
 
 // EpochStatus is what is known of one KEK epoch.
@@ -33,7 +36,8 @@ type EpochStatus struct {
 	Deleted   ErasedCount
 	Holders   []string // servers that report a KEK of it on a token
 	// Open are this epoch and the earlier ones, ascending, whose KEK is not
-	// known to be gone. An older backup has the data keys wrapped under these.
+	// known to be gone: none is while a server is not asked. An older backup has
+	// the data keys wrapped under these.
 	Open []uint32
 }
 
@@ -62,6 +66,9 @@ func (c *Custodian) Status(ctx context.Context) (Status, error) {
 		epoch(st.ActiveEpoch)
 	}
 	for _, s := range st.Servers {
+		if s.Err != nil || slices.ContainsFunc(s.Tokens, func(t TokenStatus) bool { return len(t.Keys) == 0 }) {
+			st.Unasked = append(st.Unasked, s.Address)
+		}
 		for _, t := range s.Tokens {
 			for _, k := range t.Keys {
 				if k.Kind != "kek" {
@@ -89,7 +96,7 @@ func (c *Custodian) Status(ctx context.Context) (Status, error) {
 	slices.SortFunc(st.Epochs, func(a, b EpochStatus) int { return int(int64(a.Epoch) - int64(b.Epoch)) })
 	var open []uint32
 	for i := range st.Epochs {
-		if e := &st.Epochs[i]; !e.Destroyed || len(e.Holders) > 0 {
+		if e := &st.Epochs[i]; !e.Destroyed || len(e.Holders) > 0 || len(st.Unasked) > 0 {
 			open = append(open, e.Epoch)
 		}
 		st.Epochs[i].Open = slices.Clone(open)

@@ -112,6 +112,7 @@ type server struct {
 	lacks   map[uint32]bool
 	roles   []string
 	gone    bool // refuses connections
+	silent  bool // its tokens do not say what they have
 	hangs   bool
 	slow    time.Duration
 	mute    bool // does what it is asked, and the answer is lost
@@ -265,7 +266,7 @@ func (p *pool) Status(ctx context.Context) []custodian.ServerStatus {
 		for _, role := range s.roles {
 			t := custodian.TokenStatus{Role: role, Label: s.name + "-" + role, State: "up"}
 			for e := range p.kek {
-				if !s.lacks[e] {
+				if !s.lacks[e] && !s.silent {
 					t.Keys = append(t.Keys, custodian.KeyStatus{Label: fmt.Sprintf("kluis/kek/%d", e), Kind: "kek", Epoch: e})
 				}
 			}

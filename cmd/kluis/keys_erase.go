@@ -232,6 +232,11 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		printAcks(s, views)
 		if len(holders) == 0 {
 			fmt.Fprintln(s.out, "No server that answered holds it any more.")
+		}
+		for _, a := range st.Unasked {
+			fmt.Fprintf(s.out, "%s did not say what keys its tokens have: ask again (kluis keys status).\n", a)
+		}
+		if len(holders) == 0 {
 			return nil
 		}
 		fmt.Fprintln(s.out, "Now destroy it on the tokens, at the console of each server that holds it, and every copy made by the HSM vendor's tools:")

@@ -94,6 +94,9 @@ type epochView struct {
 	Erased  int64    `json:"erased"`  // data keys it wrapped when they were erased
 	Waiting int64    `json:"waiting"` // were replaced, and are erased when their grace ends
 	HeldBy  []string `json:"held_by"` // servers whose tokens have the KEK
+	// NotAsked are the addresses of servers that may have it: of a destroyed
+	// epoch.
+	NotAsked []string `json:"not_asked,omitempty"`
 	// Logical are the epochs whose KEK still opens what was erased, from a
 	// backup of its time.
 	Logical []uint32 `json:"logically_erased_until_destroyed"`
@@ -146,7 +149,7 @@ func statusView(st custodian.Status, now time.Time) keysStatusView {
 		case e.Active:
 			ev.State = "active"
 		case e.Destroyed:
-			ev.State = "destroyed"
+			ev.State, ev.NotAsked = "destroyed", st.Unasked
 		case e.Epoch > st.ActiveEpoch:
 			ev.State = "not active yet"
 		}
@@ -265,6 +268,9 @@ func (e epochView) erasure() string {
 	line := fmt.Sprintf("%s data keys of epoch %d: %s", thousands(int(e.Erased)), e.Epoch, untilDestroyed(e.Logical))
 	if e.State == "destroyed" && len(e.HeldBy) > 0 {
 		line += fmt.Sprintf(" The tokens of %s still have the KEK of epoch %d: cryptoserver keys destroy.", strings.Join(e.HeldBy, ", "), e.Epoch)
+	}
+	if len(e.NotAsked) > 0 {
+		line += fmt.Sprintf(" %s did not say what keys its tokens have.", strings.Join(e.NotAsked, ", "))
 	}
 	if e.Waiting > 0 {
 		line += fmt.Sprintf(" %s more were replaced, and wait to be erased.", thousands(int(e.Waiting)))

@@ -28,6 +28,7 @@ func TestStatusView(t *testing.T) {
 			{Address: "d:1", ServerID: "crypto-4", Healthy: true, Sequence: 6, HeadAt: now},
 			{Address: "e:1", ServerID: "crypto-5", Sequence: 7, HeadAt: now, Tokens: []custodian.TokenStatus{{Role: "sign", Label: "t5", State: "down"}}},
 		},
+		Unasked: []string{"b:1"},
 		Epochs: []custodian.EpochStatus{
 			{Epoch: 1, Destroyed: true, Deleted: custodian.ErasedCount{Erased: 3000}, Holders: []string{"crypto-1"}, Open: []uint32{1}},
 			{Epoch: 2, Active: true, Keys: custodian.KeyCount{Keys: 52000, First: january, Last: january + 2}, Deleted: custodian.ErasedCount{Erased: 11, Retired: 4}, Open: []uint32{1, 2}},
@@ -61,7 +62,7 @@ func TestStatusView(t *testing.T) {
 		"1 destroyed 0 crypto-1",
 		"2 active 52,000 2026-01 to 2026-03",
 		"3 not active yet 0 crypto-1",
-		"3,000 data keys of epoch 1: logically erased until epoch 1 is destroyed. A backup from before, with a token that has the KEK, still opens it. The tokens of crypto-1 still have the KEK of epoch 1: cryptoserver keys destroy.",
+		"3,000 data keys of epoch 1: logically erased until epoch 1 is destroyed. A backup from before, with a token that has the KEK, still opens it. The tokens of crypto-1 still have the KEK of epoch 1: cryptoserver keys destroy. b:1 did not say what keys its tokens have.",
 		"11 data keys of epoch 2: logically erased until epochs 1 and 2 are destroyed. A backup from before, with a token that has the KEK, still opens it. 4 more were replaced",
 	} {
 		if !strings.Contains("\n"+all+"\n", "\n"+want) {
