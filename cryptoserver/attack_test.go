@@ -211,6 +211,12 @@ func TestRowsTamperedWith(t *testing.T) {
 	if _, err := w.as("gateway").Open(t.Context(), q); !errors.Is(err, client.ErrUnknownEpoch) || !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("unknown epoch: %v", err)
 	}
+	// One that was passed over never wrapped any: a row that names it spoils
+	// itself and no whole call.
+	q.Units[0].Keys[q.Units[0].Blocks[0].Key].Epoch = 5
+	if got := w.opened(q); len(got.Faults) != len(q.Units[0].Blocks) || got.Faults[0].Reason != client.Damaged {
+		t.Errorf("an epoch that was never active: %+v", got.Faults)
+	}
 	if up := w.counter("kluis_cryptoserver_token_up", "role", "open"); up != 1 {
 		t.Error("one bad row took the token down")
 	}

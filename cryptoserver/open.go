@@ -121,12 +121,11 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		// A KEK that this token lacks is this server's fault, not damage; unless
 		// no key can have been wrapped under it, or one row of a writer of the
 		// database would cost a whole call.
-		active := s.control.Active()
 		for i := range w.items {
 			if !errors.Is(w.items[i].Err, token.ErrUnknownEpoch) {
 				continue
 			}
-			if w.keys[w.items[i].Key].Epoch <= active {
+			if s.control.Activated(w.keys[w.items[i].Key].Epoch) {
 				return nil, s.tokenError(ctx, RoleOpen, w.items[i].Err)
 			}
 			s.metrics.blocks.WithLabelValues("unknown_epoch").Inc()

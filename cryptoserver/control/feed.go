@@ -30,6 +30,7 @@ type Feed struct {
 	mu        sync.RWMutex
 	head      Head
 	active    uint32
+	activated map[uint32]bool
 	before    meter.Month
 	destroyed map[uint32]bool
 	erased    map[KeyID]struct{}
@@ -37,7 +38,7 @@ type Feed struct {
 
 // NewFeed knows nothing yet.
 func NewFeed() *Feed {
-	return &Feed{destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}}
+	return &Feed{activated: map[uint32]bool{}, destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}}
 }
 
 // Advance follows the feed to a head that was verified. entries are canonical
@@ -86,6 +87,7 @@ func (f *Feed) apply(e *Entry) (erases bool) {
 	switch e.Kind {
 	case ActivateEpoch:
 		f.active = max(f.active, e.Epoch)
+		f.activated[e.Epoch] = true
 	case EraseKeys:
 		for _, id := range e.Keys {
 			f.erased[id] = struct{}{}
@@ -139,6 +141,13 @@ func (f *Feed) Active() uint32 {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.active
+}
+
+// Activated says whether data keys were ever minted or rewrapped under an epoch.
+func (f *Feed) Activated(epoch uint32) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.activated[epoch]
 }
 
 // Destroyed says whether an epoch's KEK was given up.
