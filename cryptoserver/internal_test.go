@@ -368,3 +368,30 @@ func TestPublicHidesCauses(t *testing.T) {
 		}
 	}
 }
+
+// TestSealRateRefusedTogether: what is refused takes nothing of the rate, also
+// when many are refused at the same time.
+func TestSealRateRefusedTogether(t *testing.T) {
+	t.Parallel()
+	r := newSealRates(1000, map[string][]string{"Seal": {"ingest"}})
+	for range 2 {
+		if err := r.wait(t.Context(), "ingest", maxBlocks); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			for range 20000 {
+				if r.wait(t.Context(), "ingest", maxBlocks) == nil {
+					t.Error("sealed beyond the rate")
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if left := r["ingest"].Tokens(); left < 0 {
+		t.Errorf("after refusals alone %.0f blocks must be waited for", -left)
+	}
+}

@@ -2,6 +2,7 @@ package cryptoserver
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -34,7 +35,28 @@ const (
 )
 
 // sealRates has a limiter for every identity that may seal, and so a fixed size.
-type sealRates map[string]*rate.Limiter
+type sealRates map[string]*sealLimiter
+
+type sealLimiter struct {
+	mu sync.Mutex
+	*rate.Limiter
+}
+
+// reserve takes n blocks, unless they would have to wait for longer than most.
+// Both under the lock: what a limiter gives back it reduces by what others took
+// in between, so refusals at the same time would use the rate up.
+func (l *sealLimiter) reserve(n int, most time.Duration) (delay time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	reservation := l.ReserveN(now, n)
+	delay = reservation.DelayFrom(now)
+	if delay > most {
+		reservation.CancelAt(now)
+		return delay, false
+	}
+	return delay, true
+}
 
 func newSealRates(perSecond int, allow map[string][]string) sealRates {
 	if perSecond == 0 {
@@ -43,7 +65,7 @@ func newSealRates(perSecond int, allow map[string][]string) sealRates {
 	r := sealRates{}
 	for _, method := range []string{"Seal", "Reseal"} {
 		for _, identity := range allow[method] {
-			r[identity] = rate.NewLimiter(rate.Limit(perSecond), sealBurst)
+			r[identity] = &sealLimiter{Limiter: rate.NewLimiter(rate.Limit(perSecond), sealBurst)}
 		}
 	}
 	return r
@@ -57,12 +79,12 @@ func (r sealRates) wait(ctx context.Context, identity string, n int) error {
 	if limiter == nil { // not on the allow-list, so it does not get here
 		return refuse(codes.PermissionDenied, cryptopb.ReasonIdentityNotAllowed, "this client identity may not seal", nil)
 	}
-	now := time.Now()
-	reservation := limiter.ReserveN(now, n)
-	delay := reservation.DelayFrom(now)
-	deadline, bounded := ctx.Deadline()
-	if delay > sealWait || bounded && now.Add(delay).After(deadline) {
-		reservation.CancelAt(now)
+	most := sealWait
+	if deadline, ok := ctx.Deadline(); ok {
+		most = min(most, max(time.Until(deadline), 0))
+	}
+	delay, ok := limiter.reserve(n, most)
+	if !ok {
 		return &refusal{
 			code: codes.ResourceExhausted, reason: cryptopb.ReasonSealRate, later: min(delay, sealLater),
 			text: "this client has more blocks sealed than it may in a second: later",
