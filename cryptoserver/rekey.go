@@ -144,7 +144,7 @@ func (s *Server) Reseal(ctx context.Context, req *cryptopb.ResealRequest) (*cryp
 	if err := s.rates.wait(ctx, c.identity, n); err != nil {
 		return nil, err
 	}
-	if !s.sealed.admit(ean, seen, s.now()) {
+	if !s.resealed.admit(ean, seen, s.now()) {
 		return nil, sealedTooOften()
 	}
 	recs, keys, err := s.genuineKeys(ctx, sealer, ean, []*cryptopb.DataKey{req.From, req.To})

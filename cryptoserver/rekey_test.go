@@ -368,4 +368,18 @@ func TestResealRefusesBlocks(t *testing.T) {
 	if !errors.As(err, &e) || e.Reason != cryptopb.ReasonSealedTooOften {
 		t.Errorf("again and again: %v", err)
 	}
+	// Nor does that stop an import, or an import this.
+	seal := func() error {
+		_, err := w.as("ingest").Seal(t.Context(), m.ean, []envelope.KeyRecord{from}, []envelope.PlainBlock{w.registerBlock(blocks[10].Field, blocks[10].Day)})
+		return err
+	}
+	w.must(seal())
+	for err = nil; err == nil; {
+		_, err = w.as("ingest").Seal(t.Context(), m.ean, []envelope.KeyRecord{from}, []envelope.PlainBlock{w.registerBlock(blocks[11].Field, blocks[11].Day)})
+	}
+	if reasonOfClient(err) != cryptopb.ReasonSealedTooOften {
+		t.Errorf("sealed again and again: %v", err)
+	}
+	_, err = w.as("custodian").Reseal(t.Context(), from, to, blocks[11:12])
+	w.must(err)
 }

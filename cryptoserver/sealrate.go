@@ -18,8 +18,8 @@ import (
 // never comes near. A client that was captured could: at the 20,000 blocks a
 // second that an HSM may well do it would take two and a half days without
 // stop. Two bounds keep it away: a field of a metering point on one day is
-// sealed only so often in a day (repeats), which is at most some 64,000 blocks
-// of one data key, 180 years for 2^32; and no client has more than so many
+// sealed, and resealed, only so often in a day (repeats), which is at most some
+// 130,000 blocks of one data key, 90 years for 2^32; and no client has more than so many
 // blocks sealed in a second, over all keys, which is also what keeps the one
 // that runs wild from taking the HSM away from the others.
 const (

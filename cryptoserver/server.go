@@ -125,6 +125,7 @@ type Server struct {
 	files      *newest[meter.EAN]
 	suppliers  *newest[meter.GLN]
 	sealed     *repeats
+	resealed   *repeats // by itself: what one service uses up must not stop the other
 	rates      sealRates
 	control    *follower
 	started    time.Time
@@ -151,7 +152,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
 		verifier: c.Verifier, issue: c.Issue, tokens: c.Tokens,
 		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
-		receipts: &receipts{serverID: c.ID}, sealed: newRepeats(),
+		receipts: &receipts{serverID: c.ID}, sealed: newRepeats(), resealed: newRepeats(),
 	}
 	if s.now == nil {
 		s.now = time.Now
