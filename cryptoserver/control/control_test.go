@@ -172,6 +172,7 @@ func TestEntriesRefused(t *testing.T) {
 		"an unknown kind":               {At: at, Kind: 5, Epoch: 1},
 		"no time":                       with("activate", func(e *control.Entry) { e.At = time.Time{} }),
 		"epoch 0":                       with("activate", func(e *control.Entry) { e.Epoch = 0 }),
+		"an epoch beyond the tables":    with("activate", func(e *control.Entry) { e.Epoch = 1 << 31 }),
 		"destroying epoch 0":            with("destroy", func(e *control.Entry) { e.Epoch = 0 }),
 		"an activation with a month":    with("activate", func(e *control.Entry) { e.Month = 1 }),
 		"an activation with keys":       with("activate", func(e *control.Entry) { e.Keys = []control.KeyID{id(1)} }),

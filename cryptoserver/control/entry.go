@@ -46,6 +46,10 @@ const (
 // MaxKeys bounds the keys of one entry; an erasure of more takes several.
 const MaxKeys = 4096
 
+// MaxEpoch is as high as the tables go. An activation beyond it could not be
+// taken back, and no data key could be stored any more.
+const MaxEpoch = 1<<31 - 1
+
 // Entry is one entry of the feed. Fields that its kind does not name are zero.
 type Entry struct {
 	At    time.Time // UTC, microseconds; the custodian's clock, for people
@@ -125,8 +129,8 @@ func (e Entry) check() error {
 	zero.At, zero.Kind = e.At, e.Kind
 	switch e.Kind {
 	case ActivateEpoch, DestroyEpoch:
-		if e.Epoch == 0 {
-			return errors.New("epochs start at 1")
+		if e.Epoch == 0 || e.Epoch > MaxEpoch {
+			return fmt.Errorf("epochs are 1 to %d", MaxEpoch)
 		}
 		zero.Epoch = e.Epoch
 	case EraseKeys:
