@@ -189,6 +189,24 @@ func TestCeremony(t *testing.T) {
 		t.Errorf("JWKS: %+v", set)
 	}
 
+	// A token that came later does not get the KEKs of before. The import of the
+	// next epoch says so before it brings that to any token: with some that have
+	// it and one that lacks another the server would not start.
+	alone, err := os.ReadFile(a.path("server.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := strings.Replace(string(alone), "s1-open,", "s1-open, pin_file: pin}, {label: s1-open-2,", 1)
+	if err := os.WriteFile(a.path("server.yaml"), []byte(more), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	later := reinit(t, a)
+	a.must(t, "keys", "create", config(a), "--epoch=2", "--to="+later+"="+a.path("public"), "--out="+a.path("keys-later"))
+	a.mustNot(t, "nothing was imported", "keys", "import", config(a), "--in="+a.path("keys-later"), "--creator="+later, "--so-pin-file="+a.path("so-pin"))
+	if err := os.WriteFile(a.path("server.yaml"), alone, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
 	// A second epoch goes the same way and keeps the first.
 	fingerprints[0], fingerprints[1] = reinit(t, a), reinit(t, b)
 	out = a.path("keys2")

@@ -632,6 +632,17 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 	if err != nil {
 		return err
 	}
+	b, err := read(probeName)
+	if err != nil {
+		return err
+	}
+	probes, err := mergeProbes(probeFile, b, m.Epoch)
+	if err != nil {
+		return err
+	}
+	if err := c.sameEpochs(mod, probes, m.Epoch); err != nil {
+		return err
+	}
 	if err := c.each(func(r Role, t Token) error {
 		if !r.hasKEK() {
 			return nil
@@ -643,14 +654,6 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 		defer l.close()
 		return c.importKeys(l, r, t, m, soPINFile, read)
 	}); err != nil {
-		return err
-	}
-	b, err := read(probeName)
-	if err != nil {
-		return err
-	}
-	probes, err := mergeProbes(probeFile, b, m.Epoch)
-	if err != nil {
 		return err
 	}
 	// Known good before it replaces anything.
@@ -682,6 +685,29 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 		}
 		defer l.close()
 		return c.destroyTransport(l)
+	})
+}
+
+// sameEpochs looks, before an epoch is imported, that the tokens of a role hold
+// the same earlier ones of which there are probes. With one that came later the
+// server would not start, and by then the new KEK would be on every token.
+func (c Ceremony) sameEpochs(mod *module, probes []probe, epoch uint32) error {
+	type held struct {
+		label  string
+		epochs []uint32
+	}
+	first := map[Role]held{}
+	return c.kekTokens(mod, func(r Role, t Token, _ *login, keks map[uint32]pkcs11.ObjectHandle) error {
+		h := held{t.Label, slices.DeleteFunc(sortedEpochs(keks), func(e uint32) bool {
+			return e == epoch || !slices.ContainsFunc(probes, func(p probe) bool { return p.epoch == e })
+		})}
+		if f, ok := first[r]; !ok {
+			first[r] = h
+		} else if !slices.Equal(f.epochs, h.epochs) {
+			return fmt.Errorf("it holds the KEKs of epochs %d and token %s those of %d, so nothing was imported: no ceremony brings a KEK to a token that came later; "+
+				"leave the token out until the epochs that it lacks are destroyed, or clone them by the HSM vendor's tools", h.epochs, f.label, f.epochs)
+		}
+		return nil
 	})
 }
 

@@ -23,28 +23,11 @@ func (c Ceremony) Destroy(epoch uint32, probeFile, soPINFile string) error {
 	if err != nil {
 		return err
 	}
-	kekTokens := func(f func(t Token, l *login, keks map[uint32]pkcs11.ObjectHandle) error) error {
-		return c.each(func(r Role, t Token) error {
-			if !r.hasKEK() {
-				return nil
-			}
-			l, err := dial(mod, t)
-			if err != nil {
-				return err
-			}
-			defer l.close()
-			keks, err := findKEKs(mod.raw, l.session)
-			if err != nil {
-				return err
-			}
-			return f(t, l, keks)
-		})
-	}
 	// Nothing is destroyed unless everything may be.
-	if err := kekTokens(func(_ Token, _ *login, keks map[uint32]pkcs11.ObjectHandle) error {
+	if err := c.kekTokens(mod, func(_ Role, _ Token, _ *login, keks map[uint32]pkcs11.ObjectHandle) error {
 		held := sortedEpochs(keks)
 		if len(held) == 0 || held[len(held)-1] <= epoch {
-			return fmt.Errorf("it holds the KEKs of epochs %d and none newer than %d, so nothing was destroyed: the newest KEK is what data keys are wrapped under; bring a newer one to every token, rotate to it, and then destroy this one", held, epoch)
+			return fmt.Errorf("it holds the KEKs of epochs %d and none newer than %d, so nothing was destroyed: bring a newer one to every token, rotate to it, and then destroy this one", held, epoch)
 		}
 		return nil
 	}); err != nil {
@@ -59,7 +42,7 @@ func (c Ceremony) Destroy(epoch uint32, probeFile, soPINFile string) error {
 		return fmt.Errorf("%s: %w", probeFile, err)
 	}
 
-	if err := kekTokens(func(t Token, l *login, keks map[uint32]pkcs11.ObjectHandle) error {
+	if err := c.kekTokens(mod, func(_ Role, t Token, l *login, keks map[uint32]pkcs11.ObjectHandle) error {
 		h, ok := keks[epoch]
 		if !ok {
 			c.report("token %s: holds no KEK of epoch %d (any more)", l.label, epoch)
@@ -84,6 +67,25 @@ func (c Ceremony) Destroy(epoch uint32, probeFile, soPINFile string) error {
 	}
 	c.report("no token of this server holds a KEK of epoch %d; other servers and backups of tokens may", epoch)
 	return nil
+}
+
+// kekTokens calls f with each token that has KEKs, and the KEKs it holds.
+func (c Ceremony) kekTokens(mod *module, f func(r Role, t Token, l *login, keks map[uint32]pkcs11.ObjectHandle) error) error {
+	return c.each(func(r Role, t Token) error {
+		if !r.hasKEK() {
+			return nil
+		}
+		l, err := dial(mod, t)
+		if err != nil {
+			return err
+		}
+		defer l.close()
+		keks, err := findKEKs(mod.raw, l.session)
+		if err != nil {
+			return err
+		}
+		return f(r, t, l, keks)
+	})
 }
 
 // destroyKEK destroys a KEK and looks that it is gone.
