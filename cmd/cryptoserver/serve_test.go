@@ -284,6 +284,44 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// TestTwoOpenTokens: the tokens of a role share its work, and the status has
+// each. Not parallel, as above.
+func TestTwoOpenTokens(t *testing.T) {
+	in := newInstallation(t)
+	c := in.config(0)
+	c.Tokens.Open = []config.Token{in.hsm.Servers[0].Tokens.Open[0], in.hsm.Servers[1].Tokens.Open[0]}
+	p := in.start(c)
+	feedtest.Start(t, in.client("custodian", p.address))
+	q := in.openRequest(p.address)
+	gateway := in.client("gateway", p.address)
+	in.healthy(gateway)
+
+	// Handles are data keys that a token has unwrapped, to decrypt with.
+	handles := map[string]uint64{}
+	for end := time.Now().Add(10 * time.Second); ; {
+		got, err := gateway.Open(t.Context(), q)
+		if err != nil || got[0].Err != nil || len(got[0].Faults) != 0 || len(got[0].Series) != 1 {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		var tokens []string
+		for _, s := range gateway.Status(t.Context())[0].Tokens {
+			if s.Role == "open" {
+				handles[s.Label] = s.Handles
+				tokens = append(tokens, s.Label+" "+s.State)
+			}
+		}
+		if want := []string{c.Tokens.Open[0].Label + " up", c.Tokens.Open[1].Label + " up"}; !slices.Equal(tokens, want) {
+			t.Fatalf("the status has %q, want %q", tokens, want)
+		}
+		if handles[c.Tokens.Open[0].Label] > 0 && handles[c.Tokens.Open[1].Label] > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("one token does all the work: %v", handles)
+		}
+	}
+}
+
 // openRequest makes a supplier, a metering point and a week of register reads,
 // through the servers themselves.
 func (in *installation) openRequest(addresses ...string) client.OpenRequest {
