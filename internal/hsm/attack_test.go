@@ -306,6 +306,28 @@ func TestKEKMustBeTrusted(t *testing.T) {
 	}
 }
 
+// TestStartRefusesStrangeTrustedKey: one that an officer left on a rotate token.
+func TestStartRefusesStrangeTrustedKey(t *testing.T) {
+	t.Parallel()
+	world := hsmtest.New(t)
+	cfg, err := makeEpochs(world, t.TempDir(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Tokens = map[hsm.Role][]hsm.Token{hsm.RoleRotate: cfg.Tokens[hsm.RoleRotate]}
+	if err := hsm.PlantTrusted(cfg, filepath.Join(world.Dir, "so-pin")); err != nil {
+		t.Fatal(err)
+	}
+	h, err := hsm.New(cfg)
+	if err == nil {
+		_ = h.Close()
+		t.Fatal("it would serve")
+	}
+	if !errors.Is(err, hsm.ErrWeakKEK) {
+		t.Error(err)
+	}
+}
+
 // TestStartRefusesLaxToken: the KEK is sound, but the token does not keep the
 // rules that rewrapping rests on. The module under test says yes where
 // SoftHSM refuses.

@@ -270,6 +270,11 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 		return nil, fmt.Errorf("%w: token %s has no KEK: run cryptoserver keys import", errKeys, l.label)
 	}
 	c.epochs = sortedEpochs(c.keks)
+	if role == RoleRotate {
+		if err := onlyTrusted(mod.raw, a.work, c.keks); err != nil {
+			return nil, fmt.Errorf("token %s: %w", l.label, err)
+		}
+	}
 	if role == RoleMint {
 		c.template = newTemplate(minting())
 	} else {

@@ -319,6 +319,29 @@ func StealWithOfficer(cfg Config, soPINFile string, wrapped []byte) ([]byte, err
 	return rsa.DecryptOAEP(sha1.New(), nil, own, out, nil)
 }
 
+// PlantTrusted has the officer of a rotate token leave a trusted public key.
+func PlantTrusted(cfg Config, soPINFile string) error {
+	mod, err := loadModule(cfg.Module)
+	if err != nil {
+		return err
+	}
+	t := cfg.Tokens[RoleRotate][0]
+	l, err := dial(mod, t)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	as, err := ownRSA()
+	if err != nil {
+		return err
+	}
+	as = append(replace(as, attribute(pkcs11.CKA_TOKEN, true)), attribute(pkcs11.CKA_PRIVATE, false), attribute(pkcs11.CKA_TRUSTED, true))
+	return l.officer(t, soPINFile, func() error {
+		_, err := mod.raw.CreateObject(l.session, as)
+		return err
+	})
+}
+
 // KnownKey unwraps a data key on the rotate token, apart from any HSM, and
 // returns its handle: for a module that mistakes one key for another.
 func KnownKey(cfg Config, epoch uint32, wrapped []byte) (handle int32, release func(), err error) {

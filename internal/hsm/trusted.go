@@ -3,6 +3,8 @@ package hsm
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -39,6 +41,37 @@ func (l *login) officer(t Token, soPINFile string, f func() error) (err error) {
 	}
 	defer func() { err = firstError(err, raw.Logout(l.session)) }()
 	return f()
+}
+
+// onlyTrusted refuses a rotate token that keeps a trusted key beside its KEKs:
+// whoever knows that one's value, or its private key, needs only the PIN to wrap
+// every data key under it. As findKEKs, it looks again at what may be the copy
+// of an attack.
+func onlyTrusted(raw *pkcs11.Ctx, session pkcs11.SessionHandle, keks map[uint32]pkcs11.ObjectHandle) error {
+	for pause := 5 * time.Millisecond; ; pause *= 4 {
+		err := lookForTrusted(raw, session, keks)
+		if !errors.Is(err, ErrWeakKEK) || pause > time.Second/2 {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
+func lookForTrusted(raw *pkcs11.Ctx, session pkcs11.SessionHandle, keks map[uint32]pkcs11.ObjectHandle) error {
+	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PUBLIC_KEY} {
+		found, err := find(raw, session, attribute(pkcs11.CKA_CLASS, class), attribute(pkcs11.CKA_TOKEN, true),
+			attribute(pkcs11.CKA_TRUSTED, true), attribute(pkcs11.CKA_WRAP, true))
+		if err != nil {
+			return fmt.Errorf("looking for trusted keys: %w", err)
+		}
+		for _, h := range found {
+			if !slices.Contains(slices.Collect(maps.Values(keks)), h) {
+				return fmt.Errorf("%w: the token holds a trusted key that is none of its KEKs, and data keys can be wrapped out under it; "+
+					"find out which security officer made it, and destroy it", ErrWeakKEK)
+			}
+		}
+	}
+	return nil
 }
 
 // carrier is the template of a session key that brings keys from the user's
