@@ -33,7 +33,7 @@ func (c *Custodian) Activate(ctx context.Context, epoch uint32) ([]Ack, error) {
 		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	if lacks := lacking(c.servers.Status(ctx), epoch); len(lacks) > 0 {
-		return nil, fmt.Errorf("%w for epoch %d: %s", ErrLacking, epoch, strings.Join(lacks, "; "))
+		return nil, fmt.Errorf("%w for epoch %d:\n  %s", ErrLacking, epoch, strings.Join(lacks, "\n  "))
 	}
 	head, err := c.append(ctx, control.Entry{Kind: control.ActivateEpoch, Epoch: epoch})
 	if err != nil {
@@ -100,7 +100,7 @@ func (c *Custodian) DestroyEpoch(ctx context.Context, epoch uint32, noImport boo
 		}
 		if left := StragglerTime - c.now().Sub(since); left > 0 {
 			return nil, fmt.Errorf("%w: an import that began before the later epoch was activated may still store data keys under epoch %d: "+
-				"wait %s, or say that no such import is under way", ErrRefused, epoch, left.Round(time.Minute))
+				"wait %s, or say that no such import is under way (--no-import-is-under-way)", ErrRefused, epoch, left.Round(time.Minute))
 		}
 	}
 	// Counted after that: whatever a straggler stored is seen.

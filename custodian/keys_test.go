@@ -397,6 +397,14 @@ func TestRewrapRate(t *testing.T) {
 	if took := time.Since(began); err != nil || st.Rewrapped != 12 || took < 350*time.Millisecond {
 		t.Errorf("%+v, %v after %v", st, err, took)
 	}
+
+	// No second sees more than the rate: the batches are no larger.
+	w.activate(3)
+	ctx, cancel := context.WithCancel(t.Context())
+	st, err = w.Rewrap(ctx, custodian.RewrapOptions{Rate: 2, Progress: func(custodian.RewrapStatus) { cancel() }})
+	if !errors.Is(err, context.Canceled) || st.Rewrapped != 2 {
+		t.Errorf("%+v, %v", st, err)
+	}
 }
 
 // TestRotateBesideImports: an import that sealed under the old key, and stores

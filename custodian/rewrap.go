@@ -90,7 +90,12 @@ func (c *Custodian) stale(ctx context.Context, epoch uint32) (n int64, err error
 }
 
 func (c *Custodian) rewrapPass(ctx context.Context, st *RewrapStatus, pace *pacer, progress func(RewrapStatus)) error {
-	return c.scan(ctx, KeySelection{NotEpoch: st.Epoch}, rewrapBatch, func(keys []envelope.KeyRecord) error {
+	// A slow rate is kept within each second, too.
+	batch := rewrapBatch
+	if pace.rate > 0 && pace.rate < rewrapBatch {
+		batch = max(1, int(pace.rate))
+	}
+	return c.scan(ctx, KeySelection{NotEpoch: st.Epoch}, batch, func(keys []envelope.KeyRecord) error {
 		if err := pace.wait(ctx, len(keys)); err != nil {
 			return err
 		}
