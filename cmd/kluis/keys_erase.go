@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"kluis/cmd/kluis/backend"
+	"kluis/cmd/kluis/demo"
 	"kluis/custodian"
 	"kluis/meter"
 )
@@ -64,7 +66,7 @@ func (c *keysEraseCmd) Run(ctx context.Context, s streams) error {
 				return err
 			}
 			before := firstKept(profile, time.Now())
-			if err := confirm(s, c.Yes, before.String(), before.String(), "Everything of all metering points before %s is erased, past the retention of %s. It cannot be undone.",
+			if err := confirm(s, c.Yes, before.String(), before.String(), "Everything of all metering points before %s will be erased, past the retention of %s. It cannot be undone.",
 				before, months(profile.RetentionMonths())); err != nil {
 				return err
 			}
@@ -78,7 +80,7 @@ func (c *keysEraseCmd) Run(ctx context.Context, s streams) error {
 			sel.Occupancy = &c.Occupancy.Day
 			what = "Everything of the occupancy from " + c.Occupancy.String()
 		}
-		if err := confirm(s, c.Yes, c.EAN.String(), "its EAN", "%s is erased. It cannot be undone.", what); err != nil {
+		if err := confirm(s, c.Yes, c.EAN.String(), "its EAN", "%s will be erased. It cannot be undone.", what); err != nil {
 			return err
 		}
 		done, err = k.Erase(ctx, sel, progress)
@@ -134,7 +136,7 @@ func (c *keysEraseCmd) finish(ctx context.Context, s streams, k *backend.Custodi
 func (e erased) print(s streams, byMonth bool) error {
 	switch {
 	case len(e.Entries) == 0:
-		fmt.Fprintln(s.out, "There was nothing to erase.")
+		fmt.Fprintln(s.out, "There was nothing to erase: no data key of it is stored. Either it was erased before, or the EAN or the day is another: kluis supply show.")
 	case byMonth:
 		fmt.Fprintf(s.out, "Erased: %s data keys deleted (control entry %s).\n", thousands(int(e.Deleted)), sequences(e.Entries))
 	default:
@@ -199,7 +201,7 @@ func (keysDestroyKEKCmd) Help() string {
 
   cryptoserver keys destroy --config SERVER.yaml --epoch N --yes-destroy-epoch N
 
-Copies that the HSM vendor's tools made (backup tokens, partitions) must be destroyed with them. kluis keys status shows who still holds it. What was erased under the epoch is then erased for good: no backup opens.`
+Copies that the HSM vendor's tools made (backup tokens, partitions) must be destroyed with them. Then restart the server: kluis keys status shows who still holds it. What was erased under the epoch is then erased for good: no backup opens.`
 }
 
 func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
@@ -207,7 +209,7 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		return usage("--epoch: epochs start at 1")
 	}
 	return withCustodian(ctx, c.target, s, func(k *backend.Custodian) error {
-		if err := confirm(s, c.Yes, fmt.Sprintf("destroy %d", c.Epoch), fmt.Sprintf("destroy %d", c.Epoch), "The KEK of epoch %d is given up, for ever: what only it wraps, in whatever backup, will never be read again.", c.Epoch); err != nil {
+		if err := confirm(s, c.Yes, fmt.Sprintf("destroy %d", c.Epoch), fmt.Sprintf("destroy %d", c.Epoch), "The KEK of epoch %d will be given up, for ever: what only it wraps, in whatever backup, will never be read again.", c.Epoch); err != nil {
 			return err
 		}
 		acks, err := k.DestroyEpoch(ctx, c.Epoch, c.NoImport)
@@ -241,9 +243,27 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		}
 		fmt.Fprintln(s.out, "Now destroy it on the tokens, at the console of each server that holds it, and every copy made by the HSM vendor's tools:")
 		for _, h := range holders {
-			fmt.Fprintf(s.out, "  %s:  cryptoserver keys destroy --config SERVER.yaml --epoch %[2]d --yes-destroy-epoch %[2]d\n", h, c.Epoch)
+			prefix, config := c.console(h)
+			fmt.Fprintf(s.out, "  %s:  %scryptoserver keys destroy --config %s --epoch %[4]d --yes-destroy-epoch %[4]d\n", h, prefix, config, c.Epoch)
 		}
-		fmt.Fprintln(s.out, "Restart each afterwards. kluis keys status shows who still holds it.")
+		fmt.Fprintln(s.out, "Restart each afterwards: until then kluis keys status shows what it held before.")
 		return nil
 	})
+}
+
+// console is how the line of keys destroy begins where a server is, and the
+// server's configuration. It knows the demo's.
+func (c *keysDestroyKEKCmd) console(server string) (prefix, config string) {
+	if c.State != "" {
+		path, err := program("", "cryptoserver")
+		servers, err2 := demo.CeremonyServers(c.State)
+		if errors.Join(err, err2) == nil {
+			for _, s := range servers {
+				if s.Name == server {
+					return strings.Join(s.Env, " ") + " " + strings.TrimSuffix(path, "cryptoserver"), s.Config
+				}
+			}
+		}
+	}
+	return "", "SERVER.yaml"
 }

@@ -95,8 +95,11 @@ func (c *keysRotateKEKCmd) Run(ctx context.Context, s streams) error {
 		if err := out.print(s, c.JSON); err != nil {
 			return err
 		}
+		if c.Epoch == 0 && !out.Activated && done.Total == 0 {
+			fmt.Fprintln(s.err, "No newer epoch is on every token: after kluis keys ceremony, restart each cryptoserver.")
+		}
 		if done.Left > 0 {
-			return fmt.Errorf("%s data keys are still wrapped under other epochs: %s do not unwrap (damaged), %s are erased and still there (run kluis keys reapply)",
+			return fmt.Errorf("%s data keys are still wrapped under other epochs: %s do not unwrap (damaged), %s are erased, or wrapped under a destroyed epoch alone, and still there (kluis keys reapply tells)",
 				thousands(int(done.Left)), thousands(int(done.Damaged)), thousands(int(done.Erased)))
 		}
 		return nil

@@ -87,7 +87,7 @@ type keyView struct {
 
 type epochView struct {
 	Epoch   uint32   `json:"epoch"`
-	State   string   `json:"state"` // active, destroyed, old, or not active yet
+	State   string   `json:"state"` // active, destroyed (given up in the feed; see held_by), old, or not active yet
 	Keys    int64    `json:"keys"`
 	First   string   `json:"first_month,omitempty"`
 	Last    string   `json:"last_month,omitempty"`
@@ -206,7 +206,11 @@ func (v keysStatusView) print(w io.Writer, now time.Time) error {
 		if e.First != "" {
 			months = e.First + " to " + e.Last
 		}
-		epochs = append(epochs, []string{fmt.Sprint(e.Epoch), e.State, thousands(int(e.Keys)), months, strings.Join(e.HeldBy, ",")})
+		state := e.State
+		if state == "destroyed" && len(e.HeldBy)+len(e.NotAsked) > 0 {
+			state = "given up"
+		}
+		epochs = append(epochs, []string{fmt.Sprint(e.Epoch), state, thousands(int(e.Keys)), months, strings.Join(e.HeldBy, ",")})
 	}
 	fmt.Fprintln(w)
 	if err := table(w, epochs); err != nil {

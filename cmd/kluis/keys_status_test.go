@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +60,7 @@ func TestStatusView(t *testing.T) {
 		"crypto-5 e:1 7, 0 s ago 0 a token is not well",
 		"crypto-1 open t1 up 17 kluis/kek/1 90 d 12,345 unwrap, never-extractable",
 		"crypto-5 sign t5 down 0",
-		"1 destroyed 0 crypto-1",
+		"1 given up 0 crypto-1",
 		"2 active 52,000 2026-01 to 2026-03",
 		"3 not active yet 0 crypto-1",
 		"3,000 data keys of epoch 1: logically erased until epoch 1 is destroyed. A backup from before, with a token that has the KEK, still opens it. The tokens of crypto-1 still have the KEK of epoch 1: cryptoserver keys destroy. b:1 did not say what keys its tokens have.",
@@ -75,7 +76,11 @@ func TestStatusView(t *testing.T) {
 		"nothing is served, until kluis keys reapply": func(st *custodian.Status) { st.Database = fmt.Errorf("%w: 3 of 7", custodian.ErrRolledBack) },
 		"THE DATABASE: connection refused":            func(st *custodian.Status) { st.Database = errors.New("connection refused") },
 		"Is kluis keys feed running?":                 func(st *custodian.Status) { st.Servers = st.Servers[2:3] },
-		"newest heartbeat never":                      func(st *custodian.Status) { st.Servers, st.HeartbeatAt = nil, time.Time{} },
+		"\n1 destroyed 0\n": func(st *custodian.Status) {
+			st.Unasked, st.Epochs = nil, slices.Clone(st.Epochs)
+			st.Epochs[0].Holders = nil
+		},
+		"newest heartbeat never": func(st *custodian.Status) { st.Servers, st.HeartbeatAt = nil, time.Time{} },
 	} {
 		st := good
 		change(&st)
