@@ -107,7 +107,6 @@ func TestMalformedParameters(t *testing.T) {
 		"probe with a parameter":       {"/healthz?verbose=1", "/query"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			a := c.with(t, token, tc.path)
 			if a.status != http.StatusBadRequest || a.slug() != "invalid-parameters" || a.Errors == nil {
 				t.Fatalf("%d %s", a.status, a.body)
@@ -171,7 +170,6 @@ func TestPathTricks(t *testing.T) {
 		"overlong path":    {"/v1/" + strings.Repeat("a/", 4000), 404, "not-found"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			a := raw(t, c, "GET "+tc.path+" HTTP/1.1\r\nHost: kluis\r\nAuthorization: Bearer "+token+"\r\nConnection: close\r\n\r\n")
 			if a.status != tc.status || a.slug() != tc.slug {
 				t.Errorf("%d %s", a.status, a.body)
@@ -268,7 +266,6 @@ func TestOddHTTP(t *testing.T) {
 		"a proxy's say on the caller": {"GET /v1/status HTTP/1.1\r\nHost: kluis\r\nX-Forwarded-Client-Cert: Hash=0\r\nX-SSL-Client-Verify: SUCCESS\r\nConnection: close\r\n\r\n", 401, "unauthenticated"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			a := raw(t, c, tc.request)
 			if a.status != tc.status || tc.slug != "" && a.slug() != tc.slug {
 				t.Errorf("%d %.300s", a.status, a.body)
