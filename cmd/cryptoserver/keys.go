@@ -18,7 +18,7 @@ type keysCmd struct {
 	Create  keysCreateCmd  `cmd:"" help:"Step 2, on one server: make KEK and MAC keys, wrapped to every server's transport keys."`
 	Import  keysImportCmd  `cmd:"" help:"Step 3, on every server: bring the keys onto the tokens, attack the KEKs, destroy the transport keys."`
 	Public  keysPublicCmd  `cmd:"" help:"Print the public keys that others verify this server's signatures with."`
-	Destroy keysDestroyCmd `cmd:"" help:"Destroy the KEK of an old epoch on this server's tokens, for good."`
+	Destroy keysDestroyCmd `cmd:"" help:"Destroy the KEK of an old epoch on this server's tokens, for good. Only after kluis keys destroy-kek: what is wrapped under it is not looked at here."`
 }
 
 type keysConfig struct {
