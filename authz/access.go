@@ -70,11 +70,14 @@ func DryRun(c Caller, r AccessRequest, f *LegalFile, p *meter.Profile, now time.
 
 func dryRun(r AccessRequest, ask func(Request) (Grant, []Withheld, error)) (Access, error) {
 	var a Access
-	first, last := meter.Billing, meter.CustomerService
-	if r.Purpose != 0 {
-		first, last = r.Purpose, r.Purpose
+	purposes := []meter.Purpose{r.Purpose}
+	if r.Purpose == 0 {
+		purposes = purposes[:0]
+		for p := meter.Billing; knownPurpose(p); p++ {
+			purposes = append(purposes, p)
+		}
 	}
-	for purpose := first; purpose <= last; purpose++ {
+	for _, purpose := range purposes {
 		for _, days := range requestable(r.Days) {
 			q := Request{EAN: r.EAN, Purpose: purpose, Days: days, Fields: r.Fields}
 			grant, withheld, err := ask(q)

@@ -66,20 +66,6 @@ func TestDryRun(t *testing.T) {
 			"ENERGY_MANAGEMENT import_intervals 2025-05-01 2025-06-01: CONSENT_REVOKED",
 			"ENERGY_MANAGEMENT import_intervals 2025-07-01 2025-08-01: NO_SUPPLY",
 		}},
-		{"every purpose", beta, 0, days("2025-12-31", "2026-01-21"), []meter.FieldCode{importLow, gas}, []string{
-			"ENERGY_MANAGEMENT import_low 2025-12-31 2026-01-20: P1D REGISTER by nl-daily",
-			"BILLING import_low 2025-12-31 2026-01-20: PARTIAL_PERIOD",
-			"BILLING import_low 2026-01-20 2026-01-21: PERIOD_IN_FUTURE",
-			"BILLING gas 2025-12-31 2026-01-21: NOT_COVERED",
-			"ENERGY_MANAGEMENT import_low 2026-01-20 2026-01-21: PERIOD_IN_FUTURE",
-			"ENERGY_MANAGEMENT gas 2025-12-31 2026-01-21: NOT_COVERED",
-			"SWITCH import_low 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-			"SWITCH gas 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-			"MOVE import_low 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-			"MOVE gas 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-			"CUSTOMER_SERVICE import_low 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-			"CUSTOMER_SERVICE gas 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE",
-		}},
 		{"a consent that needs supply there never was", gamma, meter.EnergyManagement, all, []meter.FieldCode{importIntervals}, []string{
 			"ENERGY_MANAGEMENT import_intervals 2024-01-20 2026-01-20: NO_SUPPLY",
 		}},
@@ -100,6 +86,35 @@ func TestDryRun(t *testing.T) {
 		if got := renderAccess(p, a); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got\n%s\nwant\n%s", c.name, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 		}
+	}
+}
+
+// Without a purpose, all there are.
+func TestDryRunOfEveryPurpose(t *testing.T) {
+	t.Parallel()
+	f := history(t, t0, Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")})
+	m := &testMarket{retention: 24, fields: append(dutch(t).Fields(meter.Electricity), dutch(t).Fields(meter.Gas)...), rules: []meter.Rule{
+		{ID: "bill", Basis: meter.SupplyPeriodic, Purpose: meter.Billing, Classes: []meter.Class{meter.Registers}, Granularity: meter.P1M, Days: always(), Enabled: true},
+		{ID: "days", Basis: meter.SupplyDaily, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Registers}, Granularity: meter.P1D, Days: always(), Enabled: true},
+	}}
+	a, err := dryRun(AccessRequest{EAN: home, Days: days("2025-12-31", "2026-01-21"), Fields: []meter.FieldCode{importLow, gas}},
+		func(q Request) (Grant, []Withheld, error) { return decide(caller(alpha), q, f, m, storyNow) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"ENERGY_MANAGEMENT import_low 2025-12-31 2026-01-20: P1D REGISTER by days",
+		"BILLING import_low 2025-12-31 2026-01-20: PARTIAL_PERIOD",
+		"BILLING import_low 2026-01-20 2026-01-21: PERIOD_IN_FUTURE",
+		"BILLING gas 2025-12-31 2026-01-21: NOT_COVERED",
+		"ENERGY_MANAGEMENT import_low 2026-01-20 2026-01-21: PERIOD_IN_FUTURE",
+		"ENERGY_MANAGEMENT gas 2025-12-31 2026-01-21: NOT_COVERED",
+	}
+	for p := meter.Switch; knownPurpose(p); p++ {
+		want = append(want, p.String()+" import_low 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE", p.String()+" gas 2025-12-31 2026-01-21: PURPOSE_NOT_AVAILABLE")
+	}
+	if got := renderAccess(m, a); !slices.Equal(got, want) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
 	}
 }
 
@@ -241,7 +256,11 @@ func TestDryRunPromisesWhatDecideGrants(t *testing.T) {
 		for k := range promised {
 			purposes[k.purpose] = true
 		}
-		if want := 5; r.Purpose != 0 && len(purposes) != 1 || r.Purpose == 0 && len(purposes) != want || len(promised)+len(refused) != len(purposes)*len(r.Fields)*r.Days.Len() {
+		want := 0
+		for p := meter.Billing; knownPurpose(p); p++ {
+			want++
+		}
+		if r.Purpose != 0 && len(purposes) != 1 || r.Purpose == 0 && len(purposes) != want || len(promised)+len(refused) != len(purposes)*len(r.Fields)*r.Days.Len() {
 			t.Fatalf("%d field days promised and %d withheld of %d", len(promised), len(refused), len(purposes)*len(r.Fields)*r.Days.Len())
 		}
 		// A request's own period, as one request: word for word Decide's.

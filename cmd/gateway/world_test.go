@@ -680,6 +680,7 @@ type tap struct {
 	calls  []string
 	record func(context.Context, audit.Record, server.Recorder) error
 	rows   func(context.Context, authz.Grant, server.Rows) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+	stored func(context.Context, []authz.Grant, server.Rows) ([]server.StoredRun, error)
 	facts  func(context.Context) error
 	opened func(server.OpenRequest)
 }
@@ -725,6 +726,14 @@ func (p *tap) Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, 
 		return p.rows(ctx, g, p.Rows)
 	}
 	return p.Rows.Blocks(ctx, g)
+}
+
+func (p *tap) Stored(ctx context.Context, grants []authz.Grant) ([]server.StoredRun, error) {
+	p.note("stored")
+	if p.stored != nil {
+		return p.stored(ctx, grants, p.Rows)
+	}
+	return p.Rows.Stored(ctx, grants)
 }
 
 func (p *tap) Open(ctx context.Context, r server.OpenRequest) (server.Opened, error) {

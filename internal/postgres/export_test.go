@@ -10,6 +10,7 @@ import (
 const (
 	QueryBlocks     = queryBlocks
 	QueryKeys       = queryKeys
+	QueryStored     = queryStored
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
