@@ -16,6 +16,8 @@ type metrics struct {
 	blocks   *prometheus.CounterVec
 	units    *prometheus.CounterVec
 	tokenUp  *prometheus.GaugeVec
+
+	superseded *prometheus.CounterVec
 }
 
 // noHead is the age of a control feed of which no head is known: a day, since
@@ -40,8 +42,12 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 		}, []string{"outcome"}),
 		units: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_units_total",
-			Help: "Metering points asked for by outcome: ok, no_relation, evidence_invalid, evidence_outdated.",
+			Help: "Metering points asked for by outcome: ok, no_relation, evidence_invalid, evidence_outdated, evidence_superseded (older than the control feed allows).",
 		}, []string{"outcome"}),
+		superseded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_cryptoserver_superseded_total",
+			Help: "Sealed facts presented in a version below the first that counts by the control feed, by kind: legal_file, supplier_record. A few after a change are requests on their way; more are replays.",
+		}, []string{"kind"}),
 		tokenUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "kluis_cryptoserver_token_up", Help: "1 while the HSM token of a role passes its check.",
 		}, []string{"role"}),
@@ -50,7 +56,7 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kluis_cryptoserver_" + name, Help: help}, f)
 	}
 	for _, c := range []prometheus.Collector{
-		m.calls, m.refusals, m.seconds, m.blocks, m.units, m.tokenUp,
+		m.calls, m.refusals, m.seconds, m.blocks, m.units, m.tokenUp, m.superseded,
 		gauge("control_age_seconds", "Age of the newest head of the control feed; a day when none is known. Beyond 60 nothing is opened, sealed, minted or rewrapped.", func() float64 {
 			if at := feed.Head().At; !at.IsZero() {
 				return now().Sub(at).Seconds()
@@ -59,6 +65,10 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 		}),
 		gauge("control_sequence", "Last entry of the control feed that is known.", func() float64 { return float64(feed.Head().Sequence) }),
 		gauge("active_epoch", "KEK epoch under which data keys are minted; 0: none.", func() float64 { return float64(feed.Active()) }),
+		gauge("minimum_versions", "Metering points and suppliers of which the control feed names the first version that counts.", func() float64 {
+			files, suppliers := feed.Minimums()
+			return float64(files + suppliers)
+		}),
 		gauge("erased_keys", "Data keys that the control feed erases by name.", func() float64 { return float64(feed.ErasedKeys()) }),
 	} {
 		if err := reg.Register(c); err != nil {
@@ -66,6 +76,9 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 		}
 	}
 	// Alarms need the zero: an increase counts from it.
+	m.superseded.WithLabelValues(supersededFile)
+	m.superseded.WithLabelValues(supersededRecord)
+	m.units.WithLabelValues("evidence_superseded")
 	m.refusals.WithLabelValues("Open", string(cryptopb.ReasonTokenBusy))
 	m.refusals.WithLabelValues("Seal", string(cryptopb.ReasonSealRate))
 	m.refusals.WithLabelValues("PutControl", string(cryptopb.ReasonControlFork))

@@ -156,7 +156,7 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 	if err != nil {
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
-	if s.suppliers.outdated(record.GLN(), record.Version(), now) {
+	if s.suppliers.outdated(record.GLN(), record.Version(), now) || s.supersededSupplier(record) {
 		return none, outdatedSupplier()
 	}
 	// The record must be the subject's, accept the certificate that the token
@@ -172,7 +172,7 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 }
 
 func outdatedSupplier() error {
-	return refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record is older than one presented before: fetch the current version", nil)
+	return refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record is older than the newest one known: fetch the current version", nil)
 }
 
 // authorise decides on one metering point and adds to the batch the blocks
@@ -199,6 +199,11 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		u.file = nil
 		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		s.metrics.units.WithLabelValues("evidence_outdated").Inc()
+		return nil
+	}
+	if s.supersededFile(u.file) {
+		u.file = nil
+		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		return nil
 	}
 	u.grant, u.withheld, err = authz.Decide(caller, r, u.file, s.profile, now)

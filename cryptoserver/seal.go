@@ -340,6 +340,9 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 	if err != nil {
 		return nil, stepRefused(err)
 	}
+	if err := s.onSupersededFile(previous, next); err != nil {
+		return nil, err
+	}
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
 		return nil, err
@@ -381,6 +384,9 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 	next, err := authz.NewSupplier(previous, facts, s.now())
 	if err != nil {
 		return nil, stepRefused(err)
+	}
+	if err := s.onSupersededRecord(previous, next); err != nil {
+		return nil, err
 	}
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
