@@ -61,7 +61,7 @@ const (
 				  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
 				ORDER BY s.day DESC, s.version DESC
 			) b
-			WHERE b.key_id = ANY (ARRAY(SELECT k.key_id FROM data_key k WHERE k.ean = $1))
+			WHERE b.key_id IN (SELECT k.key_id FROM data_key k WHERE k.ean = $1)
 		) d
 		GROUP BY d.field, d.resolution, d.island
 		ORDER BY d.field, 3`
