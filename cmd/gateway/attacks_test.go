@@ -237,7 +237,8 @@ func TestUnknownAndForeignAreAlike(t *testing.T) {
 		"named":        {"fields", "import_low,gas"},
 		"at P1M":       {"resolution", "P1M", "kind", "REGISTER"},
 		"for billing":  {"purpose", "BILLING"},
-		"no such rule": {"purpose", "SWITCH"},
+		"of a switch":  {"purpose", "SWITCH"},
+		"no such rule": {"purpose", "CUSTOMER_SERVICE"},
 	} {
 		var want seen
 		for i, e := range []meter.EAN{unknown, foreign, gas, bare} {
