@@ -14,15 +14,16 @@ type What string
 
 // Findings: something was altered, removed or forged, or never recorded.
 const (
-	LogCut        What = "log-cut"        // the log is shorter than a checkpoint says
-	LogForked     What = "log-altered"    // the tree is not the one that was signed
-	BadCheckpoint What = "checkpoint-bad" // does not verify, or is out of place
-	LeafMissing   What = "leaf-missing"   // a leaf or hash of the log is gone
-	TreeDamaged   What = "tree-damaged"   // a stored hash does not follow from the leaves
-	RowMissing    What = "row-missing"    // what a leaf is of is gone
-	RowChanged    What = "row-changed"    // what a leaf is of is not what was logged
-	RowUnlogged   What = "row-unlogged"   // a row that the log does not have
-	RowBad        What = "row-bad"        // a row that cannot be read, or whose seal does not verify
+	LogCut        What = "log-cut"          // the log is shorter than a checkpoint says
+	LogForked     What = "log-altered"      // the tree is not the one that was signed
+	BadCheckpoint What = "checkpoint-bad"   // does not verify, or is out of place
+	LeafMissing   What = "leaf-missing"     // a leaf or hash of the log is gone
+	TreeDamaged   What = "tree-damaged"     // a stored hash does not follow from the leaves
+	RowMissing    What = "row-missing"      // what a leaf is of is gone
+	RowChanged    What = "row-changed"      // what a leaf is of is not what was logged
+	RowUnlogged   What = "row-unlogged"     // a row that the log does not have
+	Backdated     What = "record-backdated" // says a time long before the log had got to where it stands
+	RowBad        What = "row-bad"          // a row that cannot be read, or whose seal does not verify
 
 	NotRecorded   What = "opened-not-recorded"     // a cryptoserver opened what no record tells of
 	Another       What = "opened-beside-record"    // opened for a recorded interaction, but not what it tells of

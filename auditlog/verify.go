@@ -34,6 +34,8 @@ const (
 	// blocks of which it is remembered that they are not what an event says.
 	maxAgain    = 100_000
 	maxResealed = 1_000_000
+	// backdated is more than a request, a commit and the clocks take together.
+	backdated = 5 * time.Minute
 )
 
 // Verify checks everything: each leaf against its row, the tree against all
@@ -59,9 +61,10 @@ type verifier struct {
 	o   Options
 	rep *Report
 
-	unloggedKeys []leaf.Key // not logged when they were met
-	unrecorded   []receipt  // receipts without a record when they were met
-	unjournaled  []receipt  // records whose receipt was in no journal when they were met
+	unloggedKeys []leaf.Key          // not logged when they were met
+	unrecorded   []receipt           // receipts without a record when they were met
+	unjournaled  []receipt           // records whose receipt was in no journal when they were met
+	times        map[int64]time.Time // of the records of a page, by their leaf
 	changed      map[leaf.Block]changedBlock
 	overflow     bool
 }
@@ -158,6 +161,13 @@ func (v *verifier) leaves(ctx context.Context) error {
 			} else {
 				v.rep.add(Finding{What: LeafMissing, Leaf: new(i)})
 			}
+			// What the auditor finds is logged before the next checkpoint, so that a
+			// record from before the one that was signed last came in afterwards.
+			if at, ok := v.times[i]; ok && at.Before(v.rep.SignedAt.Add(-backdated)) {
+				f := describe(Backdated, row.Key, i)
+				f.At, f.Detail = at, "logged after the checkpoint of "+v.rep.SignedAt.Format(time.RFC3339)
+				v.rep.add(f)
+			}
 			if !have {
 				v.rep.add(Finding{What: LeafMissing, Leaf: new(i), Detail: "its hash"})
 			}
@@ -186,6 +196,7 @@ func (v *verifier) leaves(ctx context.Context) error {
 func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*leaf.Row) error {
 	var receipts []receipt
 	var journal []leaf.Key
+	v.times = make(map[int64]time.Time, len(rows))
 	for i, row := range rows {
 		if row == nil {
 			continue
@@ -199,6 +210,7 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 				v.rep.add(describe(RowBad, row.Key, index))
 				continue
 			}
+			v.times[index] = rec.At
 			if len(rec.Receipt) == 0 {
 				continue
 			}
