@@ -24,7 +24,7 @@ type metrics struct {
 // infinity cannot be drawn.
 const noHead = 24 * time.Hour
 
-func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.Time) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, feed *control.Feed, journal Journal, now func() time.Time) (*metrics, error) {
 	m := &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_calls_total", Help: "Calls by method and gRPC code.",
@@ -73,6 +73,22 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, now func() time.T
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
+		}
+	}
+	if journal != nil {
+		for _, c := range []prometheus.Collector{
+			gauge("journal_up", "1 while the journal can be written. When it is not, nothing is opened or sealed.", func() float64 {
+				if journal.Err() != nil {
+					return 0
+				}
+				return 1
+			}),
+			gauge("journal_bytes", "Size of the journal's files. What the auditor does not have is never removed.", func() float64 { return float64(journal.Use().Bytes) }),
+			gauge("journal_read_age_seconds", "Since the auditor read the journal last, or since the start.", func() float64 { return time.Since(journal.Use().Read).Seconds() }),
+		} {
+			if err := reg.Register(c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	// Alarms need the zero: an increase counts from it.

@@ -43,6 +43,7 @@ type unitWork struct {
 	damaged  []fieldDay
 	erased   []fieldDay
 	counts   struct{ opened, outside, duplicate, damaged, erased uint32 }
+	receipt  envelope.Receipt
 	out      *cryptopb.OpenedUnit
 }
 
@@ -104,6 +105,9 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	if err := s.current(); err != nil {
 		return nil, err
 	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
 
 	w := s.work.Get().(*openWork)
 	defer s.release(w)
@@ -142,7 +146,31 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		c.damaged += int(u.counts.damaged)
 		resp.Units[i] = u.out
 	}
+	if err := s.record(w); err != nil {
+		return nil, err
+	}
 	return resp, nil
+}
+
+// record writes the receipts of all metering points into the journal, before any
+// of it leaves.
+func (s *Server) record(w *openWork) error {
+	var receipts []envelope.Receipt
+	for i := range w.units {
+		if w.units[i].file != nil {
+			receipts = append(receipts, w.units[i].receipt)
+		}
+	}
+	encoded, err := s.recorder.opened(receipts)
+	if err != nil {
+		return err
+	}
+	for i := range w.units {
+		if w.units[i].file != nil {
+			w.units[i].out.Receipt, encoded = encoded[0], encoded[1:]
+		}
+	}
+	return nil
 }
 
 // caller establishes who asks, from the token and the supplier record alone.
@@ -334,7 +362,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 	u.withheld = append(u.withheld, runs(u.erased, meter.Erased)...)
 	u.out.Series = seriesToWire(series)
 	u.out.Withheld = withheldToWire(u.withheld)
-	u.out.Receipt = s.receipts.issue(envelope.Receipt{
+	u.receipt = envelope.Receipt{
 		At:            now,
 		InteractionID: [16]byte(in.InteractionId),
 		Supplier:      caller.Supplier(),
@@ -348,7 +376,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		Refused:       u.counts.outside + u.counts.duplicate + u.counts.erased,
 		Damaged:       u.counts.damaged,
 		Content:       envelope.ContentDigest(w.opened),
-	})
+	}
 	for outcome, n := range map[string]uint32{
 		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate,
 		"damaged": u.counts.damaged, "erased": u.counts.erased,

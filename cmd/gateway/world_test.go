@@ -27,6 +27,7 @@ import (
 	"kluis/cryptoserver"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
+	"kluis/cryptoserver/journal"
 	"kluis/internal/audit"
 	"kluis/internal/authn"
 	"kluis/internal/config"
@@ -180,6 +181,14 @@ func (p *pool) start(i int) error {
 	if err != nil {
 		return err
 	}
+	dir, err := os.MkdirTemp("", "kluis-journal-")
+	if err != nil {
+		return err
+	}
+	kept, err := journal.Open(journal.Config{Dir: dir})
+	if err != nil {
+		return err
+	}
 	s, err := cryptoserver.New(context.Background(), cryptoserver.Config{
 		ID: name, Version: "test",
 		TLS: &tls.Config{
@@ -191,9 +200,10 @@ func (p *pool) start(i int) error {
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
 		Profile: must(meter.ParseProfile(meter.NL())), SealKeys: p.hsm.SealKeys, Verifier: verifier,
-		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
-		Tokens: cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
-		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
+		Issue:   cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Tokens:  cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
+		Journal: kept,
+		Log:     slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
 	})
 	if err != nil {
 		return errors.Join(err, h.Close())
@@ -208,7 +218,7 @@ func (p *pool) start(i int) error {
 	p.addresses = append(p.addresses, l.Addr().String())
 	p.stops = append(p.stops, sync.OnceValue(func() error {
 		cancel()
-		return errors.Join(<-done, h.Close())
+		return errors.Join(<-done, h.Close(), kept.Close(), os.RemoveAll(dir))
 	}))
 	return nil
 }

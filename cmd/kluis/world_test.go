@@ -29,6 +29,7 @@ import (
 	"kluis/internal/config"
 	"kluis/internal/devpki"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 	"kluis/migrations"
@@ -111,6 +112,7 @@ func newWorld(t *testing.T) *world {
 			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"}},
 		Verifier: nobody{},
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
+		Journal:  journaltest.New(t),
 		Log:      slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		Drain: time.Second,
 	})

@@ -141,7 +141,7 @@ func (f *frames) next() (entry []byte, mark uint32, err error) {
 }
 
 // readFrames begins at an offset; size is where the file counts as ended.
-func readFrames(file *os.File, from, size int64) *frames {
+func readFrames(file io.ReaderAt, from, size int64) *frames {
 	return &frames{r: bufio.NewReaderSize(io.NewSectionReader(file, from, size-from), 64<<10), at: from, left: size - from}
 }
 

@@ -36,19 +36,23 @@ var mayImport = map[string][]string{
 	"internal/authn": {"authz", "internal/config", "meter"},
 	"internal/audit": {"authz", "internal/canonical", "meter"},
 
-	"cryptoserver/token":    {},
-	"cryptoserver/cryptopb": {},
-	"cryptoserver/envelope": {"internal/canonical", "meter"},
-	"cryptoserver/control":  {"authz", "internal/canonical", "meter"},
-	"cryptoserver":          {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/token", "internal/authn", "meter"},
-	"cryptoserver/client":   {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
-	"internal/hsm":          {"cryptoserver/token"},
+	"cryptoserver/token":      {},
+	"cryptoserver/cryptopb":   {},
+	"cryptoserver/envelope":   {"internal/canonical", "meter"},
+	"cryptoserver/journal":    {},
+	"cryptoserver/checkpoint": {}, // and so is whoever checks a proof offline
+	"cryptoserver/control":    {"authz", "internal/canonical", "meter"},
+	"cryptoserver":            {"authz", "cryptoserver/checkpoint", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/journal", "cryptoserver/token", "internal/authn", "meter"},
+	"cryptoserver/client":     {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
+	"internal/hsm":            {"cryptoserver/token"},
 
 	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "meter", "openapi"},
 	"issuer":            {"authz", "internal/authn", "meter"},
 	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
 	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
-	"internal/postgres": {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
+	"auditlog/leaf":     {"internal/canonical"},
+	"auditlog":          {"auditlog/leaf", "authz", "cryptoserver/checkpoint", "cryptoserver/envelope", "internal/audit"},
+	"internal/postgres": {"auditlog/leaf", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
 }
 
 // only these commands may link the HSM library.

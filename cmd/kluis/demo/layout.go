@@ -228,7 +228,7 @@ func (l layout) writePKI(pl *plan) error {
 			return err
 		}
 	}
-	for _, name := range []string{"ingest", "registrar", "custodian"} {
+	for _, name := range []string{"ingest", "registrar", "custodian", "auditor"} {
 		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name}); err != nil {
 			return err
 		}
@@ -277,7 +277,8 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
 				"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
-				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian"},
+				"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
+				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian", "auditor"},
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
 			Token:  config.TokenIssue{Issuer: issuerURL, Audience: audience},
@@ -286,6 +287,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path(name, "probe.key"),
 			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
+			JournalDir:   l.path(name, "journal"),
 		})
 		if err != nil {
 			return err
