@@ -200,8 +200,9 @@ func mergeWithheld(all []AccessWithheld) []AccessWithheld {
 }
 
 // Retained is the period of which anything may be given now: what a dry run is
-// about if it does not say. At most MaxAccessDays.
+// about if it does not say. It ends with today, which is not over, but may have
+// a read that is given by itself. At most MaxAccessDays.
 func Retained(p *meter.Profile, now time.Time) meter.DayRange {
-	today := meter.DayOf(now, p.Location())
-	return meter.DayRange{From: max(today.AddMonths(-p.RetentionMonths()), today-MaxAccessDays, 0), To: today}
+	end := meter.DayOf(now, p.Location()) + 1
+	return meter.DayRange{From: max((end - 1).AddMonths(-p.RetentionMonths()), end-MaxAccessDays, 0), To: end}
 }

@@ -33,9 +33,9 @@ func renderAccess(p market, a Access) []string {
 func TestDryRun(t *testing.T) {
 	t.Parallel()
 	p, f := dutch(t), story(t)
-	all := Retained(p, storyNow)
-	if all != days("2024-01-20", "2026-01-20") {
-		t.Fatal(all)
+	all := days("2024-01-20", "2026-01-20")
+	if got := Retained(p, storyNow); got != days("2024-01-20", "2026-01-21") {
+		t.Fatal(got)
 	}
 	for _, c := range []struct {
 		name    string
@@ -346,7 +346,7 @@ func TestRetained(t *testing.T) {
 	for _, now := range []time.Time{storyNow, day("2026-03-29").Start(loc), day("2026-03-30").Start(loc).Add(-time.Microsecond), day("2024-02-29").Start(loc)} {
 		r := Retained(p, now)
 		today := meter.DayOf(now, loc)
-		if r.To != today {
+		if r.To != today+1 {
 			t.Errorf("%s: %v", now, r)
 		}
 		// It ends where Decide says so, on both sides.

@@ -415,7 +415,7 @@ type Access struct {
 	Withheld []AccessWithheld `json:"withheld"`
 }
 
-// AccessGranted A run of days of one field that may be read for one purpose. `granularity` is the finest resolution that may be asked for, with `P1M` for whole calendar months only; `readingKind` is the kind that a request gets that does not name one.
+// AccessGranted A run of days of one field that may be read for one purpose. `granularity` is the finest resolution that may be asked for, with `P1M` for whole calendar months only; `readingKind` is the kind that a request gets that does not name one. On the bases `SWITCH` and `MOVE` a day is the register read at its start, by itself.
 type AccessGranted struct {
 	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
 	//
@@ -1009,7 +1009,7 @@ type GetAccessParams struct {
 	// Purpose Only what is given for this purpose. Absent, every purpose there is.
 	Purpose *Purpose `form:"purpose,omitempty" json:"purpose,omitempty"`
 
-	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, up to today; at most ten years.
+	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, today included; at most ten years.
 	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
 
 	// To First local day after the period; later than `from`, by at most 3653 days. Together with `from`.
