@@ -440,6 +440,23 @@ func TestBoundaryRules(t *testing.T) {
 			}
 		})
 	}
+	// Who is switched away from and back to every day has a read of every day of
+	// a month, and still no month.
+	daily := []Step{Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}}
+	for d := day("2025-04-30"); d < day("2025-06-03"); d += 2 {
+		daily = append(daily, SetSupply{alpha, meter.DayRange{From: d, To: d + 1}})
+	}
+	often := history(t, t0, daily...)
+	for resolution, want := range map[meter.Resolution]string{
+		0:         "import_low 2025-05-01 2025-06-01: P1D REGISTER by switch",
+		meter.P1M: "import_low 2025-05-01 2025-06-01: PARTIAL_PERIOD",
+	} {
+		m := &testMarket{rules: []meter.Rule{single}, fields: catalogue, retention: 24}
+		g, withheld, err := decide(caller(alpha), Request{EAN: home, Purpose: meter.Billing, Days: days("2025-05-01", "2025-06-01"), Fields: []meter.FieldCode{importLow}, Resolution: resolution}, often, m, storyNow)
+		if got := render(m, g, withheld); err != nil || !slices.Equal(got, []string{want}) || resolution == 0 && g.Covers(importLow, day("2025-06-01")) {
+			t.Errorf("%v %v", got, err)
+		}
+	}
 	// An opt-out counts by the side: the day that the read ends, or begins.
 	f := history(t, t0, Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")},
 		SetSupply{beta, days("2025-07-01", "")}, SetOptOut{days("2025-06-01", "2025-07-01")})

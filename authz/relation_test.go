@@ -91,6 +91,8 @@ func TestBasesNow(t *testing.T) {
 		"contract renewed":               {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2026-01-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2026-01-01")}}, supply},
 		"customer moved in":              {[]authz.Step{authz.SetOccupancy{Days: open("2025-02-01")}, mine}, append(supply[:2:2], meter.MoveBasis)},
 		"customer moves in tomorrow":     {[]authz.Step{authz.SetOccupancy{Days: open("2026-06-16")}, mine}, nil},
+		"customer moved out after us":    {[]authz.Step{authz.SetOccupancy{Days: days("2020-01-01", "2026-02-01")}, authz.SetSupply{Supplier: me.gln, Days: days("2021-01-01", "2025-06-01")}}, switched},
+		"customer moved in before us":    {[]authz.Step{authz.SetOccupancy{Days: open("2025-02-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2025-06-01")}}, switched},
 		"customer of another moved out":  {[]authz.Step{authz.SetOccupancy{Days: days("2020-01-01", "2026-02-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2026-02-01")}}, nil},
 		"last day of retention":          {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-16")}}, switched},
 		"nobody lives there":             {[]authz.Step{mine}, nil},
@@ -115,6 +117,28 @@ func TestBasesNow(t *testing.T) {
 	}
 	if got := authz.BasesNow(me, nil, profile, now); got != nil {
 		t.Errorf("without a legal file: %v", got)
+	}
+}
+
+// A rule that reaches less far back than is kept lists nothing from further back.
+func TestBasesNowKeepToTheLookback(t *testing.T) {
+	t.Parallel()
+	p, err := meter.ParseProfile(meter.BE())
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := relationParty(t, 0)
+	now := time.Date(2026, 6, 15, 12, 0, 0, 0, time.UTC)
+	for until, want := range map[string][]meter.Basis{
+		"2024-06-14": nil,
+		"2024-06-15": {meter.SwitchBasis},
+		"2024-06-16": {meter.SupplyPeriodic, meter.SwitchBasis},
+	} {
+		f := relationFile(t, now, authz.SetOccupancy{Days: meter.DayRange{From: relationDay(t, "2020-01-01"), To: meter.MaxDay}},
+			authz.SetSupply{Supplier: me.gln, Days: meter.DayRange{From: relationDay(t, "2020-01-01"), To: relationDay(t, until)}})
+		if got := authz.BasesNow(me, f, p, now); !slices.Equal(got, want) {
+			t.Errorf("supplied until %s: %v, want %v", until, got, want)
+		}
 	}
 }
 
