@@ -479,6 +479,7 @@ func FuzzParseOBIS(f *testing.F) {
 
 func FuzzParseProfile(f *testing.F) {
 	f.Add(NL())
+	f.Add(BE())
 	f.Add([]byte(smallProfile))
 	f.Add([]byte("a: &b [*b]"))
 	f.Fuzz(func(t *testing.T, src []byte) {
@@ -488,6 +489,19 @@ func FuzzParseProfile(f *testing.F) {
 		}
 		if p != nil && (p.Location() == nil || p.RetentionMonths() < 1 || p.Country() == "" || len(p.fields) == 0) {
 			t.Fatalf("accepted without its parts: %+v", p)
+		}
+		if p == nil {
+			return
+		}
+		for _, r := range p.rules {
+			single := r.Basis.SingleReads()
+			if single != (r.On != AllDays) || single && (!r.RequiresSupply || r.Granularity != P1D || !slices.Equal(r.Classes, []Class{Registers})) ||
+				r.Days.Empty() || r.Lookback < 0 || r.Lookback > p.retention || len(r.Classes) == 0 {
+				t.Fatalf("accepted a rule that can give nothing, or too much: %+v", r)
+			}
+			if terms := p.consent; r.Enabled && (r.Basis == CustomerServiceBasis || r.Basis == Consent && (terms.LongestMonths < 1 || terms.AnswerDays < 1 || !terms.MayRevoke(CustomerParty))) {
+				t.Fatalf("accepted %+v with the terms %+v", r, terms)
+			}
 		}
 	})
 }
