@@ -8,10 +8,7 @@ import (
 	"kluis/custodian"
 )
 
-type keysFactsCmd struct {
-	target
-	JSON bool `help:"Print one JSON object."`
-}
+type keysFactsCmd struct{ target }
 
 // Help says more than fits a line.
 func (keysFactsCmd) Help() string {
