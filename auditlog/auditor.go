@@ -67,8 +67,8 @@ func New(store Store, servers Servers, export *Export, l Log, log *slog.Logger, 
 	return &Auditor{store: store, servers: servers, export: export, log: l, slog: log, timing: t, ready: make(chan struct{})}
 }
 
-// Ready is closed once the log in the database was found to be the one that was
-// signed before.
+// Ready is closed once the log in the database was looked at. When it is not the
+// one that was signed the daemon is there all the same, and says so.
 func (a *Auditor) Ready() <-chan struct{} { return a.ready }
 
 // Run is the daemon; it returns nil when ctx ends. What fails is said once in
@@ -94,8 +94,10 @@ func (a *Auditor) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.look(ctx)
 		look.is(ctx, err)
-		if err == nil {
+		if err == nil || errors.Is(err, ErrRolledBack) {
 			a.once.Do(func() { close(a.ready) })
+		}
+		if err == nil {
 			sign.is(ctx, a.sign(ctx))
 			keep.is(ctx, a.exportPending(ctx))
 			seals.is(ctx, a.settle(ctx))

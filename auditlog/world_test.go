@@ -115,7 +115,7 @@ func newWorld(t *testing.T) *world {
 		Certificates: []authz.Certificate{{Thumbprint: certificate, NotAfter: time.Now().AddDate(1, 0, 0)}}}))(t)
 	w.exec(`INSERT INTO supplier (gln, version, record, sealed_at) VALUES ($1, 1, $2, now())`, w.gln.Int64(), w.record)
 	var err error
-	w.token, _, err = w.as("issuer").SignToken(t.Context(), w.record, certificate, []string{authn.ScopeReadings}, time.Minute)
+	w.token, _, err = w.as("issuer").SignToken(t.Context(), w.record, certificate, []string{authn.ScopeReadings}, 5*time.Minute)
 	w.check(err)
 	for version, step := range []authz.Step{
 		authz.Register{EAN: w.ean, Commodity: meter.Electricity},
@@ -291,9 +291,10 @@ func (w *world) calm() {
 	w.t.Helper()
 	var r *auditlog.Report
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		pulled := w.pulled() // before all else, so that the rest is of all of it
 		r = w.verify()
 		exported := must(w.export.Latest())(w.t)
-		if r.Clean() && r.Size > 0 && r.Counts[auditlog.Unsigned] == 0 && r.Counts[auditlog.NotYetSettled] == 0 && int64(exported.Size) == r.Size && w.pulled() {
+		if pulled && r.Clean() && r.Size > 0 && r.Counts[auditlog.Unsigned] == 0 && r.Counts[auditlog.NotYetSettled] == 0 && int64(exported.Size) == r.Size {
 			return
 		}
 	}

@@ -241,7 +241,7 @@ func (a *Auditor) Hashes(ctx context.Context, indexes []int64) ([]tlog.Hash, err
 // HashRange returns the stored hashes from one index to before another,
 // ascending, those that are there.
 func (a *Auditor) HashRange(ctx context.Context, from, to int64) ([]leaf.IndexedHash, error) {
-	out := make([]leaf.IndexedHash, 0, to-from)
+	out := make([]leaf.IndexedHash, 0, min(max(to-from, 0), 4096))
 	err := a.each(ctx, "hashes", `SELECT index, hash FROM audit_hash WHERE index >= $1 AND index < $2 ORDER BY index`, func(r *sqlx.Rows) error {
 		var h leaf.IndexedHash
 		var b sql.RawBytes
@@ -258,7 +258,7 @@ func (a *Auditor) HashRange(ctx context.Context, from, to int64) ([]leaf.Indexed
 // Leaves returns the leaves from one index to before another, ascending, those
 // that are there.
 func (a *Auditor) Leaves(ctx context.Context, from, to int64) ([]leaf.IndexedKey, error) {
-	out := make([]leaf.IndexedKey, 0, to-from)
+	out := make([]leaf.IndexedKey, 0, min(max(to-from, 0), 4096))
 	err := a.each(ctx, "leaves", queryLeaves, func(r *sqlx.Rows) error {
 		var k leaf.IndexedKey
 		var kind int64

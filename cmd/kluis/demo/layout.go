@@ -46,6 +46,13 @@ func (l layout) logFile(n string) string { return l.path("logs", n+".log") }
 // custodianName is the key custodian's process.
 const custodianName = "custodian"
 
+// auditorName is the process that keeps the audit log, checkpointsName the folder
+// of the checkpoints it exports.
+const (
+	auditorName     = "auditor"
+	checkpointsName = "checkpoints"
+)
+
 func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
 
 func (l layout) cryptoserverConfig(i int) string {
@@ -228,7 +235,7 @@ func (l layout) writePKI(pl *plan) error {
 			return err
 		}
 	}
-	for _, name := range []string{"ingest", "registrar", "custodian", "auditor"} {
+	for _, name := range []string{"ingest", "registrar", "custodian", auditorName} {
 		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name}); err != nil {
 			return err
 		}
@@ -311,5 +318,6 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
 		Ingest: pool("ingest"), Registrar: pool("registrar"),
 		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"),
+		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: "kluis.demo/audit", AuditExportDir: l.path(checkpointsName),
 	})
 }
