@@ -93,6 +93,7 @@ func (w *watch) look(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 	w.unverified(bad)
 	w.mark = horizon
+	c.metrics.looked.Set(float64(c.now().Unix()))
 	w.mu.Lock()
 	walked := w.walked
 	w.mu.Unlock()
@@ -113,6 +114,7 @@ func (w *watch) tell(ctx context.Context, kind FactKind, found narrowed) error {
 	if len(told) == 0 {
 		return err
 	}
+	w.c.metrics.told(told, w.c.now())
 	select {
 	case w.told <- struct{}{}:
 	default:
@@ -193,9 +195,11 @@ func (w *watch) sweep(ctx context.Context) error {
 	files, suppliers := w.behind[LegalFiles], w.behind[SupplierRecords]
 	switch {
 	case files+suppliers > 0:
+		w.c.metrics.behind.Set(float64(files + suppliers))
 		w.alarm.is(fmt.Errorf("%w: of %d metering points and %d suppliers, or more. Somebody deleted rows or put an older database back; no cryptoserver accepts what is there: kluis keys facts",
 			ErrFactsBehind, files, suppliers), alarmText)
 	case len(w.left[LegalFiles])+len(w.left[SupplierRecords]) == 0:
+		w.c.metrics.behind.Set(0)
 		w.alarm.is(nil, alarmText)
 	}
 	return nil

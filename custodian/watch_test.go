@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"kluis/authz"
 	"kluis/cryptoserver/control"
 	"kluis/custodian"
@@ -108,6 +110,21 @@ func (w *world) within(what string, ok func() bool) {
 	}
 }
 
+// metric reads a gauge, or how many values a histogram has.
+func (w *world) metric(name string) float64 {
+	w.t.Helper()
+	reg := prometheus.NewRegistry()
+	w.must(w.Register(reg))
+	for _, f := range must(reg.Gather()) {
+		if f.GetName() == name {
+			m := f.GetMetric()[0]
+			return m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	w.t.Fatalf("no metric %s", name)
+	return 0
+}
+
 // everywhere says whether every server knows a minimum.
 func (w *world) everywhere(e meter.EAN, version uint64) bool {
 	for _, s := range w.pool.servers {
@@ -171,6 +188,12 @@ func TestNarrowingReachesTheServers(t *testing.T) {
 	w.within("after a restart", func() bool { return w.everywhere(ean(1), 8) })
 	if w.log.count("delay_seconds") == 0 {
 		t.Error("the delay is not in the log")
+	}
+	if n := w.metric("kluis_custodian_revocation_delay_seconds"); n < 6 {
+		t.Errorf("%v delays measured", n)
+	}
+	if at := w.metric("kluis_custodian_facts_looked_timestamp_seconds"); time.Since(time.Unix(int64(at), 0)) > 10*time.Second {
+		t.Errorf("last looked at %v", at)
 	}
 	if w.log.count(ean(1).String()) > 0 || w.log.count(fmt.Sprint(ean(1).Int64())) > 0 || w.log.count(gln(1).String()) > 0 {
 		t.Error("the log names a metering point or a supplier")
@@ -265,7 +288,7 @@ func TestPutBackByASuperuser(t *testing.T) {
 	}
 	w.exec(`CREATE TABLE kept AS SELECT * FROM legal_file WHERE version = 5`)
 	w.exec(`DELETE FROM legal_file WHERE ean = $1 AND version = 5`, ean(1).Int64())
-	w.within("the alarm", func() bool { return w.log.count(alarm) == 1 })
+	w.within("the alarm", func() bool { return w.log.count(alarm) == 1 && w.metric("kluis_custodian_facts_behind") == 1 })
 	w.exec(`DELETE FROM supplier`)
 	_, behind, err := w.FactsBehind(t.Context())
 	w.must(err)

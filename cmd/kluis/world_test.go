@@ -61,6 +61,7 @@ const (
 // world is an installation: a database, a cryptoserver on real tokens behind
 // real TLS, and the operator's configuration.
 type world struct {
+	metrics string // address of the daemon's
 	t       *testing.T
 	dir     string
 	config  string
@@ -140,7 +141,7 @@ func newWorld(t *testing.T) *world {
 		Ingest:    config.Cryptoservers{Addresses: addr, TLS: issue("ingest")},
 		Registrar: config.Cryptoservers{Addresses: addr, TLS: issue("registrar")},
 
-		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"),
+		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"), CustodianMetricsListen: "127.0.0.1:0",
 		Custodian: config.Cryptoservers{Addresses: addr, TLS: issue("custodian")},
 	})
 	if err != nil {
@@ -175,10 +176,14 @@ func (w *world) feed() {
 	go func() {
 		defer close(read)
 		for lines := bufio.NewScanner(r); lines.Scan(); {
-			var line struct{ Msg string }
+			var line struct {
+				Msg     string
+				Metrics string `json:"metrics_address"`
+			}
 			if json.Unmarshal(lines.Bytes(), &line) != nil {
 				w.t.Errorf("not a JSON line: %s", lines.Bytes())
 			} else if line.Msg == "ready" {
+				w.metrics = line.Metrics
 				close(ready)
 			}
 		}

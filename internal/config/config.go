@@ -156,6 +156,9 @@ type Operator struct {
 	// missing. It must lie outside of the database and of its backups: by it a
 	// database that was put back to an older state is told from a new one.
 	FeedCopyFile string `yaml:"feed_copy_file,omitempty"`
+	// CustodianMetricsListen is the host:port of the Prometheus metrics of the
+	// custodian's daemon, plain HTTP on a private network; without it there are none.
+	CustodianMetricsListen string `yaml:"custodian_metrics_listen,omitempty"`
 
 	AuditorURL string `yaml:"auditor_url,omitempty"` // role kluis_auditor
 	// Auditor is how the auditor reaches every cryptoserver there is; client

@@ -127,6 +127,9 @@ func (c Operator) Validate() error {
 	if c.CustodianURL != "" {
 		p.required("feed_copy_file", c.FeedCopyFile)
 	}
+	if c.CustodianMetricsListen != "" {
+		p.listen("custodian_metrics_listen", c.CustodianMetricsListen)
+	}
 	if c.AuditorURL != "" || c.AuditOrigin != "" {
 		p.name("audit_origin", c.AuditOrigin)
 		p.check(!strings.Contains(c.AuditOrigin, "+"), "audit_origin", "must not contain a plus")
