@@ -202,7 +202,7 @@ func (w *world) settled() {
 	times := 0
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		pulled := w.pulled()
-		if r := w.verify(); pulled && r.Counts[auditlog.Unsigned]+r.Counts[auditlog.RowUnlogged]+r.Counts[auditlog.NotYetSettled] > 0 {
+		if r := w.verify(); !pulled || r.Counts[auditlog.Unsigned]+r.Counts[auditlog.RowUnlogged]+r.Counts[auditlog.NotYetSettled] > 0 {
 			times = 0
 		} else if times++; times == 3 {
 			return

@@ -133,11 +133,25 @@ func TestOnlyCryptoserverLinksTheHSM(t *testing.T) {
 	}
 }
 
+// TestAuditproof: who checks a proof has little to read.
+func TestAuditproof(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./cmd/auditproof") {
+		for _, dep := range p.Deps {
+			ours := strings.HasPrefix(dep, "kluis/") && dep != "kluis/cryptoserver/checkpoint"
+			host, _, _ := strings.Cut(dep, "/")
+			if ours || strings.Contains(host, ".") && !strings.HasPrefix(dep, "golang.org/x/mod/") {
+				t.Errorf("auditproof links %s", dep)
+			}
+		}
+	}
+}
+
 // TestGatewayBinary builds the gateway as released and looks into the binary:
 // a rule about imports alone would not notice a build with cgo.
 func TestGatewayBinary(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"gateway", "issuer", "kluis"} {
+	for _, name := range []string{"gateway", "issuer", "kluis", "auditproof"} {
 		bin := filepath.Join(t.TempDir(), name)
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "./cmd/"+name)
 		cmd.Dir = "../.."
