@@ -133,7 +133,7 @@ func open(c Config, segment int64, machine [16]byte) (_ *Journal, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, j.lock.Close())
+			err = errors.Join(err, unlock(j.lock))
 		}
 	}()
 	if _, err := rand.Read(j.boot[:]); err != nil {
@@ -180,6 +180,12 @@ func lock(path string) (*os.File, error) {
 		return nil, fmt.Errorf("%s is in use by another process: each cryptoserver needs a folder of its own (%w)", filepath.Dir(path), err)
 	}
 	return f, nil
+}
+
+// unlock lets go at once: closing alone would not, while a process that is being
+// started still has a copy of the descriptor.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // machineBoot tells one run of the kernel from the next: what a process wrote is
@@ -439,7 +445,7 @@ func (j *Journal) Close() error {
 	if err == nil {
 		err = finish(j.file, j.size, mark)
 	}
-	return errors.Join(err, j.file.Close(), j.lock.Close())
+	return errors.Join(err, j.file.Close(), unlock(j.lock))
 }
 
 // finish writes the mark of how a boot ended, at the end of its last segment.
