@@ -110,7 +110,8 @@ func newWorld(t *testing.T) *world {
 	server, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cryptoserver-1", TLS: tls, Profile: w.profile, SealKeys: h.SealKeys,
 		Allow: map[string][]string{"Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
-			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"}},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"},
+			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"}},
 		Verifier: nobody{},
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
 		Journal:  journaltest.New(t),
@@ -134,6 +135,9 @@ func newWorld(t *testing.T) *world {
 	w.stop = func() { cancel(); served.Wait() }
 	t.Cleanup(w.stop)
 
+	if err := os.Mkdir(filepath.Join(w.dir, "checkpoints"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	addr := []string{l.Addr().String()}
 	err = config.Write(w.config, config.Operator{
 		MigrateURL: w.db.URL(migrations.RoleOwner), IngestURL: w.db.URL(migrations.RoleIngest), RegistrarURL: w.db.URL(migrations.RoleRegistrar),
@@ -143,6 +147,9 @@ func newWorld(t *testing.T) *world {
 
 		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"), CustodianMetricsListen: "127.0.0.1:0",
 		Custodian: config.Cryptoservers{Addresses: addr, TLS: issue("custodian")},
+
+		AuditorURL: w.db.URL(migrations.RoleAuditor), AuditOrigin: "kluis.test/audit", AuditExportDir: filepath.Join(w.dir, "checkpoints"),
+		Auditor: config.Cryptoservers{Addresses: addr, TLS: issue("auditor")},
 	})
 	if err != nil {
 		t.Fatal(err)
