@@ -86,6 +86,11 @@ func (r registrar) home(n int) *authz.LegalFile {
 			Days: open(firstDay), ValidUntil: time.Now().AddDate(1, 0, 0), Evidence: "letter"})
 }
 
+// runUntil runs one until ctx ends.
+func runUntil(ctx context.Context, c *custodian.Custodian, done chan<- error) {
+	go func() { done <- c.Run(ctx, 50*time.Millisecond) }()
+}
+
 // running runs the custodian with a short heartbeat.
 func (w *world) running() {
 	w.t.Helper()
@@ -238,7 +243,7 @@ func TestFirstLook(t *testing.T) {
 	r.home(7)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- w.Custodian.Run(ctx, 50*time.Millisecond) }()
+	runUntil(ctx, w.Custodian, done)
 	w.within("all from before", func() bool {
 		return w.everywhere(ean(0), 6) && w.everywhere(ean(1), 6) && w.everywhere(ean(2), 6)
 	})
@@ -253,10 +258,12 @@ func TestFirstLook(t *testing.T) {
 		t.Errorf("%s entries for one look", entries)
 	}
 	r.steps(files[0], authz.SetOptOut{Days: meter.DayRange{From: firstDay, To: firstDay + 1}})
-	again := w.another(w.copy)
-	w.Custodian = again
-	w.running()
+	w.Custodian = w.another(w.copy)
+	ctx, stop = context.WithCancel(t.Context())
+	runUntil(ctx, w.Custodian, done)
 	w.within("what came meanwhile", func() bool { return w.everywhere(ean(0), 8) })
+	stop()
+	w.must(<-done)
 	if n := w.log.count("were looked at\""); n != 1 {
 		t.Errorf("everything was looked at %d times", n)
 	}
