@@ -24,7 +24,7 @@ const (
 )
 
 // Roles as the constructors want them.
-var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian}
+var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian, roleAuditor}
 
 var Wrap = wrap
 

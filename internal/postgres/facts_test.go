@@ -87,7 +87,8 @@ func TestFacts(t *testing.T) {
 		t.Error("a kind that there is not")
 	}
 
-	// The horizon stays before whatever is not committed yet.
+	// The horizon stays before whatever is not committed yet, also by other
+	// tests, whose transactions are of the same cluster.
 	tx, err := owner.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -101,13 +102,13 @@ func TestFacts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := pages(newOf(postgres.LegalFiles), everyFact(horizon)); got != "12.1:later<" {
+	if got := pages(newOf(postgres.LegalFiles), everyFact(horizon)); !strings.HasSuffix(got, "12.1:later<") || strings.Contains(got, "11.1:") {
 		t.Errorf("from the horizon on: %s", got)
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if got := pages(newOf(postgres.LegalFiles), everyFact(horizon)); got != "11.1:late< 12.1:later<" {
+	if got := pages(newOf(postgres.LegalFiles), everyFact(horizon)); !strings.HasSuffix(got, "11.1:late< 12.1:later<") {
 		t.Errorf("from the horizon on, after the commit: %s", got)
 	}
 
@@ -149,7 +150,8 @@ func TestFactsCost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	horizon, err := c.FactHorizon(t.Context())
+	var horizon uint64 // as if nothing else were under way in the cluster
+	err := owner.QueryRowContext(t.Context(), `SELECT max(arrived::text::bigint) + 1 FROM legal_file`).Scan(&horizon)
 	if err != nil {
 		t.Fatal(err)
 	}
