@@ -35,10 +35,10 @@ bench: setup build ## speed and memory, beside the floor measured in the same ru
 bench-memory: setup build ## resident memory of the cryptoservers over BLOCKS=10000000 blocks opened
 	scripts/bench.sh -memory $(BLOCKS) -json bin/memory.json
 
-build: bin/gateway bin/issuer bin/kluis bin/cryptoserver ## every binary, into bin/
+build: bin/gateway bin/issuer bin/kluis bin/auditproof bin/cryptoserver ## every binary, into bin/
 
 # The gateway, the issuer and the operator's command never link C: no PKCS#11.
-bin/gateway bin/issuer bin/kluis: bin/%: FORCE
+bin/gateway bin/issuer bin/kluis bin/auditproof: bin/%: FORCE
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
 bin/cryptoserver: FORCE

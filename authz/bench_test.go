@@ -14,17 +14,20 @@ func BenchmarkDecide(b *testing.B) {
 	six := []meter.FieldCode{1, 2, 3, 4, 6, 7}
 	// A year of beta's on the ten facts of the story, and a file with a
 	// thousand consents of others.
-	crowded := *f
-	crowded.facts = f.facts.clone()
-	for i := range 1000 {
-		c := crowded.consents[0]
-		c.Supplier = gamma
-		binary.BigEndian.PutUint64(c.ID[:], uint64(i+1)<<32)
-		crowded.consents = append(crowded.consents, c)
-	}
-	crowd, err := parseLegalFile(crowded.encode())
-	if err != nil {
-		b.Fatal(err)
+	crowd := func(n int) *LegalFile {
+		crowded := *f
+		crowded.facts = f.facts.clone()
+		for i := range n {
+			c := crowded.consents[0]
+			c.Supplier = gamma
+			binary.BigEndian.PutUint64(c.ID[:], uint64(i+1)<<32)
+			crowded.consents = append(crowded.consents, c)
+		}
+		out, err := parseLegalFile(crowded.encode())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return out
 	}
 	month, year := days("2025-08-01", "2025-09-01"), days("2025-01-20", "2026-01-20")
 	for _, c := range []struct {
@@ -35,10 +38,14 @@ func BenchmarkDecide(b *testing.B) {
 		resolution meter.Resolution
 	}{
 		{"month", f, meter.EnergyManagement, month, 0},
-		{"month/1000 consents of others", crowd, meter.EnergyManagement, month, 0},
+		{"month/1000 consents of others", crowd(1000), meter.EnergyManagement, month, 0},
 		{"month/P1M", f, meter.EnergyManagement, month, meter.P1M},
 		{"bill of a year", f, meter.Billing, year, 0},
+		{"switch in a year", f, meter.Switch, year, 0},
 		{"year", f, meter.EnergyManagement, year, 0},
+		{"year/10 consents of others", crowd(10), meter.EnergyManagement, year, 0},
+		{"year/100 consents of others", crowd(100), meter.EnergyManagement, year, 0},
+		{"year/1000 consents of others", crowd(1000), meter.EnergyManagement, year, 0},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -20,7 +20,9 @@ type stage uint8
 
 const (
 	stageNoRule stage = iota // no rule applies on the day
+	stageTooOld              // a rule does, but reaches less far back
 	stageNoSupply
+	stageNoBoundary // supplied, but nothing begins or ends
 	stageNoConsent
 	stageConsentExpired
 	stageConsentRevoked
@@ -34,7 +36,9 @@ const (
 
 var stageReasons = [...]meter.Reason{
 	stageNoRule:          meter.NotCoveredByRule,
+	stageTooOld:          meter.PeriodTooOld,
 	stageNoSupply:        meter.NoSupply,
+	stageNoBoundary:      meter.NotCoveredByRule,
 	stageNoConsent:       meter.NoConsent,
 	stageConsentExpired:  meter.ConsentExpired,
 	stageConsentRevoked:  meter.ConsentRevoked,
@@ -57,12 +61,13 @@ var stageReasons = [...]meter.Reason{
 // covers the field's class and the day, and
 //
 //   - the day is over in the market's time zone (at now) and not past the
-//     retention;
+//     retention, nor past how far the rule looks back;
 //   - the caller supplied on it: always, unless the basis is a consent and the
 //     rule does not require supply;
 //   - for a consent: one of the caller's, for the purpose and the class, active
 //     and valid at now, covers the day, and the customer who gave it occupied
-//     the metering point;
+//     the metering point. It is valid no longer than the market lets one be, and
+//     where a move ends it, only until the customer moved out;
 //   - for other bases: some customer occupied it;
 //   - the customer had not opted out, unless the rule applies all the same;
 //   - the resolution asked for is not finer than rule and consent allow;
@@ -75,6 +80,26 @@ var stageReasons = [...]meter.Reason{
 //     on the day at P1D or finer. Registers on both sides of days that are
 //     withheld would give what was used on them.
 //
+// The bases SWITCH and MOVE give single register reads. The read at the start of
+// a day is given, by itself, when
+//
+//   - SWITCH: a supply of the caller begins on the day, or ended with the day
+//     before. Periods of the caller that touch are one: a contract renewed is no
+//     switch;
+//   - MOVE: a customer moved in on the day, and the caller supplies on it; or
+//     one moved out with the day before, and the caller supplied on that one;
+//   - on that side (the day, or the day before) some customer occupied the
+//     metering point, and had not opted out, unless the rule applies all the
+//     same. The other side, its supplier and its customer do not count;
+//   - the day is today at the latest (it has begun, so the read is of days
+//     that are over), and in reach of rule and retention;
+//   - REGISTER is asked for, or no kind, and P1D, or no resolution. Such a
+//     read has no closing read, opens nothing else, is never subtracted from
+//     another, never fills up a month, and counts for no intervals as REGISTER.
+//     Where a rule gives the day as such, that one is named.
+//
+// CUSTOMER_SERVICE gives nothing: no caller is an employee yet.
+//
 // A supplier's own months are not cut where one customer moved out and the next
 // moved in: it supplied both, and the read on the day of the move is on the
 // bills of both.
@@ -85,7 +110,10 @@ var stageReasons = [...]meter.Reason{
 // The reason of what is withheld is, in this order: PURPOSE_NOT_AVAILABLE (no
 // rule for the purpose), NOT_COVERED (no rule for the class; no such field at
 // this metering point), PERIOD_IN_FUTURE, PERIOD_TOO_OLD, and else what the
-// rule that came nearest lacked: see stage.
+// rule that came nearest lacked: see stage. A day that is supplied and no
+// boundary is NOT_COVERED by a rule on boundaries.
+//
+// The Grant, also an empty one, says by which profile it was decided.
 func Decide(c Caller, r Request, f *LegalFile, p *meter.Profile, now time.Time) (Grant, []Withheld, error) {
 	if p == nil {
 		return Grant{}, nil, ErrNoRelation
@@ -95,10 +123,12 @@ func Decide(c Caller, r Request, f *LegalFile, p *meter.Profile, now time.Time) 
 
 // market is what a decision needs of the market profile.
 type market interface {
+	ID() meter.ProfileID
 	Location() *time.Location
 	RetentionMonths() int
+	ConsentTerms() meter.ConsentTerms
 	FieldByCode(meter.FieldCode) (meter.Field, bool)
-	Rules(meter.Purpose) []meter.Rule
+	Rules(meter.Purpose) []meter.Rule // a copy
 }
 
 func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, []Withheld, error) {
@@ -113,11 +143,12 @@ func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, 
 	slices.Sort(fields)
 	fields = slices.Compact(fields)
 
-	d := decision{r: &r, f: f, me: me, now: now, today: meter.DayOf(now, p.Location())}
+	d := decision{r: &r, f: f, me: me, now: now, loc: p.Location(), terms: p.ConsentTerms()}
+	d.today = meter.DayOf(now, d.loc)
 	d.window = meter.DayRange{From: d.today.AddMonths(-p.RetentionMonths()), To: d.today}
-	d.rules = slices.DeleteFunc(slices.Clone(p.Rules(r.Purpose)), func(rule meter.Rule) bool { return !decidable(rule) })
+	d.rules = slices.DeleteFunc(p.Rules(r.Purpose), func(rule meter.Rule) bool { return !decidable(&rule) })
 
-	grant := Grant{ean: r.EAN, from: r.Days.From}
+	grant := Grant{profile: p.ID(), ean: r.EAN, from: r.Days.From}
 	var withheld []Withheld
 	for _, code := range fields {
 		field, known := p.FieldByCode(code)
@@ -144,13 +175,27 @@ func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, 
 }
 
 // decidable says whether Decide knows what facts the rule's basis rests on. A
-// rule on any other basis gives nothing.
-func decidable(rule meter.Rule) bool {
+// rule on any other basis gives nothing, and so does one on the right basis
+// for other days.
+func decidable(rule *meter.Rule) bool {
+	if !rule.Enabled || !knownResolution(rule.Granularity) {
+		return false
+	}
 	switch rule.Basis {
 	case meter.SupplyPeriodic, meter.SupplyDaily, meter.Consent:
-		return rule.Enabled && knownResolution(rule.Granularity)
+		return rule.On == meter.AllDays
+	case meter.SwitchBasis:
+		return rule.On == meter.SupplyBoundary && rule.Granularity <= meter.P1D
+	case meter.MoveBasis:
+		return rule.On == meter.OccupancyBoundary && rule.Granularity <= meter.P1D
 	}
 	return false
+}
+
+// covers says whether the rule gives anything of a class. Of intervals there
+// are no single reads.
+func covers(rule *meter.Rule, class meter.Class) bool {
+	return slices.Contains(rule.Classes, class) && (class == meter.Registers || rule.On == meter.AllDays)
 }
 
 // decision is what one call of Decide works with.
@@ -159,6 +204,8 @@ type decision struct {
 	f        *LegalFile
 	me       *party
 	now      time.Time
+	loc      *time.Location
+	terms    meter.ConsentTerms
 	today    meter.Day
 	window   meter.DayRange // days over and not past retention
 	rules    []meter.Rule
@@ -200,7 +247,7 @@ func (d *decision) refusal(field meter.Field, metered bool) (meter.Reason, bool)
 		return meter.NotCoveredByRule, true
 	case len(d.rules) == 0:
 		return meter.PurposeNotAvailable, true
-	case !metered || !slices.ContainsFunc(d.rules, func(r meter.Rule) bool { return slices.Contains(r.Classes, field.Class) }):
+	case !metered || !slices.ContainsFunc(d.rules, func(r meter.Rule) bool { return covers(&r, field.Class) }):
 		return meter.NotCoveredByRule, true
 	}
 	return 0, false
@@ -221,6 +268,7 @@ func (d *decision) item(field meter.Field, p part) GrantItem {
 			Resolution:  d.r.Resolution,
 			Granularity: p.granularity,
 			Days:        p.days,
+			Points:      single(p.rule),
 		},
 		Basis: p.rule.Basis,
 		Rule:  p.rule.ID,
@@ -268,10 +316,15 @@ func (d *decision) dailyRegisters() dayBits {
 	e.applyRules(meter.Registers)
 	var days dayBits
 	for i := range e.candidates {
-		days.add(&e.candidates[i].days)
+		if c := &e.candidates[i]; !single(c.rule) {
+			days.add(&c.days)
+		}
 	}
 	return days
 }
+
+// single says whether what the rule gives are reads one by one.
+func single(rule *meter.Rule) bool { return rule.On != meter.AllDays }
 
 // evaluation works out one outcome, day by day. Day i is r.Days.From + i.
 type evaluation struct {
@@ -291,6 +344,13 @@ type candidate struct {
 	days        dayBits
 }
 
+func (c *candidate) order() int {
+	if single(c.rule) {
+		return 1
+	}
+	return 0
+}
+
 // permission is what one basis, a supplier's own or one consent, allows.
 type permission struct {
 	rule        *meter.Rule
@@ -300,7 +360,7 @@ type permission struct {
 
 func (e *evaluation) applyRules(class meter.Class) {
 	for i := range e.rules {
-		if rule := &e.rules[i]; slices.Contains(rule.Classes, class) {
+		if rule := &e.rules[i]; covers(rule, class) {
 			e.apply(rule, class)
 		}
 	}
@@ -308,8 +368,21 @@ func (e *evaluation) applyRules(class meter.Class) {
 
 // apply finds how near the rule comes on each day.
 func (e *evaluation) apply(rule *meter.Rule, class meter.Class) {
-	days := rule.Days.Intersect(e.r.Days).Intersect(e.window)
+	window := e.window
+	if single(rule) {
+		window.To++ // today has begun
+	}
+	days := rule.Days.Intersect(e.r.Days).Intersect(window)
+	if rule.Lookback > 0 {
+		from := max(days.From, e.today.AddMonths(-rule.Lookback))
+		e.reach(meter.DayRange{From: days.From, To: min(from, days.To)}, stageTooOld)
+		days.From = from
+	}
 	if days.Empty() {
+		return
+	}
+	if single(rule) {
+		e.applyBoundaries(rule, days)
 		return
 	}
 	if rule.Basis == meter.Consent && !rule.RequiresSupply {
@@ -330,6 +403,51 @@ func (e *evaluation) apply(rule *meter.Rule, class meter.Class) {
 	}
 }
 
+// applyBoundaries gives the reads at which something of the caller's begins or
+// ends.
+func (e *evaluation) applyBoundaries(rule *meter.Rule, days meter.DayRange) {
+	e.reach(days, stageNoSupply)
+	// Also a supply that ended with the day before the first.
+	for _, supplied := range overlapping(e.me.supply, meter.DayRange{From: days.From - 1, To: days.To}) {
+		near := supplied
+		if near.To != meter.MaxDay {
+			near.To++ // the day of the end read
+		}
+		e.reach(near.Intersect(days), stageNoBoundary)
+		if rule.On == meter.SupplyBoundary {
+			e.boundary(rule, days, supplied.From, supplied.From)
+			e.boundary(rule, days, supplied.To, supplied.To-1)
+			continue
+		}
+		for _, occupied := range overlapping(e.f.occupied, supplied.Intersect(meter.DayRange{From: days.From - 1, To: days.To})) {
+			if supplied.Contains(occupied.From) {
+				e.boundary(rule, days, occupied.From, occupied.From)
+			}
+			if supplied.Contains(occupied.To - 1) {
+				e.boundary(rule, days, occupied.To, occupied.To-1)
+			}
+		}
+	}
+}
+
+// boundary gives the read of a day, if what lies on the caller's side of it
+// allows. A period without an end has no end read: it never is within days.
+func (e *evaluation) boundary(rule *meter.Rule, days meter.DayRange, day, side meter.Day) {
+	if !days.Contains(day) {
+		return
+	}
+	read := meter.DayRange{From: day, To: day + 1}
+	e.reach(read, stageNotOccupied)
+	theSide := meter.DayRange{From: side, To: side + 1}
+	switch {
+	case len(overlapping(e.f.occupied, theSide)) == 0:
+	case !rule.DespiteOptOut && len(overlapping(e.f.optOuts, theSide)) > 0:
+		e.reach(read, stageOptedOut)
+	default:
+		e.giveRun(read, permission{rule, rule.Granularity, rule.Days})
+	}
+}
+
 func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days meter.DayRange) {
 	e.reach(days, stageNoConsent)
 	for _, i := range e.me.consents {
@@ -341,7 +459,7 @@ func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days met
 		switch {
 		case c.State == ConsentRevoked:
 			e.reach(covered, stageConsentRevoked)
-		case !e.now.Before(c.ValidUntil):
+		case e.ended(c):
 			e.reach(covered, stageConsentExpired)
 		case c.State == ConsentActive && !e.now.Before(c.ValidFrom):
 			e.reach(covered, stageNotOccupied)
@@ -350,6 +468,19 @@ func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days met
 			}
 		}
 	}
+}
+
+// ended says whether the consent is over, by its own end or by the market's.
+func (e *evaluation) ended(c *Consent) bool {
+	return e.f.ended(c, e.terms, e.now, e.today, e.loc)
+}
+
+func (f *facts) ended(c *Consent, terms meter.ConsentTerms, now time.Time, today meter.Day, loc *time.Location) bool {
+	if !now.Before(c.ValidUntil) || today >= terms.LongestUntil(meter.DayOf(c.ValidFrom, loc)) {
+		return true
+	}
+	o, ok := f.occupancyAt(c.Occupancy)
+	return terms.EndedByMove && (!ok || today >= o.Days.To)
 }
 
 // give passes on days whose facts are there, but for those opted out.
@@ -377,6 +508,15 @@ func (e *evaluation) giveRun(days meter.DayRange, by permission) {
 		return
 	}
 	e.reach(days, stageNoRegister)
+	if single(by.rule) {
+		if e.r.Kind == meter.Consumption {
+			return
+		}
+		if e.asked == meter.P1M {
+			e.reach(days, stagePartial)
+			return
+		}
+	}
 	// What is asked for bounds what leaves; else what is granted, or stored.
 	granularity := e.asked
 	if granularity == 0 {
@@ -415,9 +555,12 @@ func (e *evaluation) reach(days meter.DayRange, s stage) {
 
 // result gives each day to one candidate, or a reason.
 func (e *evaluation) result() ([]part, []run) {
-	// Finest first; of equals the first rule in the profile. They differ only
-	// where no resolution was asked for.
-	slices.SortStableFunc(e.candidates, func(a, b candidate) int { return cmp.Compare(a.granularity, b.granularity) })
+	// Finest first (they differ only where no resolution was asked for); of
+	// equals days before single reads, which are less; then the first rule in
+	// the profile.
+	slices.SortStableFunc(e.candidates, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.granularity, b.granularity), cmp.Compare(a.order(), b.order()))
+	})
 	var given dayBits
 	var parts []part
 	for i := range e.candidates {

@@ -25,6 +25,7 @@ type fieldDay struct {
 type verdict struct {
 	rule        string
 	granularity meter.Resolution
+	single      bool // the read alone
 	reason      meter.Reason
 }
 
@@ -32,8 +33,59 @@ type oracle struct {
 	me  meter.GLN
 	r   Request
 	f   *LegalFile
-	m   *testMarket
+	m   market
 	now time.Time
+}
+
+// rules of the purpose asked for that rest on facts there are.
+func (o oracle) rules() []meter.Rule {
+	known := map[meter.Basis]meter.Occasion{
+		meter.SupplyPeriodic: meter.AllDays, meter.SupplyDaily: meter.AllDays, meter.Consent: meter.AllDays,
+		meter.SwitchBasis: meter.SupplyBoundary, meter.MoveBasis: meter.OccupancyBoundary,
+	}
+	return slices.DeleteFunc(o.m.Rules(o.r.Purpose), func(r meter.Rule) bool {
+		on, ok := known[r.Basis]
+		return !r.Enabled || !ok || on != r.On || on != meter.AllDays && r.Granularity > meter.P1D
+	})
+}
+
+func gives(r meter.Rule, c meter.Class) bool {
+	return slices.Contains(r.Classes, c) && (c == meter.Registers || r.On == meter.AllDays)
+}
+
+func (o oracle) supplied(d meter.Day) bool {
+	return slices.ContainsFunc(o.f.SupplyPeriods(), func(s SupplyPeriod) bool { return s.Supplier == o.me && s.Days.Contains(d) })
+}
+
+func (o oracle) occupied(d meter.Day) bool {
+	return slices.ContainsFunc(o.f.Occupancies(), func(c Occupancy) bool { return c.Days.Contains(d) })
+}
+
+func (o oracle) opted(d meter.Day) bool {
+	return slices.ContainsFunc(o.f.OptOuts(), func(r meter.DayRange) bool { return r.Contains(d) })
+}
+
+// sides are the days at the caller's side of what begins or ends with the
+// read at the start of d.
+func (o oracle) sides(on meter.Occasion, d meter.Day) (sides []meter.Day) {
+	if on == meter.SupplyBoundary {
+		switch before, after := o.supplied(d-1), o.supplied(d); {
+		case after && !before:
+			sides = append(sides, d)
+		case before && !after:
+			sides = append(sides, d-1)
+		}
+		return sides
+	}
+	for _, c := range o.f.Occupancies() {
+		if c.Days.From == d && o.supplied(d) {
+			sides = append(sides, d)
+		}
+		if c.Days.To == d && o.supplied(d-1) {
+			sides = append(sides, d-1)
+		}
+	}
+	return sides
 }
 
 // offer is one rule, by one consent or none, that grants a day.
@@ -45,9 +97,14 @@ type offer struct {
 	granularity meter.Resolution // of what would leave
 }
 
+func (x offer) single() bool { return x.rule.On != meter.AllDays }
+
+// noBoundary is NOT_COVERED of who supplies.
+const noBoundary meter.Reason = 200
+
 // nearness orders the reasons by how much was there already.
 var nearness = []meter.Reason{
-	meter.NotCoveredByRule, meter.NoSupply, meter.NoConsent, meter.ConsentExpired, meter.ConsentRevoked,
+	meter.NotCoveredByRule, meter.PeriodTooOld, meter.NoSupply, noBoundary, meter.NoConsent, meter.ConsentExpired, meter.ConsentRevoked,
 	meter.NotOccupied, meter.OptedOut, meter.NotGrantedAtThisGranularity, meter.FinerThanStored,
 	meter.KindNotAvailable, meter.PartialPeriod,
 }
@@ -62,15 +119,29 @@ func finestStored(f meter.Field) meter.Resolution { return slices.Min(f.Stored) 
 // offers finds what grants the field on the day, whole months aside, and the
 // reasons of what does not.
 func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []meter.Reason) {
-	supplied := slices.ContainsFunc(o.f.SupplyPeriods(), func(s SupplyPeriod) bool { return s.Supplier == o.me && s.Days.Contains(d) })
-	occupied := slices.ContainsFunc(o.f.Occupancies(), func(c Occupancy) bool { return c.Days.Contains(d) })
-	opted := slices.ContainsFunc(o.f.OptOuts(), func(r meter.DayRange) bool { return r.Contains(d) })
-	for i, rule := range o.m.rules {
-		supplyBasis := rule.Basis == meter.SupplyPeriodic || rule.Basis == meter.SupplyDaily
-		if rule.Purpose != o.r.Purpose || !rule.Enabled || !supplyBasis && rule.Basis != meter.Consent ||
-			!slices.Contains(rule.Classes, field.Class) || !rule.Days.Contains(d) {
+	supplied, occupied, opted := o.supplied(d), o.occupied(d), o.opted(d)
+	for i, rule := range o.rules() {
+		if !gives(rule, field.Class) || !rule.Days.Contains(d) {
 			continue
 		}
+		if rule.On == meter.AllDays && d == o.today() { // not over
+			continue
+		}
+		if rule.Lookback > 0 && d < o.today().AddMonths(-rule.Lookback) {
+			reasons = append(reasons, meter.PeriodTooOld)
+			continue
+		}
+		if rule.On != meter.AllDays {
+			x, reason := o.single(rule, d)
+			x.index = i
+			if reason != 0 {
+				reasons = append(reasons, reason)
+			} else {
+				out = append(out, x)
+			}
+			continue
+		}
+		supplyBasis := rule.Basis != meter.Consent
 		if (supplyBasis || rule.RequiresSupply) && !supplied {
 			reasons = append(reasons, meter.NoSupply)
 			continue
@@ -97,7 +168,7 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 				switch {
 				case c.State == ConsentRevoked:
 					reasons = append(reasons, meter.ConsentRevoked)
-				case !c.ValidUntil.After(o.now):
+				case !c.ValidUntil.After(o.now), o.overByMarket(c, home):
 					reasons = append(reasons, meter.ConsentExpired)
 				case c.ValidFrom.After(o.now):
 				case !home.Days.Contains(d):
@@ -129,9 +200,47 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 		if a.granularity != b.granularity {
 			return int(a.granularity) - int(b.granularity)
 		}
+		if a.single() != b.single() {
+			return map[bool]int{true: 1, false: -1}[a.single()]
+		}
 		return a.index - b.index
 	})
 	return out, reasons
+}
+
+// single is the read at the start of d, by a rule on boundaries.
+func (o oracle) single(rule meter.Rule, d meter.Day) (offer, meter.Reason) {
+	x := offer{rule: rule, allowed: rule.Granularity, granularity: meter.P1D}
+	sides := o.sides(rule.On, d)
+	lived := slices.DeleteFunc(slices.Clone(sides), func(s meter.Day) bool { return !o.occupied(s) })
+	open := slices.DeleteFunc(slices.Clone(lived), func(s meter.Day) bool { return !rule.DespiteOptOut && o.opted(s) })
+	switch asked := o.r.Resolution; {
+	case !o.supplied(d-1) && !o.supplied(d):
+		return x, meter.NoSupply
+	case len(sides) == 0:
+		return x, noBoundary
+	case len(lived) == 0:
+		return x, meter.NotOccupied
+	case len(open) == 0:
+		return x, meter.OptedOut
+	case asked != 0 && asked < rule.Granularity:
+		return x, meter.NotGrantedAtThisGranularity
+	case asked != 0 && asked < meter.P1D:
+		return x, meter.FinerThanStored
+	case o.r.Kind == meter.Consumption:
+		return x, meter.KindNotAvailable
+	case asked == meter.P1M:
+		return x, meter.PartialPeriod
+	}
+	return x, 0
+}
+
+// overByMarket says whether the market ends the consent before its own end.
+func (o oracle) overByMarket(c Consent, home Occupancy) bool {
+	terms := o.m.ConsentTerms()
+	y, m, d := c.ValidFrom.In(amsterdam).Date()
+	last := meter.DayFromDate(y, m, d)
+	return o.today() >= last.AddMonths(terms.LongestMonths) || terms.EndedByMove && o.today() >= home.Days.To
 }
 
 // dailyRegister says whether a request for that day's register reads, by day,
@@ -139,7 +248,7 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 func (o oracle) dailyRegister(d meter.Day) bool {
 	o.r.Kind, o.r.Resolution = meter.Register, meter.P1D
 	offers, _ := o.offers(meter.Field{Class: meter.Registers, Stored: []meter.Resolution{meter.P1D}}, d)
-	return len(offers) > 0
+	return slices.ContainsFunc(offers, func(x offer) bool { return !x.single() })
 }
 
 func (o oracle) decide() map[fieldDay]verdict {
@@ -156,11 +265,9 @@ func (o oracle) decide() map[fieldDay]verdict {
 
 func (o oracle) verdict(field meter.Field, known bool, d meter.Day) verdict {
 	purpose, class := false, false
-	for _, rule := range o.m.rules {
-		if rule.Purpose == o.r.Purpose && rule.Enabled && (rule.Basis == meter.SupplyPeriodic || rule.Basis == meter.SupplyDaily || rule.Basis == meter.Consent) {
-			purpose = true
-			class = class || slices.Contains(rule.Classes, field.Class)
-		}
+	for _, rule := range o.rules() {
+		purpose = true
+		class = class || gives(rule, field.Class)
 	}
 	switch {
 	case o.r.Kind > 2:
@@ -173,23 +280,29 @@ func (o oracle) verdict(field meter.Field, known bool, d meter.Day) verdict {
 		return verdict{reason: meter.PurposeNotAvailable}
 	case !known || !class:
 		return verdict{reason: meter.NotCoveredByRule}
-	case d >= o.today():
+	case d > o.today():
 		return verdict{reason: meter.PeriodInFuture}
-	case d < o.today().AddMonths(-o.m.retention):
+	case d < o.today().AddMonths(-o.m.RetentionMonths()):
 		return verdict{reason: meter.PeriodTooOld}
 	}
 	offers, reasons := o.offers(field, d)
 	for _, x := range offers {
 		if x.granularity != meter.P1M || o.wholeMonth(field, d, x) {
-			return verdict{rule: x.rule.ID, granularity: x.granularity}
+			return verdict{rule: x.rule.ID, granularity: x.granularity, single: x.single()}
 		}
 		reasons = append(reasons, meter.PartialPeriod)
+	}
+	if d == o.today() {
+		return verdict{reason: meter.PeriodInFuture}
 	}
 	nearest := meter.NotCoveredByRule
 	for _, r := range reasons {
 		if slices.Index(nearness, r) > slices.Index(nearness, nearest) {
 			nearest = r
 		}
+	}
+	if nearest == noBoundary {
+		nearest = meter.NotCoveredByRule
 	}
 	return verdict{reason: nearest}
 }
@@ -202,7 +315,7 @@ func (o oracle) wholeMonth(field meter.Field, d meter.Day, by offer) bool {
 	days, finer := 0, 0
 	basis := map[[16]byte]int{} // days that each gives
 	for day := meter.DayFromDate(y, m, 1); day < meter.DayFromDate(y, m+1, 1); day++ {
-		if !o.r.Days.Contains(day) || day >= o.today() || day < o.today().AddMonths(-o.m.retention) {
+		if !o.r.Days.Contains(day) || day >= o.today() || day < o.today().AddMonths(-o.m.RetentionMonths()) {
 			return false
 		}
 		offers, _ := o.offers(field, day)
@@ -238,7 +351,7 @@ func (o oracle) reads(verdicts map[fieldDay]verdict) map[fieldDay]bool {
 		y, m, _ := k.day.Date()
 		switch {
 		case v.reason != 0:
-		case field.Class == meter.Intervals:
+		case field.Class == meter.Intervals, v.single:
 			out[k] = true
 		case v.granularity == meter.P1M:
 			out[fieldDay{k.field, meter.DayFromDate(y, m, 1)}] = true
@@ -378,7 +491,7 @@ func (d dice) world() world {
 		w.facts.optOuts = meter.NewDaySet(d.ranges(2)...).Ranges()
 	}
 
-	w.market = &testMarket{retention: pick(d, 36, 24, d.among(1, 36))}
+	w.market = &testMarket{retention: pick(d, 36, 24, d.among(1, 36)), terms: &meter.ConsentTerms{LongestMonths: pick(d, 120, 120, d.among(1, 24)), EndedByMove: d.once(2)}}
 	w.market.fields = []meter.Field{
 		{Code: 1, Name: "one", Class: meter.Registers, Commodity: meter.Electricity, Stored: []meter.Resolution{meter.P1D}},
 		{Code: 2, Name: "two", Class: meter.Registers, Commodity: meter.Electricity, Stored: []meter.Resolution{meter.P1D}},
@@ -386,10 +499,10 @@ func (d dice) world() world {
 		{Code: 6, Name: "six", Class: meter.Intervals, Commodity: meter.Electricity, Stored: []meter.Resolution{meter.PT15M, meter.PT1H}},
 		{Code: 8, Name: "eight", Class: meter.Intervals, Commodity: meter.Electricity, Stored: []meter.Resolution{meter.PT1H}},
 	}
-	for i := range d.among(1, 4) {
+	for i := range d.among(1, 5) {
 		r := meter.Rule{
 			ID:             fmt.Sprintf("rule-%d", i),
-			Basis:          pick(d, meter.SupplyPeriodic, meter.SupplyDaily, meter.Consent, meter.Consent, meter.SwitchBasis),
+			Basis:          pick(d, meter.SupplyPeriodic, meter.SupplyPeriodic, meter.SupplyDaily, meter.SupplyDaily, meter.Consent, meter.Consent, meter.Consent, meter.Consent, meter.SwitchBasis, meter.MoveBasis, meter.CustomerServiceBasis),
 			Purpose:        pick(d, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.Billing),
 			Classes:        d.classes(),
 			Granularity:    pick(d, meter.PT15M, meter.PT15M, meter.PT1H, meter.P1D, meter.P1M, meter.P1M),
@@ -398,8 +511,19 @@ func (d dice) world() world {
 			DespiteOptOut:  d.once(3),
 			Enabled:        !d.once(8),
 		}
+		switch {
+		case d.once(12):
+			r.On = pick(d, meter.AllDays, meter.SupplyBoundary, meter.OccupancyBoundary, 9)
+		case r.Basis == meter.SwitchBasis:
+			r.On = meter.SupplyBoundary
+		case r.Basis == meter.MoveBasis:
+			r.On = meter.OccupancyBoundary
+		}
 		if d.once(3) {
 			r.Days = d.days()
+		}
+		if d.once(3) {
+			r.Lookback = d.among(1, 36)
 		}
 		w.market.rules = append(w.market.rules, r)
 	}
@@ -433,7 +557,41 @@ func (d dice) world() world {
 	if d.once(5) {
 		d.sideBySide(&w)
 	}
+	if d.once(4) {
+		d.stir(&w)
+	}
 	return w
+}
+
+// stir makes something begin or end within the request or beside it, and asks
+// for reads.
+func (d dice) stir(w *world) {
+	near := func() meter.Day { return w.r.Days.From + meter.Day(d.among(-1, w.r.Days.Len())) }
+	at := near()
+	if d.once(4) {
+		at = meter.DayOf(w.now, amsterdam) + meter.Day(d.among(-1, 1))
+	}
+	parts := []meter.DayRange{{From: day("2023-01-01"), To: at}, {From: at + meter.Day(pick(d, 0, 0, 0, 1, 5)), To: meter.MaxDay}}
+	if d.once(2) {
+		w.facts.supply = []SupplyPeriod{{pick(d, alpha, alpha, beta), parts[0]}, {pick(d, alpha, beta, gamma), parts[1]}}
+	}
+	if d.once(2) {
+		w.facts.occupancies, w.facts.consents = []Occupancy{{parts[0]}, {parts[1]}}, nil
+	}
+	if d.once(3) {
+		out := near()
+		w.facts.optOuts = []meter.DayRange{{From: out, To: out + meter.Day(d.among(1, 60))}}
+	}
+	w.r.Kind, w.r.Resolution = pick(d, 0, meter.Register), pick(d, 0, 0, meter.P1D)
+	if d.once(2) {
+		w.r.Purpose = meter.EnergyManagement
+		b := pick(d, meter.SwitchBasis, meter.MoveBasis)
+		w.market.rules = slices.Insert(w.market.rules, d.IntN(len(w.market.rules)+1), meter.Rule{
+			ID: "single", Basis: b, Purpose: w.r.Purpose, Classes: d.classes(), Granularity: meter.P1D,
+			On:   map[meter.Basis]meter.Occasion{meter.SwitchBasis: meter.SupplyBoundary, meter.MoveBasis: meter.OccupancyBoundary}[b],
+			Days: always(), Lookback: pick(d, 0, 0, d.among(1, 24)), RequiresSupply: true, DespiteOptOut: d.once(2), Enabled: true,
+		})
+	}
 }
 
 // sideBySide adds consents of different granularity that meet on a day in the
@@ -481,7 +639,7 @@ func verdicts(t interface {
 	}
 	for _, item := range g.Items() {
 		for d := range item.Spec.Days.All() {
-			add(item.Spec.Field.Code, d, verdict{rule: item.Rule, granularity: item.Spec.Granularity})
+			add(item.Spec.Field.Code, d, verdict{rule: item.Rule, granularity: item.Spec.Granularity, single: item.Spec.Points})
 		}
 	}
 	for _, x := range withheld {
@@ -665,6 +823,9 @@ func (d dice) narrow(w world) world {
 	return n
 }
 
+// bounds tells worlds apart in which other days begin or end something.
+func (w world) bounds() string { return fmt.Sprint(w.facts.supply, w.facts.occupancies) }
+
 // A narrower basis never grants more. What is granted without naming a
 // resolution is granted when naming it, and of that, less.
 func TestNarrowerNeverGrantsMore(t *testing.T) {
@@ -681,6 +842,10 @@ func TestNarrowerNeverGrantsMore(t *testing.T) {
 			return
 		}
 		for _, item := range g.Items() {
+			// Of a shorter supply or occupancy another read is the last.
+			if item.Spec.Points && narrower.bounds() != wide.bounds() {
+				return
+			}
 			wide.r.Resolution = item.Spec.Granularity
 			gw, _, err := wide.decide(t, alpha)
 			if err != nil {
@@ -840,7 +1005,7 @@ func TestIntervalsAsRegistersNeedRegisters(t *testing.T) {
 func TestWorldsAreVaried(t *testing.T) {
 	t.Parallel()
 	seen := map[string]int{}
-	for seed := range uint64(600) {
+	for seed := range uint64(1000) {
 		w := dice{rand.New(rand.NewPCG(seed, 1))}.world()
 		g, withheld, err := w.decide(t, alpha)
 		if err != nil {
@@ -851,6 +1016,9 @@ func TestWorldsAreVaried(t *testing.T) {
 			if k.field >= 6 && w.r.Kind == meter.Register && (v.reason == 0 || v.reason == meter.KindNotAvailable) {
 				seen[fmt.Sprintf("intervals as registers %v", v.reason == 0)]++
 			}
+			if v.single {
+				seen["single"]++
+			}
 			if v.reason != 0 {
 				seen[v.reason.String()]++
 			} else {
@@ -858,7 +1026,10 @@ func TestWorldsAreVaried(t *testing.T) {
 			}
 		}
 	}
-	for _, r := range append(nearness, meter.PurposeNotAvailable, meter.PeriodInFuture, meter.PeriodTooOld, meter.KindNotAvailable) {
+	if seen["single"] == 0 {
+		t.Errorf("no single reads in %v", seen)
+	}
+	for _, r := range append(slices.DeleteFunc(slices.Clone(nearness), func(r meter.Reason) bool { return r == noBoundary }), meter.PurposeNotAvailable, meter.PeriodInFuture, meter.PeriodTooOld, meter.KindNotAvailable) {
 		if seen[r.String()] == 0 {
 			t.Errorf("no %s in %v", r, seen)
 		}

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
@@ -11,6 +12,16 @@ import (
 
 	"kluis/meter"
 )
+
+// lasting is the Dutch profile in which a move ends no consent.
+func lasting(t testing.TB) *meter.Profile {
+	t.Helper()
+	p, err := meter.ParseProfile(bytes.Replace(meter.NL(), []byte("ended_by_move: true"), []byte("ended_by_move: false"), 1))
+	if err != nil || p.ConsentTerms().EndedByMove {
+		t.Fatal(err)
+	}
+	return p
+}
 
 func dutch(t testing.TB) *meter.Profile {
 	t.Helper()
@@ -253,7 +264,7 @@ func TestDecide(t *testing.T) {
 
 		// What there is no rule for.
 		{
-			name: "a purpose without rules", caller: beta, purpose: meter.Switch, days: days("2025-12-01", "2026-03-01"), fields: fields{importLow, importIntervals},
+			name: "a purpose without rules", caller: beta, purpose: meter.CustomerService, days: days("2025-12-01", "2026-03-01"), fields: fields{importLow, importIntervals},
 			want: []string{
 				"import_low 2025-12-01 2026-03-01: PURPOSE_NOT_AVAILABLE",
 				"import_intervals 2025-12-01 2026-03-01: PURPOSE_NOT_AVAILABLE",
@@ -355,7 +366,7 @@ func TestNoRelation(t *testing.T) {
 // none of the next; one of the customer who moved in, none of the days before.
 func TestConsentKeepsToItsOccupancy(t *testing.T) {
 	t.Parallel()
-	p := dutch(t)
+	p := lasting(t) // else the move ends the first consent altogether
 	moved := history(t, instant("2025-02-01T10:00:00Z"),
 		Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")},
 		grant(1, func(g *GrantConsent) { g.Days = days("2024-01-01", "") }), SetOccupancy{days("2025-03-15", "")})
@@ -385,7 +396,7 @@ func TestConsentKeepsToItsOccupancy(t *testing.T) {
 // Otherwise the total, less the days that may be had, is what the others hide.
 func TestMonthsAreNotMixed(t *testing.T) {
 	t.Parallel()
-	p := dutch(t)
+	p := lasting(t) // else the move ends the first consent altogether
 	first, second := days("2024-01-01", "2025-03-15"), days("2025-03-15", "")
 	consent := func(id byte, g meter.Resolution, d meter.DayRange) Step {
 		return grant(id, func(c *GrantConsent) { c.Granularity, c.Days = g, d })
@@ -475,6 +486,56 @@ func TestMonthsAreNotMixed(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A move ends the consents of who moved out, also for the days before, from the
+// day of the move on; one that is announced does not yet.
+func TestMoveEndsConsents(t *testing.T) {
+	t.Parallel()
+	before := history(t, instant("2025-02-01T10:00:00Z"),
+		Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")},
+		grant(1, func(g *GrantConsent) { g.Days = days("2024-01-01", "") }))
+	moved, err := Apply(before, SetOccupancy{days("2025-03-15", "")}, operator, instant("2025-02-02T10:00:00Z"), amsterdam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Request{EAN: home, Purpose: meter.EnergyManagement, Days: days("2025-02-10", "2025-02-12"), Fields: []meter.FieldCode{importIntervals}}
+	granted := "import_intervals 2025-02-10 2025-02-12: PT15M CONSUMPTION by nl-consent-intervals"
+	for _, c := range []struct {
+		p    *meter.Profile
+		f    *LegalFile
+		now  string
+		want string
+	}{
+		{dutch(t), moved, "2025-03-14T22:59:59.999999Z", granted}, // 23:59:59 there
+		{dutch(t), moved, "2025-03-14T23:00:00Z", "import_intervals 2025-02-10 2025-02-12: CONSENT_EXPIRED"},
+		{dutch(t), before, "2025-03-14T23:00:00Z", granted},
+		{lasting(t), moved, "2025-03-14T23:00:00Z", granted},
+	} {
+		g, withheld, err := Decide(caller(alpha), r, c.f, c.p, instant(c.now))
+		if got := render(c.p, g, withheld); err != nil || !slices.Equal(got, []string{c.want}) {
+			t.Errorf("at %s: %v %v", c.now, got, err)
+		}
+	}
+}
+
+// Whatever end a consent has, it counts no longer than the market lets one.
+func TestConsentCountsNoLongerThanTheMarketLets(t *testing.T) {
+	t.Parallel()
+	p := dutch(t)
+	f := history(t, instant("2024-05-31T22:10:00Z"), // 1 June there
+		Register{home, meter.Electricity}, SetOccupancy{days("2023-01-01", "")}, SetSupply{alpha, days("2023-01-01", "")},
+		grant(1, func(g *GrantConsent) { g.Days, g.ValidUntil = days("2024-01-01", ""), instant("2099-01-01T00:00:00Z") }))
+	r := Request{EAN: home, Purpose: meter.EnergyManagement, Days: days("2026-12-01", "2026-12-02"), Fields: []meter.FieldCode{importIntervals}}
+	for now, want := range map[string]string{
+		"2027-05-31T21:59:59.999999Z": "import_intervals 2026-12-01 2026-12-02: PT15M CONSUMPTION by nl-consent-intervals",
+		"2027-05-31T22:00:00Z":        "import_intervals 2026-12-01 2026-12-02: CONSENT_EXPIRED",
+	} {
+		g, withheld, err := Decide(caller(alpha), r, f, p, instant(now))
+		if got := render(p, g, withheld); err != nil || !slices.Equal(got, []string{want}) {
+			t.Errorf("at %s: %v %v", now, got, err)
+		}
 	}
 }
 
@@ -693,6 +754,15 @@ type testMarket struct {
 	rules     []meter.Rule
 	fields    []meter.Field
 	retention int
+	terms     *meter.ConsentTerms // nil: consents count for ever
+}
+
+func (m *testMarket) ID() meter.ProfileID { return meter.ProfileID{Country: "XX", Version: "test"} }
+func (m *testMarket) ConsentTerms() meter.ConsentTerms {
+	if m.terms == nil {
+		return meter.ConsentTerms{LongestMonths: 1200}
+	}
+	return *m.terms
 }
 
 func (m *testMarket) Location() *time.Location { return amsterdam }
@@ -861,6 +931,9 @@ func TestGrantIsImmutable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if g.Profile() != dutch(t).ID() {
+		t.Errorf("decided by %s", g.Profile())
+	}
 	g.Items()[0] = GrantItem{}
 	g.Reads()[0] = FieldDays{}
 	if g.Items()[0].Rule != "nl-daily" || g.Reads()[0].Field != importLow || g.EAN() != home || !g.Covers(importLow, day("2025-12-05")) ||
@@ -868,7 +941,7 @@ func TestGrantIsImmutable(t *testing.T) {
 		t.Error("a caller changed the grant, or it covers the wrong days")
 	}
 	var none Grant
-	if !none.Empty() || none.Covers(importLow, day("2025-12-01")) || none.Reads() != nil || !none.EAN().IsZero() {
+	if !none.Empty() || none.Covers(importLow, day("2025-12-01")) || none.Reads() != nil || !none.EAN().IsZero() || none.Profile() != (meter.ProfileID{}) {
 		t.Error("the zero Grant grants")
 	}
 }

@@ -25,11 +25,11 @@
 //
 // [Decide] takes an authenticated caller, a [Request], the legal file, the
 // market profile and the time. The profile's rules say what the law gives for
-// a purpose: which classes of fields, how fine, and resting on which basis.
-// The legal file says on which days the facts for that basis exist. The result
-// is a [Grant], which only Decide can make and without which nothing is
-// fetched or opened, and a list of what is [Withheld], with a reason. Each
-// field and day asked for is in exactly one of the two.
+// a purpose: which classes of fields, how fine, on which days and how far back,
+// and resting on which basis. The legal file says on which days the facts for
+// that basis exist. The result is a [Grant], which only Decide can make and
+// without which nothing is fetched or opened, and a list of what is [Withheld],
+// with a reason. Each field and day asked for is in exactly one of the two.
 //
 // A caller that never had anything to do with the metering point gets
 // [ErrNoRelation], exactly as for one that does not exist.

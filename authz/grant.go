@@ -28,11 +28,12 @@ var ErrNoRelation = errors.New("no relation to this metering point")
 // fields cannot be set from outside, and the zero Grant covers nothing.
 // Immutable.
 type Grant struct {
-	ean   meter.EAN
-	items []GrantItem // by field
-	reads []FieldDays // by field
-	from  meter.Day   // first day asked for
-	bits  []dayBits   // of the reads, from that day on
+	profile meter.ProfileID
+	ean     meter.EAN
+	items   []GrantItem // by field
+	reads   []FieldDays // by field
+	from    meter.Day   // first day asked for
+	bits    []dayBits   // of the reads, from that day on
 }
 
 // GrantItem is one field on one basis. The Resolution of its Spec is the one
@@ -41,7 +42,7 @@ type Grant struct {
 type GrantItem struct {
 	Spec  meter.SeriesSpec
 	Basis meter.Basis
-	Rule  string // id of the profile's rule
+	Rule  string // id of the rule, in the profile that Grant.Profile names
 }
 
 // FieldDays is a field and days of it.
@@ -63,12 +64,16 @@ func (g Grant) Empty() bool { return len(g.items) == 0 }
 // EAN names the metering point; zero for the zero Grant.
 func (g Grant) EAN() meter.EAN { return g.ean }
 
+// Profile names the market profile by whose rules was decided, also when
+// nothing was granted. Access records and receipts keep its digest.
+func (g Grant) Profile() meter.ProfileID { return g.profile }
+
 // Items returns a copy, by field.
 func (g Grant) Items() []GrantItem { return slices.Clone(g.items) }
 
 // Reads lists the stored days to fetch and open, per field: for registers
-// with the closing day, and only month boundaries where only P1M is granted
-// or asked for. Sorted by field, each field once. A copy.
+// with the closing day (but single reads have none), and only month boundaries
+// where only P1M is granted or asked for. Sorted by field, each field once. A copy.
 func (g Grant) Reads() []FieldDays { return slices.Clone(g.reads) }
 
 // Covers reports whether one stored block may be opened under the grant: it is
@@ -89,8 +94,8 @@ func (g Grant) Covers(f meter.FieldCode, d meter.Day) bool {
 // reads are the stored days that a part of a class's fields needs.
 func reads(class meter.Class, p part) []meter.DayRange {
 	runs := p.days.Ranges()
-	if class != meter.Registers {
-		return runs // intervals stand for themselves
+	if class != meter.Registers || single(p.rule) {
+		return runs // intervals stand for themselves, and so do single reads
 	}
 	if p.granularity != meter.P1M {
 		for i := range runs {

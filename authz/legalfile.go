@@ -95,7 +95,7 @@ type LegalFile struct {
 
 // party is what the file says of one supplier.
 type party struct {
-	supply   []meter.DayRange // by From, disjoint
+	supply   []meter.DayRange // by From, disjoint and non-adjacent
 	consents []int            // indexes, ascending
 }
 
@@ -370,6 +370,11 @@ func (f *LegalFile) index() {
 	}
 	for _, s := range f.supply {
 		p := get(s.Supplier)
+		// Periods that touch are one: between them nobody switched.
+		if n := len(p.supply); n > 0 && p.supply[n-1].To == s.Days.From {
+			p.supply[n-1].To = s.Days.To
+			continue
+		}
 		p.supply = append(p.supply, s.Days)
 	}
 	for i := range f.consents {

@@ -21,12 +21,14 @@ func BasesNow(c Caller, f *LegalFile, p *meter.Profile, now time.Time) []meter.B
 	if c == nil || f == nil || p == nil || f.parties[c.Supplier()] == nil {
 		return nil
 	}
-	today := meter.DayOf(now, p.Location())
-	window := meter.DayRange{From: today.AddMonths(-p.RetentionMonths()), To: today + 1}
+	l := listing{
+		f: f, me: f.parties[c.Supplier()], terms: p.ConsentTerms(), now: now, loc: p.Location(), today: meter.DayOf(now, p.Location()),
+	}
+	l.window = meter.DayRange{From: l.today.AddMonths(-p.RetentionMonths()), To: l.today + 1}
 	var bases []meter.Basis
 	for _, purpose := range []meter.Purpose{meter.Billing, meter.EnergyManagement, meter.Switch, meter.Move, meter.CustomerService} {
 		for _, rule := range p.Rules(purpose) {
-			if decidable(rule) && !slices.Contains(bases, rule.Basis) && f.satisfies(c.Supplier(), &rule, window, now) {
+			if decidable(&rule) && !slices.Contains(bases, rule.Basis) && l.satisfies(&rule) {
 				bases = append(bases, rule.Basis)
 			}
 		}
@@ -35,27 +37,70 @@ func BasesNow(c Caller, f *LegalFile, p *meter.Profile, now time.Time) []meter.B
 	return bases
 }
 
+// listing is what one call of BasesNow works with.
+type listing struct {
+	f      *LegalFile
+	me     *party
+	terms  meter.ConsentTerms
+	now    time.Time
+	loc    *time.Location
+	today  meter.Day
+	window meter.DayRange
+}
+
 // satisfies says whether the facts hold for the rule on any day of the window.
-func (f *LegalFile) satisfies(g meter.GLN, rule *meter.Rule, window meter.DayRange, now time.Time) bool {
-	me := f.parties[g]
-	days := meter.NewDaySet(rule.Days.Intersect(window))
+func (l *listing) satisfies(rule *meter.Rule) bool {
+	f, window := l.f, l.window
+	if rule.Lookback > 0 {
+		window.From = max(window.From, l.today.AddMonths(-rule.Lookback))
+	}
+	days := rule.Days.Intersect(window)
+	if single(rule) {
+		return l.boundary(rule, days)
+	}
+	open := meter.NewDaySet(days)
 	if rule.RequiresSupply || rule.Basis != meter.Consent {
-		days = days.Intersect(meter.NewDaySet(me.supply...))
+		open = open.Intersect(meter.NewDaySet(l.me.supply...))
 	}
 	if !rule.DespiteOptOut {
-		days = days.Subtract(meter.NewDaySet(f.optOuts...))
+		open = open.Subtract(meter.NewDaySet(f.optOuts...))
 	}
 	if rule.Basis != meter.Consent {
-		return !days.Intersect(meter.NewDaySet(f.occupied...)).Empty()
+		return !open.Intersect(meter.NewDaySet(f.occupied...)).Empty()
 	}
-	for _, i := range me.consents {
+	for _, i := range l.me.consents {
 		k := &f.consents[i]
-		if k.State != ConsentActive || now.Before(k.ValidFrom) || !now.Before(k.ValidUntil) || k.Purpose != rule.Purpose ||
-			!slices.ContainsFunc(k.Classes, func(class meter.Class) bool { return slices.Contains(rule.Classes, class) }) {
+		if k.State != ConsentActive || l.now.Before(k.ValidFrom) || k.Purpose != rule.Purpose ||
+			!slices.ContainsFunc(k.Classes, func(class meter.Class) bool { return slices.Contains(rule.Classes, class) }) ||
+			f.ended(k, l.terms, l.now, l.today, l.loc) {
 			continue
 		}
-		if o, ok := f.occupancyAt(k.Occupancy); ok && !days.Intersect(meter.NewDaySet(o.Days.Intersect(k.Days))).Empty() {
+		if o, ok := f.occupancyAt(k.Occupancy); ok && !open.Intersect(meter.NewDaySet(o.Days.Intersect(k.Days))).Empty() {
 			return true
+		}
+	}
+	return false
+}
+
+// boundary says whether one of the days has a read that begins or ends
+// something of the caller's.
+func (l *listing) boundary(rule *meter.Rule, days meter.DayRange) bool {
+	ok := func(day, side meter.Day) bool {
+		theSide := meter.DayRange{From: side, To: side + 1}
+		return days.Contains(day) && len(overlapping(l.f.occupied, theSide)) > 0 &&
+			(rule.DespiteOptOut || len(overlapping(l.f.optOuts, theSide)) == 0)
+	}
+	for _, s := range l.me.supply {
+		if rule.On == meter.SupplyBoundary {
+			if ok(s.From, s.From) || ok(s.To, s.To-1) {
+				return true
+			}
+			continue
+		}
+		for _, o := range overlapping(l.f.occupied, s) {
+			if s.Contains(o.From) && ok(o.From, o.From) || s.Contains(o.To-1) && ok(o.To, o.To-1) {
+				return true
+			}
 		}
 	}
 	return false

@@ -74,17 +74,27 @@ func TestBasesNow(t *testing.T) {
 	home := authz.SetOccupancy{Days: open("2020-01-01")}
 	mine := authz.SetSupply{Supplier: me.gln, Days: open("2020-01-01")}
 	supply := []meter.Basis{meter.SupplyPeriodic, meter.SupplyDaily}
+	switched := append(supply[:2:2], meter.SwitchBasis)
 	for name, tc := range map[string]struct {
 		steps []authz.Step
 		want  []meter.Basis
 	}{
 		"stranger":                       {[]authz.Step{home, authz.SetSupply{Supplier: other.gln, Days: open("2020-01-01")}}, nil},
 		"supplier":                       {[]authz.Step{home, mine}, supply},
-		"supplier from today":            {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: open("2026-06-15")}}, supply},
+		"supplier from today":            {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: open("2026-06-15")}}, switched},
 		"supplier from tomorrow":         {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: open("2026-06-16")}}, nil},
-		"supplier until last year":       {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2024-08-01", "2025-08-01")}}, supply},
-		"supplier until past retention":  {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-15")}}, nil},
-		"last day of retention":          {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-16")}}, supply},
+		"supplier until last year":       {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2024-08-01", "2025-08-01")}}, switched},
+		"supplier until past retention":  {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-14")}}, nil},
+		"end read on the last day kept":  {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-15")}}, []meter.Basis{meter.SwitchBasis}},
+		"end read of an empty house":     {[]authz.Step{authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2025-06-15")}}, nil},
+		"supplier until today":           {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2026-06-15")}}, switched},
+		"contract renewed":               {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2026-01-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2026-01-01")}}, supply},
+		"customer moved in":              {[]authz.Step{authz.SetOccupancy{Days: open("2025-02-01")}, mine}, append(supply[:2:2], meter.MoveBasis)},
+		"customer moves in tomorrow":     {[]authz.Step{authz.SetOccupancy{Days: open("2026-06-16")}, mine}, nil},
+		"customer moved out after us":    {[]authz.Step{authz.SetOccupancy{Days: days("2020-01-01", "2026-02-01")}, authz.SetSupply{Supplier: me.gln, Days: days("2021-01-01", "2025-06-01")}}, switched},
+		"customer moved in before us":    {[]authz.Step{authz.SetOccupancy{Days: open("2025-02-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2025-06-01")}}, switched},
+		"customer of another moved out":  {[]authz.Step{authz.SetOccupancy{Days: days("2020-01-01", "2026-02-01")}, authz.SetSupply{Supplier: me.gln, Days: open("2026-02-01")}}, nil},
+		"last day of retention":          {[]authz.Step{home, authz.SetSupply{Supplier: me.gln, Days: days("2020-01-01", "2024-06-16")}}, switched},
 		"nobody lives there":             {[]authz.Step{mine}, nil},
 		"opted out throughout":           {[]authz.Step{home, mine, authz.SetOptOut{Days: open("2020-01-01")}}, nil},
 		"opted out today":                {[]authz.Step{home, mine, authz.SetOptOut{Days: open("2026-06-15")}}, supply},
@@ -95,7 +105,7 @@ func TestBasesNow(t *testing.T) {
 		"consent for another purpose":    {[]authz.Step{home, mine, consent(now.AddDate(1, 0, 0), open("2026-01-01"), meter.Billing, meter.Intervals)}, supply},
 		"consent for another class":      {[]authz.Step{home, mine, consent(now.AddDate(1, 0, 0), open("2026-01-01"), meter.EnergyManagement, meter.Registers)}, supply},
 		"consent for days to come":       {[]authz.Step{home, mine, consent(now.AddDate(1, 0, 0), open("2026-06-16"), meter.EnergyManagement, meter.Intervals)}, supply},
-		"consent of the customer before": {[]authz.Step{home, mine, consent(now.AddDate(1, 0, 0), open("2026-06-10"), meter.EnergyManagement, meter.Intervals), authz.SetOccupancy{Days: open("2026-06-10")}}, supply},
+		"consent of the customer before": {[]authz.Step{home, mine, consent(now.AddDate(1, 0, 0), open("2026-06-10"), meter.EnergyManagement, meter.Intervals), authz.SetOccupancy{Days: open("2026-06-10")}}, append(supply[:2:2], meter.MoveBasis)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -107,6 +117,28 @@ func TestBasesNow(t *testing.T) {
 	}
 	if got := authz.BasesNow(me, nil, profile, now); got != nil {
 		t.Errorf("without a legal file: %v", got)
+	}
+}
+
+// A rule that reaches less far back than is kept lists nothing from further back.
+func TestBasesNowKeepToTheLookback(t *testing.T) {
+	t.Parallel()
+	p, err := meter.ParseProfile(meter.BE())
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := relationParty(t, 0)
+	now := time.Date(2026, 6, 15, 12, 0, 0, 0, time.UTC)
+	for until, want := range map[string][]meter.Basis{
+		"2024-06-14": nil,
+		"2024-06-15": {meter.SwitchBasis},
+		"2024-06-16": {meter.SupplyPeriodic, meter.SwitchBasis},
+	} {
+		f := relationFile(t, now, authz.SetOccupancy{Days: meter.DayRange{From: relationDay(t, "2020-01-01"), To: meter.MaxDay}},
+			authz.SetSupply{Supplier: me.gln, Days: meter.DayRange{From: relationDay(t, "2020-01-01"), To: relationDay(t, until)}})
+		if got := authz.BasesNow(me, f, p, now); !slices.Equal(got, want) {
+			t.Errorf("supplied until %s: %v, want %v", until, got, want)
+		}
 	}
 }
 
@@ -137,6 +169,10 @@ func TestWhatDecideGrantsIsListed(t *testing.T) {
 		}
 		step(authz.GrantConsent{ID: [16]byte{1}, Supplier: me.gln, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
 			Granularity: meter.PT1H, Days: days("consent"), ValidUntil: at.AddDate(0, 0, rapid.IntRange(1, 500).Draw(t, "valid")), Evidence: "x"})
+		if rapid.Bool().Draw(t, "move") {
+			step(authz.SetOccupancy{Days: days("second occupancy")})
+			step(authz.SetSupply{Supplier: me.gln, Days: days("second supply")})
+		}
 		if rapid.Bool().Draw(t, "opt out") {
 			step(authz.SetOptOut{Days: days("opt-out")})
 		}
@@ -146,10 +182,10 @@ func TestWhatDecideGrantsIsListed(t *testing.T) {
 			fields = append(fields, field.Code)
 		}
 		today := meter.DayOf(now, profile.Location())
-		for _, purpose := range []meter.Purpose{meter.Billing, meter.EnergyManagement} {
+		for _, purpose := range []meter.Purpose{meter.Billing, meter.EnergyManagement, meter.Switch, meter.Move, meter.CustomerService} {
 			for back := meter.Day(366); back <= 3*366; back += 366 {
 				grant, _, err := authz.Decide(me, authz.Request{EAN: f.EAN(), Purpose: purpose, Fields: fields,
-					Days: meter.DayRange{From: today - back, To: today - back + 366}}, f, profile, now)
+					Days: meter.DayRange{From: today - back + 1, To: today - back + 367}}, f, profile, now)
 				if err != nil {
 					t.Fatal(err)
 				}

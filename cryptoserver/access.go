@@ -40,8 +40,8 @@ func newAllowList(cfg map[string][]string) (allowList, error) {
 			return nil, fmt.Errorf("allow list names the unknown method %q", method)
 		}
 		for _, id := range identities {
-			if id == "" {
-				return nil, fmt.Errorf("allow list of %s names an empty identity", method)
+			if id == "" || len(id) > 64 { // as a common name has (RFC 5280, appendix A.1); it goes into the journal
+				return nil, fmt.Errorf("allow list of %s names an identity that is empty or longer than 64 bytes", method)
 			}
 			a.add("/"+cryptopb.Cryptoserver_ServiceDesc.ServiceName+"/"+method, id)
 			for _, m := range healthpb.Health_ServiceDesc.Methods {

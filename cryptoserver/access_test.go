@@ -67,6 +67,14 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 		_, err := c.Reseal(ctx, &cryptopb.ResealRequest{})
 		return err
 	},
+	"ReadJournal": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.ReadJournal(ctx, &cryptopb.ReadJournalRequest{})
+		return err
+	},
+	"SignCheckpoint": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SignCheckpoint(ctx, &cryptopb.SignCheckpointRequest{})
+		return err
+	},
 	"Status": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.Status(ctx, &cryptopb.StatusRequest{})
 		return err
@@ -102,7 +110,7 @@ func TestIdentities(t *testing.T) {
 		t.Fatal("a method is not tried")
 	}
 	w := newWorld(t)
-	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "custodian", "relay", "stranger", "cryptoserver-1", ""} {
+	for _, identity := range []string{"gateway", "ingest", "issuer", "registrar", "custodian", "relay", "auditor", "stranger", "cryptoserver-1", ""} {
 		api := w.raw(w.clientTLS(identity))
 		some := false
 		for method, call := range methods {

@@ -16,12 +16,12 @@ import (
 // month is the request that docs/PERFORMANCE.md measures: one metering point,
 // one month, all four registers by day (4 × 32 blocks) and both interval
 // fields by quarter-hour (62 blocks).
-func benchMonth(b *testing.B) (*world, client.OpenRequest) {
+func benchMonth(b *testing.B, opts ...option) (*world, client.OpenRequest) {
 	b.Helper()
-	w := newWorld(b, func(w *world, c *cryptoserver.Config) {
+	w := newWorld(b, append([]option{func(w *world, c *cryptoserver.Config) {
 		c.Log, c.Tokens.Open = slog.New(slog.DiscardHandler), w.open.Opener // unwatched
 		c.CheckEvery = 0                                                    // as in production
-	})
+	}}, opts...)...)
 	old, new := w.supplier("871234500000", "Old Energy"), w.supplier("871234500001", "New Energy")
 	p := w.electricity(old, new, [16]byte{1})
 	may := days("2024-05-01", "2024-06-01")

@@ -183,7 +183,11 @@ func (s *Server) SignControl(ctx context.Context, req *cryptopb.SignControlReque
 	if s.tokens.Seal == nil {
 		return nil, notServed(RoleSeal)
 	}
-	callOf(ctx).units = 1
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
+	c := callOf(ctx)
+	c.units = 1
 	head := control.Head{Sequence: req.Sequence}
 	if len(req.Hash) != len(head.Hash) || copy(head.Hash[:], req.Hash) == 0 || (head.Sequence == 0) != (head.Hash == control.Hash{}) || head.Sequence == 1<<64-1 {
 		return nil, malformed("a sequence and the hash of 32 bytes that goes with it")
@@ -217,6 +221,9 @@ func (s *Server) SignControl(ctx context.Context, req *cryptopb.SignControlReque
 	}
 	if _, err := control.OpenHead(signed, s.sealKeys); err != nil {
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
+	}
+	if err := s.recorder.signedHead(head, c.identity); err != nil {
+		return nil, err
 	}
 	return &cryptopb.SignControlResponse{Head: signed}, nil
 }

@@ -155,7 +155,7 @@ func TestNoFeedYet(t *testing.T) {
 	entries, newest := w.feed.Relay()
 	s, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cs2", TLS: w.serverTLS("cryptoserver-2"), Allow: allow(), Profile: w.profile, SealKeys: w.hsm.SealKeys, Verifier: w.verifier,
-		Tokens: cryptoserver.Tokens{Open: w.open}, Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Tokens: cryptoserver.Tokens{Open: w.open}, Journal: w.newJournal(), Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		CheckEvery: 20 * time.Millisecond,
 	})
 	w.must(err)
@@ -316,7 +316,7 @@ func signedElsewhere(w *world, h control.Head) []byte {
 	w.t.Helper()
 	s, err := cryptoserver.New(w.t.Context(), cryptoserver.Config{
 		ID: "cs9", TLS: w.serverTLS("cryptoserver-9"), Allow: allow(), Profile: w.profile, SealKeys: w.hsm.SealKeys,
-		Tokens: cryptoserver.Tokens{Seal: w.seal}, Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Tokens: cryptoserver.Tokens{Seal: w.seal}, Journal: w.newJournal(), Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	w.must(err)
 	c, err := client.New(client.Config{Addresses: []string{w.serve(s)}, TLS: w.clientTLS("custodian")})

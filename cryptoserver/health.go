@@ -20,7 +20,8 @@ import (
 // stands for all roles the server holds.
 //
 // What needs a recent control feed beside the token is reported so: a server
-// that does not know what was erased is left. "sealkey" is the token of role
+// that does not know what was erased is left, and so is one that cannot record
+// what it does. "sealkey" is the token of role
 // seal alone, for the methods that only need its signing key.
 type Role string
 
@@ -43,6 +44,9 @@ const (
 // needsFeed says of which roles the methods need a recent control feed.
 func (r Role) needsFeed() bool { return r != RoleSign }
 
+// isRecorded says of which roles the methods write to the journal.
+func (r Role) isRecorded() bool { return r == RoleOpen || r == RoleSeal }
+
 // monitor asks each token how it fares and tells the gRPC health service. A
 // token is down at once when it says so or a call found it so, and after two
 // checks in a row that failed otherwise (a check may wait behind a batch until
@@ -53,6 +57,7 @@ type monitor struct {
 	tokens  map[Role]token.Health
 	asking  map[Role]chan struct{} // full while a token describes itself
 	fresh   func() bool            // the control feed
+	journal Journal                // nil: none is needed
 	timeout time.Duration
 	log     *slog.Logger
 	metrics *metrics
@@ -61,11 +66,12 @@ type monitor struct {
 	failures map[Role]int
 	up       map[Role]bool
 	current  bool // the feed was fresh when last looked at
+	writable bool // the journal was when last looked at
 }
 
-func newMonitor(tokens map[Role]token.Health, fresh func() bool, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
+func newMonitor(tokens map[Role]token.Health, fresh func() bool, journal Journal, timeout time.Duration, log *slog.Logger, m *metrics) *monitor {
 	mon := &monitor{
-		server: health.NewServer(), tokens: tokens, fresh: fresh, timeout: timeout, log: log, metrics: m,
+		server: health.NewServer(), tokens: tokens, fresh: fresh, journal: journal, writable: true, timeout: timeout, log: log, metrics: m,
 		failures: map[Role]int{}, up: map[Role]bool{}, asking: map[Role]chan struct{}{},
 	}
 	for r := range tokens {
@@ -102,6 +108,9 @@ func (m *monitor) run(ctx context.Context, every time.Duration) {
 		wg.Go(func() { repeat(ctx, every, func() { m.check(ctx, r, t) }) })
 	}
 	wg.Go(func() { repeat(ctx, every, m.lookAtFeed) })
+	if m.journal != nil {
+		wg.Go(func() { repeat(ctx, every, m.lookAtJournal) })
+	}
 	wg.Wait()
 }
 
@@ -135,6 +144,31 @@ func (m *monitor) lookAtFeed() {
 	m.publish()
 }
 
+// lookAtJournal tries to write again where that failed.
+func (m *monitor) lookAtJournal() {
+	err := m.journal.Err()
+	if err != nil {
+		err = m.journal.Recover()
+	}
+	m.recorded(err)
+}
+
+// recorded is told whether what is done can be recorded.
+func (m *monitor) recorded(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if was := m.writable; was == (err == nil) {
+		return
+	}
+	m.writable = err == nil
+	if m.writable {
+		m.log.Info("the journal is written again")
+	} else {
+		m.log.Error("the journal cannot be written: nothing is opened or sealed", "error", err.Error())
+	}
+	m.publish()
+}
+
 // publish tells the health service; m.mu is held.
 func (m *monitor) publish() {
 	all := true
@@ -143,11 +177,13 @@ func (m *monitor) publish() {
 		all = all && ok
 		m.server.SetServingStatus(string(r), serving(ok))
 	}
-	m.server.SetServingStatus(serviceSealKey, serving(m.up[RoleSeal]))
+	m.server.SetServingStatus(serviceSealKey, serving(m.up[RoleSeal] && m.writable))
 	m.server.SetServingStatus(serviceAll, serving(all))
 }
 
-func (m *monitor) serves(r Role) bool { return m.up[r] && (m.current || !r.needsFeed()) }
+func (m *monitor) serves(r Role) bool {
+	return m.up[r] && (m.current || !r.needsFeed()) && (m.writable || !r.isRecorded())
+}
 
 func (m *monitor) check(ctx context.Context, r Role, t token.Health) {
 	cctx, cancel := context.WithTimeout(ctx, m.timeout)

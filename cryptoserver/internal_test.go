@@ -1,6 +1,7 @@
 package cryptoserver
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -15,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,7 @@ import (
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
 	"kluis/cryptoserver/token"
+	"kluis/internal/testing/journaltest"
 	"kluis/meter"
 )
 
@@ -71,6 +74,7 @@ func TestAllowListDeniesByDefault(t *testing.T) {
 	for name, bad := range map[string]map[string][]string{
 		"unknown method": {"open": {"gateway"}},
 		"empty identity": {"Open": {""}},
+		"long identity":  {"Open": {strings.Repeat("a", 65)}},
 	} {
 		if _, err := newAllowList(bad); err == nil {
 			t.Errorf("%s accepted", name)
@@ -88,16 +92,22 @@ func TestReceiptsAreOneChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain := &receipts{serverID: "cs1", bootID: [16]byte{1}}
+	j := journaltest.New(t)
+	chain := &recorder{serverID: "cs1", journal: j, failed: func(err error) { t.Error(err) }}
 	const n = 200
 	got := make([]envelope.Receipt, n)
 	raw := make([][]byte, n)
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
-			b := chain.issue(envelope.Receipt{
+			out, err := chain.opened([]envelope.Receipt{{
 				At: time.Unix(1718445600, 0), Supplier: gln, EAN: ean, Purpose: meter.Billing, FileVersion: 1,
-			})
+			}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b := out[0]
 			r, err := envelope.ParseReceipt(b)
 			if err != nil {
 				t.Error(err)
@@ -109,13 +119,16 @@ func TestReceiptsAreOneChain(t *testing.T) {
 	wg.Wait()
 	var previous [32]byte
 	for i, r := range got {
-		if r.Sequence != uint64(i+1) || r.Previous != previous || r.ServerID != "cs1" || r.BootID != chain.bootID {
+		if r.Sequence != uint64(i+1) || r.Previous != previous || r.ServerID != "cs1" || r.BootID != j.BootID() {
 			t.Fatalf("receipt %d breaks the chain: %+v", i+1, r)
 		}
 		previous = sha256.Sum256(raw[i])
 	}
-	if chain.issued() != n {
-		t.Errorf("%d issued", chain.issued())
+	if chain.receipts.Load() != n {
+		t.Errorf("%d issued", chain.receipts.Load())
+	}
+	if entries, err := j.Read(j.BootID(), 0, 1<<20); err != nil || !slices.EqualFunc(entries, raw, bytes.Equal) {
+		t.Errorf("the journal has %d of them, or others (%v)", len(entries), err)
 	}
 }
 
@@ -188,13 +201,13 @@ func (s *scripted) Report() []token.Report      { return nil }
 func TestMonitor(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	met, err := newMetrics(reg, control.NewFeed(), time.Now)
+	met, err := newMetrics(reg, control.NewFeed(), nil, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	open, sign := &scripted{}, &scripted{}
 	var fresh atomic.Bool
-	m := newMonitor(map[Role]token.Health{RoleOpen: open, RoleSign: sign}, fresh.Load, time.Second, slog.New(slog.DiscardHandler), met)
+	m := newMonitor(map[Role]token.Health{RoleOpen: open, RoleSign: sign}, fresh.Load, nil, time.Second, slog.New(slog.DiscardHandler), met)
 	status := func(service string) bool {
 		r, err := m.server.Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 		return err == nil && r.Status == healthpb.HealthCheckResponse_SERVING
@@ -240,7 +253,7 @@ func TestMonitor(t *testing.T) {
 		t.Error("serving with a stale control feed, or not signing with one")
 	}
 	open.err = other
-	bad := newMonitor(map[Role]token.Health{RoleOpen: open}, fresh.Load, time.Second, slog.New(slog.DiscardHandler), met)
+	bad := newMonitor(map[Role]token.Health{RoleOpen: open}, fresh.Load, nil, time.Second, slog.New(slog.DiscardHandler), met)
 	if bad.start(t.Context()) == nil || status("seal") {
 		t.Error("started with a token that fails")
 	}
@@ -337,6 +350,7 @@ func TestNewRefuses(t *testing.T) {
 		"system authorities":    func(c *Config) { c.TLS.ClientCAs = nil },
 		"no profile":            func(c *Config) { c.Profile = nil },
 		"no seal keys":          func(c *Config) { c.SealKeys = nil },
+		"open without journal":  func(c *Config) { c.Tokens.Open, c.Verifier = struct{ token.Opener }{}, struct{ TokenVerifier }{} },
 		"unknown method":        func(c *Config) { c.Allow = map[string][]string{"Reveal": {"gateway"}} },
 	} {
 		c := good()
@@ -350,11 +364,11 @@ func TestNewRefuses(t *testing.T) {
 func TestPublicHidesCauses(t *testing.T) {
 	t.Parallel()
 	secret := errors.New("ean 871685900000000004")
-	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), time.Now)
+	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{health: newMonitor(nil, func() bool { return true }, time.Second, slog.New(slog.DiscardHandler), m)}
+	s := &Server{health: newMonitor(nil, func() bool { return true }, nil, time.Second, slog.New(slog.DiscardHandler), m)}
 	for name, err := range map[string]error{
 		"plain":       secret,
 		"refusal":     refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", secret),

@@ -43,6 +43,7 @@ type unitWork struct {
 	damaged  []fieldDay
 	erased   []fieldDay
 	counts   struct{ opened, outside, duplicate, damaged, erased uint32 }
+	receipt  envelope.Receipt
 	out      *cryptopb.OpenedUnit
 }
 
@@ -104,6 +105,9 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	if err := s.current(); err != nil {
 		return nil, err
 	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
 
 	w := s.work.Get().(*openWork)
 	defer s.release(w)
@@ -141,7 +145,31 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		c.damaged += int(u.counts.damaged)
 		resp.Units[i] = u.out
 	}
+	if err := s.record(w); err != nil {
+		return nil, err
+	}
 	return resp, nil
+}
+
+// record writes the receipts of all metering points into the journal, before any
+// of it leaves.
+func (s *Server) record(w *openWork) error {
+	var receipts []envelope.Receipt
+	for i := range w.units {
+		if w.units[i].file != nil {
+			receipts = append(receipts, w.units[i].receipt)
+		}
+	}
+	encoded, err := s.recorder.opened(receipts)
+	if err != nil {
+		return err
+	}
+	for i := range w.units {
+		if w.units[i].file != nil {
+			w.units[i].out.Receipt, encoded = encoded[0], encoded[1:]
+		}
+	}
+	return nil
 }
 
 // caller establishes who asks, from the token and the supplier record alone.
@@ -155,7 +183,7 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 	if err != nil {
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
-	if s.suppliers.outdated(record.GLN(), record.Version(), now) {
+	if s.suppliers.outdated(record.GLN(), record.Version(), now) || s.supersededSupplier(record) {
 		return none, outdatedSupplier()
 	}
 	// The record must be the subject's, accept the certificate that the token
@@ -171,7 +199,7 @@ func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time
 }
 
 func outdatedSupplier() error {
-	return refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record is older than one presented before: fetch the current version", nil)
+	return refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record is older than the newest one known: fetch the current version", nil)
 }
 
 // authorise decides on one metering point and adds to the batch the blocks
@@ -198,6 +226,11 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		u.file = nil
 		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		s.metrics.units.WithLabelValues("evidence_outdated").Inc()
+		return nil
+	}
+	if s.supersededFile(u.file) {
+		u.file = nil
+		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		return nil
 	}
 	u.grant, u.withheld, err = authz.Decide(caller, r, u.file, s.profile, now)
@@ -328,7 +361,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 	u.withheld = append(u.withheld, runs(u.erased, meter.Erased)...)
 	u.out.Series = seriesToWire(series)
 	u.out.Withheld = withheldToWire(u.withheld)
-	u.out.Receipt = s.receipts.issue(envelope.Receipt{
+	u.receipt = envelope.Receipt{
 		At:            now,
 		InteractionID: [16]byte(in.InteractionId),
 		Supplier:      caller.Supplier(),
@@ -342,7 +375,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		Refused:       u.counts.outside + u.counts.duplicate + u.counts.erased,
 		Damaged:       u.counts.damaged,
 		Content:       envelope.ContentDigest(w.opened),
-	})
+	}
 	for outcome, n := range map[string]uint32{
 		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate,
 		"damaged": u.counts.damaged, "erased": u.counts.erased,

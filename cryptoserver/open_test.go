@@ -65,7 +65,7 @@ func TestOpen(t *testing.T) {
 	w.must(err)
 	file, err := keys.LegalFile(m.file)
 	w.must(err)
-	if r.ServerID != "cs1" || r.Sequence != 1 || r.Previous != [32]byte{} || r.Supplier != m.new.gln || r.EAN != m.ean ||
+	if r.ServerID != "cs1" || r.Sequence == 0 || r.Supplier != m.new.gln || r.EAN != m.ean ||
 		r.Purpose != meter.EnergyManagement || r.LegalFile != file.Digest() || r.FileVersion != file.Version() ||
 		r.Profile != w.profile.Digest() || r.Opened != 95 || r.Refused != 0 || r.Damaged != 0 || !r.At.Equal(w.clock.now()) {
 		t.Errorf("receipt: %+v", r)
@@ -87,7 +87,7 @@ func TestOpen(t *testing.T) {
 	again := w.opened(m.ask(m.new, energy(days("2024-04-01", "2024-04-02"), importLow)))
 	next, err := envelope.ParseReceipt(again.Receipt)
 	w.must(err)
-	if next.Sequence != 2 || next.Previous != sha256.Sum256(got.Receipt) || next.BootID != r.BootID {
+	if next.Sequence != r.Sequence+1 || next.Previous != sha256.Sum256(got.Receipt) || next.BootID != r.BootID {
 		t.Errorf("second receipt: %+v", next)
 	}
 }
@@ -162,7 +162,7 @@ func TestOpenWithheld(t *testing.T) {
 			authz.Withheld{Field: importLow, Days: days("2024-06-15", "2024-06-16"), Reason: meter.PeriodInFuture}},
 		{"finer than a monthly basis", m.new, authz.Request{Purpose: meter.Billing, Days: days("2024-04-01", "2024-05-01"), Fields: []meter.FieldCode{importLow}, Resolution: meter.P1D}, nil,
 			authz.Withheld{Field: importLow, Days: days("2024-04-01", "2024-05-01"), Reason: meter.NotGrantedAtThisGranularity}},
-		{"no rule for the purpose", m.new, authz.Request{Purpose: meter.Switch, Days: days("2024-04-01", "2024-05-01"), Fields: []meter.FieldCode{importLow}}, nil,
+		{"no rule for the purpose", m.new, authz.Request{Purpose: meter.CustomerService, Days: days("2024-04-01", "2024-05-01"), Fields: []meter.FieldCode{importLow}}, nil,
 			authz.Withheld{Field: importLow, Days: days("2024-04-01", "2024-05-01"), Reason: meter.PurposeNotAvailable}},
 		{"consent revoked", m.new, energy(days("2024-04-01", "2024-05-01"), importIntervals), func() { m.step(authz.RevokeConsent{ID: m.consent}) },
 			authz.Withheld{Field: importIntervals, Days: days("2024-04-01", "2024-05-01"), Reason: meter.ConsentRevoked}},

@@ -26,8 +26,8 @@ func (w *world) pool() (c *client.Client, second *spyOpener, stop func()) {
 	second = &spyOpener{Opener: tokens.Opener()}
 	server, err := cryptoserver.New(w.t.Context(), cryptoserver.Config{
 		ID: "cs2", TLS: w.serverTLS("cryptoserver-2"), Allow: allow(), Profile: w.profile, SealKeys: w.hsm.SealKeys, Verifier: w.verifier,
-		Tokens: cryptoserver.Tokens{Open: second},
-		Clock:  w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), CheckEvery: 20 * time.Millisecond,
+		Tokens: cryptoserver.Tokens{Open: second}, Journal: w.newJournal(),
+		Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), CheckEvery: 20 * time.Millisecond,
 	})
 	w.must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

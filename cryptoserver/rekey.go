@@ -141,6 +141,9 @@ func (s *Server) Reseal(ctx context.Context, req *cryptopb.ResealRequest) (*cryp
 	if err := s.current(); err != nil {
 		return nil, err
 	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
 	if err := s.rates.wait(ctx, c.identity, n); err != nil {
 		return nil, err
 	}
@@ -182,11 +185,18 @@ func (s *Server) Reseal(ctx context.Context, req *cryptopb.ResealRequest) (*cryp
 			return nil, err
 		}
 	}
+	event := envelope.SealEvent{At: s.now(), Client: c.identity, Kind: envelope.BlocksResealed, EAN: ean, Blocks: make([]envelope.SealedDigest, len(b.items))}
 	for i := range b.items {
-		item := &b.items[i]
-		resp.Blocks[b.refs[i].at] = &cryptopb.ResealedBlock{
+		item, ref := &b.items[i], &b.refs[i]
+		resp.Blocks[ref.at] = &cryptopb.ResealedBlock{
 			Ciphertext: envelope.AppendCiphertext(make([]byte, 0, len(item.Out)+envelope.CiphertextOverhead),
 				envelope.Ciphertext{KeyID: to.ID, IV: item.IV, Body: item.Out}),
+		}
+		event.Blocks[i] = envelope.SealedDigest{Field: ref.id.Field, Day: ref.id.Day, Version: ref.id.Version, Digest: envelope.CiphertextDigest(resp.Blocks[ref.at].Ciphertext)}
+	}
+	if len(event.Blocks) > 0 {
+		if err := s.recorder.sealed(event); err != nil {
+			return nil, err
 		}
 	}
 	c.damaged = n - len(b.items)

@@ -109,6 +109,9 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 	if err := s.current(); err != nil {
 		return nil, err
 	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
 	if err := s.rates.wait(ctx, c.identity, n); err != nil {
 		return nil, err
 	}
@@ -144,6 +147,7 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 		return nil, s.tokenError(ctx, RoleSeal, err)
 	}
 	resp := &cryptopb.SealResponse{Blocks: make([]*cryptopb.SealedContent, n)}
+	event := envelope.SealEvent{At: s.now(), Client: c.identity, Kind: envelope.BlocksSealed, EAN: ean, Blocks: make([]envelope.SealedDigest, n)}
 	for i := range b.items {
 		item := &b.items[i]
 		resp.Blocks[i] = &cryptopb.SealedContent{
@@ -151,6 +155,11 @@ func (s *Server) Seal(ctx context.Context, req *cryptopb.SealRequest) (*cryptopb
 				envelope.Ciphertext{KeyID: b.ids[i].KeyID, IV: item.IV, Body: item.Out}),
 			ContentMac: macs[i][:],
 		}
+		id := &b.ids[i]
+		event.Blocks[i] = envelope.SealedDigest{Field: id.Field, Day: id.Day, Version: id.Version, Digest: envelope.CiphertextDigest(resp.Blocks[i].Ciphertext)}
+	}
+	if err := s.recorder.sealed(event); err != nil {
+		return nil, err
 	}
 	s.metrics.blocks.WithLabelValues("sealed").Add(float64(n))
 	return resp, nil
@@ -323,6 +332,9 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 	if s.tokens.Seal == nil {
 		return nil, notServed(RoleSeal)
 	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
 	c := callOf(ctx)
 	c.units = 1
 	var previous *authz.LegalFile
@@ -340,12 +352,21 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 	if err != nil {
 		return nil, stepRefused(err)
 	}
+	if err := s.onSupersededFile(previous, next); err != nil {
+		return nil, err
+	}
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.sealKeys.LegalFile(sealed); err != nil {
+	file, err := s.sealKeys.LegalFile(sealed)
+	if err != nil {
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
+	}
+	if err := s.recorder.sealed(envelope.SealEvent{
+		At: s.now(), Client: c.identity, Kind: envelope.LegalFile, EAN: file.EAN(), Version: file.Version(), Digest: file.Digest(),
+	}); err != nil {
+		return nil, err
 	}
 	return &cryptopb.SealStepResponse{LegalFile: sealed}, nil
 }
@@ -355,7 +376,11 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 	if s.tokens.Seal == nil {
 		return nil, notServed(RoleSeal)
 	}
-	callOf(ctx).units = 1
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
+	c := callOf(ctx)
+	c.units = 1
 	var previous *authz.Supplier
 	if len(req.Previous) > 0 {
 		var err error
@@ -382,12 +407,21 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 	if err != nil {
 		return nil, stepRefused(err)
 	}
+	if err := s.onSupersededRecord(previous, next); err != nil {
+		return nil, err
+	}
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.sealKeys.Supplier(sealed); err != nil {
+	record, err := s.sealKeys.Supplier(sealed)
+	if err != nil {
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
+	}
+	if err := s.recorder.sealed(envelope.SealEvent{
+		At: s.now(), Client: c.identity, Kind: envelope.SupplierRecord, GLN: record.GLN(), Version: record.Version(), Digest: record.Digest(),
+	}); err != nil {
+		return nil, err
 	}
 	return &cryptopb.SealSupplierResponse{SupplierRecord: sealed}, nil
 }

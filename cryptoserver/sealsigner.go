@@ -17,6 +17,7 @@ import (
 // key in the HSM.
 type sealSigner struct {
 	key crypto.Signer
+	pub *ecdsa.PublicKey
 	id  authz.KeyID
 }
 
@@ -27,13 +28,18 @@ func newSealSigner(key crypto.Signer, pinned []*ecdsa.PublicKey) (*sealSigner, e
 	}
 	for _, p := range pinned {
 		if p.Equal(pub) {
-			return &sealSigner{key: key, id: authz.KeyIDOf(pub)}, nil
+			return &sealSigner{key: key, pub: pub, id: authz.KeyIDOf(pub)}, nil
 		}
 	}
 	return nil, errors.New("the seal token's public key is not among the pinned seal keys: nobody would accept what it seals")
 }
 
 func (s *sealSigner) KeyID() authz.KeyID { return s.id }
+
+// checkpointKey is what signs the head of the audit log's tree.
+func (s *sealSigner) checkpointKey() (*ecdsa.PublicKey, func([32]byte) ([64]byte, error)) {
+	return s.pub, func(digest [32]byte) ([64]byte, error) { return authz.SignDigest(s, digest) }
+}
 
 func (s *sealSigner) SignDigest(digest [32]byte) ([64]byte, error) {
 	var out [64]byte

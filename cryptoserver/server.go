@@ -62,6 +62,9 @@ type Config struct {
 	Verifier TokenVerifier      // needed for role open
 	Issue    Issue              // needed for role sign
 	Tokens   Tokens
+	// Journal is needed for the roles open and seal. It is closed by whom it
+	// belongs to, once Serve has ended.
+	Journal Journal
 
 	// SealRate is how many blocks a second each client identity may have
 	// sealed; 20,000 when zero.
@@ -115,24 +118,26 @@ type Server struct {
 	verifier TokenVerifier
 	issue    Issue
 	tokens   Tokens
-	sealer   authz.Signer
+	sealer   *sealSigner
 
-	now        func() time.Time
-	log        *slog.Logger
-	metrics    *metrics
-	health     *monitor
-	receipts   *receipts
-	files      *newest[meter.EAN]
-	suppliers  *newest[meter.GLN]
-	sealed     *repeats
-	resealed   *repeats // by itself: what one service uses up must not stop the other
-	rates      sealRates
-	control    *follower
-	started    time.Time
-	checkEvery time.Duration
-	maxCall    time.Duration
-	drain      time.Duration
-	work       sync.Pool // *openWork
+	now         func() time.Time
+	log         *slog.Logger
+	metrics     *metrics
+	health      *monitor
+	recorder    *recorder
+	files       *newest[meter.EAN]
+	suppliers   *newest[meter.GLN]
+	sealed      *repeats
+	resealed    *repeats // by itself: what one service uses up must not stop the other
+	rates       sealRates
+	control     *follower
+	boot        [16]byte
+	checkpoints checkpoints
+	started     time.Time
+	checkEvery  time.Duration
+	maxCall     time.Duration
+	drain       time.Duration
+	work        sync.Pool // *openWork
 }
 
 // New checks the configuration and every token; it refuses whatever would not
@@ -152,7 +157,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
 		verifier: c.Verifier, issue: c.Issue, tokens: c.Tokens,
 		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
-		receipts: &receipts{serverID: c.ID}, sealed: newRepeats(), resealed: newRepeats(),
+		sealed: newRepeats(), resealed: newRepeats(),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -176,7 +181,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		return nil, fmt.Errorf("cryptoserver: seal keys: %w", err)
 	}
 	feed := control.NewFeed()
-	if s.metrics, err = newMetrics(c.Registerer, feed, s.now); err != nil {
+	if s.metrics, err = newMetrics(c.Registerer, feed, c.Journal, s.now); err != nil {
 		return nil, fmt.Errorf("cryptoserver: metrics: %w", err)
 	}
 	if s.files, err = newNewest[meter.EAN](newestKept); err != nil {
@@ -185,7 +190,11 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if s.suppliers, err = newNewest[meter.GLN](newestKept); err != nil {
 		return nil, fmt.Errorf("cryptoserver: %w", err)
 	}
-	if _, err := rand.Read(s.receipts.bootID[:]); err != nil {
+	if c.Journal != nil {
+		s.boot = c.Journal.BootID()
+	} else if c.Tokens.Open != nil || c.Tokens.Seal != nil {
+		return nil, errors.New("cryptoserver: the roles open and seal need a journal: name journal_dir")
+	} else if _, err := rand.Read(s.boot[:]); err != nil {
 		return nil, fmt.Errorf("cryptoserver: boot id: %w", err)
 	}
 	held := map[Role]token.Health{}
@@ -232,7 +241,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if c.Tokens.Seal != nil {
 		s.control.holders = append(s.control.holders, c.Tokens.Seal)
 	}
-	s.health = newMonitor(held, func() bool { return feed.Fresh(s.now()) }, checkTimeout, s.log, s.metrics)
+	s.health = newMonitor(held, func() bool { return feed.Fresh(s.now()) }, c.Journal, checkTimeout, s.log, s.metrics)
+	s.recorder = &recorder{serverID: c.ID, journal: c.Journal, failed: s.health.recorded}
 	if err := s.health.start(ctx); err != nil {
 		return nil, fmt.Errorf("cryptoserver: %w", err)
 	}

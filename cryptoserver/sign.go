@@ -24,7 +24,7 @@ func (s *Server) SignToken(ctx context.Context, req *cryptopb.SignTokenRequest) 
 	if err != nil {
 		return nil, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
-	if s.suppliers.outdated(record.GLN(), record.Version(), now) {
+	if s.suppliers.outdated(record.GLN(), record.Version(), now) || s.supersededSupplier(record) {
 		return nil, outdatedSupplier()
 	}
 	if len(req.Thumbprint) != 32 {

@@ -16,13 +16,13 @@ func (s *Server) Status(context.Context, *cryptopb.StatusRequest) (*cryptopb.Sta
 	head := s.control.Head()
 	resp := &cryptopb.StatusResponse{
 		ServerId:        s.id,
-		BootId:          s.receipts.bootID[:],
+		BootId:          s.boot[:],
 		Roles:           s.roleNames(),
 		ProfileDigest:   s.digest[:],
 		Healthy:         s.health.healthy(),
 		Version:         s.version,
 		StartedAt:       s.started.UnixMicro(),
-		Receipts:        s.receipts.issued(),
+		Receipts:        s.recorder.receipts.Load(),
 		ControlSequence: head.Sequence,
 		ActiveEpoch:     s.control.Active(),
 	}

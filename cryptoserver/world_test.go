@@ -27,11 +27,13 @@ import (
 	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
+	"kluis/cryptoserver/journal"
 	"kluis/cryptoserver/token"
 	"kluis/internal/authn"
 	"kluis/internal/devpki"
 	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/journaltest"
 	"kluis/meter"
 )
 
@@ -49,6 +51,7 @@ func allow() map[string][]string {
 		"SealStep": {"registrar"}, "SealSupplier": {"registrar"},
 		"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
 		"Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"gateway", "registrar", "custodian"},
+		"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 	}
 }
 
@@ -65,6 +68,7 @@ type world struct {
 	open     *spyOpener
 	seal     *spySealer
 	rotate   *spyRotator
+	journal  *spyJournal
 	verifier *authn.Verifier
 	address  string
 	feed     *feedtest.Feed
@@ -214,6 +218,40 @@ func (s *spyRotator) Rewrap(ctx context.Context, keys []token.WrappedKey, to uin
 	return s.Rotator.Rewrap(ctx, keys, to)
 }
 
+// spyJournal is the real journal; a test may make it fail, as a full disk does.
+type spyJournal struct {
+	*journal.Journal
+	full   atomic.Bool
+	broken atomic.Bool // for good
+}
+
+var errNoSpace = fmt.Errorf("%w: no space left on device", journal.ErrUnavailable)
+
+func (s *spyJournal) Append(n int, encode func(int, uint64, [32]byte) []byte) ([][]byte, error) {
+	if s.full.Load() {
+		s.broken.Store(true)
+		return nil, errNoSpace
+	}
+	return s.Journal.Append(n, encode)
+}
+
+func (s *spyJournal) Err() error {
+	if s.broken.Load() {
+		return errNoSpace
+	}
+	return s.Journal.Err()
+}
+
+func (s *spyJournal) Recover() error {
+	if s.full.Load() {
+		return errNoSpace
+	}
+	s.broken.Store(false)
+	return s.Journal.Recover()
+}
+
+func (w *world) newJournal() *journal.Journal { return journaltest.New(w.t) }
+
 type option func(*world, *cryptoserver.Config)
 
 func newWorld(t testing.TB, opts ...option) *world {
@@ -233,6 +271,7 @@ func worldOn(t testing.TB, h *hsmtest.HSM, opts ...option) *world {
 	w.open = &spyOpener{Opener: tokens.Opener()}
 	w.seal = &spySealer{Sealer: tokens.Sealer()}
 	w.rotate = &spyRotator{Rotator: tokens.Rotator()}
+	w.journal = &spyJournal{Journal: w.newJournal()}
 	jwks, err := os.ReadFile(h.JWKSFile)
 	w.must(err)
 	keys, err := authn.PinnedKeys(jwks)
@@ -242,9 +281,10 @@ func worldOn(t testing.TB, h *hsmtest.HSM, opts ...option) *world {
 	c := cryptoserver.Config{
 		ID: "cs1", Version: "test", TLS: w.serverTLS("cryptoserver-1"), Allow: allow(),
 		Profile: w.profile, SealKeys: h.SealKeys, Verifier: w.verifier,
-		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
-		Tokens: cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Rotate: w.rotate, Sign: tokens.TokenSigner()},
-		Clock:  w.clock.now, Log: slog.New(slog.NewJSONHandler(w.log, nil)), Registerer: w.reg,
+		Issue:   cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Tokens:  cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Rotate: w.rotate, Sign: tokens.TokenSigner()},
+		Journal: w.journal,
+		Clock:   w.clock.now, Log: slog.New(slog.NewJSONHandler(w.log, nil)), Registerer: w.reg,
 		CheckEvery: 20 * time.Millisecond,
 	}
 	for _, o := range opts {

@@ -36,6 +36,7 @@ type Custodian struct {
 	log     *slog.Logger
 	now     func() time.Time
 	timing  timing
+	metrics *metrics
 
 	compared atomic.Bool // the whole feed in the database, with the copy
 	ready    chan struct{}
@@ -52,7 +53,7 @@ func New(store Store, servers Cryptoservers, keys *authz.SealKeys, copyFile stri
 	if err != nil {
 		return nil, err
 	}
-	return &Custodian{store: store, servers: servers, keys: keys, copy: c, log: log, now: clock, timing: defaultTiming, ready: make(chan struct{})}, nil
+	return &Custodian{store: store, servers: servers, keys: keys, copy: c, log: log, now: clock, timing: defaultTiming, metrics: newMetrics(), ready: make(chan struct{})}, nil
 }
 
 // Close closes the copy.

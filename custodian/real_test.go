@@ -25,6 +25,7 @@ import (
 	"kluis/internal/devpki"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 	"kluis/migrations"
@@ -51,8 +52,9 @@ func TestRealServers(t *testing.T) {
 				"Mint": {"custodian"}, "Seal": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"custodian"},
 			},
-			Tokens: cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
-			Clock:  time.Now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), CheckEvery: 50 * time.Millisecond,
+			Tokens:  cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
+			Journal: journaltest.New(t),
+			Clock:   time.Now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), CheckEvery: 50 * time.Millisecond,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -26,6 +26,9 @@ func (c *Custodian) Run(ctx context.Context, every time.Duration) error {
 		wg.Go(func() { c.follow(ctx, followers[i]) })
 	}
 	sign, keep := &trouble{log: c.log}, &trouble{log: c.log}
+	told := make(chan struct{}, 1)
+	facts := &watch{c: c, told: told, trouble: trouble{log: c.log}, bad: trouble{log: c.log}, alarm: trouble{log: c.log}}
+	wg.Go(func() { facts.run(ctx, every*2/5) })
 	for {
 		began := time.Now()
 		head, err := c.beat(ctx)
@@ -51,7 +54,10 @@ func (c *Custodian) Run(ctx context.Context, every time.Duration) error {
 				keep.is(err, "the head of the control feed for relays")
 			}
 		}
-		if sleep(ctx, wait) != nil {
+		select {
+		case <-told: // at once, and then as often as ever
+		case <-time.After(max(wait, 0)):
+		case <-ctx.Done():
 			return nil
 		}
 	}
@@ -152,7 +158,7 @@ func (t *trouble) is(err error, what string) {
 }
 
 func kindOf(err error) string {
-	for _, k := range []error{ErrRolledBack, ErrFork, ErrFeed, ErrCopy, ErrUnavailable, context.DeadlineExceeded} {
+	for _, k := range []error{ErrFactsBehind, errFact, ErrRolledBack, ErrFork, ErrFeed, ErrCopy, ErrUnavailable, context.DeadlineExceeded} {
 		if errors.Is(err, k) {
 			return k.Error()
 		}

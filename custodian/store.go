@@ -58,6 +58,8 @@ type ErasedCount struct {
 // ErrGone or ErrUnavailable where one applies; after any other error than the
 // first two it may have been committed or not: read again before repeating.
 type Store interface {
+	FactStore
+
 	// Feed returns the entries after a sequence, ascending, at most limit.
 	Feed(ctx context.Context, after uint64, limit int) ([]Appended, error)
 	// Append stores an entry; ErrConflict when there is one of its sequence.

@@ -12,6 +12,10 @@ import (
 //   - REGISTER of a register field at P1D is the read at the start of every
 //     day of a run, and the closing read at the run's end; at P1M the reads at
 //     month boundaries.
+//   - Points of a register field are the reads at the start of the days, each
+//     by itself, as REGISTER at P1D only. Two of them are never subtracted, and
+//     there is no closing read: the day after may be another supplier's, or
+//     another customer's.
 //   - CONSUMPTION of a register field is the difference between the read at the
 //     end of the day or month and the one at its start. A register that
 //     decreases gives a negative difference.
@@ -50,6 +54,12 @@ func Assemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) ([]Ser
 		a.withholdAll(NotGrantedAtThisGranularity)
 	case spec.Kind != Register && spec.Kind != Consumption:
 		a.withholdAll(KindNotAvailable)
+	case spec.Points && spec.Field.Class != Registers:
+		a.withholdAll(NotCoveredByRule)
+	case spec.Points && spec.Kind != Register:
+		a.withholdAll(KindNotAvailable)
+	case spec.Points && max(spec.Resolution, spec.Granularity) == P1M:
+		a.withholdAll(PartialPeriod)
 	case spec.Field.Class == Registers:
 		a.registers()
 	case spec.Field.Class == Intervals:
@@ -138,7 +148,9 @@ func (a *assembler) registers() {
 	if res == P1M {
 		n /= 28
 	}
-	n += len(days.r) // the closing reads
+	if !a.spec.Points {
+		n += len(days.r) // the closing reads
+	}
 	b := newSeriesBuilder(a.spec, res, n, n)
 	for _, run := range days.r {
 		for d := run.From; d < run.To; {
@@ -151,7 +163,7 @@ func (a *assembler) registers() {
 			}
 			d = end
 		}
-		if a.spec.Kind == Register {
+		if a.spec.Kind == Register && !a.spec.Points {
 			b.begin(run.To, 1)
 			b.set(0, a.read(run.To))
 		}

@@ -150,7 +150,7 @@ func TestAssembleRegisters(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			spec := SeriesSpec{field(t, "import_low"), tt.kind, tt.res, tt.granted, days(t, tt.days)}
+			spec := SeriesSpec{field(t, "import_low"), tt.kind, tt.res, tt.granted, days(t, tt.days), false}
 			series, short := Assemble(spec, blocks, ams)
 			checkShown(t, show(series, short), tt.want)
 			for _, s := range series {
@@ -158,6 +158,44 @@ func TestAssembleRegisters(t *testing.T) {
 					t.Errorf("series of field %d", s.Field)
 				}
 			}
+		})
+	}
+}
+
+// Single reads: of days side by side too, none is a closing read, and nothing
+// is subtracted.
+func TestAssemblePoints(t *testing.T) {
+	t.Parallel()
+	ams := zone(t, "Europe/Amsterdam")
+	blocks := map[Day]*Block{}
+	for _, s := range []string{"2025-03-14", "2025-03-15", "2025-03-16", "2025-03-17", "2025-06-30", "2025-07-01", "2025-07-02"} {
+		d := day(t, s)
+		blocks[d] = &Block{Day: d, Resolution: P1D, Start: Null, Values: []Value{Value(d)}}
+	}
+	const granted = "2025-03-15/2025-03-17 2025-07-01/2025-07-02 2025-08-01/2025-08-02"
+	all := func(reason string) string {
+		return strings.ReplaceAll(granted, " ", " "+reason+"\n") + " " + reason
+	}
+	for name, tt := range map[string]struct {
+		field        string
+		kind         Kind
+		res, granted Resolution
+		want         string
+	}{
+		"reads":                {"import_low", Register, 0, P1D, "REGISTER P1D 3/4\n2025-03-15 20162\n2025-03-16 20163\n2025-07-01 20270\n2025-08-01 null"},
+		"reads asked for":      {"import_low", Register, P1D, P1D, "REGISTER P1D 3/4\n2025-03-15 20162\n2025-03-16 20163\n2025-07-01 20270\n2025-08-01 null"},
+		"no consumption":       {"import_low", Consumption, 0, P1D, all("KIND_NOT_AVAILABLE")},
+		"no months":            {"import_low", Register, P1M, P1D, all("PARTIAL_PERIOD")},
+		"no months by grant":   {"import_low", Register, 0, P1M, all("PARTIAL_PERIOD")},
+		"no intervals":         {"import_intervals", Register, 0, PT15M, all("NOT_COVERED")},
+		"no intervals' totals": {"import_intervals", Consumption, P1D, P1D, all("NOT_COVERED")},
+		"none within the day":  {"import_low", Register, PT1H, PT15M, all("FINER_THAN_STORED")},
+		"none finer":           {"import_low", Register, PT1H, P1D, all("NOT_GRANTED_AT_THIS_GRANULARITY")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			series, short := Assemble(SeriesSpec{field(t, tt.field), tt.kind, tt.res, tt.granted, days(t, granted), true}, blocks, ams)
+			checkShown(t, show(series, short), tt.want)
 		})
 	}
 }
@@ -265,7 +303,7 @@ func TestAssembleIntervals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			spec := SeriesSpec{field(t, tt.field), tt.kind, tt.res, tt.granted, days(t, tt.days)}
+			spec := SeriesSpec{field(t, tt.field), tt.kind, tt.res, tt.granted, days(t, tt.days), false}
 			checkShown(t, show(Assemble(spec, tt.blocks, ams)), tt.want)
 		})
 	}
@@ -277,7 +315,7 @@ func TestAssembleSharesNothing(t *testing.T) {
 	d := day(t, "2024-05-02")
 	b := steady(d, PT15M, 1, 1, ams)
 	b.Quality[0] = Estimated
-	series, _ := Assemble(SeriesSpec{field(t, "import_intervals"), Consumption, 0, PT15M, NewDaySet(DayRange{d, d + 1})}, map[Day]*Block{d: b}, ams)
+	series, _ := Assemble(SeriesSpec{field(t, "import_intervals"), Consumption, 0, PT15M, NewDaySet(DayRange{d, d + 1}), false}, map[Day]*Block{d: b}, ams)
 	want := show(series, nil)
 	for i := range b.Values {
 		b.Values[i], b.Quality[i] = 99, Temporary
@@ -300,11 +338,11 @@ func TestAssembleExtremes(t *testing.T) {
 			want.Add(want, new(big.Int).Mul(big.NewInt(int64(sign*MaxInterval)), big.NewInt(int64(len(b.Values)))))
 		}
 		f := field(t, "import_intervals")
-		series, _ := Assemble(SeriesSpec{f, Consumption, P1M, PT15M, month}, blocks, ams)
+		series, _ := Assemble(SeriesSpec{f, Consumption, P1M, PT15M, month, false}, blocks, ams)
 		if got := series[0].Days[0].Values[0]; big.NewInt(int64(got)).Cmp(want) != 0 {
 			t.Errorf("month: %d, want %s", got, want)
 		}
-		series, _ = Assemble(SeriesSpec{f, Register, PT15M, PT15M, month}, blocks, ams)
+		series, _ = Assemble(SeriesSpec{f, Register, PT15M, PT15M, month, false}, blocks, ams)
 		for _, d := range series[0].Days {
 			last := d.Values[len(d.Values)-1]
 			if want := sign * (MaxRegister + MaxInterval*Value(len(d.Values)-1)); last != want {
@@ -317,7 +355,7 @@ func TestAssembleExtremes(t *testing.T) {
 			first:     {Day: first, Resolution: P1D, Values: []Value{-sign * MaxRegister}},
 			first + 1: {Day: first + 1, Resolution: P1D, Values: []Value{sign * MaxRegister}},
 		}
-		series, _ = Assemble(SeriesSpec{field(t, "import_low"), Consumption, 0, P1D, NewDaySet(DayRange{first, first + 1})}, reads, ams)
+		series, _ = Assemble(SeriesSpec{field(t, "import_low"), Consumption, 0, P1D, NewDaySet(DayRange{first, first + 1}), false}, reads, ams)
 		if got := series[0].Days[0].Values[0]; got != 2*sign*MaxRegister {
 			t.Errorf("difference %d", got)
 		}
@@ -394,6 +432,19 @@ func (b *Block) modelParts(loc *time.Location) []modelPart {
 	return out
 }
 
+// pointsRefused says why no single reads can be had, or 0.
+func (s *SeriesSpec) pointsRefused() Reason {
+	switch {
+	case s.Field.Class != Registers:
+		return NotCoveredByRule
+	case s.Kind != Register:
+		return KindNotAvailable
+	case s.Resolution == P1M || s.Granularity == P1M:
+		return PartialPeriod
+	}
+	return 0
+}
+
 func modelAssemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) modelAnswer {
 	ans := modelAnswer{map[Resolution]map[Day][]string{}, map[Day]Reason{}}
 	granted := map[Day]bool{}
@@ -418,6 +469,13 @@ func modelAssemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) m
 	if spec.Resolution != 0 && spec.Resolution < spec.Granularity {
 		for _, d := range sorted {
 			ans.withheld[d] = NotGrantedAtThisGranularity
+		}
+		return ans
+	}
+
+	if reason := spec.pointsRefused(); spec.Points && reason != 0 {
+		for _, d := range sorted {
+			ans.withheld[d] = reason
 		}
 		return ans
 	}
@@ -455,7 +513,7 @@ func modelAssemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) m
 				continue
 			}
 			ans.put(res, d, modelSum([]modelPart{read(d, 1)}))
-			if last := !granted[end] || res == P1M && !wholeMonth(end); last {
+			if last := !spec.Points && (!granted[end] || res == P1M && !wholeMonth(end)); last {
 				ans.put(res, end, modelSum([]modelPart{read(end, 1)}))
 			}
 		}
@@ -599,6 +657,7 @@ func TestAssembleAgainstModel(t *testing.T) {
 			Resolution:  rapid.SampledFrom([]Resolution{0, PT15M, PT1H, P1D, P1M}).Draw(t, "resolution"),
 			Granularity: rapid.SampledFrom([]Resolution{PT15M, PT1H, P1D, P1M}).Draw(t, "granularity"),
 			Days:        NewDaySet(span),
+			Points:      rapid.SampledFrom([]bool{false, false, true}).Draw(t, "points"),
 		}
 		holes := rapid.SliceOfN(rapid.Int32Range(0, int32(span.Len()-1)), 0, 3).Draw(t, "holes")
 		for _, h := range holes {
@@ -693,7 +752,7 @@ func BenchmarkAssemble(b *testing.B) {
 		b.Run(fmt.Sprintf("%s/%s/%s/%d", bb.field, bb.kind, bb.res, bb.n), func(b *testing.B) {
 			f := field(b, bb.field)
 			granted, blocks := benchmarkBlocks(b, f, day(b, "2024-03-01"), bb.n, ams)
-			spec := SeriesSpec{f, bb.kind, bb.res, bb.res, granted}
+			spec := SeriesSpec{f, bb.kind, bb.res, bb.res, granted, false}
 			b.ReportAllocs()
 			for b.Loop() {
 				if series, short := Assemble(spec, blocks, ams); len(series) != 1 || len(short) != 0 {

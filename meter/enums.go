@@ -25,7 +25,10 @@ var (
 		SwitchBasis:    "SWITCH",
 		MoveBasis:      "MOVE",
 		Consent:        "CONSENT",
+
+		CustomerServiceBasis: "CUSTOMER_SERVICE",
 	}
+	occasionNames = []string{AllDays: "ALL", SupplyBoundary: "SUPPLY_BOUNDARY", OccupancyBoundary: "OCCUPANCY_BOUNDARY"}
 )
 
 func (r Resolution) String() string { return enumName(r, resolutionNames, "Resolution") }
@@ -34,6 +37,7 @@ func (c Class) String() string      { return enumName(c, classNames, "Class") }
 func (c Commodity) String() string  { return enumName(c, commodityNames, "Commodity") }
 func (p Purpose) String() string    { return enumName(p, purposeNames, "Purpose") }
 func (b Basis) String() string      { return enumName(b, basisNames, "Basis") }
+func (o Occasion) String() string   { return enumName(o, occasionNames, "Occasion") }
 
 // ParseResolution reads an ISO 8601 duration that is one of the resolutions
 // ("PT15M"). Like all Parse functions of the enumerations it wants the exact
@@ -58,6 +62,11 @@ func ParsePurpose(s string) (Purpose, error) { return parseEnum[Purpose](s, purp
 
 // ParseBasis reads "CONSENT" and the like.
 func ParseBasis(s string) (Basis, error) { return parseEnum[Basis](s, basisNames, "legal basis") }
+
+// ParseOccasion reads "ALL" and the like.
+func ParseOccasion(s string) (Occasion, error) {
+	return parseEnum[Occasion](s, occasionNames, "selection of days")
+}
 
 func enumName[T ~uint8](v T, names []string, typ string) string {
 	if int(v) < len(names) && names[v] != "" {

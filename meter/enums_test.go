@@ -42,7 +42,9 @@ func TestEnums(t *testing.T) {
 	testEnum(t, "class", ParseClass, map[Class]string{1: "registers", 2: "intervals"})
 	testEnum(t, "commodity", ParseCommodity, map[Commodity]string{1: "electricity", 2: "gas"})
 	testEnum(t, "purpose", ParsePurpose, map[Purpose]string{1: "BILLING", 2: "ENERGY_MANAGEMENT", 3: "SWITCH", 4: "MOVE", 5: "CUSTOMER_SERVICE"})
-	testEnum(t, "basis", ParseBasis, map[Basis]string{1: "SUPPLY_PERIODIC", 2: "SUPPLY_DAILY", 3: "SWITCH", 4: "MOVE", 5: "CONSENT"})
+	testEnum(t, "basis", ParseBasis, map[Basis]string{1: "SUPPLY_PERIODIC", 2: "SUPPLY_DAILY", 3: "SWITCH", 4: "MOVE", 5: "CONSENT", 6: "CUSTOMER_SERVICE"})
+	testEnum(t, "selection of days", ParseOccasion, map[Occasion]string{0: "ALL", 1: "SUPPLY_BOUNDARY", 2: "OCCUPANCY_BOUNDARY"})
+	testEnum(t, "party", ParseConsentParty, map[ConsentParty]string{1: "CUSTOMER", 2: "SUPPLIER", 3: "OPERATOR"})
 	testEnum(t, "quality", ParseQuality, map[Quality]string{
 		0: "AS_PROVIDED", 1: "ADJUSTED", 2: "NOT_AVAILABLE", 3: "ESTIMATED", 5: "INCOMPLETE", 6: "CALCULATED", 7: "TEMPORARY"})
 }

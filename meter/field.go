@@ -15,12 +15,14 @@ type Field struct {
 // Rule is one legal-basis rule of the profile: on Basis, for Purpose, fields
 // of Classes may be given at Granularity or coarser, for days in Days.
 type Rule struct {
-	ID             string // "nl-billing-periodic", named in every decision
+	ID             string // named in every decision
 	Basis          Basis
 	Purpose        Purpose
 	Classes        []Class    // read only
 	Granularity    Resolution // finest
+	On             Occasion   // which of the days
 	Days           DayRange   // days the rule applies to; To is MaxDay when open
+	Lookback       int        // months back that days may be given; 0: as far as the retention
 	RequiresSupply bool       // only days in the caller's own supply periods
 	DespiteOptOut  bool       // applies although the customer opted out of remote reading
 	Enabled        bool

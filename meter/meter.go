@@ -98,9 +98,44 @@ type Basis uint8
 const (
 	SupplyPeriodic Basis = 1 // SUPPLY_PERIODIC
 	SupplyDaily    Basis = 2 // SUPPLY_DAILY
-	SwitchBasis    Basis = 3 // SWITCH
-	MoveBasis      Basis = 4 // MOVE
+	SwitchBasis    Basis = 3 // SWITCH: the reads at which a supply begins and ends
+	MoveBasis      Basis = 4 // MOVE: the reads at which an occupancy begins and ends
 	Consent        Basis = 5 // CONSENT
+
+	// CustomerServiceBasis is known and gives nothing: it rests on who the
+	// employee is and what the customer asked, which no token says yet.
+	CustomerServiceBasis Basis = 6 // CUSTOMER_SERVICE
+)
+
+// SingleReads says whether the basis gives register reads one by one: the read
+// of a day without the one that closes the day, and no consumption.
+func (b Basis) SingleReads() bool { return b == SwitchBasis || b == MoveBasis }
+
+// restsOnSupply says whether the caller's own supply is the fact.
+func (b Basis) restsOnSupply() bool {
+	return b == SupplyPeriodic || b == SupplyDaily || b.SingleReads()
+}
+
+// occasion is the one that a rule on the basis must have.
+func (b Basis) occasion() Occasion {
+	switch b {
+	case SwitchBasis:
+		return SupplyBoundary
+	case MoveBasis:
+		return OccupancyBoundary
+	}
+	return AllDays
+}
+
+// Occasion says which of the days in question a rule gives.
+type Occasion uint8
+
+// What is at a boundary is the register read of the day on which a period
+// begins, or of the one after its last.
+const (
+	AllDays           Occasion = 0 // ALL
+	SupplyBoundary    Occasion = 1 // SUPPLY_BOUNDARY: where a supply of the caller begins or ends
+	OccupancyBoundary Occasion = 2 // OCCUPANCY_BOUNDARY: where a customer whom the caller supplies moves in or out
 )
 
 // ErrUnknown is wrapped by the Parse functions of the enumerations.

@@ -1,9 +1,8 @@
 package meter
 
 import (
-	"bytes"
 	"crypto/sha256"
-	_ "embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -16,12 +15,6 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-//go:embed nl.yaml
-var nlYAML []byte
-
-// NL returns a copy of the embedded Dutch profile (nl.yaml).
-func NL() []byte { return bytes.Clone(nlYAML) }
-
 // Profile is a market profile, checked and compiled. Immutable.
 type Profile struct {
 	country   string
@@ -29,11 +22,27 @@ type Profile struct {
 	digest    [32]byte
 	location  *time.Location
 	retention int // months
+	consent   ConsentTerms
 	fields    []Field
 	rules     []Rule
 }
 
-// Country is the ISO 3166-1 code of the market, "NL".
+// ProfileID names a market profile, for what was decided by it.
+type ProfileID struct {
+	Country string   // ISO 3166-1 code of the market
+	Version string   // its own name for this edition
+	Digest  [32]byte // SHA-256 of the YAML bytes; what records keep
+}
+
+// String is for people: "XX 2026-01 (sha256 0011223344556677)".
+func (id ProfileID) String() string {
+	return fmt.Sprintf("%s %s (sha256 %s)", id.Country, id.Version, hex.EncodeToString(id.Digest[:8]))
+}
+
+// ID names the profile.
+func (p *Profile) ID() ProfileID { return ProfileID{p.country, p.version, p.digest} }
+
+// Country is the ISO 3166-1 code of the market.
 func (p *Profile) Country() string { return p.country }
 
 // Version is the profile's own name for this edition, "2026-01".
@@ -48,6 +57,9 @@ func (p *Profile) Location() *time.Location { return p.location }
 
 // RetentionMonths says how many months back days may be given.
 func (p *Profile) RetentionMonths() int { return p.retention }
+
+// ConsentTerms is what the market says of every consent.
+func (p *Profile) ConsentTerms() ConsentTerms { return p.consent }
 
 // Field looks a field up by name.
 func (p *Profile) Field(name string) (Field, bool) {
@@ -78,7 +90,7 @@ func (p *Profile) Fields(c Commodity) []Field {
 	return out
 }
 
-// Rules returns the enabled rules for a purpose, preferred first.
+// Rules returns a copy of the enabled rules for a purpose, preferred first.
 func (p *Profile) Rules(purpose Purpose) []Rule {
 	var out []Rule
 	for _, r := range p.rules {
@@ -95,13 +107,15 @@ var (
 	fieldNamePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
 	ruleIDPattern    = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	unitPattern      = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,15}$`)
-	retentionPattern = regexp.MustCompile(`^P([1-9][0-9]{0,3})([MY])$`)
+	monthsPattern    = regexp.MustCompile(`^P([1-9][0-9]{0,3})([MY])$`)
 )
 
 // ParseProfile checks a profile strictly and compiles it. Nothing is optional
-// but a rule's "to"; unknown and repeated keys, repeated codes, names and ids,
-// unknown values, and rules that contradict each other are refused. All errors
-// are reported, each a *ProfileError with its line and column.
+// but a rule's "to", "days" and "lookback", and "consent" where no rule is on
+// consent; unknown and repeated keys, repeated codes, names and ids, unknown
+// values, rules that contradict each other and rules that could never give
+// anything are refused. All errors are reported, each a *ProfileError with its
+// line and column.
 func ParseProfile(yaml []byte) (*Profile, error) {
 	r := &yamlReader{}
 	p := &Profile{digest: sha256.Sum256(yaml)}
@@ -109,16 +123,19 @@ func ParseProfile(yaml []byte) (*Profile, error) {
 	if root == nil {
 		return nil, errors.Join(r.errs...)
 	}
-	m := r.mapping(root, []string{"country", "version", "time_zone", "retention", "fields", "rules"}, nil)
+	m := r.mapping(root, []string{"country", "version", "time_zone", "retention", "fields", "rules"}, []string{"consent"})
 	p.country = r.pattern(m["country"], countryPattern, "two capital letters (ISO 3166-1)")
 	p.version = r.pattern(m["version"], versionPattern, "letters, digits, dot, dash and underscore")
 	p.location = r.location(m["time_zone"])
-	p.retention = r.retention(m["retention"])
+	p.retention = r.months(m["retention"], "retention")
+	if n := m["consent"]; n != nil {
+		p.consent = r.consentTerms(n)
+	}
 	for _, n := range r.sequence(m["fields"]) {
 		r.field(p, n)
 	}
 	for _, n := range r.sequence(m["rules"]) {
-		r.rule(p, n)
+		r.rule(p, n, m["consent"] != nil)
 	}
 	if len(r.errs) > 0 {
 		return nil, errors.Join(r.errs...)
@@ -126,8 +143,8 @@ func ParseProfile(yaml []byte) (*Profile, error) {
 	return p, nil
 }
 
-// maxRetentionMonths is a century: a longer one is a slip.
-const maxRetentionMonths = 1200
+// maxMonths is a century: a longer time is a slip.
+const maxMonths = 1200
 
 func (r *yamlReader) location(n ast.Node) *time.Location {
 	name, ok := r.text(n)
@@ -136,28 +153,29 @@ func (r *yamlReader) location(n ast.Node) *time.Location {
 	}
 	loc, err := time.LoadLocation(name)
 	if err != nil || name == "" || name == "Local" {
-		r.fail(n, "unknown time zone: want a name of the IANA zone database, such as Europe/Amsterdam")
+		r.fail(n, "unknown time zone: want a name of the IANA zone database, such as UTC")
 		return nil
 	}
 	return loc
 }
 
-func (r *yamlReader) retention(n ast.Node) int {
+// months reads a number of months or years, at most a century.
+func (r *yamlReader) months(n ast.Node, what string) int {
 	s, ok := r.text(n)
 	if !ok {
 		return 0
 	}
-	m := retentionPattern.FindStringSubmatch(s)
+	m := monthsPattern.FindStringSubmatch(s)
 	if m == nil {
-		r.fail(n, "retention: want a number of months or years, such as P24M or P2Y")
+		r.fail(n, "%s: want a number of months or years, such as P24M or P2Y", what)
 		return 0
 	}
 	months, _ := strconv.Atoi(m[1]) // the pattern leaves at most four digits
 	if m[2] == "Y" {
 		months *= 12
 	}
-	if months > maxRetentionMonths {
-		r.fail(n, "retention: at most %d months", maxRetentionMonths)
+	if months > maxMonths {
+		r.fail(n, "%s: at most %d months", what, maxMonths)
 	}
 	return months
 }
@@ -209,9 +227,9 @@ func (r *yamlReader) field(p *Profile, n ast.Node) {
 	p.fields = append(p.fields, f)
 }
 
-func (r *yamlReader) rule(p *Profile, n ast.Node) {
+func (r *yamlReader) rule(p *Profile, n ast.Node, consentTerms bool) {
 	m := r.mapping(n, []string{"id", "basis", "purpose", "classes", "granularity", "from", "requires_supply", "despite_opt_out", "enabled"},
-		[]string{"to"})
+		[]string{"to", "days", "lookback"})
 	if m == nil {
 		return
 	}
@@ -232,30 +250,86 @@ func (r *yamlReader) rule(p *Profile, n ast.Node) {
 			r.fail(to, `"to" is the first day the rule no longer applies: it must be later than "from"`)
 		}
 	}
+	if back := m["lookback"]; back != nil {
+		rule.Lookback = r.months(back, "lookback")
+		if p.retention != 0 && rule.Lookback > p.retention {
+			r.fail(back, "lookback: no further back than the retention, %d months", p.retention)
+		}
+	}
+	var classes []ast.Node
 	for _, c := range r.sequence(m["classes"]) {
 		class := parseNode(r, c, ParseClass)
-		if slices.Contains(rule.Classes, class) {
+		switch {
+		case slices.Contains(rule.Classes, class):
 			r.fail(c, "class listed twice")
+		case class != 0 && !slices.ContainsFunc(p.fields, func(f Field) bool { return f.Class == class || f.Class == 0 }):
+			r.fail(c, "no field of the catalogue is of this class")
 		}
 		if class == Registers && rule.Granularity.duration() != 0 {
 			r.fail(m["granularity"], "registers can be given at P1D or P1M only")
 		}
-		rule.Classes = append(rule.Classes, class)
+		rule.Classes, classes = append(rule.Classes, class), append(classes, c)
 	}
-	if (rule.Basis == SupplyPeriodic || rule.Basis == SupplyDaily) && !rule.RequiresSupply && m["requires_supply"] != nil {
-		r.fail(m["requires_supply"], "the basis %s is the supply itself: must be true", rule.Basis)
+	on := m["basis"] // where a wrong selection of days is shown
+	if d := m["days"]; d != nil {
+		before := len(r.errs)
+		rule.On, on = parseNode(r, d, ParseOccasion), d
+		if len(r.errs) > before {
+			on = nil
+		}
 	}
-	for _, o := range p.rules {
+	if want := rule.Basis.occasion(); rule.Basis != 0 && on != nil && rule.On != want {
+		r.fail(on, "the basis %s is for the days %s: give \"days: %s\"", rule.Basis, want, want)
+	}
+	if rule.Basis.SingleReads() {
+		// One read at a time: there are none of intervals, and a month is two.
+		for i, class := range rule.Classes {
+			if class != Registers && class != 0 {
+				r.fail(classes[i], "the basis %s gives single register reads: want registers only", rule.Basis)
+			}
+		}
+		if rule.Granularity == P1M {
+			r.fail(m["granularity"], "the basis %s gives single register reads: want P1D", rule.Basis)
+		}
+	}
+	if rule.Basis.restsOnSupply() && !rule.RequiresSupply && m["requires_supply"] != nil {
+		r.fail(m["requires_supply"], "the basis %s rests on the supply: must be true", rule.Basis)
+	}
+	switch {
+	case rule.Enabled && rule.Basis == CustomerServiceBasis:
+		r.fail(m["enabled"], "the basis %s is known but gives nothing: no token names an employee yet; must be false", rule.Basis)
+	case rule.Enabled && rule.Basis == Consent && !consentTerms:
+		r.fail(m["basis"], "there are no terms for consents: add the key \"consent\" to the profile")
+	}
+	for i := range p.rules {
+		o := &p.rules[i]
 		if rule.ID != "" && o.ID == rule.ID {
 			r.fail(m["id"], "there is another rule of this id")
 		}
-		shared := func(c Class) bool { return c != 0 && slices.Contains(o.Classes, c) }
-		if rule.Enabled && o.Enabled && rule.Basis != 0 && o.Basis == rule.Basis && rule.Purpose != 0 && o.Purpose == rule.Purpose &&
-			slices.ContainsFunc(rule.Classes, shared) && !o.Days.Intersect(rule.Days).Empty() {
-			r.fail(m["id"], "rule %s has the same basis, purpose and class on some of the same days", o.ID)
+		if reason := contradiction(&rule, o); reason != "" {
+			r.fail(m["id"], "rule %s %s", o.ID, reason)
 		}
 	}
 	p.rules = append(p.rules, rule)
+}
+
+// contradiction says why two rules may not both be in force, or "".
+func contradiction(a, b *Rule) string {
+	shared := func(c Class) bool { return c != 0 && slices.Contains(b.Classes, c) }
+	if !a.Enabled || !b.Enabled || a.Purpose == 0 || a.Purpose != b.Purpose || a.Days.Intersect(b.Days).Empty() || !slices.ContainsFunc(a.Classes, shared) {
+		return ""
+	}
+	switch {
+	case a.Basis == 0 || b.Basis == 0:
+		return ""
+	case a.Basis == b.Basis:
+		return "has the same basis, purpose and class on some of the same days"
+	case a.Granularity != b.Granularity || !a.Basis.restsOnSupply() || !b.Basis.restsOnSupply() || a.On != b.On:
+		return ""
+	case a.DespiteOptOut != b.DespiteOptOut || a.Lookback != b.Lookback:
+		return "gives another answer for the same facts, purpose, class and granularity on some of the same days"
+	}
+	return "gives the same for the same facts, purpose, class and granularity on some of the same days: only one basis can be named"
 }
 
 var retentionLine = regexp.MustCompile(`(?m)^retention:[ \t]*[^#\r\n]*?([ \t]*(#.*)?\r?)$`)

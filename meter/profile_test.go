@@ -66,15 +66,96 @@ func TestNL(t *testing.T) {
 	}
 
 	for purpose, want := range map[Purpose]string{
-		Billing:          "[{nl-billing-periodic SUPPLY_PERIODIC BILLING [registers] P1M {2012-01-01 5881580-07-11} true false true}]",
-		EnergyManagement: "[{nl-daily SUPPLY_DAILY ENERGY_MANAGEMENT [registers] P1D {2020-10-01 5881580-07-11} true false true} {nl-consent-intervals CONSENT ENERGY_MANAGEMENT [intervals] PT15M {2012-01-01 5881580-07-11} true false true}]",
-		Switch:           "[]",
-		Move:             "[]",
+		Billing:          "[{nl-billing-periodic SUPPLY_PERIODIC BILLING [registers] P1M ALL {2012-01-01 5881580-07-11} 0 true false true}]",
+		EnergyManagement: "[{nl-daily SUPPLY_DAILY ENERGY_MANAGEMENT [registers] P1D ALL {2020-10-01 5881580-07-11} 0 true false true} {nl-consent-intervals CONSENT ENERGY_MANAGEMENT [intervals] PT15M ALL {2012-01-01 5881580-07-11} 0 true false true}]",
+		Switch:           "[{nl-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
+		Move:             "[{nl-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
 		CustomerService:  "[]",
 		0:                "[]",
 	} {
 		if got := fmt.Sprint(p.Rules(purpose)); got != want {
 			t.Errorf("rules for %s:\n%s, want\n%s", purpose, got, want)
+		}
+	}
+	if got := fmt.Sprint(p.ConsentTerms()); got != "{30 36 [CUSTOMER SUPPLIER] true}" {
+		t.Errorf("consent terms %s", got)
+	}
+}
+
+// A second market, in which codes, channels, resolutions, times and rules are
+// others.
+func TestBE(t *testing.T) {
+	t.Parallel()
+	p, err := ParseProfile(BE())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Country() != "BE" || p.Location().String() != "Europe/Brussels" || p.RetentionMonths() != 36 {
+		t.Errorf("%s %s %d", p.Country(), p.Location(), p.RetentionMonths())
+	}
+	var got []string
+	for _, c := range []Commodity{Electricity, Gas} {
+		for _, f := range p.Fields(c) {
+			got = append(got, strings.TrimSpace(fmt.Sprintln(f.Code, f.Name, f.OBIS, f.Unit, f.Class, f.Stored)))
+		}
+	}
+	want := []string{
+		"101 import_normal 1-0:1.8.1 kWh registers [P1D]",
+		"102 import_low 1-0:1.8.2 kWh registers [P1D]",
+		"103 export_normal 1-0:2.8.1 kWh registers [P1D]",
+		"104 export_low 1-0:2.8.2 kWh registers [P1D]",
+		"111 import_intervals 1-0:1.8.0 kWh intervals [PT15M]",
+		"112 export_intervals 1-0:2.8.0 kWh intervals [PT15M]",
+		"105 gas 0-n:24.2.3 m3 registers [P1D]",
+		"115 gas_intervals 0-n:24.2.3 m3 intervals [PT1H]",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("fields\n%s", strings.Join(got, "\n"))
+	}
+	for purpose, want := range map[Purpose]string{
+		Billing: "[{be-billing-monthly SUPPLY_PERIODIC BILLING [registers] P1M ALL {2019-07-01 5881580-07-11} 24 true false true}]",
+		EnergyManagement: "[{be-mandate-registers CONSENT ENERGY_MANAGEMENT [registers] P1D ALL {2019-07-01 5881580-07-11} 0 false false true} " +
+			"{be-mandate-intervals CONSENT ENERGY_MANAGEMENT [intervals] PT15M ALL {2019-07-01 5881580-07-11} 0 false false true}]",
+		Switch:          "[{be-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
+		Move:            "[{be-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
+		CustomerService: "[]",
+	} {
+		if got := fmt.Sprint(p.Rules(purpose)); got != want {
+			t.Errorf("rules for %s:\n%s, want\n%s", purpose, got, want)
+		}
+	}
+	terms := p.ConsentTerms()
+	if fmt.Sprint(terms) != "{14 24 [CUSTOMER SUPPLIER OPERATOR] true}" || !terms.MayRevoke(OperatorParty) || nl(t).ConsentTerms().MayRevoke(OperatorParty) {
+		t.Errorf("consent terms %v", terms)
+	}
+}
+
+func TestProfileID(t *testing.T) {
+	t.Parallel()
+	p := nl(t)
+	id := p.ID()
+	if id != (ProfileID{p.Country(), p.Version(), p.Digest()}) || id.String() != fmt.Sprintf("NL 2026-11 (sha256 %x)", id.Digest[:8]) {
+		t.Errorf("%s", id)
+	}
+}
+
+// A consent of the last day of a month is bounded by the last day there is.
+func TestLongestUntil(t *testing.T) {
+	t.Parallel()
+	parse := func(s string) Day {
+		d, err := ParseDay(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	for _, c := range []struct {
+		began  string
+		months int
+		want   string
+	}{{"2026-01-31", 1, "2026-02-28"}, {"2024-02-29", 12, "2025-02-28"}, {"2026-05-05", 36, "2029-05-05"}, {"2026-05-05", 0, "2026-05-05"}} {
+		if got := (ConsentTerms{LongestMonths: c.months}).LongestUntil(parse(c.began)); got != parse(c.want) {
+			t.Errorf("%d months from %s: %s", c.months, c.began, got)
 		}
 	}
 }
@@ -149,7 +230,21 @@ rules:
     requires_supply: true
     despite_opt_out: false
     enabled: true
+consent:
+  answer_within: P30D
+  longest_validity: P1Y
+  revoked_by: [SUPPLIER, CUSTOMER]
+  ended_by_move: true
 `
+
+// withRule adds rules after the other two, from line 42 on.
+func withRule(rules ...[]string) string {
+	out := "    enabled: true\n"
+	for _, lines := range rules {
+		out += "  - " + strings.Join(lines, "\n    ") + "\n"
+	}
+	return out + "consent:"
+}
 
 func TestParseProfile(t *testing.T) {
 	t.Parallel()
@@ -160,8 +255,8 @@ func TestParseProfile(t *testing.T) {
 	if p.RetentionMonths() != 24 {
 		t.Errorf("P2Y is %d months", p.RetentionMonths())
 	}
-	want := "[{one CONSENT BILLING [registers intervals] P1D {2024-01-01 2024-07-01} false true true} " +
-		"{two CONSENT BILLING [intervals] PT1H {2024-07-01 5881580-07-11} true false true}]"
+	want := "[{one CONSENT BILLING [registers intervals] P1D ALL {2024-01-01 2024-07-01} 0 false true true} " +
+		"{two CONSENT BILLING [intervals] PT1H ALL {2024-07-01 5881580-07-11} 0 true false true}]"
 	if got := fmt.Sprint(p.Rules(Billing)); got != want {
 		t.Errorf("rules:\n%s, want\n%s", got, want)
 	}
@@ -240,6 +335,31 @@ func TestParseProfileRefuses(t *testing.T) {
 		"supply basis for anyone":   {"basis: CONSENT", "basis: SUPPLY_DAILY", "30:22", "must be true"},
 		"two rules of one id":       {"id: two", "id: one", "33:9", "another rule of this id"},
 		"rules that overlap":        {"to: 2024-07-01", "to: 2024-07-02", "33:9", "same basis, purpose and class"},
+		"selection of days":         {"from: 2024-01-01", "from: 2024-01-01\n    days: SUNDAYS", "29:11", "unknown selection of days"},
+		"boundary of a consent":     {"from: 2024-01-01", "from: 2024-01-01\n    days: SUPPLY_BOUNDARY", "29:11", `give "days: ALL"`},
+		"switch on all days":        {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "43:12", `give "days: SUPPLY_BOUNDARY"`},
+		"switch at a move":          {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "47:11", `give "days: SUPPLY_BOUNDARY"`},
+		"move of intervals":         {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers, intervals]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "45:26", "want registers only"},
+		"move by the month":         {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1M", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "46:18", "want P1D"},
+		"move of anyone":            {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: false", "despite_opt_out: true", "enabled: true"}), "49:22", "must be true"},
+		"customer service":          {"basis: CONSENT", "basis: CUSTOMER_SERVICE", "32:14", "no token names an employee yet"},
+		"lookback in days":          {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P7D", "29:15", "lookback"},
+		"lookback past retention":   {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P25M", "29:15", "no further back than the retention, 24 months"},
+		"class without a field":     {"class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", "class: registers\n    commodity: electricity\n    stored: [P1D]", "26:26", "no field of the catalogue"},
+		"same facts, other answer":  {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: false", "enabled: true"}), "51:9", "rule a gives another answer"},
+		"same facts, same answer":   {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "51:9", "only one basis can be named"},
+		"no terms for consents":     {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "", "24:12", `add the key "consent"`},
+		"unknown consent term":      {"  ended_by_move: true", "  ended_by_move: true\n  ended_by_death: true", "47:3", `unknown key "ended_by_death"`},
+		"consent term missing":      {"  ended_by_move: true\n", "", "43:3", `key "ended_by_move" is missing`},
+		"consent terms no mapping":  {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "consent: yes", "42:10", "want a mapping"},
+		"answer in months":          {"P30D", "P1M", "43:18", "want a number of days"},
+		"answer too long":           {"P30D", "P367D", "43:18", "at most 366 days"},
+		"validity in days":          {"P1Y", "P365D", "44:21", "longest_validity"},
+		"validity without end":      {"P1Y", "P101Y", "44:21", "at most 1200 months"},
+		"revoked by a stranger":     {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, NEIGHBOUR]", "45:26", "unknown party"},
+		"revoked by nobody":         {"[SUPPLIER, CUSTOMER]", "[]", "45:15", "at least one"},
+		"revoked by the other only": {"[SUPPLIER, CUSTOMER]", "[SUPPLIER]", "45:15", "CUSTOMER must be listed"},
+		"revoked by one twice":      {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, CUSTOMER]", "45:26", "listed twice"},
 		"rule that is no mapping":   {"  - id: two", "  - never\n  - id: two", "33:5", "want a mapping"},
 		"anchor":                    {"country: XX", "country: &c XX", "1:10", "want a text"},
 		"tag":                       {"country: XX", "country: !!str XX", "1:10", "want a text"},
@@ -359,6 +479,7 @@ func FuzzParseOBIS(f *testing.F) {
 
 func FuzzParseProfile(f *testing.F) {
 	f.Add(NL())
+	f.Add(BE())
 	f.Add([]byte(smallProfile))
 	f.Add([]byte("a: &b [*b]"))
 	f.Fuzz(func(t *testing.T, src []byte) {
@@ -368,6 +489,19 @@ func FuzzParseProfile(f *testing.F) {
 		}
 		if p != nil && (p.Location() == nil || p.RetentionMonths() < 1 || p.Country() == "" || len(p.fields) == 0) {
 			t.Fatalf("accepted without its parts: %+v", p)
+		}
+		if p == nil {
+			return
+		}
+		for _, r := range p.rules {
+			single := r.Basis.SingleReads()
+			if single != (r.On != AllDays) || single && (!r.RequiresSupply || r.Granularity != P1D || !slices.Equal(r.Classes, []Class{Registers})) ||
+				r.Days.Empty() || r.Lookback < 0 || r.Lookback > p.retention || len(r.Classes) == 0 {
+				t.Fatalf("accepted a rule that can give nothing, or too much: %+v", r)
+			}
+			if terms := p.consent; r.Enabled && (r.Basis == CustomerServiceBasis || r.Basis == Consent && (terms.LongestMonths < 1 || terms.AnswerDays < 1 || !terms.MayRevoke(CustomerParty))) {
+				t.Fatalf("accepted %+v with the terms %+v", r, terms)
+			}
 		}
 	})
 }

@@ -16,11 +16,11 @@ const (
 	NotGrantedAtThisGranularity Reason = 8  // NOT_GRANTED_AT_THIS_GRANULARITY
 	PartialPeriod               Reason = 9  // PARTIAL_PERIOD: only part of the month is covered, or not by one basis
 	PeriodInFuture              Reason = 10 // PERIOD_IN_FUTURE: not yet over
-	PeriodTooOld                Reason = 11 // PERIOD_TOO_OLD: past retention
+	PeriodTooOld                Reason = 11 // PERIOD_TOO_OLD: past retention, or further back than any rule reaches
 	FinerThanStored             Reason = 12 // FINER_THAN_STORED
 	KindNotAvailable            Reason = 13 // KIND_NOT_AVAILABLE: no such kind for this field, or no basis for it
 	Damaged                     Reason = 14 // DAMAGED: stored value did not open; reported, never guessed
-	NotCoveredByRule            Reason = 15 // NOT_COVERED: no legal basis covers this class for this purpose
+	NotCoveredByRule            Reason = 15 // NOT_COVERED: no legal basis covers this class, or this day, for this purpose
 	Erased                      Reason = 16 // ERASED: stored once; its data key was erased, and nobody can open it any more
 )
 

@@ -7,6 +7,7 @@ type SeriesSpec struct {
 	Resolution  Resolution // asked for; 0: the coarser of stored and Granularity
 	Granularity Resolution // finest granted
 	Days        DaySet     // granted days, with an end (periods; the closing register read is implied)
+	Points      bool       // each day stands for the register read at its start alone: nothing is implied
 }
 
 // Series holds the values of one field at one resolution: the days in order,
@@ -24,7 +25,8 @@ type Series struct {
 
 // SeriesDay holds the values of one local day (for P1M: of one month, and Day
 // is its first day). For REGISTER of a register field every run of days ends
-// with a further SeriesDay: the closing read, whose Day is the end of the run.
+// with a further SeriesDay: the closing read, whose Day is the end of the run;
+// but on a basis of single reads every SeriesDay stands alone.
 type SeriesDay struct {
 	Day     Day
 	Values  []Value

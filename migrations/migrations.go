@@ -27,11 +27,12 @@ const (
 	RoleIngest    = "kluis_ingest"
 	RoleRegistrar = "kluis_registrar"
 	RoleCustodian = "kluis_custodian"
+	RoleAuditor   = "kluis_auditor"
 )
 
 // Roles lists all of them, the owner first.
 func Roles() []string {
-	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar, RoleCustodian}
+	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar, RoleCustodian, RoleAuditor}
 }
 
 // ErrRole says that a role exists with powers it must not have.

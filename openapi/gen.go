@@ -368,6 +368,172 @@ func (e WithheldReason) Valid() bool {
 	}
 }
 
+// Access What the caller may read of one metering point.
+type Access struct {
+	// DecidedAt When this was found, UTC. It may change from then on.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	DecidedAt time.Time `json:"decidedAt"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// From First local day of the period answered.
+	//
+	// Example: 2024-04-02
+	From openapi_types.Date `json:"from"`
+
+	// Granted What may be read, by purpose, field and day. Days are listed twice where they may be read by themselves, and as part of a whole month if `P1M` is asked for.
+	Granted []AccessGranted `json:"granted"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// ProfileVersion Version of the market profile whose rules are named.
+	//
+	// Example: 2026-01
+	ProfileVersion string `json:"profileVersion"`
+
+	// Stored Which of the days that `granted` needs are stored and can be opened, by field and day. Nothing is said of other days. A gap is a day of which nothing has come in yet, or nothing is left.
+	Stored []AccessStored `json:"stored"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+
+	// Withheld The rest, by purpose, field and day.
+	Withheld []AccessWithheld `json:"withheld"`
+}
+
+// AccessGranted A run of days of one field that may be read for one purpose. `granularity` is the finest resolution that may be asked for, with `P1M` for whole calendar months only; `readingKind` is the kind that a request gets that does not name one. On the bases `SWITCH` and `MOVE` a day is the register read at its start, by itself.
+type AccessGranted struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	//
+	// Example: SUPPLY_PERIODIC
+	LegalBasis LegalBasis `json:"legalBasis"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// ReadingKind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
+	//
+	// Example: REGISTER
+	ReadingKind ReadingKind `json:"readingKind"`
+
+	// Rule Identifier of the market profile's rule that gives it.
+	//
+	// Example: nl-billing-periodic
+	Rule string `json:"rule"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessStored A run of days of one field that are stored, none missing between them. Of registers a day is the read at its start (00:00): the last day of a period needs the read of the day after, and `P1M` those of the first days of months only. `resolution` is the one they are stored at: what is asked for finer is withheld as `FINER_THAN_STORED`.
+type AccessStored struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day stored.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// LastStoredAt When the youngest of them, a correction maybe, was stored, UTC.
+	//
+	// Example: 2026-04-02T05:10:00Z
+	LastStoredAt time.Time `json:"lastStoredAt"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution Resolution `json:"resolution"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-01-02
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessWithheld A run of days of one field that may not be read for one purpose, and why.
+type AccessWithheld struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day withheld.
+	//
+	// Example: 2026-04-01
+	From openapi_types.Date `json:"from"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Reason Why something asked for is not given.
+	//
+	// | reason | meaning |
+	// |---|---|
+	// | `PURPOSE_NOT_AVAILABLE` | the market has no rule for this purpose |
+	// | `NOT_COVERED` | no legal basis covers this class of fields for this purpose |
+	// | `NO_SUPPLY` | the caller is not the supplier on these days |
+	// | `NOT_OCCUPIED` | outside the occupancy of the customer concerned |
+	// | `NO_CONSENT` | it needs the customer's consent; there is none |
+	// | `CONSENT_REVOKED` | the consent was revoked |
+	// | `CONSENT_EXPIRED` | the consent may no longer be used |
+	// | `OPTED_OUT` | the customer opted out of remote reading |
+	// | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
+	// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
+	// | `PERIOD_IN_FUTURE` | the day is not over |
+	// | `PERIOD_TOO_OLD` | past the time readings are kept |
+	// | `FINER_THAN_STORED` | stored coarser than asked for |
+	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
+	// | `DAMAGED` | stored, but it does not open; the operator is told |
+	// | `ERASED` | was stored, and is erased for good: at the customer's request, or past the time readings are kept |
+	//
+	//
+	// Example: PARTIAL_PERIOD
+	Reason WithheldReason `json:"reason"`
+
+	// To First local day no longer withheld for this reason.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+}
+
 // Backend One back end.
 type Backend struct {
 	// Kind What it is.
@@ -838,6 +1004,18 @@ type ListMeteringPointsParams struct {
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// GetAccessParams defines parameters for GetAccess.
+type GetAccessParams struct {
+	// Purpose Only what is given for this purpose. Absent, every purpose there is.
+	Purpose *Purpose `form:"purpose,omitempty" json:"purpose,omitempty"`
+
+	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, today included; at most ten years.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 3653 days. Together with `from`.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+}
+
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
 	// From First local day of the period.
@@ -873,6 +1051,9 @@ type ServerInterface interface {
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams)
+	// GetAccess What the caller may read of one metering point, and why the rest is not given
+	// (GET /v1/metering-points/{ean}/access)
+	GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams)
@@ -900,6 +1081,12 @@ func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
 // ListMeteringPoints The metering points the caller has a legal basis for now
 // (GET /v1/metering-points)
 func (_ Unimplemented) ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetAccess What the caller may read of one metering point, and why the rest is not given
+// (GET /v1/metering-points/{ean}/access)
+func (_ Unimplemented) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -989,6 +1176,74 @@ func (siw *ServerInterfaceWrapper) ListMeteringPoints(w http.ResponseWriter, r *
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListMeteringPoints(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetAccess operation middleware
+func (siw *ServerInterfaceWrapper) GetAccess(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ean" -------------
+	var ean Ean
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ean", chi.URLParam(r, "ean"), &ean, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ean", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetAccessParams
+
+	// ------------- Optional query parameter "purpose" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "purpose", r.URL.Query(), &params.Purpose, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "purpose"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "purpose", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetAccess(w, r, ean, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1250,6 +1505,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/readings", wrapper.GetReadings)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access", wrapper.GetAccess)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/status", wrapper.GetStatus)
@@ -1574,6 +1832,180 @@ type ListMeteringPoints504ApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListMeteringPoints504ApplicationProblemPlusJSONResponse) VisitListMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessRequestObject struct {
+	Ean    Ean `json:"ean"`
+	Params GetAccessParams
+}
+
+type GetAccessResponseObject interface {
+	VisitGetAccessResponse(w http.ResponseWriter) error
+}
+
+type GetAccess200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetAccess200JSONResponse struct {
+	Body    Access
+	Headers GetAccess200ResponseHeaders
+}
+
+func (response GetAccess200JSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess400ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess401ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess403ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess404ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess413ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess500ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess503ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess504ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1929,6 +2361,9 @@ type StrictServerInterface interface {
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(ctx context.Context, request ListMeteringPointsRequestObject) (ListMeteringPointsResponseObject, error)
+	// GetAccess What the caller may read of one metering point, and why the rest is not given
+	// (GET /v1/metering-points/{ean}/access)
+	GetAccess(ctx context.Context, request GetAccessRequestObject) (GetAccessResponseObject, error)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(ctx context.Context, request GetReadingsRequestObject) (GetReadingsResponseObject, error)
@@ -2043,6 +2478,33 @@ func (sh *strictHandler) ListMeteringPoints(w http.ResponseWriter, r *http.Reque
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListMeteringPointsResponseObject); ok {
 		if err := validResponse.VisitListMeteringPointsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetAccess operation middleware
+func (sh *strictHandler) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams) {
+	var request GetAccessRequestObject
+
+	request.Ean = ean
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAccess(ctx, request.(GetAccessRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAccess")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetAccessResponseObject); ok {
+		if err := validResponse.VisitGetAccessResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -25,6 +25,7 @@ func TestOperationIDsAreStable(t *testing.T) {
 	want := map[string]string{
 		"GET /v1/metering-points":                "listMeteringPoints",
 		"GET /v1/metering-points/{ean}/readings": "getReadings",
+		"GET /v1/metering-points/{ean}/access":   "getAccess",
 		"GET /v1/status":                         "getStatus",
 		"GET /healthz":                           "getHealth",
 		"GET /readyz":                            "getReadiness",

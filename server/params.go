@@ -104,7 +104,7 @@ func (p readingsParams) parse(profile *meter.Profile) (query, paramErrors) {
 		}
 	}
 	if q.purpose, err = meter.ParsePurpose(p.purpose); err != nil {
-		errs.add("/query/purpose", "must be one of BILLING, ENERGY_MANAGEMENT, SWITCH, MOVE, CUSTOMER_SERVICE")
+		errs.add("/query/purpose", wantPurpose)
 	}
 	for _, name := range p.fields {
 		f, ok := profile.Field(name)
@@ -141,7 +141,10 @@ func (p readingsParams) parse(profile *meter.Profile) (query, paramErrors) {
 	return q, nil
 }
 
-const wantDay = "must be a calendar day, YYYY-MM-DD, from 1970 on"
+const (
+	wantDay     = "must be a calendar day, YYYY-MM-DD, from 1970 on"
+	wantPurpose = "must be one of BILLING, ENERGY_MANAGEMENT, SWITCH, MOVE, CUSTOMER_SERVICE"
+)
 
 // request is the query for a metering point of a commodity.
 func (q query) request(commodity meter.Commodity, profile *meter.Profile) authz.Request {

@@ -173,7 +173,11 @@ func (s *Server) record(ctx context.Context, r audit.Record) error {
 // recordFailure commits the record of a request that fails, and returns the
 // failure. That the record could not be written either is told in the log.
 func (s *Server) recordFailure(ctx context.Context, r audit.Record, cause error) error {
-	r.Outcome = audit.Failed
+	if r.Outcome == audit.DryRun {
+		r.Outcome = audit.DryRunFailed
+	} else {
+		r.Outcome = audit.Failed
+	}
 	if err := s.record(ctx, r); err != nil {
 		f := asFailure(ctx, cause)
 		return &failure{kind: f.kind, challenge: f.challenge, cause: errors.Join(f.cause, err)}
@@ -182,7 +186,11 @@ func (s *Server) recordFailure(ctx context.Context, r audit.Record, cause error)
 }
 
 func (s *Server) refuseNoRelation(ctx context.Context, r audit.Record, cause error) error {
-	r.Outcome = audit.NoRelation
+	if r.Outcome == audit.DryRun {
+		r.Outcome = audit.DryRunNoRelation
+	} else {
+		r.Outcome = audit.NoRelation
+	}
 	if err := s.record(ctx, r); err != nil {
 		return err
 	}

@@ -49,7 +49,8 @@ func daysWithheld(list []authz.Withheld) map[meter.FieldCode]meter.DaySet {
 }
 
 // without takes days out of a series. A register read belongs to the day (at
-// P1M, the month) it starts and to the one it closes, and stays with either.
+// P1M, the month) it starts and to the one it closes, and stays with either; a
+// single read, to its own day.
 func without(s meter.Series, out meter.DaySet) meter.Series {
 	if out.Empty() {
 		return s
@@ -61,7 +62,7 @@ func without(s meter.Series, out meter.DaySet) meter.Series {
 	gone := func(d meter.Day) bool {
 		return !out.Intersect(meter.NewDaySet(meter.DayRange{From: d, To: next(d)})).Empty()
 	}
-	reads := s.Kind == meter.Register && s.Resolution >= meter.P1D
+	reads := s.Kind == meter.Register && s.Resolution >= meter.P1D && !s.Basis.SingleReads()
 	var kept []meter.SeriesDay
 	expected, delivered := 0, 0
 	for i, d := range s.Days {

@@ -29,6 +29,11 @@ func TestReconcile(t *testing.T) {
 	}
 	null := meter.Null
 	reads := map[meter.Day][]meter.Value{10: {1}, 11: {2}, 12: {3}, 13: {null}}
+	single := func(order ...meter.Day) meter.Series {
+		s := series(meter.Register, meter.P1D, reads, order...)
+		s.Basis = meter.SwitchBasis
+		return s
+	}
 	jan, feb, mar, apr := meter.Month(600).First(), meter.Month(601).First(), meter.Month(602).First(), meter.Month(603).First()
 	months := map[meter.Day][]meter.Value{jan: {1}, feb: {2}, mar: {3}, apr: {null}}
 	future := func(from, to meter.Day) authz.Withheld {
@@ -84,6 +89,13 @@ func TestReconcile(t *testing.T) {
 			decided:  []authz.Withheld{{Field: f, Days: days(mar+30, apr), Reason: meter.PeriodInFuture}},
 			series:   []meter.Series{series(meter.Consumption, meter.P1M, months, jan, feb)},
 			withheld: []authz.Withheld{{Field: f, Days: days(mar+30, apr), Reason: meter.PeriodInFuture}},
+		},
+		"midnight passed: single reads": {
+			// Each stands for its own day: no neighbour keeps it, or takes it away.
+			opened:   Opened{Series: []meter.Series{single(10, 12, 13)}, Withheld: []authz.Withheld{future(14, 15)}},
+			decided:  []authz.Withheld{future(13, 15)},
+			series:   []meter.Series{single(10, 12)},
+			withheld: []authz.Withheld{future(13, 14), future(14, 15)},
 		},
 		"all of a series goes": {
 			opened:   Opened{Series: []meter.Series{series(meter.Register, meter.P1D, reads, 12, 13)}},

@@ -53,12 +53,25 @@ type Candidate struct {
 	LegalFile []byte // sealed; nil when there is none
 }
 
-// Rows fetches ciphertext. There is no way to fetch any without a Grant.
+// Rows fetches ciphertext, or looks for it. There is no way to either without
+// a Grant.
 type Rows interface {
 	// Blocks returns the current versions of exactly the granted blocks, and
 	// the data key records they name. An error means that the database did
 	// not serve.
 	Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+	// Stored says which of the stored days that grants of one metering point
+	// read are there, without fetching them: ascending by field and day.
+	Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun, error)
+}
+
+// StoredRun is a run of days of a field, each of which has a stored block that
+// is not erased.
+type StoredRun struct {
+	Field      meter.FieldCode
+	Days       meter.DayRange
+	Resolution meter.Resolution // of the blocks
+	LastStored time.Time        // when the youngest of them was stored
 }
 
 // Opener has blocks opened by a cryptoserver, which decides again on the
@@ -208,6 +221,11 @@ var routes = []route{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/readings", token: true,
 		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind"}, check: checkReadings,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetReadings },
+	},
+	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/access", token: true,
+		query: []string{"purpose", "from", "to"}, check: checkAccess,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccess },
 	},
 	{
 		method: http.MethodGet, path: "/v1/status", token: true,

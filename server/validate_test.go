@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,7 +20,7 @@ func TestUnforeseenValidationError(t *testing.T) {
 	t.Parallel()
 	s := &Server{profile: dutch(t)}
 	r := httptest.NewRequest("GET", "/v1/status", nil)
-	r = r.WithContext(context.WithValue(r.Context(), callKey{}, &call{route: &routes[2]}))
+	r = r.WithContext(context.WithValue(r.Context(), callKey{}, &call{route: &routes[slices.IndexFunc(routes, func(rt route) bool { return rt.path == "/v1/status" })]}))
 	param := &openapi3.Parameter{Name: "limit", In: "query", Schema: openapi3.NewIntegerSchema().WithMin(1).WithMax(9).NewRef()}
 	for name, err := range map[string]error{
 		"plain":      errors.New("secret"),

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kluis/cryptoserver"
+	"kluis/cryptoserver/journal"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
@@ -64,11 +65,22 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, tokens.Close()) }()
 	ctx, stopped := endWhen(ctx, tokens.Stuck)
 	defer func() { err = errors.Join(err, stopped()) }()
+	// A nil *journal.Journal in the interface would not look missing.
+	var kept cryptoserver.Journal
+	if cfg.JournalDir != "" {
+		j, openErr := journal.Open(journal.Config{Dir: cfg.JournalDir, Keep: time.Duration(cfg.JournalDays) * 24 * time.Hour, Log: log})
+		if openErr != nil {
+			return openErr
+		}
+		defer func() { err = errors.Join(err, j.Close()) }()
+		kept = j
+	}
 	server, err := cryptoserver.New(ctx, cryptoserver.Config{
 		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
 		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
 		Issue:    cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()},
+		Journal:  kept,
 		SealRate: cfg.SealRate, Log: log, Registerer: reg,
 	})
 	if err != nil {

@@ -115,8 +115,9 @@ func (in *installation) config(i int) config.Cryptoserver {
 		Allow: map[string][]string{
 			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
 			"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
-			"SignControl": {"custodian"}, "PutControl": {"custodian"},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 		},
+		JournalDir:   filepath.Join(in.dir, name+"-journal"),
 		ProfileFile:  filepath.Join(in.dir, "nl.yaml"),
 		SealKeysFile: in.hsm.SealKeysFile,
 		Issuers:      []config.Issuer{{URL: "https://issuer.test", Audience: "urn:kluis:test", JWKSFile: in.hsm.JWKSFile}},
@@ -407,6 +408,12 @@ func TestServeRefuses(t *testing.T) {
 			second := strings.SplitAfter(string(b), "-----END PUBLIC KEY-----\n")[1]
 			c.SealKeysFile = in.write("one-seal-key.pem", []byte(second))
 		}, "pinned seal keys"},
+		"a journal for all to read": {func(c *config.Cryptoserver) {
+			c.JournalDir = filepath.Join(in.dir, "open-to-all")
+			if err := os.Mkdir(c.JournalDir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, "chmod 700"},
 		"no probe key": {func(c *config.Cryptoserver) { c.ProbeKeyFile = in.write("empty.bin", nil) }, "probe"},
 		"bad profile":  {func(c *config.Cryptoserver) { c.ProfileFile = in.write("bad.yaml", []byte("country: NL\nfoo: 1\n")) }, "foo"},
 	} {

@@ -377,7 +377,7 @@ func TestLogAndMetrics(t *testing.T) {
 	w.fill(e)
 	w.get(w.a, w.path(e))
 	w.get(w.a, w.path(foreign))
-	w.get(w.b, w.path(foreign, "purpose", "SWITCH"))
+	w.get(w.b, w.path(foreign, "purpose", "CUSTOMER_SERVICE"))
 	w.get(w.a, "/nowhere/"+e.String())
 	log := w.log.String()
 	lines := strings.Split(strings.TrimSpace(log), "\n")

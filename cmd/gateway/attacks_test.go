@@ -106,7 +106,7 @@ func TestCredentialsRefused(t *testing.T) {
 		"scope missing":                 {w.a, bearer(noScope), 403, "insufficient-scope", `Bearer realm="kluis", error="insufficient_scope", scope="readings:read"`, "supplier"},
 	} {
 		c := w.http(tc.who.cert)
-		for _, path := range []string{w.path(e), "/v1/metering-points", "/v1/status"} {
+		for _, path := range []string{w.path(e), accessPath(e), "/v1/metering-points", "/v1/status"} {
 			w.tap.taken()
 			r := w.do(c, http.MethodGet, path, tc.change)
 			if r.status != tc.status || r.problem(t) != tc.problem || r.header.Get("WWW-Authenticate") != tc.challenge {
@@ -237,7 +237,8 @@ func TestUnknownAndForeignAreAlike(t *testing.T) {
 		"named":        {"fields", "import_low,gas"},
 		"at P1M":       {"resolution", "P1M", "kind", "REGISTER"},
 		"for billing":  {"purpose", "BILLING"},
-		"no such rule": {"purpose", "SWITCH"},
+		"of a switch":  {"purpose", "SWITCH"},
+		"no such rule": {"purpose", "CUSTOMER_SERVICE"},
 	} {
 		var want seen
 		for i, e := range []meter.EAN{unknown, foreign, gas, bare} {

@@ -83,7 +83,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		SealKeys:       sealKeys,
 		Tokens:         verifier,
 		Facts:          facts{db},
-		Rows:           db,
+		Rows:           rows{db},
 		Opener:         opener{pool, profile.Digest()},
 		Recorder:       db,
 		Health:         health{db, pool, profile.Digest()},
@@ -103,6 +103,18 @@ func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, l
 	out := make([]server.Candidate, len(found))
 	for i, c := range found {
 		out[i] = server.Candidate(c)
+	}
+	return out, err
+}
+
+// rows gives the database's runs of stored days the server's type.
+type rows struct{ *postgres.Gateway }
+
+func (r rows) Stored(ctx context.Context, grants []authz.Grant) ([]server.StoredRun, error) {
+	found, err := r.Gateway.Stored(ctx, grants)
+	out := make([]server.StoredRun, len(found))
+	for i, run := range found {
+		out[i] = server.StoredRun(run)
 	}
 	return out, err
 }

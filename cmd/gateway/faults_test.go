@@ -254,7 +254,7 @@ func TestCryptoserversStopped(t *testing.T) {
 		t.Errorf("status: %s", r.body)
 	}
 	// What needs no cryptoserver is served.
-	if r := ask(w.path(e, "purpose", "SWITCH")); r.status != 200 {
+	if r := ask(w.path(e, "purpose", "CUSTOMER_SERVICE")); r.status != 200 {
 		t.Errorf("all withheld: %d %s", r.status, r.body)
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"kluis/cryptoserver"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
+	"kluis/cryptoserver/journal"
 	"kluis/internal/audit"
 	"kluis/internal/authn"
 	"kluis/internal/config"
@@ -181,6 +182,14 @@ func (p *pool) start(i int) error {
 	if err != nil {
 		return err
 	}
+	dir, err := os.MkdirTemp("", "kluis-journal-")
+	if err != nil {
+		return err
+	}
+	kept, err := journal.Open(journal.Config{Dir: dir})
+	if err != nil {
+		return err
+	}
 	s, err := cryptoserver.New(context.Background(), cryptoserver.Config{
 		ID: name, Version: "test",
 		TLS: &tls.Config{
@@ -192,9 +201,10 @@ func (p *pool) start(i int) error {
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
 		Profile: must(meter.ParseProfile(meter.NL())), SealKeys: p.hsm.SealKeys, Verifier: verifier,
-		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
-		Tokens: cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
-		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
+		Issue:   cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Tokens:  cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
+		Journal: kept,
+		Log:     slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
 	})
 	if err != nil {
 		return errors.Join(err, h.Close())
@@ -209,7 +219,7 @@ func (p *pool) start(i int) error {
 	p.addresses = append(p.addresses, l.Addr().String())
 	p.stops = append(p.stops, sync.OnceValue(func() error {
 		cancel()
-		return errors.Join(<-done, h.Close())
+		return errors.Join(<-done, h.Close(), kept.Close(), os.RemoveAll(dir))
 	}))
 	return nil
 }
@@ -691,6 +701,7 @@ type tap struct {
 	calls  []string
 	record func(context.Context, audit.Record, server.Recorder) error
 	rows   func(context.Context, authz.Grant, server.Rows) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+	stored func(context.Context, []authz.Grant, server.Rows) ([]server.StoredRun, error)
 	facts  func(context.Context) error
 	opened func(server.OpenRequest)
 }
@@ -736,6 +747,14 @@ func (p *tap) Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, 
 		return p.rows(ctx, g, p.Rows)
 	}
 	return p.Rows.Blocks(ctx, g)
+}
+
+func (p *tap) Stored(ctx context.Context, grants []authz.Grant) ([]server.StoredRun, error) {
+	p.note("stored")
+	if p.stored != nil {
+		return p.stored(ctx, grants, p.Rows)
+	}
+	return p.Rows.Stored(ctx, grants)
 }
 
 func (p *tap) Open(ctx context.Context, r server.OpenRequest) (server.Opened, error) {

@@ -32,6 +32,7 @@ import (
 	"kluis/internal/devpki"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 )
@@ -146,8 +147,8 @@ func (w *world) startCryptoserver(i int) (address string) {
 		},
 		Profile: must[*meter.Profile](w.t)(meter.ParseProfile(meter.NL())), SealKeys: w.hsm.SealKeys,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
-		Tokens: cryptoserver.Tokens{Seal: h.Sealer(), Sign: h.TokenSigner()},
-		Log:    slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Tokens: cryptoserver.Tokens{Seal: h.Sealer(), Sign: h.TokenSigner()}, Journal: journaltest.New(w.t),
+		Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	}))
 	l := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	ctx, cancel := context.WithCancel(w.t.Context())

@@ -17,6 +17,7 @@ type keysCmd struct {
 	Erase          keysEraseCmd          `cmd:"" help:"Destroy the data keys of a metering point, an occupancy, or all past their retention."`
 	Reapply        keysReapplyCmd        `cmd:"" help:"After a restore of the database: erase again what was erased."`
 	DestroyKEK     keysDestroyKEKCmd     `cmd:"" name:"destroy-kek" help:"Give up the KEK of an old epoch."`
+	Facts          keysFactsCmd          `cmd:"" help:"Compare legal files and supplier records with the versions that the control feed names."`
 }
 
 // confirm has a person type an answer, asked for by what. yes stands for it, for

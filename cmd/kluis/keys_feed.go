@@ -2,8 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kluis/cmd/kluis/backend"
 )
@@ -32,10 +39,23 @@ func (c *keysFeedCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	defer k.Close()
+	ready := []any{"cryptoservers", conf.Custodian.Addresses}
+	if conf.CustodianMetricsListen != "" {
+		l, err := net.Listen("tcp", conf.CustodianMetricsListen)
+		if err != nil {
+			return fmt.Errorf("custodian_metrics_listen: %w", err)
+		}
+		reg := prometheus.NewRegistry()
+		if err := k.Register(reg); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		defer serveMetrics(l, reg, log)()
+		ready = append(ready, "metrics_address", l.Addr().String())
+	}
 	go func() {
 		select {
 		case <-k.Ready():
-			log.Info("ready", "cryptoservers", conf.Custodian.Addresses)
+			log.Info("ready", ready...)
 		case <-ctx.Done():
 		}
 	}()
@@ -44,4 +64,25 @@ func (c *keysFeedCmd) Run(ctx context.Context, s streams) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// serveMetrics serves until stop.
+func serveMetrics(l net.Listener, reg *prometheus.Registry, log *slog.Logger) (stop func()) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	srv := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics listener ended", "error", err)
+		}
+	}()
+	return func() {
+		_ = srv.Close()
+		<-done
+	}
 }

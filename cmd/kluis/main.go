@@ -1,6 +1,6 @@
 // Command kluis is the operator's command: the demo, migrations, imports of
-// readings, suppliers, supply periods, consents, and the life of keys. It works
-// against the demo and against production alike.
+// readings, suppliers, supply periods, consents, the life of keys, and the audit
+// log. It works against the demo and against production alike.
 package main
 
 import (
@@ -31,6 +31,7 @@ const (
 	exitUsage       = 2
 	exitRefused     = 3 // the file, days of it, or a step in the life of keys
 	exitUnavailable = 4 // try again
+	exitFindings    = 5 // kluis audit verify found something
 	exitInterrupted = 130
 )
 
@@ -40,7 +41,7 @@ To see it work:  kluis demo --state .demo
 
 The other commands act on an installation: --state DIR is the folder of the demo, --config FILE the operator's configuration of any other (or KLUIS_STATE, KLUIS_CONFIG).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again.`
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again, 5 the audit log has findings.`
 
 type cli struct {
 	Demo     demoCmd     `cmd:"" help:"Set up and run everything on this machine."`
@@ -50,6 +51,7 @@ type cli struct {
 	Supply   supplyCmd   `cmd:"" help:"Metering points: who supplies them, and when."`
 	Consent  consentCmd  `cmd:"" help:"Customers' consents."`
 	Keys     keysCmd     `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
+	Audit    auditCmd    `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`
 	HSM      hsmCmd      `cmd:"" name:"hsm" help:"Bring your own HSM."`
 
 	Version kong.VersionFlag `help:"Print the version."`
@@ -113,7 +115,9 @@ func run(ctx context.Context, args []string, s streams) (code int) {
 		if errors.As(err, &child) {
 			return child.code
 		}
-		fmt.Fprintf(s.err, "kluis: %v\n", err)
+		if !errors.Is(err, errFindings) { // which are printed already
+			fmt.Fprintf(s.err, "kluis: %v\n", err)
+		}
 		return exitCode(ctx, err)
 	}
 	return exitOK
@@ -140,11 +144,13 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 func exitCode(ctx context.Context, err error) int {
 	var u usageError
 	switch {
+	case errors.Is(err, errFindings):
+		return exitFindings
 	case errors.As(err, &u):
 		return exitUsage
 	case ctx.Err() != nil:
 		return exitInterrupted
-	case errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking):
+	case errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking), errors.Is(err, custodian.ErrFactsBehind):
 		return exitRefused
 	case errors.Is(err, ingest.ErrMapping):
 		return exitUsage

@@ -29,6 +29,7 @@ import (
 	"kluis/internal/config"
 	"kluis/internal/devpki"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 	"kluis/migrations"
@@ -60,6 +61,7 @@ const (
 // world is an installation: a database, a cryptoserver on real tokens behind
 // real TLS, and the operator's configuration.
 type world struct {
+	metrics string // address of the daemon's
 	t       *testing.T
 	dir     string
 	config  string
@@ -108,9 +110,11 @@ func newWorld(t *testing.T) *world {
 	server, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cryptoserver-1", TLS: tls, Profile: w.profile, SealKeys: h.SealKeys,
 		Allow: map[string][]string{"Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
-			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"}},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"},
+			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"}},
 		Verifier: nobody{},
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator()},
+		Journal:  journaltest.New(t),
 		Log:      slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		Drain: time.Second,
 	})
@@ -131,6 +135,9 @@ func newWorld(t *testing.T) *world {
 	w.stop = func() { cancel(); served.Wait() }
 	t.Cleanup(w.stop)
 
+	if err := os.Mkdir(filepath.Join(w.dir, "checkpoints"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	addr := []string{l.Addr().String()}
 	err = config.Write(w.config, config.Operator{
 		MigrateURL: w.db.URL(migrations.RoleOwner), IngestURL: w.db.URL(migrations.RoleIngest), RegistrarURL: w.db.URL(migrations.RoleRegistrar),
@@ -138,8 +145,11 @@ func newWorld(t *testing.T) *world {
 		Ingest:    config.Cryptoservers{Addresses: addr, TLS: issue("ingest")},
 		Registrar: config.Cryptoservers{Addresses: addr, TLS: issue("registrar")},
 
-		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"),
+		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"), CustodianMetricsListen: "127.0.0.1:0",
 		Custodian: config.Cryptoservers{Addresses: addr, TLS: issue("custodian")},
+
+		AuditorURL: w.db.URL(migrations.RoleAuditor), AuditOrigin: "kluis.test/audit", AuditExportDir: filepath.Join(w.dir, "checkpoints"),
+		Auditor: config.Cryptoservers{Addresses: addr, TLS: issue("auditor")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -173,10 +183,14 @@ func (w *world) feed() {
 	go func() {
 		defer close(read)
 		for lines := bufio.NewScanner(r); lines.Scan(); {
-			var line struct{ Msg string }
+			var line struct {
+				Msg     string
+				Metrics string `json:"metrics_address"`
+			}
 			if json.Unmarshal(lines.Bytes(), &line) != nil {
 				w.t.Errorf("not a JSON line: %s", lines.Bytes())
 			} else if line.Msg == "ready" {
+				w.metrics = line.Metrics
 				close(ready)
 			}
 		}

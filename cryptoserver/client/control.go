@@ -44,17 +44,25 @@ func (c *Client) Addresses() []string {
 func (c *Client) PutControl(ctx context.Context, address string, first uint64, entries [][]byte, head []byte) (uint64, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	for _, s := range c.servers {
-		if s.address != address {
-			continue
-		}
-		resp, err := s.api.PutControl(ctx, &cryptopb.PutControlRequest{First: first, Entries: entries, Head: head})
-		if err != nil {
-			return 0, fromGRPC(err)
-		}
-		return resp.Sequence, nil
+	s, err := c.at(address)
+	if err != nil {
+		return 0, err
 	}
-	return 0, fmt.Errorf("cryptoserver client: %s is not among the configured addresses", address)
+	resp, err := s.api.PutControl(ctx, &cryptopb.PutControlRequest{First: first, Entries: entries, Head: head})
+	if err != nil {
+		return 0, fromGRPC(err)
+	}
+	return resp.Sequence, nil
+}
+
+// at is the server with an address.
+func (c *Client) at(address string) (*server, error) {
+	for i := range c.servers {
+		if c.servers[i].address == address {
+			return &c.servers[i], nil
+		}
+	}
+	return nil, fmt.Errorf("cryptoserver client: %s is not among the configured addresses", address)
 }
 
 // RewrapResult is one key of Rewrap.

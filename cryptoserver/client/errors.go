@@ -43,6 +43,12 @@ var (
 	ErrControlStale = errors.New("control feed stale")
 	// ErrControlFork: the control feed contradicts the one the server knows.
 	ErrControlFork = errors.New("control feed forked")
+	// ErrCheckpointFork: the server signed a larger tree of the audit log since it
+	// started, or another of the same size.
+	ErrCheckpointFork = errors.New("audit log forked")
+	// ErrNotRecorded: no server that was asked can write its journal. It is
+	// ErrUnavailable as well.
+	ErrNotRecorded = errors.New("journal cannot be written")
 	// ErrErased: the data key was erased.
 	ErrErased = errors.New("data key erased")
 	// ErrDamaged: this key or block is not what was made.
@@ -83,6 +89,8 @@ var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonKeyErased:        ErrErased,
 	cryptopb.ReasonControlStale:     ErrControlStale,
 	cryptopb.ReasonControlFork:      ErrControlFork,
+	cryptopb.ReasonCheckpointFork:   ErrCheckpointFork,
+	cryptopb.ReasonNotRecorded:      ErrNotRecorded,
 }
 
 func fromGRPC(err error) error {

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,24 @@ func mustEAN(t testing.TB) meter.EAN {
 		t.Fatal(err)
 	}
 	return e
+}
+
+func laterEAN(t testing.TB) meter.EAN {
+	t.Helper()
+	e, err := meter.ParseEAN("871685900000000011")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func mustGLN(t testing.TB) meter.GLN {
+	t.Helper()
+	g, err := meter.ParseGLN("8712345000004")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
 }
 
 func encode(t testing.TB, e control.Entry) []byte {
@@ -99,6 +118,8 @@ func entries(t testing.TB) map[string]control.Entry {
 		"erase many": {At: at, Kind: control.EraseKeys, Cause: control.CauseReplaced, Keys: []control.KeyID{id(3)}},
 		"before":     {At: at, Kind: control.EraseBefore, Cause: control.CauseRetention, Month: 658},
 		"destroy":    {At: at, Kind: control.DestroyEpoch, Epoch: 1},
+		"files":      {At: at, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: mustEAN(t), Version: 7}, {EAN: laterEAN(t), Version: 1<<63 - 1}}},
+		"suppliers":  {At: at, Kind: control.MinimumSuppliers, Suppliers: []control.SupplierMinimum{{GLN: mustGLN(t), Version: 2}}},
 	}
 }
 
@@ -194,6 +215,25 @@ func TestEntriesRefused(t *testing.T) {
 		"a destruction with keys":       with("destroy", func(e *control.Entry) { e.Keys = []control.KeyID{id(1)} }),
 		"a destruction with a month":    with("destroy", func(e *control.Entry) { e.Month = 1 }),
 		"an activation of one and more": with("activate", func(e *control.Entry) { e.EAN = mustEAN(t) }),
+		"an activation with a file":     with("activate", func(e *control.Entry) { e.Files = ok["files"].Files }),
+		"an erasure with a supplier":    with("erase", func(e *control.Entry) { e.Suppliers = ok["suppliers"].Suppliers }),
+		"no file":                       with("files", func(e *control.Entry) { e.Files = nil }),
+		"no supplier":                   with("suppliers", func(e *control.Entry) { e.Suppliers = nil }),
+		"files of no time":              with("files", func(e *control.Entry) { e.At = time.Time{} }),
+		"files and suppliers":           with("files", func(e *control.Entry) { e.Suppliers = ok["suppliers"].Suppliers }),
+		"suppliers and files":           with("suppliers", func(e *control.Entry) { e.Files = ok["files"].Files }),
+		"files with an epoch":           with("files", func(e *control.Entry) { e.Epoch = 1 }),
+		"files with a month":            with("files", func(e *control.Entry) { e.Month = 1 }),
+		"files with a cause":            with("files", func(e *control.Entry) { e.Cause = 1 }),
+		"files with an EAN":             with("files", func(e *control.Entry) { e.EAN = mustEAN(t) }),
+		"files with keys":               with("files", func(e *control.Entry) { e.Keys = []control.KeyID{id(1)} }),
+		"a file of version 0":           with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t)}} }),
+		"a version beyond":              with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t), Version: 1 << 63}} }),
+		"a file of nothing":             with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{Version: 1}} }),
+		"a file twice":                  with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[0], e.Files[0]} }),
+		"files not ascending":           with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[1], e.Files[0]} }),
+		"too many files":                with("files", func(e *control.Entry) { e.Files = make([]control.FileMinimum, control.MaxMinimums+1) }),
+		"a supplier of version 0":       with("suppliers", func(e *control.Entry) { e.Suppliers = []control.SupplierMinimum{{GLN: mustGLN(t)}} }),
 	} {
 		if b, err := e.Encode(); !errors.Is(err, control.ErrEntry) || b != nil {
 			t.Errorf("%s: %x, %v; want ErrEntry", name, b, err)
@@ -207,7 +247,11 @@ func TestEntriesRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, b := range map[string][]byte{
-		"empty": nil, "cut": good[:len(good)-1], "trailing": append(bytes.Clone(good), 0), "another version": bytes.Replace(good, []byte("entry\x01"), []byte("entry\x02"), 1),
+		"empty": nil, "cut": good[:len(good)-1], "trailing": append(bytes.Clone(good), 0), "another version": bytes.Replace(good, []byte("entry\x01"), []byte("entry\x03"), 1),
+		"keys in the version of minimums": bytes.Replace(good, []byte("entry\x01"), []byte("entry\x02"), 1),
+		"minimums in the version of keys": bytes.Replace(encode(t, ok["files"]), []byte("entry\x02"), []byte("entry\x01"), 1),
+		"minimums cut":                    encode(t, ok["files"])[:60], "minimums trailing": append(encode(t, ok["files"]), 0),
+
 		"another type": bytes.Replace(good, []byte("control-entry"), []byte("control-other"), 1), "a head": head, "a wrong EAN": bad,
 	} {
 		if _, err := control.ParseEntry(b); !errors.Is(err, control.ErrEntry) {
@@ -272,9 +316,27 @@ func (h *history) add(b []byte) {
 	h.heads = append(h.heads, control.Head{Sequence: last.Sequence + 1, Hash: last.Hash.Next(b), At: last.At.Add(time.Second)})
 }
 
+var (
+	someEANs = func() (out []meter.EAN) {
+		for n := int64(871685900000000000); len(out) < 4; n++ {
+			if e, err := meter.EANFromInt64(n); err == nil {
+				out = append(out, e)
+			}
+		}
+		return out
+	}()
+	someGLN = func() meter.GLN {
+		g, err := meter.ParseGLN("8712345000004")
+		if err != nil {
+			panic(err)
+		}
+		return g
+	}()
+)
+
 func anEntry(t *rapid.T) control.Entry {
 	e := control.Entry{At: at.Add(time.Duration(rapid.IntRange(0, 1e6).Draw(t, "at")) * time.Microsecond)}
-	switch rapid.IntRange(1, 4).Draw(t, "kind") {
+	switch rapid.IntRange(1, 6).Draw(t, "kind") {
 	case 1:
 		e.Kind, e.Epoch = control.ActivateEpoch, uint32(rapid.IntRange(1, 4).Draw(t, "epoch"))
 	case 2:
@@ -287,6 +349,13 @@ func anEntry(t *rapid.T) control.Entry {
 		e.Kind, e.Cause, e.Month = control.EraseBefore, control.CauseRetention, meter.Month(rapid.IntRange(1, 40).Draw(t, "month"))
 	case 4:
 		e.Kind, e.Epoch = control.DestroyEpoch, uint32(rapid.IntRange(1, 4).Draw(t, "epoch"))
+	case 5:
+		e.Kind = control.MinimumFiles
+		for _, of := range someEANs[rapid.IntRange(0, len(someEANs)-1).Draw(t, "from"):] {
+			e.Files = append(e.Files, control.FileMinimum{EAN: of, Version: rapid.Uint64Range(1, 9).Draw(t, "version")})
+		}
+	case 6:
+		e.Kind, e.Suppliers = control.MinimumSuppliers, []control.SupplierMinimum{{GLN: someGLN, Version: rapid.Uint64Range(1, 9).Draw(t, "version")}}
 	}
 	return e
 }
@@ -310,6 +379,7 @@ type state struct {
 	destroyed [6]bool
 	erased    map[byte]bool
 	count     int
+	minimums  [5]uint64 // of someEANs, and of someGLN
 }
 
 func stateOf(f *control.Feed) state {
@@ -322,11 +392,15 @@ func stateOf(f *control.Feed) state {
 			s.erased[i] = true
 		}
 	}
+	for i, e := range someEANs {
+		s.minimums[i] = f.FileMinimum(e)
+	}
+	s.minimums[4] = f.SupplierMinimum(someGLN)
 	return s
 }
 
 func same(a, b state) bool {
-	return a.active == b.active && a.before == b.before && a.destroyed == b.destroyed && a.count == b.count && maps.Equal(a.erased, b.erased)
+	return a.active == b.active && a.before == b.before && a.destroyed == b.destroyed && a.count == b.count && a.minimums == b.minimums && maps.Equal(a.erased, b.erased)
 }
 
 // within says that b knows all that a knows.
@@ -337,6 +411,9 @@ func (a state) within(b state) bool {
 	}
 	for k := range a.erased {
 		ok = ok && b.erased[k]
+	}
+	for i := range a.minimums {
+		ok = ok && a.minimums[i] <= b.minimums[i]
 	}
 	return ok
 }
@@ -392,6 +469,13 @@ func TestAnySplitEndsTheSame(t *testing.T) {
 				want.before = max(want.before, e.Month)
 			case control.DestroyEpoch:
 				want.destroyed[e.Epoch] = true
+			case control.MinimumFiles:
+				for _, m := range e.Files {
+					i := slices.Index(someEANs, m.EAN)
+					want.minimums[i] = max(want.minimums[i], m.Version)
+				}
+			case control.MinimumSuppliers:
+				want.minimums[4] = max(want.minimums[4], e.Suppliers[0].Version)
 			}
 		}
 		want.count = len(want.erased)
@@ -673,6 +757,8 @@ func FuzzOpenHead(f *testing.F) {
 }
 
 var goldenEntries = map[string]string{
+	"files":      "000000136b6c7569732f636f6e74726f6c2d656e74727902000660ecfb03824005000000020c18d9b52937780400000000000000070c18d9b52937780b7fffffffffffffff",
+	"suppliers":  "000000136b6c7569732f636f6e74726f6c2d656e74727902000660ecfb0382400600000001000007ec803a98440000000000000002",
 	"activate":   "000000136b6c7569732f636f6e74726f6c2d656e74727901000660ecfb03824001000000020000000000000000000000000000000000",
 	"erase":      "000000136b6c7569732f636f6e74726f6c2d656e74727901000660ecfb038240020000000000000000010c18d9b529377804000000020100000000000000000000000000000102000000000000000000000000000002",
 	"erase many": "000000136b6c7569732f636f6e74726f6c2d656e74727901000660ecfb0382400200000000000000000300000000000000000000000103000000000000000000000000000003",

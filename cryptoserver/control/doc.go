@@ -1,6 +1,7 @@
 // Package control is the feed by which the operator's key custodian tells every
 // cryptoserver what has become of keys: which KEK epoch is active, which data
-// keys are erased, which epochs are destroyed.
+// keys are erased, which epochs are destroyed; and which versions of sealed
+// facts count no more, because a later one takes rights away.
 //
 // The feed is a sequence of entries, 1, 2, ..., chained by SHA-256. A Head says
 // "at this time the feed ended with this entry", signed by a seal key. Entries

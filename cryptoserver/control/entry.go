@@ -31,6 +31,13 @@ const (
 	// DestroyEpoch: the KEK of Epoch is given up, and with it every data key
 	// that only it wraps.
 	DestroyEpoch Kind = 4
+	// MinimumFiles: of each metering point named, no legal file below its
+	// version counts any more.
+	MinimumFiles Kind = 5
+	// MinimumSuppliers: of each supplier named, no supplier record below its
+	// version counts any more. The record of that version says what became of
+	// its certificates, and whether it is suspended.
+	MinimumSuppliers Kind = 6
 )
 
 // Cause says why keys were erased.
@@ -52,24 +59,33 @@ const MaxEpoch = 1<<31 - 1
 
 // Entry is one entry of the feed. Fields that its kind does not name are zero.
 type Entry struct {
-	At    time.Time // UTC, microseconds; the custodian's clock, for people
-	Kind  Kind
-	Epoch uint32      // ActivateEpoch, DestroyEpoch; from 1
-	Month meter.Month // EraseBefore; the first month that stays
-	Cause Cause       // EraseKeys, EraseBefore
-	EAN   meter.EAN   // EraseKeys; zero when the keys are of several metering points
-	Keys  []KeyID     // EraseKeys; 1 to MaxKeys, ascending, each once
+	At        time.Time // UTC, microseconds; the custodian's clock, for people
+	Kind      Kind
+	Epoch     uint32            // ActivateEpoch, DestroyEpoch; from 1
+	Month     meter.Month       // EraseBefore; the first month that stays
+	Cause     Cause             // EraseKeys, EraseBefore
+	EAN       meter.EAN         // EraseKeys; zero when the keys are of several metering points
+	Keys      []KeyID           // EraseKeys; 1 to MaxKeys, ascending, each once
+	Files     []FileMinimum     // MinimumFiles; 1 to MaxMinimums, by EAN, each once
+	Suppliers []SupplierMinimum // MinimumSuppliers; 1 to MaxMinimums, by GLN, each once
 }
 
 const (
-	entryDomain  = "kluis/control-entry"
-	entryVersion = 1
+	entryDomain = "kluis/control-entry"
+	// entryKeys is the version of the kinds that tell what becomes of keys,
+	// entryMinimums that of the minimums. A server that does not know the
+	// second stays before such an entry.
+	entryKeys     = 1
+	entryMinimums = 2
 )
 
 // Encode returns the canonical form ("kluis/control-entry"). The errors wrap
 // ErrEntry: what ParseEntry would not accept is not encoded.
 func (e Entry) Encode() ([]byte, error) {
-	w := canonical.New(entryDomain, entryVersion)
+	if e.minimum() {
+		return e.encodeMinimums()
+	}
+	w := canonical.New(entryDomain, entryKeys)
 	w.Time(e.At)
 	w.U8(uint8(e.Kind))
 	w.U32(e.Epoch)
@@ -79,6 +95,9 @@ func (e Entry) Encode() ([]byte, error) {
 	w.Count(len(e.Keys))
 	for i := range e.Keys {
 		w.Fixed(e.Keys[i][:])
+	}
+	if len(e.Files) > 0 || len(e.Suppliers) > 0 {
+		return nil, fmt.Errorf("%w: a field that its kind does not have", ErrEntry)
 	}
 	b := w.Encoded()
 	if _, err := ParseEntry(b); err != nil {
@@ -90,9 +109,12 @@ func (e Entry) Encode() ([]byte, error) {
 // ParseEntry accepts exactly what Encode makes.
 func ParseEntry(b []byte) (Entry, error) {
 	var e Entry
-	r, _, err := canonical.Open(b, entryDomain, entryVersion)
+	r, version, err := canonical.Open(b, entryDomain, entryKeys, entryMinimums)
 	if err != nil {
 		return e, fmt.Errorf("%w: %w", ErrEntry, err)
+	}
+	if version == entryMinimums {
+		return parseMinimums(r)
 	}
 	e.At = r.Time()
 	e.Kind = Kind(r.U8())

@@ -34,11 +34,13 @@ type Feed struct {
 	before    meter.Month
 	destroyed map[uint32]bool
 	erased    map[KeyID]struct{}
+	files     minimums // by EAN
+	suppliers minimums // by GLN
 }
 
 // NewFeed knows nothing yet.
 func NewFeed() *Feed {
-	return &Feed{activated: map[uint32]bool{}, destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}}
+	return &Feed{activated: map[uint32]bool{}, destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}, files: minimums{}, suppliers: minimums{}}
 }
 
 // Advance follows the feed to a head that was verified. entries are canonical
@@ -99,6 +101,14 @@ func (f *Feed) apply(e *Entry) (erases bool) {
 	case DestroyEpoch:
 		f.destroyed[e.Epoch] = true
 		return true
+	case MinimumFiles:
+		for _, m := range e.Files {
+			f.files.raise(m.EAN.Int64(), m.Version)
+		}
+	case MinimumSuppliers:
+		for _, m := range e.Suppliers {
+			f.suppliers.raise(m.GLN.Int64(), m.Version)
+		}
 	}
 	return false
 }
@@ -119,6 +129,8 @@ func (f *Feed) Check(e Entry) error {
 		return fmt.Errorf("%w: epoch %d is not older than the active one, %d", ErrOrder, e.Epoch, f.active)
 	case e.Kind == EraseBefore && e.Month <= f.before:
 		return fmt.Errorf("%w: the months before %s are erased already", ErrOrder, f.before)
+	case e.minimum() && !f.raises(e):
+		return fmt.Errorf("%w: all these versions, or later ones, are the least already", ErrOrder)
 	}
 	return nil
 }

@@ -2251,6 +2251,283 @@ func (x *ResealedBlock) GetFault() Fault {
 	return Fault_FAULT_UNSPECIFIED
 }
 
+type ReadJournalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        []byte                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // 16 bytes; empty: only the list of boots
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`                // sequence; 0: from the first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadJournalRequest) Reset() {
+	*x = ReadJournalRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadJournalRequest) ProtoMessage() {}
+
+func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
+func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReadJournalRequest) GetBootId() []byte {
+	if x != nil {
+		return x.BootId
+	}
+	return nil
+}
+
+func (x *ReadJournalRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type ReadJournalResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Boots []*JournalBoot         `protobuf:"bytes,1,rep,name=boots,proto3" json:"boots,omitempty"` // all that the server still has, oldest first
+	// Canonical kluis/receipt and kluis/seal-event, as they follow on after.
+	Entries       [][]byte `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadJournalResponse) Reset() {
+	*x = ReadJournalResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadJournalResponse) ProtoMessage() {}
+
+func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
+func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ReadJournalResponse) GetBoots() []*JournalBoot {
+	if x != nil {
+		return x.Boots
+	}
+	return nil
+}
+
+func (x *ReadJournalResponse) GetEntries() [][]byte {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type JournalBoot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        []byte                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`   // sequence of the last entry
+	Ended         bool                   `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"` // no entry will follow
+	Torn          bool                   `protobuf:"varint,4,opt,name=torn,proto3" json:"torn,omitempty"`   // a crash may have lost entries after the last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalBoot) Reset() {
+	*x = JournalBoot{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalBoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalBoot) ProtoMessage() {}
+
+func (x *JournalBoot) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalBoot.ProtoReflect.Descriptor instead.
+func (*JournalBoot) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *JournalBoot) GetBootId() []byte {
+	if x != nil {
+		return x.BootId
+	}
+	return nil
+}
+
+func (x *JournalBoot) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *JournalBoot) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *JournalBoot) GetTorn() bool {
+	if x != nil {
+		return x.Torn
+	}
+	return false
+}
+
+type SignCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origin        string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"` // of the log, its name
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`    // leaves
+	Root          []byte                 `protobuf:"bytes,3,opt,name=root,proto3" json:"root,omitempty"`     // 32 bytes (RFC 6962)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCheckpointRequest) Reset() {
+	*x = SignCheckpointRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCheckpointRequest) ProtoMessage() {}
+
+func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*SignCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *SignCheckpointRequest) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *SignCheckpointRequest) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *SignCheckpointRequest) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+type SignCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Note          string                 `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"` // signed note (golang.org/x/mod/sumdb/note), this server's time in it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCheckpointResponse) Reset() {
+	*x = SignCheckpointResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCheckpointResponse) ProtoMessage() {}
+
+func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*SignCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SignCheckpointResponse) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2259,7 +2536,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2548,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2561,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
 }
 
 type StatusResponse struct {
@@ -2308,7 +2585,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2597,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2610,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -2440,7 +2717,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2729,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2742,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -2517,7 +2794,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2806,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2819,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -2762,7 +3039,24 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\n" +
 	"ciphertext\x18\x01 \x01(\fR\n" +
 	"ciphertext\x122\n" +
-	"\x05fault\x18\x02 \x01(\x0e2\x1c.kluis.cryptoserver.v1.FaultR\x05fault\"\x0f\n" +
+	"\x05fault\x18\x02 \x01(\x0e2\x1c.kluis.cryptoserver.v1.FaultR\x05fault\"C\n" +
+	"\x12ReadJournalRequest\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\fR\x06bootId\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"i\n" +
+	"\x13ReadJournalResponse\x128\n" +
+	"\x05boots\x18\x01 \x03(\v2\".kluis.cryptoserver.v1.JournalBootR\x05boots\x12\x18\n" +
+	"\aentries\x18\x02 \x03(\fR\aentries\"d\n" +
+	"\vJournalBoot\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\fR\x06bootId\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\x12\x12\n" +
+	"\x04torn\x18\x04 \x01(\bR\x04torn\"W\n" +
+	"\x15SignCheckpointRequest\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04root\x18\x03 \x01(\fR\x04root\",\n" +
+	"\x16SignCheckpointResponse\x12\x12\n" +
+	"\x04note\x18\x01 \x01(\tR\x04note\"\x0f\n" +
 	"\rStatusRequest\"\xba\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x17\n" +
@@ -2808,7 +3102,7 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
 	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
-	"\fFAULT_ERASED\x10\x042\xf5\a\n" +
+	"\fFAULT_ERASED\x10\x042\xca\t\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
@@ -2820,7 +3114,9 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\n" +
 	"PutControl\x12(.kluis.cryptoserver.v1.PutControlRequest\x1a).kluis.cryptoserver.v1.PutControlResponse\x12U\n" +
 	"\x06Rewrap\x12$.kluis.cryptoserver.v1.RewrapRequest\x1a%.kluis.cryptoserver.v1.RewrapResponse\x12U\n" +
-	"\x06Reseal\x12$.kluis.cryptoserver.v1.ResealRequest\x1a%.kluis.cryptoserver.v1.ResealResponse\x12U\n" +
+	"\x06Reseal\x12$.kluis.cryptoserver.v1.ResealRequest\x1a%.kluis.cryptoserver.v1.ResealResponse\x12d\n" +
+	"\vReadJournal\x12).kluis.cryptoserver.v1.ReadJournalRequest\x1a*.kluis.cryptoserver.v1.ReadJournalResponse\x12m\n" +
+	"\x0eSignCheckpoint\x12,.kluis.cryptoserver.v1.SignCheckpointRequest\x1a-.kluis.cryptoserver.v1.SignCheckpointResponse\x12U\n" +
 	"\x06Status\x12$.kluis.cryptoserver.v1.StatusRequest\x1a%.kluis.cryptoserver.v1.StatusResponseB\x1dZ\x1bkluis/cryptoserver/cryptopbb\x06proto3"
 
 var (
@@ -2836,48 +3132,53 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
-	(UnitStatus)(0),              // 0: kluis.cryptoserver.v1.UnitStatus
-	(Fault)(0),                   // 1: kluis.cryptoserver.v1.Fault
-	(*OpenRequest)(nil),          // 2: kluis.cryptoserver.v1.OpenRequest
-	(*OpenUnit)(nil),             // 3: kluis.cryptoserver.v1.OpenUnit
-	(*DataKey)(nil),              // 4: kluis.cryptoserver.v1.DataKey
-	(*SealedBlock)(nil),          // 5: kluis.cryptoserver.v1.SealedBlock
-	(*OpenResponse)(nil),         // 6: kluis.cryptoserver.v1.OpenResponse
-	(*OpenedUnit)(nil),           // 7: kluis.cryptoserver.v1.OpenedUnit
-	(*Series)(nil),               // 8: kluis.cryptoserver.v1.Series
-	(*SeriesDay)(nil),            // 9: kluis.cryptoserver.v1.SeriesDay
-	(*Withheld)(nil),             // 10: kluis.cryptoserver.v1.Withheld
-	(*ItemFault)(nil),            // 11: kluis.cryptoserver.v1.ItemFault
-	(*MintRequest)(nil),          // 12: kluis.cryptoserver.v1.MintRequest
-	(*MintKey)(nil),              // 13: kluis.cryptoserver.v1.MintKey
-	(*MintResponse)(nil),         // 14: kluis.cryptoserver.v1.MintResponse
-	(*SealRequest)(nil),          // 15: kluis.cryptoserver.v1.SealRequest
-	(*PlainBlock)(nil),           // 16: kluis.cryptoserver.v1.PlainBlock
-	(*SealResponse)(nil),         // 17: kluis.cryptoserver.v1.SealResponse
-	(*SealedContent)(nil),        // 18: kluis.cryptoserver.v1.SealedContent
-	(*SealStepRequest)(nil),      // 19: kluis.cryptoserver.v1.SealStepRequest
-	(*SealStepResponse)(nil),     // 20: kluis.cryptoserver.v1.SealStepResponse
-	(*SealSupplierRequest)(nil),  // 21: kluis.cryptoserver.v1.SealSupplierRequest
-	(*SupplierCertificate)(nil),  // 22: kluis.cryptoserver.v1.SupplierCertificate
-	(*SealSupplierResponse)(nil), // 23: kluis.cryptoserver.v1.SealSupplierResponse
-	(*SignTokenRequest)(nil),     // 24: kluis.cryptoserver.v1.SignTokenRequest
-	(*SignTokenResponse)(nil),    // 25: kluis.cryptoserver.v1.SignTokenResponse
-	(*SignControlRequest)(nil),   // 26: kluis.cryptoserver.v1.SignControlRequest
-	(*SignControlResponse)(nil),  // 27: kluis.cryptoserver.v1.SignControlResponse
-	(*PutControlRequest)(nil),    // 28: kluis.cryptoserver.v1.PutControlRequest
-	(*PutControlResponse)(nil),   // 29: kluis.cryptoserver.v1.PutControlResponse
-	(*RewrapRequest)(nil),        // 30: kluis.cryptoserver.v1.RewrapRequest
-	(*RewrapResponse)(nil),       // 31: kluis.cryptoserver.v1.RewrapResponse
-	(*RewrappedKey)(nil),         // 32: kluis.cryptoserver.v1.RewrappedKey
-	(*ResealRequest)(nil),        // 33: kluis.cryptoserver.v1.ResealRequest
-	(*ResealResponse)(nil),       // 34: kluis.cryptoserver.v1.ResealResponse
-	(*ResealedBlock)(nil),        // 35: kluis.cryptoserver.v1.ResealedBlock
-	(*StatusRequest)(nil),        // 36: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),       // 37: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),          // 38: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),            // 39: kluis.cryptoserver.v1.KeyStatus
+	(UnitStatus)(0),                // 0: kluis.cryptoserver.v1.UnitStatus
+	(Fault)(0),                     // 1: kluis.cryptoserver.v1.Fault
+	(*OpenRequest)(nil),            // 2: kluis.cryptoserver.v1.OpenRequest
+	(*OpenUnit)(nil),               // 3: kluis.cryptoserver.v1.OpenUnit
+	(*DataKey)(nil),                // 4: kluis.cryptoserver.v1.DataKey
+	(*SealedBlock)(nil),            // 5: kluis.cryptoserver.v1.SealedBlock
+	(*OpenResponse)(nil),           // 6: kluis.cryptoserver.v1.OpenResponse
+	(*OpenedUnit)(nil),             // 7: kluis.cryptoserver.v1.OpenedUnit
+	(*Series)(nil),                 // 8: kluis.cryptoserver.v1.Series
+	(*SeriesDay)(nil),              // 9: kluis.cryptoserver.v1.SeriesDay
+	(*Withheld)(nil),               // 10: kluis.cryptoserver.v1.Withheld
+	(*ItemFault)(nil),              // 11: kluis.cryptoserver.v1.ItemFault
+	(*MintRequest)(nil),            // 12: kluis.cryptoserver.v1.MintRequest
+	(*MintKey)(nil),                // 13: kluis.cryptoserver.v1.MintKey
+	(*MintResponse)(nil),           // 14: kluis.cryptoserver.v1.MintResponse
+	(*SealRequest)(nil),            // 15: kluis.cryptoserver.v1.SealRequest
+	(*PlainBlock)(nil),             // 16: kluis.cryptoserver.v1.PlainBlock
+	(*SealResponse)(nil),           // 17: kluis.cryptoserver.v1.SealResponse
+	(*SealedContent)(nil),          // 18: kluis.cryptoserver.v1.SealedContent
+	(*SealStepRequest)(nil),        // 19: kluis.cryptoserver.v1.SealStepRequest
+	(*SealStepResponse)(nil),       // 20: kluis.cryptoserver.v1.SealStepResponse
+	(*SealSupplierRequest)(nil),    // 21: kluis.cryptoserver.v1.SealSupplierRequest
+	(*SupplierCertificate)(nil),    // 22: kluis.cryptoserver.v1.SupplierCertificate
+	(*SealSupplierResponse)(nil),   // 23: kluis.cryptoserver.v1.SealSupplierResponse
+	(*SignTokenRequest)(nil),       // 24: kluis.cryptoserver.v1.SignTokenRequest
+	(*SignTokenResponse)(nil),      // 25: kluis.cryptoserver.v1.SignTokenResponse
+	(*SignControlRequest)(nil),     // 26: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),    // 27: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),      // 28: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),     // 29: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),          // 30: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),         // 31: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),           // 32: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),          // 33: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),         // 34: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),          // 35: kluis.cryptoserver.v1.ResealedBlock
+	(*ReadJournalRequest)(nil),     // 36: kluis.cryptoserver.v1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),    // 37: kluis.cryptoserver.v1.ReadJournalResponse
+	(*JournalBoot)(nil),            // 38: kluis.cryptoserver.v1.JournalBoot
+	(*SignCheckpointRequest)(nil),  // 39: kluis.cryptoserver.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil), // 40: kluis.cryptoserver.v1.SignCheckpointResponse
+	(*StatusRequest)(nil),          // 41: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),         // 42: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),            // 43: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),              // 44: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
@@ -2904,35 +3205,40 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	5,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
 	35, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
-	38, // 24: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	39, // 25: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
-	2,  // 26: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
-	12, // 27: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
-	15, // 28: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
-	19, // 29: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
-	21, // 30: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	24, // 31: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	26, // 32: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
-	28, // 33: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
-	30, // 34: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
-	33, // 35: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
-	36, // 36: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	6,  // 37: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	14, // 38: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	17, // 39: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	20, // 40: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	23, // 41: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	25, // 42: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	27, // 43: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	29, // 44: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	31, // 45: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	34, // 46: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	37, // 47: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	37, // [37:48] is the sub-list for method output_type
-	26, // [26:37] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	38, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
+	43, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	44, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
+	12, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
+	15, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
+	19, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
+	21, // 31: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	24, // 32: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	26, // 33: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	28, // 34: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	30, // 35: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	33, // 36: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	36, // 37: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
+	39, // 38: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
+	41, // 39: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	6,  // 40: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	14, // 41: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	17, // 42: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	20, // 43: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	23, // 44: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	25, // 45: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	27, // 46: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	29, // 47: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	31, // 48: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	34, // 49: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	37, // 50: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	40, // 51: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	42, // 52: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	40, // [40:53] is the sub-list for method output_type
+	27, // [27:40] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_cryptoserver_cryptopb_cryptoserver_proto_init() }
@@ -2946,7 +3252,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

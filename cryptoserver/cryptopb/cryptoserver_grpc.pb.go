@@ -21,17 +21,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Cryptoserver_Open_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Open"
-	Cryptoserver_Mint_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Mint"
-	Cryptoserver_Seal_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Seal"
-	Cryptoserver_SealStep_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
-	Cryptoserver_SealSupplier_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
-	Cryptoserver_SignToken_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
-	Cryptoserver_SignControl_FullMethodName  = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
-	Cryptoserver_PutControl_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
-	Cryptoserver_Rewrap_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
-	Cryptoserver_Reseal_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
-	Cryptoserver_Status_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/Status"
+	Cryptoserver_Open_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Open"
+	Cryptoserver_Mint_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Mint"
+	Cryptoserver_Seal_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Seal"
+	Cryptoserver_SealStep_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
+	Cryptoserver_SealSupplier_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
+	Cryptoserver_SignToken_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
+	Cryptoserver_SignControl_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
+	Cryptoserver_PutControl_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
+	Cryptoserver_Rewrap_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
+	Cryptoserver_Reseal_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
+	Cryptoserver_ReadJournal_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/ReadJournal"
+	Cryptoserver_SignCheckpoint_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SignCheckpoint"
+	Cryptoserver_Status_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Status"
 )
 
 // CryptoserverClient is the client API for Cryptoserver service.
@@ -61,6 +63,10 @@ type CryptoserverClient interface {
 	// Reseal seals blocks under another data key of the same metering point,
 	// class and month. No plaintext leaves the server.
 	Reseal(ctx context.Context, in *ResealRequest, opts ...grpc.CallOption) (*ResealResponse, error)
+	// ReadJournal gives what this server opened and sealed, boot by boot.
+	ReadJournal(ctx context.Context, in *ReadJournalRequest, opts ...grpc.CallOption) (*ReadJournalResponse, error)
+	// SignCheckpoint signs the head of the audit log's tree.
+	SignCheckpoint(ctx context.Context, in *SignCheckpointRequest, opts ...grpc.CallOption) (*SignCheckpointResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -173,6 +179,26 @@ func (c *cryptoserverClient) Reseal(ctx context.Context, in *ResealRequest, opts
 	return out, nil
 }
 
+func (c *cryptoserverClient) ReadJournal(ctx context.Context, in *ReadJournalRequest, opts ...grpc.CallOption) (*ReadJournalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadJournalResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_ReadJournal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) SignCheckpoint(ctx context.Context, in *SignCheckpointRequest, opts ...grpc.CallOption) (*SignCheckpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignCheckpointResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_SignCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoserverClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -210,6 +236,10 @@ type CryptoserverServer interface {
 	// Reseal seals blocks under another data key of the same metering point,
 	// class and month. No plaintext leaves the server.
 	Reseal(context.Context, *ResealRequest) (*ResealResponse, error)
+	// ReadJournal gives what this server opened and sealed, boot by boot.
+	ReadJournal(context.Context, *ReadJournalRequest) (*ReadJournalResponse, error)
+	// SignCheckpoint signs the head of the audit log's tree.
+	SignCheckpoint(context.Context, *SignCheckpointRequest) (*SignCheckpointResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedCryptoserverServer()
@@ -251,6 +281,12 @@ func (UnimplementedCryptoserverServer) Rewrap(context.Context, *RewrapRequest) (
 }
 func (UnimplementedCryptoserverServer) Reseal(context.Context, *ResealRequest) (*ResealResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reseal not implemented")
+}
+func (UnimplementedCryptoserverServer) ReadJournal(context.Context, *ReadJournalRequest) (*ReadJournalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadJournal not implemented")
+}
+func (UnimplementedCryptoserverServer) SignCheckpoint(context.Context, *SignCheckpointRequest) (*SignCheckpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignCheckpoint not implemented")
 }
 func (UnimplementedCryptoserverServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -456,6 +492,42 @@ func _Cryptoserver_Reseal_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cryptoserver_ReadJournal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadJournalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).ReadJournal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_ReadJournal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).ReadJournal(ctx, req.(*ReadJournalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_SignCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).SignCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_SignCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).SignCheckpoint(ctx, req.(*SignCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cryptoserver_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -520,6 +592,14 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reseal",
 			Handler:    _Cryptoserver_Reseal_Handler,
+		},
+		{
+			MethodName: "ReadJournal",
+			Handler:    _Cryptoserver_ReadJournal_Handler,
+		},
+		{
+			MethodName: "SignCheckpoint",
+			Handler:    _Cryptoserver_SignCheckpoint_Handler,
 		},
 		{
 			MethodName: "Status",

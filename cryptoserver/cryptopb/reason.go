@@ -24,6 +24,8 @@ const (
 	ReasonKeyErased          Reason = "KEY_ERASED"          // the data key was erased: nothing is sealed under it
 	ReasonControlStale       Reason = "CONTROL_FEED_STALE"  // no recent head of the control feed: another server may have one
 	ReasonControlFork        Reason = "CONTROL_FEED_FORKED" // the feed contradicts the one the server knows
+	ReasonCheckpointFork     Reason = "CHECKPOINT_FORKED"   // a larger tree was signed, or another of this size
+	ReasonNotRecorded        Reason = "JOURNAL_UNAVAILABLE" // the journal cannot be written, so nothing is opened or sealed: another server may do so
 	ReasonSealRate           Reason = "SEAL_RATE"           // this client seals faster than it may: later
 	ReasonNoEpoch            Reason = "NO_ACTIVE_EPOCH"     // no KEK epoch was activated in the control feed
 	ReasonTokenUnavailable   Reason = "HSM_UNAVAILABLE"

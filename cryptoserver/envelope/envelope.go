@@ -1,5 +1,6 @@
 // Package envelope fixes the sealed formats around a block: the ciphertext,
-// its additional authenticated data, the data key record and the receipt.
+// its additional authenticated data, the data key record, the receipt and the
+// seal event, and the chain that the last two share in a server's journal.
 // Each has a domain tag, a format version and golden vectors.
 //
 // It also names the rows that travel between the database and a cryptoserver,

@@ -52,7 +52,21 @@ const (
 	// Failed: the decision was made, but no answer left: rows could not be
 	// fetched or opened. A receipt, if there is one, says what was opened.
 	Failed Outcome = 5
+
+	// A dry run asks what may be read, and opens nothing: its records have
+	// outcomes of their own, so that nobody takes one for a reading, or misses
+	// its receipt. Purpose 0 asks about every purpose.
+
+	// DryRun: what may be read was told; Granted is what.
+	DryRun Outcome = 6
+	// DryRunNoRelation: as NoRelation.
+	DryRunNoRelation Outcome = 7
+	// DryRunFailed: no answer left.
+	DryRunFailed Outcome = 8
 )
+
+// IsDryRun says whether nothing was to be opened.
+func (o Outcome) IsDryRun() bool { return DryRun <= o && o <= DryRunFailed }
 
 func (o Outcome) String() string {
 	switch o {
@@ -66,6 +80,12 @@ func (o Outcome) String() string {
 		return "no_relation"
 	case Failed:
 		return "failed"
+	case DryRun:
+		return "dry_run"
+	case DryRunNoRelation:
+		return "dry_run_no_relation"
+	case DryRunFailed:
+		return "dry_run_failed"
 	}
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
@@ -73,7 +93,9 @@ func (o Outcome) String() string {
 // Record is one access or refusal.
 //
 // For a list of metering points EAN is zero, and so are purpose, days and all
-// that belongs to a decision.
+// that belongs to a decision. A record of a dry run has no receipt, and does
+// not list what is withheld: that follows from the legal file and the profile
+// it names.
 type Record struct {
 	InteractionID [16]byte  // of the answer; random
 	At            time.Time // of the decision, by the gateway's clock; UTC, microseconds
@@ -126,6 +148,20 @@ func GrantedItems(g authz.Grant) []Granted {
 			Granularity: it.Spec.Granularity,
 			Basis:       it.Basis,
 			Rule:        it.Rule,
+		}
+	}
+	return out
+}
+
+// AccessItems says in a record's terms what a dry run told. The rule names the
+// purpose.
+func AccessItems(a authz.Access) []Granted {
+	var out []Granted
+	for _, it := range a.Items() {
+		for runs := range slices.Chunk(it.Days.Ranges(), maxRanges) {
+			out = append(out, Granted{
+				Field: it.Field, Days: meter.NewDaySet(runs...), Kind: it.Kind, Granularity: it.Granularity, Basis: it.Basis, Rule: it.Rule,
+			})
 		}
 	}
 	return out
@@ -289,7 +325,7 @@ func (r *Record) check() error {
 		return errors.New("no time")
 	case r.Supplier.IsZero():
 		return errors.New("no supplier")
-	case r.Outcome < Given || r.Outcome > Failed:
+	case r.Outcome < Given || r.Outcome > DryRunFailed:
 		return errors.New("unknown outcome")
 	case len(r.Fields) > maxFields || len(r.Granted) > maxItems || len(r.Withheld) > maxWithheld || len(r.Receipt) > maxReceipt:
 		return errors.New("too long")
@@ -304,7 +340,7 @@ func (r *Record) check() error {
 			return errors.New("granted without days, or with too many runs of them, or with too long a rule")
 		}
 	}
-	if r.Outcome == NoRelation && (r.LegalFile != [32]byte{} || r.FileVersion != 0 ||
+	if (r.Outcome == NoRelation || r.Outcome == DryRunNoRelation) && (r.LegalFile != [32]byte{} || r.FileVersion != 0 ||
 		len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0) {
 		return errors.New("no relation, but it says something of the metering point")
 	}
@@ -313,6 +349,9 @@ func (r *Record) check() error {
 	}
 	if r.Outcome == Withheld && len(r.Granted)+len(r.Receipt) > 0 {
 		return errors.New("all withheld, but something is granted")
+	}
+	if r.Outcome.IsDryRun() && (len(r.Receipt)+len(r.Withheld) > 0 || r.Resolution != 0 || r.Kind != 0 || r.EAN.IsZero()) {
+		return errors.New("a dry run of no metering point, or with parts that only a reading has")
 	}
 	return nil
 }

@@ -64,6 +64,14 @@ func noRelation() audit.Record {
 	return r
 }
 
+// dryRun is a record of what was told.
+func dryRun() audit.Record {
+	r := full()
+	r.Outcome, r.Purpose = audit.DryRun, 0
+	r.Resolution, r.Kind, r.Withheld, r.Receipt = 0, 0, nil, nil
+	return r
+}
+
 func list() audit.Record {
 	return audit.Record{
 		InteractionID: [16]byte{1}, At: time.UnixMicro(1).UTC(), Supplier: full().Supplier, Outcome: audit.Given,
@@ -95,6 +103,10 @@ func TestGolden(t *testing.T) {
 			"01" + hex.EncodeToString(sum[:])},
 		"no relation": {noRelation(), head + asked + "04" + zeros32 + "0000000000000000" + profile +
 			"00000000" + "00000000" + "00"},
+		"dry run": {dryRun(), head + strings.TrimSuffix(strings.Replace(asked, "02"+"00004fe6", "00"+"00004fe6", 1), "0202") + "0000" + "06" +
+			"4000000000000000000000000000000000000000000000000000000000" + "00004f" + "0000000000000007" + profile +
+			"00000001" + "0006" + "00000002" + "00004fe6" + "00004fec" + "00004ff6" + "00005005" + "02" + "01" + "05" +
+			"0000000a" + hex.EncodeToString([]byte("nl-consent")) + "00000000" + "00"},
 		"list": {list(), head + "01000000000000000000000000000000" + "0000000000000001" + "000007ec84e0c7d2" +
 			zeros32 + zeros32 + "0000000000000000" + "00" + "00000000" + "00000000" + "00000000" + "00" + "00" + "01" +
 			zeros32 + "0000000000000000" + zeros32 + "00000000" + "00000000" + "00"},
@@ -130,23 +142,34 @@ func TestFieldsAreASet(t *testing.T) {
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*audit.Record){
-		"no interaction":                    func(r *audit.Record) { r.InteractionID = [16]byte{} },
-		"no time":                           func(r *audit.Record) { r.At = time.Time{} },
-		"epoch":                             func(r *audit.Record) { r.At = time.Unix(0, 0) },
-		"no supplier":                       func(r *audit.Record) { r.Supplier = meter.GLN{} },
-		"no outcome":                        func(r *audit.Record) { r.Outcome = 0 },
-		"unknown outcome":                   func(r *audit.Record) { r.Outcome = 6 },
-		"granted no days":                   func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
-		"long rule":                         func(r *audit.Record) { r.Granted[0].Rule = strings.Repeat("x", 65) },
-		"long receipt":                      func(r *audit.Record) { r.Receipt = make([]byte, 5000) },
-		"given, but no receipt":             func(r *audit.Record) { r.Outcome = audit.Given; r.Receipt = nil },
-		"given in part, but no receipt":     func(r *audit.Record) { r.Outcome = audit.Partly; r.Receipt = nil },
-		"withheld, but granted":             func(r *audit.Record) { r.Outcome = audit.Withheld; r.Receipt = nil },
-		"withheld, but opened":              func(r *audit.Record) { r.Outcome = audit.Withheld; r.Granted = nil },
-		"no relation, but a file version":   func(r *audit.Record) { *r = noRelation(); r.FileVersion = 1 },
-		"no relation, but a file":           func(r *audit.Record) { *r = noRelation(); r.LegalFile[0] = 1 },
-		"no relation, but granted":          func(r *audit.Record) { g := r.Granted; *r = noRelation(); r.Granted = g },
-		"no relation, but withheld":         func(r *audit.Record) { w := r.Withheld; *r = noRelation(); r.Withheld = w },
+		"no interaction":                  func(r *audit.Record) { r.InteractionID = [16]byte{} },
+		"no time":                         func(r *audit.Record) { r.At = time.Time{} },
+		"epoch":                           func(r *audit.Record) { r.At = time.Unix(0, 0) },
+		"no supplier":                     func(r *audit.Record) { r.Supplier = meter.GLN{} },
+		"no outcome":                      func(r *audit.Record) { r.Outcome = 0 },
+		"unknown outcome":                 func(r *audit.Record) { r.Outcome = 9 },
+		"granted no days":                 func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
+		"long rule":                       func(r *audit.Record) { r.Granted[0].Rule = strings.Repeat("x", 65) },
+		"long receipt":                    func(r *audit.Record) { r.Receipt = make([]byte, 5000) },
+		"given, but no receipt":           func(r *audit.Record) { r.Outcome = audit.Given; r.Receipt = nil },
+		"given in part, but no receipt":   func(r *audit.Record) { r.Outcome = audit.Partly; r.Receipt = nil },
+		"withheld, but granted":           func(r *audit.Record) { r.Outcome = audit.Withheld; r.Receipt = nil },
+		"withheld, but opened":            func(r *audit.Record) { r.Outcome = audit.Withheld; r.Granted = nil },
+		"no relation, but a file version": func(r *audit.Record) { *r = noRelation(); r.FileVersion = 1 },
+		"no relation, but a file":         func(r *audit.Record) { *r = noRelation(); r.LegalFile[0] = 1 },
+		"no relation, but granted":        func(r *audit.Record) { g := r.Granted; *r = noRelation(); r.Granted = g },
+		"no relation, but withheld":       func(r *audit.Record) { w := r.Withheld; *r = noRelation(); r.Withheld = w },
+		"dry run of a list":               func(r *audit.Record) { *r = dryRun(); r.EAN = meter.EAN{} },
+		"dry run, but opened":             func(r *audit.Record) { *r = dryRun(); r.Receipt = []byte{1} },
+		"dry run, but withheld":           func(r *audit.Record) { w := r.Withheld; *r = dryRun(); r.Withheld = w },
+		"dry run of a resolution":         func(r *audit.Record) { *r = dryRun(); r.Resolution = meter.P1D },
+		"dry run of a kind":               func(r *audit.Record) { *r = dryRun(); r.Kind = meter.Register },
+		"dry run that failed, but opened": func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.DryRunFailed; r.Receipt = []byte{1} },
+		"dry run of none, but granted": func(r *audit.Record) {
+			*r = dryRun()
+			r.Outcome, r.LegalFile, r.FileVersion = audit.DryRunNoRelation, [32]byte{}, 0
+		},
+		"dry run of none, but a file":       func(r *audit.Record) { *r = dryRun(); r.Outcome, r.Granted = audit.DryRunNoRelation, nil },
 		"no relation, but something opened": func(r *audit.Record) { *r = noRelation(); r.Receipt = []byte{1} },
 	} {
 		r := full()
@@ -263,7 +286,7 @@ func TestRoundTrip(t *testing.T) {
 
 // FuzzParse: whatever parses encodes to the same bytes.
 func FuzzParse(f *testing.F) {
-	for _, r := range []audit.Record{full(), noRelation(), list()} {
+	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list()} {
 		f.Add(must(r.Encode()), r.Receipt)
 	}
 	f.Add([]byte{}, []byte{})
@@ -277,4 +300,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%x becomes %x, %v", b, again, err)
 		}
 	})
+}
+
+// What a dry run told fits the format, however often days change.
+func TestAccessItemsFit(t *testing.T) {
+	t.Parallel()
+	if got := audit.AccessItems(authz.Access{}); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	for o, name := range map[audit.Outcome]string{audit.DryRun: "dry_run", audit.DryRunNoRelation: "dry_run_no_relation", audit.DryRunFailed: "dry_run_failed"} {
+		if !o.IsDryRun() || o.String() != name {
+			t.Errorf("%v", o)
+		}
+	}
+	for o := range audit.DryRun {
+		if o.IsDryRun() {
+			t.Errorf("%v", o)
+		}
+	}
 }

@@ -1,7 +1,7 @@
 // Package config reads the one YAML file of each process, strictly: an
 // unknown or repeated key or a wrong type is refused with line, column and
 // excerpt, everything missing or out of range at once by its key.
-// Secrets are never in the file: a key named *_file holds a path, resolved
+// Secrets are never in the file: a key named *_file or *_dir holds a path, resolved
 // relative to the configuration file's folder. Keys and PINs that anyone but
 // their owner can read are refused.
 package config
@@ -80,6 +80,14 @@ type Cryptoserver struct {
 	Tokens       Tokens              `yaml:"tokens"`
 	ProbeKeyFile string              `yaml:"probe_key_file,omitempty"` // wrapped probe key for the start-up attacks
 	KeyCache     KeyCache            `yaml:"key_cache,omitempty"`
+	// JournalDir is where the server keeps what it opened and sealed, for the
+	// auditor; needed for the roles open and seal. A folder of its own, readable
+	// by nobody else, made when missing; relative to the configuration file.
+	JournalDir string `yaml:"journal_dir,omitempty"`
+	// JournalDays is how many days a part of the journal is kept at least after
+	// its last entry; default 30, at most 3650. What the auditor does not have yet
+	// is kept for ever.
+	JournalDays int `yaml:"journal_days,omitempty"`
 	// CallTimeout is how long one call into the PKCS#11 module (at most 64
 	// operations) may take before it counts as stuck; default 2s, at most 1m.
 	// Keep it well under the gateway's request_timeout, so that a request can
@@ -148,4 +156,19 @@ type Operator struct {
 	// missing. It must lie outside of the database and of its backups: by it a
 	// database that was put back to an older state is told from a new one.
 	FeedCopyFile string `yaml:"feed_copy_file,omitempty"`
+	// CustodianMetricsListen is the host:port of the Prometheus metrics of the
+	// custodian's daemon, plain HTTP on a private network; without it there are none.
+	CustodianMetricsListen string `yaml:"custodian_metrics_listen,omitempty"`
+
+	AuditorURL string `yaml:"auditor_url,omitempty"` // role kluis_auditor
+	// Auditor is how the auditor reaches every cryptoserver there is; client
+	// identity "auditor".
+	Auditor Cryptoservers `yaml:"auditor,omitempty"`
+	// AuditOrigin is the name of the audit log, part of every checkpoint: 1 to 64
+	// printable ASCII characters without space and plus. It never changes.
+	AuditOrigin string `yaml:"audit_origin,omitempty"`
+	// AuditExportDir is where signed checkpoints are exported to, a folder that
+	// is there. Copies of it must lie where nobody who can write to the database
+	// can write: with them a rewritten log is told from the true one.
+	AuditExportDir string `yaml:"audit_export_dir,omitempty"`
 }

@@ -111,7 +111,7 @@ func Write[T interface{ Validate() error }](path string, v T) error {
 	return nil
 }
 
-// resolve makes every non-empty string under a *_file key absolute.
+// resolve makes every non-empty string under a *_file or *_dir key absolute.
 func resolve(v reflect.Value, dir string) {
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -128,7 +128,7 @@ func resolve(v reflect.Value, dir string) {
 			key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
 			if f.Kind() != reflect.String {
 				resolve(f, dir)
-			} else if p := f.String(); strings.HasSuffix(key, "_file") && p != "" && !filepath.IsAbs(p) {
+			} else if p := f.String(); (strings.HasSuffix(key, "_file") || strings.HasSuffix(key, "_dir")) && p != "" && !filepath.IsAbs(p) {
 				f.SetString(filepath.Join(dir, p))
 			}
 		}

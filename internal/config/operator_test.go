@@ -10,6 +10,9 @@ const operatorYAML = `custodian_url: postgres://kluis_custodian@db.example/kluis
 profile_file: nl.yaml
 seal_keys_file: seal.pem
 feed_copy_file: feed
+auditor_url: postgres://kluis_auditor@db.example/kluis?sslmode=verify-full
+audit_origin: kluis.example/audit
+audit_export_dir: checkpoints
 custodian:
   addresses: ["127.0.0.1:9001"]
   tls: {certificate_file: c.crt, key_file: c.key, ca_file: ca.crt}
@@ -25,12 +28,18 @@ func TestOperator(t *testing.T) {
 	if want := filepath.Join(filepath.Dir(path), "feed"); c.FeedCopyFile != want || c.Custodian.TLS.KeyFile == "c.key" {
 		t.Errorf("%+v", c)
 	}
+	if want := filepath.Join(filepath.Dir(path), "checkpoints"); c.AuditExportDir != want {
+		t.Errorf("%+v", c)
+	}
 	roundTrip(t, filepath.Join(t.TempDir(), "kluis.yaml"), c)
 	for name, c := range map[string]struct{ old, new, want string }{
 		"a custodian without a copy":      {"feed_copy_file: feed\n", "", "feed_copy_file: is missing"},
 		"a custodian's password in it":    {"kluis_custodian@", "kluis_custodian:secret@", "custodian_url: "},
 		"a custodian without TLS":         {"key_file: c.key, ", "", "custodian.tls.key_file: is missing"},
 		"a custodian without addresses":   {`["127.0.0.1:9001"]`, "[]", "custodian.addresses: is missing"},
+		"an auditor's password in it":     {"kluis_auditor@", "kluis_auditor:secret@", "auditor_url: "},
+		"a log without a name":            {"audit_origin: kluis.example/audit\n", "", "audit_origin: must be"},
+		"a log with a plus":               {"example/audit", "example+audit", "audit_origin: must not"},
 		"a copy that is called otherwise": {"feed_copy_file", "feed_copy", "unknown field"},
 	} {
 		if strings.Count(operatorYAML, c.old) != 1 {

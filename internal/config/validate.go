@@ -20,12 +20,13 @@ const (
 	maxCallTimeout       = time.Minute
 	maxStuckLimit        = 100
 	maxSealRate          = 1_000_000
+	maxJournalDays       = 3650
 	maxWorkers           = 64
 	maxTokens            = 16 // of one role
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
-var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "SignControl", "PutControl", "Rewrap", "Reseal", "Status"}
+var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "SignControl", "PutControl", "Rewrap", "Reseal", "ReadJournal", "SignCheckpoint", "Status"}
 
 func (c *Gateway) setDefaults()      { c.RequestTimeout = Duration(10 * time.Second) }
 func (c *Cryptoserver) setDefaults() { c.KeyCache = KeyCache{4096, Duration(5 * time.Minute)} }
@@ -95,6 +96,10 @@ func (c Cryptoserver) Validate() error {
 		p.https("token.issuer", c.Token.Issuer)
 		p.required("token.audience", c.Token.Audience)
 	}
+	if len(t.Open) > 0 || t.Seal != nil {
+		p.required("journal_dir", c.JournalDir)
+	}
+	p.check(c.JournalDays >= 0 && c.JournalDays <= maxJournalDays, "journal_days", fmt.Sprintf("must be from 1 to %d", maxJournalDays))
 	p.check(c.KeyCache.Size > 0 && c.KeyCache.Size <= 1<<20, "key_cache.size", "must be from 1 to 1048576")
 	p.duration("key_cache.lifetime", c.KeyCache.Lifetime, maxKeyCacheLifetime)
 	if c.CallTimeout != 0 {
@@ -109,18 +114,25 @@ func (c Cryptoserver) Validate() error {
 // and is not there, the command reports.
 func (c Operator) Validate() error {
 	var p problems
-	for key, u := range map[string]string{"migrate_url": c.MigrateURL, "ingest_url": c.IngestURL, "registrar_url": c.RegistrarURL, "custodian_url": c.CustodianURL} {
+	for key, u := range map[string]string{"migrate_url": c.MigrateURL, "ingest_url": c.IngestURL, "registrar_url": c.RegistrarURL, "custodian_url": c.CustodianURL, "auditor_url": c.AuditorURL} {
 		if u != "" {
 			p.database(key, u)
 		}
 	}
-	for key, cs := range map[string]Cryptoservers{"ingest": c.Ingest, "registrar": c.Registrar, "custodian": c.Custodian} {
+	for key, cs := range map[string]Cryptoservers{"ingest": c.Ingest, "registrar": c.Registrar, "custodian": c.Custodian, "auditor": c.Auditor} {
 		if len(cs.Addresses) > 0 || cs.TLS != (TLS{}) {
 			p.cryptoservers(key, cs)
 		}
 	}
 	if c.CustodianURL != "" {
 		p.required("feed_copy_file", c.FeedCopyFile)
+	}
+	if c.CustodianMetricsListen != "" {
+		p.listen("custodian_metrics_listen", c.CustodianMetricsListen)
+	}
+	if c.AuditorURL != "" || c.AuditOrigin != "" {
+		p.name("audit_origin", c.AuditOrigin)
+		p.check(!strings.Contains(c.AuditOrigin, "+"), "audit_origin", "must not contain a plus")
 	}
 	p.required("profile_file", c.ProfileFile)
 	p.required("seal_keys_file", c.SealKeysFile)

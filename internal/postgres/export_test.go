@@ -10,6 +10,7 @@ import (
 const (
 	QueryBlocks     = queryBlocks
 	QueryKeys       = queryKeys
+	QueryStored     = queryStored
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
@@ -23,7 +24,7 @@ const (
 )
 
 // Roles as the constructors want them.
-var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian}
+var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian, roleAuditor}
 
 var Wrap = wrap
 

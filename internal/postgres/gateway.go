@@ -26,7 +26,7 @@ const roleGateway = "kluis_gateway"
 // indexes, and granted ciphertext, and appends to the access log.
 type Gateway struct {
 	store
-	supplier, legalFile, candidates, blocks, keys, record, lastStored *sqlx.Stmt
+	supplier, legalFile, candidates, blocks, keys, stored, record, lastStored *sqlx.Stmt
 }
 
 const (
@@ -45,6 +45,26 @@ const (
 	queryKeys = `
 		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
 		FROM data_key WHERE ean = $1 AND key_id = ANY ($2::uuid[])`
+	// The same rows, without what is in them; those whose data key is gone open
+	// for nobody. Days less their rank are the same along a run.
+	queryStored = `
+		SELECT d.field, d.resolution, min(d.day) - DATE '1970-01-01', max(d.day) + 1 - DATE '1970-01-01',
+		       (extract(epoch FROM max(d.sealed_at)) * 1000000)::bigint
+		FROM (
+			SELECT b.field, b.resolution, b.day, b.sealed_at,
+			       b.day - row_number() OVER (PARTITION BY b.field, b.resolution ORDER BY b.day)::int AS island
+			FROM unnest($2::smallint[], $3::int[], $4::int[]) AS run (field, from_day, to_day)
+			CROSS JOIN LATERAL (
+				SELECT DISTINCT ON (s.day) s.field, s.day, s.resolution, s.key_id, s.sealed_at
+				FROM sealed_block s
+				WHERE s.ean = $1 AND s.field = run.field
+				  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
+				ORDER BY s.day DESC, s.version DESC
+			) b
+			WHERE b.key_id IN (SELECT k.key_id FROM data_key k WHERE k.ean = $1)
+		) d
+		GROUP BY d.field, d.resolution, d.island
+		ORDER BY d.field, 3`
 	// Each branch stops at the limit by itself.
 	queryCandidates = `
 		SELECT c.ean, f.file FROM (
@@ -75,6 +95,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.candidates: queryCandidates,
 		&g.blocks:     queryBlocks,
 		&g.keys:       queryKeys,
+		&g.stored:     queryStored,
 		&g.record:     queryRecord,
 		&g.lastStored: queryLastStored,
 	})
@@ -256,6 +277,60 @@ func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, 
 		return nil, nil, wrap(ctx, op, err)
 	}
 	return blocks, ids, nil
+}
+
+// StoredRun is a run of days of a field, each of which has a stored block that
+// may be opened.
+type StoredRun struct {
+	Field      meter.FieldCode
+	Days       meter.DayRange
+	Resolution meter.Resolution // of the blocks
+	LastStored time.Time        // when the youngest of them was stored; UTC
+}
+
+// Stored lists which of the stored days that the grants read are there,
+// ascending by field and day. Not counted are blocks whose data key was
+// erased. The grants are of one metering point; it fetches no ciphertext.
+func (g *Gateway) Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun, error) {
+	const op = "stored days"
+	var ean meter.EAN
+	sets := make(map[meter.FieldCode][]meter.DayRange)
+	for _, grant := range grants {
+		if ean = cmp.Or(ean, grant.EAN()); grant.EAN() != ean {
+			return nil, fmt.Errorf("postgres: %s: grants of several metering points", op)
+		}
+		for _, r := range grant.Reads() {
+			sets[r.Field] = append(sets[r.Field], r.Days.Ranges()...)
+		}
+	}
+	var fields, from, to []int64
+	for field, days := range sets {
+		for _, run := range meter.NewDaySet(days...).Ranges() {
+			fields = append(fields, int64(field))
+			from = append(from, int64(run.From))
+			to = append(to, int64(run.To))
+		}
+	}
+	if len(fields) == 0 {
+		return nil, nil
+	}
+	rows, err := g.stored.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to))
+	if err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	defer rows.Close()
+	var out []StoredRun
+	for rows.Next() {
+		var field, resolution, first, end, at int64
+		if err := rows.Scan(&field, &resolution, &first, &end, &at); err != nil {
+			return nil, wrap(ctx, op, err)
+		}
+		out = append(out, StoredRun{
+			Field: meter.FieldCode(field), Days: meter.DayRange{From: meter.Day(first), To: meter.Day(end)},
+			Resolution: resolutionOf(resolution), LastStored: time.UnixMicro(at).UTC(),
+		})
+	}
+	return out, wrap(ctx, op, rows.Err())
 }
 
 // keyRecords fetches data keys by their ids.

@@ -118,8 +118,8 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 		// plan it anew for each call costs the database as much as to run it.
 		setDefault(parsed.Runtime, "plan_cache_mode", "force_generic_plan")
 	}
-	if role == roleCustodian {
-		// Nor may one of its statements ever pass over a whole table, of which
+	if role == roleCustodian || role == roleAuditor {
+		// Nor may one of their statements ever pass over a whole table, of which
 		// the planner can think wrongly when statistics are old.
 		for _, method := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin"} {
 			setDefault(parsed.Runtime, method, "off")

@@ -368,6 +368,172 @@ func (e WithheldReason) Valid() bool {
 	}
 }
 
+// Access What the caller may read of one metering point.
+type Access struct {
+	// DecidedAt When this was found, UTC. It may change from then on.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	DecidedAt time.Time `json:"decidedAt"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// From First local day of the period answered.
+	//
+	// Example: 2024-04-02
+	From openapi_types.Date `json:"from"`
+
+	// Granted What may be read, by purpose, field and day. Days are listed twice where they may be read by themselves, and as part of a whole month if `P1M` is asked for.
+	Granted []AccessGranted `json:"granted"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// ProfileVersion Version of the market profile whose rules are named.
+	//
+	// Example: 2026-01
+	ProfileVersion string `json:"profileVersion"`
+
+	// Stored Which of the days that `granted` needs are stored and can be opened, by field and day. Nothing is said of other days. A gap is a day of which nothing has come in yet, or nothing is left.
+	Stored []AccessStored `json:"stored"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+
+	// Withheld The rest, by purpose, field and day.
+	Withheld []AccessWithheld `json:"withheld"`
+}
+
+// AccessGranted A run of days of one field that may be read for one purpose. `granularity` is the finest resolution that may be asked for, with `P1M` for whole calendar months only; `readingKind` is the kind that a request gets that does not name one. On the bases `SWITCH` and `MOVE` a day is the register read at its start, by itself.
+type AccessGranted struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	//
+	// Example: SUPPLY_PERIODIC
+	LegalBasis LegalBasis `json:"legalBasis"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// ReadingKind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
+	//
+	// Example: REGISTER
+	ReadingKind ReadingKind `json:"readingKind"`
+
+	// Rule Identifier of the market profile's rule that gives it.
+	//
+	// Example: nl-billing-periodic
+	Rule string `json:"rule"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessStored A run of days of one field that are stored, none missing between them. Of registers a day is the read at its start (00:00): the last day of a period needs the read of the day after, and `P1M` those of the first days of months only. `resolution` is the one they are stored at: what is asked for finer is withheld as `FINER_THAN_STORED`.
+type AccessStored struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day stored.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// LastStoredAt When the youngest of them, a correction maybe, was stored, UTC.
+	//
+	// Example: 2026-04-02T05:10:00Z
+	LastStoredAt time.Time `json:"lastStoredAt"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution Resolution `json:"resolution"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-01-02
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessWithheld A run of days of one field that may not be read for one purpose, and why.
+type AccessWithheld struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day withheld.
+	//
+	// Example: 2026-04-01
+	From openapi_types.Date `json:"from"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Reason Why something asked for is not given.
+	//
+	// | reason | meaning |
+	// |---|---|
+	// | `PURPOSE_NOT_AVAILABLE` | the market has no rule for this purpose |
+	// | `NOT_COVERED` | no legal basis covers this class of fields for this purpose |
+	// | `NO_SUPPLY` | the caller is not the supplier on these days |
+	// | `NOT_OCCUPIED` | outside the occupancy of the customer concerned |
+	// | `NO_CONSENT` | it needs the customer's consent; there is none |
+	// | `CONSENT_REVOKED` | the consent was revoked |
+	// | `CONSENT_EXPIRED` | the consent may no longer be used |
+	// | `OPTED_OUT` | the customer opted out of remote reading |
+	// | `NOT_GRANTED_AT_THIS_GRANULARITY` | granted, but coarser than asked for |
+	// | `PARTIAL_PERIOD` | only part of the month is covered, or no one basis or consent covers it as a month |
+	// | `PERIOD_IN_FUTURE` | the day is not over |
+	// | `PERIOD_TOO_OLD` | past the time readings are kept |
+	// | `FINER_THAN_STORED` | stored coarser than asked for |
+	// | `KIND_NOT_AVAILABLE` | the field has no values of this kind; or `REGISTER` was asked of intervals, and no legal basis gives registers by day |
+	// | `DAMAGED` | stored, but it does not open; the operator is told |
+	// | `ERASED` | was stored, and is erased for good: at the customer's request, or past the time readings are kept |
+	//
+	//
+	// Example: PARTIAL_PERIOD
+	Reason WithheldReason `json:"reason"`
+
+	// To First local day no longer withheld for this reason.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+}
+
 // Backend One back end.
 type Backend struct {
 	// Kind What it is.
@@ -838,6 +1004,18 @@ type ListMeteringPointsParams struct {
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// GetAccessParams defines parameters for GetAccess.
+type GetAccessParams struct {
+	// Purpose Only what is given for this purpose. Absent, every purpose there is.
+	Purpose *Purpose `form:"purpose,omitempty" json:"purpose,omitempty"`
+
+	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, today included; at most ten years.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 3653 days. Together with `from`.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+}
+
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
 	// From First local day of the period.
@@ -958,6 +1136,26 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/metering-points (the `ListMeteringPoints` operationId).
 	ListMeteringPoints(ctx context.Context, params *ListMeteringPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetAccess What the caller may read of one metering point, and why the rest is not given
+	//
+	// A dry run: nothing is decrypted. `granted` holds what a request for
+	// readings would be given now, on which basis and rule, from when to
+	// when, and how fine at most; `withheld` the rest, with the reasons such
+	// a request would be told; `stored` which of the days that may be read
+	// are there, and since when. All of it is found by the very decision that
+	// a request for readings goes through, so it holds until the facts, the
+	// day or the profile change.
+	//
+	// A period of at most 366 days is decided as one request; a longer one in
+	// pieces that keep calendar months whole. Two purposes do not add up:
+	// each line of `granted` is for its own.
+	//
+	// Every dry run is recorded in the access log, as one, before it is
+	// answered.
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
+	GetAccess(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetReadings The readings of one metering point for a purpose
 	//
 	// Gives what a legal basis covers of the fields and days asked for, and
@@ -1033,6 +1231,36 @@ func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn
 // Corresponds with GET /v1/metering-points (the `ListMeteringPoints` operationId).
 func (c *Client) ListMeteringPoints(ctx context.Context, params *ListMeteringPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListMeteringPointsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetAccess What the caller may read of one metering point, and why the rest is not given
+//
+// A dry run: nothing is decrypted. `granted` holds what a request for
+// readings would be given now, on which basis and rule, from when to
+// when, and how fine at most; `withheld` the rest, with the reasons such
+// a request would be told; `stored` which of the days that may be read
+// are there, and since when. All of it is found by the very decision that
+// a request for readings goes through, so it holds until the facts, the
+// day or the profile change.
+//
+// A period of at most 366 days is decided as one request; a longer one in
+// pieces that keep calendar months whole. Two purposes do not add up:
+// each line of `granted` is for its own.
+//
+// Every dry run is recorded in the access log, as one, before it is
+// answered.
+//
+// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
+func (c *Client) GetAccess(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAccessRequest(c.Server, ean, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1192,6 +1420,91 @@ func NewListMeteringPointsRequest(server string, params *ListMeteringPointsParam
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetAccessRequest constructs an http.Request for the GetAccess method
+func NewGetAccessRequest(server string, ean Ean, params *GetAccessParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ean", ean, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/%s/access", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Purpose != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "purpose", *params.Purpose, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -1434,6 +1747,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points (the `ListMeteringPoints` operationId).
 	ListMeteringPointsWithResponse(ctx context.Context, params *ListMeteringPointsParams, reqEditors ...RequestEditorFn) (*ListMeteringPointsResponse, error)
+
+	// GetAccessWithResponse What the caller may read of one metering point, and why the rest is not given
+	//
+	// A dry run: nothing is decrypted. `granted` holds what a request for
+	// readings would be given now, on which basis and rule, from when to
+	// when, and how fine at most; `withheld` the rest, with the reasons such
+	// a request would be told; `stored` which of the days that may be read
+	// are there, and since when. All of it is found by the very decision that
+	// a request for readings goes through, so it holds until the facts, the
+	// day or the profile change.
+	//
+	// A period of at most 366 days is decided as one request; a longer one in
+	// pieces that keep calendar months whole. Two purposes do not add up:
+	// each line of `granted` is for its own.
+	//
+	// Every dry run is recorded in the access log, as one, before it is
+	// answered.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
+	GetAccessWithResponse(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*GetAccessResponse, error)
 
 	// GetReadingsWithResponse The readings of one metering point for a purpose
 	//
@@ -1709,6 +2044,132 @@ func (r ListMeteringPointsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListMeteringPointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAccessResponse200Headers the declared response headers of an HTTP 200 response for GetAccess
+type GetAccessResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetAccessResponse401Headers the declared response headers of an HTTP 401 response for GetAccess
+type GetAccessResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetAccessResponse503Headers the declared response headers of an HTTP 503 response for GetAccess
+type GetAccessResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetAccessResponse504Headers the declared response headers of an HTTP 504 response for GetAccess
+type GetAccessResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetAccessResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Access
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetAccessResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetAccessResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetAccessResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetAccessResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAccessResponse) GetJSON200() *Access {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON404() *NotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAccessResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAccessResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAccessResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAccessResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2006,6 +2467,34 @@ func (c *ClientWithResponses) ListMeteringPointsWithResponse(ctx context.Context
 	return ParseListMeteringPointsResponse(rsp)
 }
 
+// GetAccessWithResponse What the caller may read of one metering point, and why the rest is not given
+//
+// A dry run: nothing is decrypted. `granted` holds what a request for
+// readings would be given now, on which basis and rule, from when to
+// when, and how fine at most; `withheld` the rest, with the reasons such
+// a request would be told; `stored` which of the days that may be read
+// are there, and since when. All of it is found by the very decision that
+// a request for readings goes through, so it holds until the facts, the
+// day or the profile change.
+//
+// A period of at most 366 days is decided as one request; a longer one in
+// pieces that keep calendar months whole. Two purposes do not add up:
+// each line of `granted` is for its own.
+//
+// Every dry run is recorded in the access log, as one, before it is
+// answered.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
+func (c *ClientWithResponses) GetAccessWithResponse(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*GetAccessResponse, error) {
+	rsp, err := c.GetAccess(ctx, ean, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAccessResponse(rsp)
+}
+
 // GetReadingsWithResponse The readings of one metering point for a purpose
 //
 // Gives what a legal basis covers of the fields and days asked for, and
@@ -2266,6 +2755,138 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers ListMeteringPointsResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetAccessResponse parses an HTTP response from a GetAccessWithResponse call
+func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAccessResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Access
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetAccessResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetAccessResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetAccessResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetAccessResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

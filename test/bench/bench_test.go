@@ -53,6 +53,14 @@ func TestBench(t *testing.T) {
 	if r.Blocks != 4*32+2*31 || r.DataKeys != 3 || len(r.Rounds) != 1 {
 		t.Errorf("%d blocks, %d keys, %d rounds", r.Blocks, r.DataKeys, len(r.Rounds))
 	}
+	if len(r.Probes) != 4 || r.DryRun.Operations == 0 || !strings.Contains(out.String(), "foreign later") {
+		t.Errorf("probes %+v, dry run %+v", r.Probes, r.DryRun)
+	}
+	for _, p := range r.Probes {
+		if p.Pairs == 0 || p.UnknownMS <= 0 || p.ForeignMS <= 0 || p.Later < 0 || p.Later > 1 {
+			t.Errorf("%+v", p)
+		}
+	}
 	for _, name := range []string{kluisWarm, kluisCold, hsmWarm, hsmCold, sqlFloor, tlsFloor, tlsCached} {
 		for _, n := range clients {
 			x := r.Rounds[0][name][n]

@@ -150,6 +150,9 @@ func (b *bench) requests(ctx context.Context, r *report) error {
 		}
 		r.Rounds = append(r.Rounds, rd)
 	}
+	if err := b.probes(ctx, r, b.slice); err != nil {
+		return fmt.Errorf("probes: %w", err)
+	}
 	return b.memory(ctx, r)
 }
 

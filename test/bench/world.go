@@ -154,7 +154,7 @@ func (w *world) startCold(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		conf.Listen = "127.0.0.1:0"
+		conf.Listen, conf.JournalDir = "127.0.0.1:0", filepath.Join(dir, name+"-journal")
 		conf.KeyCache.Lifetime = 1
 		file := filepath.Join(dir, name+".yaml")
 		if err := config.Write(file, conf); err != nil {

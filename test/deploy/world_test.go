@@ -230,6 +230,7 @@ func installation(t *testing.T) metrics {
 			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"},
 			"SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"},
 		},
+		JournalDir:  filepath.Join(dir, "journal"),
 		ProfileFile: profileFile, SealKeysFile: tokens.SealKeysFile, Issuers: issuers,
 		Token:  config.TokenIssue{Issuer: issuer, Audience: audience},
 		Module: tokens.Module, Tokens: tokens.Servers[0].Tokens, ProbeKeyFile: tokens.ProbeKeyFile, KeyCache: tokens.Servers[0].KeyCache,

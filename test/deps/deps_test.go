@@ -36,19 +36,23 @@ var mayImport = map[string][]string{
 	"internal/authn": {"authz", "internal/config", "meter"},
 	"internal/audit": {"authz", "internal/canonical", "meter"},
 
-	"cryptoserver/token":    {},
-	"cryptoserver/cryptopb": {},
-	"cryptoserver/envelope": {"internal/canonical", "meter"},
-	"cryptoserver/control":  {"authz", "internal/canonical", "meter"},
-	"cryptoserver":          {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/token", "internal/authn", "meter"},
-	"cryptoserver/client":   {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
-	"internal/hsm":          {"cryptoserver/token"},
+	"cryptoserver/token":      {},
+	"cryptoserver/cryptopb":   {},
+	"cryptoserver/envelope":   {"internal/canonical", "meter"},
+	"cryptoserver/journal":    {},
+	"cryptoserver/checkpoint": {}, // and so is whoever checks a proof offline
+	"cryptoserver/control":    {"authz", "internal/canonical", "meter"},
+	"cryptoserver":            {"authz", "cryptoserver/checkpoint", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "cryptoserver/journal", "cryptoserver/token", "internal/authn", "meter"},
+	"cryptoserver/client":     {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
+	"internal/hsm":            {"cryptoserver/token"},
 
 	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "meter", "openapi"},
 	"issuer":            {"authz", "internal/authn", "meter"},
 	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
 	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
-	"internal/postgres": {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
+	"auditlog/leaf":     {"internal/canonical"},
+	"auditlog":          {"auditlog/leaf", "authz", "cryptoserver/checkpoint", "cryptoserver/envelope", "internal/audit"},
+	"internal/postgres": {"auditlog/leaf", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
 }
 
 // only these commands may link the HSM library.
@@ -129,11 +133,25 @@ func TestOnlyCryptoserverLinksTheHSM(t *testing.T) {
 	}
 }
 
+// TestAuditproof: who checks a proof has little to read.
+func TestAuditproof(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./cmd/auditproof") {
+		for _, dep := range p.Deps {
+			ours := strings.HasPrefix(dep, "kluis/") && dep != "kluis/cryptoserver/checkpoint"
+			host, _, _ := strings.Cut(dep, "/")
+			if ours || strings.Contains(host, ".") && !strings.HasPrefix(dep, "golang.org/x/mod/") {
+				t.Errorf("auditproof links %s", dep)
+			}
+		}
+	}
+}
+
 // TestGatewayBinary builds the gateway as released and looks into the binary:
 // a rule about imports alone would not notice a build with cgo.
 func TestGatewayBinary(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"gateway", "issuer", "kluis"} {
+	for _, name := range []string{"gateway", "issuer", "kluis", "auditproof"} {
 		bin := filepath.Join(t.TempDir(), name)
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "./cmd/"+name)
 		cmd.Dir = "../.."

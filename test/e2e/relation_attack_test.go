@@ -25,8 +25,9 @@ func ean(digits string) string {
 
 // An unknown metering point and one the caller has nothing to do with cannot
 // be told apart: the same answer but for the id, the same statements, the
-// same calls to a cryptoserver (none), the same kind of row in the log. Guard:
-// server.readings takes both the same way.
+// same calls to a cryptoserver (none), the same kind of row in the log; by
+// readings, and by the dry run. Guard: server.readings and server.access take
+// both the same way.
 func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
@@ -53,11 +54,16 @@ func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 		row    string
 		record int // bytes
 	}
+	const dryRun = "dry run"
 	ids := regexp.MustCompile(`"interactionId":"[0-9a-f-]{36}"`)
 	look := func(t *testing.T, ean string, more ...string) seen {
 		before := scrape(t, side.cryptoMetrics).sum(`^kluis_cryptoserver_calls_total`)
 		side.sql.taken()
-		a := c.with(t, token, readingsPath(ean, "2026-01-01", "2026-02-01", "BILLING", more...))
+		path := readingsPath(ean, "2026-01-01", "2026-02-01", "BILLING", more...)
+		if slices.Contains(more, dryRun) {
+			path = "/v1/metering-points/" + ean + "/access?" + strings.Join(more[1:], "&")
+		}
+		a := c.with(t, token, path)
 		s := seen{status: a.status, body: ids.ReplaceAllString(string(a.body), "ID"), sql: strings.Join(side.sql.taken(), "\n")}
 		s.calls = scrape(t, side.cryptoMetrics).sum(`^kluis_cryptoserver_calls_total`) - before
 		for _, k := range slices.Sorted(mapKeys(a.header)) {
@@ -81,13 +87,19 @@ func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 		"a resolution":     {"resolution", "PT15M", "kind", "CONSUMPTION"},
 		"field by field":   {"fields", "import_low,import_normal"},
 		"registers by day": {"class", "registers", "resolution", "P1D", "kind", "REGISTER"},
+		"dry run":          {dryRun},
+		"dry run, billing": {dryRun, "purpose=BILLING", "from=2026-01-01", "to=2026-02-01"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := look(t, unknown, more...)
 			if want.status != http.StatusNotFound || !strings.Contains(want.body, "urn:kluis:problem:metering-point-not-found") || want.calls != 0 {
 				t.Fatalf("unknown: %+v", want)
 			}
-			if !strings.HasPrefix(want.row, audit.NoRelation.String()) || !strings.Contains(want.sql, "legal_file") || !strings.Contains(want.sql, "access_log") {
+			outcome := audit.NoRelation
+			if slices.Contains(more, dryRun) {
+				outcome = audit.DryRunNoRelation
+			}
+			if !strings.HasPrefix(want.row, outcome.String()) || !strings.Contains(want.sql, "legal_file") || !strings.Contains(want.sql, "access_log") {
 				t.Errorf("unknown: %+v", want)
 			}
 			for kind, point := range map[string]string{"foreign": foreign.EAN, "foreign gas": foreignGas.EAN} {
@@ -101,6 +113,12 @@ func TestUnknownAndForeignMeteringPointAreAlike(t *testing.T) {
 	got := look(t, mine.EAN)
 	if got.status != http.StatusOK || got.calls == 0 || !strings.Contains(got.sql, "sealed_block") {
 		t.Errorf("the caller's own: %d, %v calls\n%s", got.status, got.calls, got.sql)
+	}
+	// A dry run of the caller's own looks which days there are, and opens none.
+	got = look(t, mine.EAN, dryRun)
+	if got.status != http.StatusOK || got.calls != 0 || !strings.Contains(got.sql, "sealed_block") || strings.Contains(got.sql, "ciphertext") ||
+		!strings.HasPrefix(got.row, audit.DryRun.String()) {
+		t.Errorf("a dry run of the caller's own: %d, %v calls\n%s", got.status, got.calls, got.sql)
 	}
 }
 

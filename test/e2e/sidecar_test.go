@@ -43,7 +43,7 @@ func (w *world) oneMoreCryptoserver(t testing.TB, dir string, edit func(*config.
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Listen, c.MetricsListen = "127.0.0.1:0", "127.0.0.1:0"
+	c.Listen, c.MetricsListen, c.JournalDir = "127.0.0.1:0", "127.0.0.1:0", filepath.Join(dir, "journal")
 	edit(&c)
 	file := filepath.Join(dir, "cryptoserver.yaml")
 	if err := config.Write(file, c); err != nil {

@@ -114,7 +114,7 @@ func (d *demo) up(ctx context.Context) error {
 	if d.progress, err = d.loadProgress(); err != nil {
 		return err
 	}
-	dirs := []string{"pki", "keys", "logs", "profile", "custodian"}
+	dirs := []string{"pki", "keys", "logs", "profile", "custodian", checkpointsName}
 	for i := range cryptoserverCount {
 		dirs = append(dirs, cryptoserverName(i))
 	}
@@ -198,6 +198,9 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	if err := d.startProcess(ctx, "gateway", nil, "gateway", "--config", d.gatewayConfig()); err != nil {
+		return err
+	}
+	if err := d.startProcess(ctx, auditorName, nil, "kluis", "audit", "run", "--config", d.operatorFile()); err != nil {
 		return err
 	}
 	if err := d.describe(ctx, operator, today); err != nil {
@@ -460,6 +463,7 @@ Be the supplier %s: get a token, then the monthly register reads of one of its c
     '%s'
 
 The keys, who holds them, and what became of them:  %s keys status --state %s
+Whether any record of an access was altered:        %s audit verify --state %s
 
 Ctrl-C stops everything; the data stays in %s.
 `,
@@ -467,7 +471,7 @@ Ctrl-C stops everything; the data stays in %s.
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
-		filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
+		filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
 }
 
 // once makes the request that greet shows and prints the answer.

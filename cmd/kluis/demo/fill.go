@@ -244,6 +244,8 @@ func (d *demo) tell() error {
 			d.ready.IssuerPID = p.PID()
 		case custodianName:
 			d.ready.CustodianPID = p.PID()
+		case auditorName:
+			d.ready.AuditorPID = p.PID()
 		default:
 			d.ready.Cryptoservers = append(d.ready.Cryptoservers, readyProcess{
 				Address: d.progress.Cryptoserv[len(d.ready.Cryptoservers)], PID: p.PID()})

@@ -47,6 +47,13 @@ func (l layout) logFile(n string) string { return l.path("logs", n+".log") }
 // custodianName is the key custodian's process.
 const custodianName = "custodian"
 
+// auditorName is the process that keeps the audit log, checkpointsName the folder
+// of the checkpoints it exports.
+const (
+	auditorName     = "auditor"
+	checkpointsName = "checkpoints"
+)
+
 func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
 
 func (l layout) cryptoserverConfig(i int) string {
@@ -239,7 +246,7 @@ func (l layout) writePKI(pl *plan) error {
 			return err
 		}
 	}
-	for _, name := range []string{"ingest", "registrar", "custodian"} {
+	for _, name := range []string{"ingest", "registrar", "custodian", auditorName} {
 		if _, _, err := operator.IssueFiles(dir, name, devpki.Leaf{CommonName: name}); err != nil {
 			return err
 		}
@@ -288,7 +295,8 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
 				"SealStep": {"registrar"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
-				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian"},
+				"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
+				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian", "auditor"},
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
 			Token:  config.TokenIssue{Issuer: issuerURL, Audience: audience},
@@ -297,6 +305,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path(name, "probe.key"),
 			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
+			JournalDir:   l.path(name, "journal"),
 		})
 		if err != nil {
 			return err
@@ -320,5 +329,6 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
 		Ingest: pool("ingest"), Registrar: pool("registrar"),
 		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"),
+		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: "kluis.demo/audit", AuditExportDir: l.path(checkpointsName),
 	})
 }

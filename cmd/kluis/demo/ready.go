@@ -25,6 +25,7 @@ type readyFile struct {
 	GatewayPID     int             `json:"gateway_pid"`
 	IssuerPID      int             `json:"issuer_pid"`
 	CustodianPID   int             `json:"custodian_pid"`
+	AuditorPID     int             `json:"auditor_pid"`
 	PostgresPID    int             `json:"postgres_pid"`
 	State          string          `json:"state"`
 }

@@ -135,7 +135,7 @@ func create(t testing.TB, from string) *DB {
 		db := d.Open(t, migrations.RoleOwner)
 		for _, stmt := range []string{
 			"REVOKE ALL ON DATABASE " + name + " FROM PUBLIC",
-			"GRANT CONNECT ON DATABASE " + name + " TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian",
+			"GRANT CONNECT ON DATABASE " + name + " TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian, kluis_auditor",
 		} {
 			if _, err := db.ExecContext(t.Context(), stmt); err != nil {
 				t.Fatalf("pgtest: %v", err)

@@ -1,0 +1,101 @@
+package auditlog
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"kluis/auditlog/leaf"
+	"kluis/cryptoserver/checkpoint"
+)
+
+// ProofFormat is the first member of a proof; cmd/auditproof reads it.
+const ProofFormat = "kluis-audit-proof/1"
+
+// Proof shows that an access record is in the log: with what is in it, and the
+// public seal keys, anybody can compute that the record's leaf belongs to the
+// signed checkpoint. It holds the record, and so personal data.
+type Proof struct {
+	Format     string      `json:"format"`
+	Origin     string      `json:"origin"`
+	Checkpoint string      `json:"checkpoint"` // signed note
+	Index      int64       `json:"index"`      // of the leaf
+	Salt       []byte      `json:"salt"`
+	Record     []byte      `json:"record"`  // canonical access record
+	Receipt    []byte      `json:"receipt"` // of the cryptoserver; empty when nothing was opened
+	Hashes     []tlog.Hash `json:"hashes"`  // from the leaf to the root (RFC 6962, 2.1.1)
+}
+
+// maxProofs bounds the records of one interaction: a request for many metering
+// points has one each.
+const maxProofs = 10_000
+
+// Prove makes a proof for each access record of an interaction, of one metering
+// point when ean is not 0. held is a checkpoint that whoever checks it has; nil:
+// the newest one.
+func Prove(ctx context.Context, r Reader, l Log, interaction [16]byte, ean int64, held []byte) ([]Proof, error) {
+	note := held
+	if note == nil {
+		n, err := r.LastCheckpoint(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if n.Size == 0 {
+			return nil, fmt.Errorf("%w: the log has no checkpoint yet", ErrNotLogged)
+		}
+		note = n.Text
+	}
+	c, err := l.open(note)
+	if err != nil {
+		return nil, err
+	}
+	leaves, err := r.Interaction(ctx, interaction, maxProofs)
+	if err != nil {
+		return nil, err
+	}
+	var out []Proof
+	later := false
+	for _, k := range leaves {
+		if ean != 0 && k.Number != ean {
+			continue
+		}
+		if k.Index >= int64(c.Size) {
+			later = true
+			continue
+		}
+		p, err := prove(ctx, r, l, c, k)
+		if err != nil {
+			return nil, err
+		}
+		p.Checkpoint = string(note)
+		out = append(out, p)
+	}
+	switch {
+	case len(out) > 0:
+		return out, nil
+	case later:
+		return nil, fmt.Errorf("%w yet: its leaf is younger than the checkpoint of %d leaves; a newer one follows within seconds", ErrNotLogged, c.Size)
+	default:
+		return nil, fmt.Errorf("%w: there is no access record of interaction %s", ErrNotLogged, uuidText(interaction))
+	}
+}
+
+func prove(ctx context.Context, r Reader, l Log, c checkpoint.Checkpoint, k leaf.IndexedKey) (Proof, error) {
+	rows, err := r.Rows(ctx, []leaf.Key{k.Key})
+	if err != nil {
+		return Proof{}, err
+	}
+	if rows[0] == nil {
+		return Proof{}, fmt.Errorf("leaf %d is of an access record that is not there any more: run kluis audit verify", k.Index)
+	}
+	hashes, err := tlog.ProveRecord(int64(c.Size), k.Index, hashReader(ctx, r))
+	if err != nil {
+		return Proof{}, err
+	}
+	// What does not check here checks nowhere.
+	if err := tlog.CheckRecord(hashes, int64(c.Size), tlog.Hash(c.Root), k.Index, rows[0].Hash()); err != nil {
+		return Proof{}, fmt.Errorf("the access record of leaf %d is not what was logged: run kluis audit verify", k.Index)
+	}
+	return Proof{Format: ProofFormat, Origin: l.Origin, Index: k.Index, Salt: rows[0].Salt, Record: rows[0].Content, Receipt: rows[0].Receipt, Hashes: hashes}, nil
+}

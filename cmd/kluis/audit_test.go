@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"kluis/auditlog"
+	"kluis/internal/audit"
+	"kluis/internal/postgres"
+	"kluis/meter"
+	"kluis/migrations"
+)
+
+// audit runs kluis audit run until what it returns is called.
+func (w *world) audit() (stop func()) {
+	w.t.Helper()
+	r, out := io.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan int, 1)
+	var complaint bytes.Buffer
+	go func() {
+		code := run(ctx, []string{"audit", "run", "--config", w.config}, streams{strings.NewReader(""), out, &complaint})
+		_ = out.Close()
+		ended <- code
+	}()
+	ready, read := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(read)
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			var line struct{ Msg string }
+			if json.Unmarshal(lines.Bytes(), &line) != nil {
+				w.t.Errorf("not a JSON line: %s", lines.Bytes())
+			} else if line.Msg == "ready" {
+				close(ready)
+			}
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-read
+		if code := <-ended; code != exitOK {
+			w.t.Errorf("kluis audit run: exit code %d: %s", code, complaint.String())
+		}
+	}
+	select {
+	case <-ready:
+	case <-time.After(30 * time.Second):
+		stop()
+		w.t.Fatal("kluis audit run was not ready in time")
+	}
+	return stop
+}
+
+// TestAudit keeps the log with the real daemon, verifies it, proves a record,
+// and alters one.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.setUp()
+	gateway, err := postgres.NewGateway(t.Context(), postgres.Config{DSN: w.db.URL(migrations.RoleGateway)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gateway.Close()
+	ean, err := meter.ParseEAN(testEAN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gln, err := meter.ParseGLN(testGLN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.New()
+	day := meter.DayOf(time.Now(), w.profile.Location())
+	if err := gateway.Record(t.Context(), audit.Record{InteractionID: id, At: time.Now(), Supplier: gln, EAN: ean, Purpose: meter.Billing,
+		Days: meter.DayRange{From: day - 1, To: day}, Outcome: audit.NoRelation}); err != nil {
+		t.Fatal(err)
+	}
+
+	stop := w.audit()
+	began := time.Now()
+	var report auditlog.Report
+	for {
+		code, out, complaint := w.kluis("audit", "verify", "--json", "--grace", "1s")
+		report = auditlog.Report{}
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			t.Fatalf("exit code %d: %v: %s%s", code, err, out, complaint)
+		}
+		if code == exitOK && report.Records == 1 && report.Exported > 0 && report.Signed == report.Size {
+			break
+		}
+		if time.Since(began) > 60*time.Second {
+			t.Fatalf("not logged, signed and exported: exit code %d: %s%s", code, out, complaint)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	stop()
+	if out := w.must("audit", "verify"); !strings.Contains(out, "VERDICT: nothing was altered.") || !strings.Contains(out, "1 access records") {
+		t.Error(out)
+	}
+	if out := w.must("audit", "verify", "--export", t.TempDir()); !strings.Contains(out, "as far as the database alone can tell") {
+		t.Error(out)
+	}
+	var proofs []auditlog.Proof
+	if err := json.Unmarshal([]byte(w.must("audit", "prove", "--interaction", id.String())), &proofs); err != nil || len(proofs) != 1 {
+		t.Fatalf("%v, %v", proofs, err)
+	}
+	held := filepath.Join(w.dir, "checkpoints", "latest")
+	if out := w.must("audit", "prove", "--interaction", id.String(), "--ean", testEAN, "--checkpoint", held); !strings.Contains(out, auditlog.ProofFormat) {
+		t.Error(out)
+	}
+	for _, args := range [][]string{{"--interaction", uuid.NewString()}, {"--interaction", id.String(), "--ean", otherEAN}} {
+		if code, _, complaint := w.kluis(append([]string{"audit", "prove"}, args...)...); code != exitFailed || !strings.Contains(complaint, "not in the log") {
+			t.Errorf("%v: %d: %s", args, code, complaint)
+		}
+	}
+
+	if _, err := w.db.Open(t, migrations.RoleOwner).ExecContext(t.Context(), `DELETE FROM access_log`); err != nil {
+		t.Fatal(err)
+	}
+	code, out, complaint := w.kluis("audit", "verify")
+	if code != exitFindings || !strings.Contains(out, "FINDING  row-missing: 1") || !strings.Contains(out, id.String()) || !strings.Contains(out, "VERDICT: FINDINGS") || complaint != "" {
+		t.Errorf("exit code %d: %s%s", code, out, complaint)
+	}
+	if code, _, _ := w.kluis("audit", "prove", "--interaction", id.String()); code != exitFailed {
+		t.Errorf("a proof of a record that is gone: %d", code)
+	}
+}
+
+// TestAuditConfigured: what is missing is said.
+func TestAuditConfigured(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	whole, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for missing, args := range map[string][]string{
+		"audit_export_dir": {"audit", "run"}, "auditor_url": {"audit", "verify"}, "audit_origin": {"audit", "verify"},
+	} {
+		var kept []string
+		for line := range strings.Lines(string(whole)) {
+			if !strings.HasPrefix(line, missing+":") && !(missing == "audit_origin" && strings.HasPrefix(line, "auditor_url:")) {
+				kept = append(kept, line)
+			}
+		}
+		path := w.write(missing+".yaml", []byte(strings.Join(kept, "")))
+		var out, complaint bytes.Buffer
+		if code := run(t.Context(), append(args, "--config", path), streams{strings.NewReader(""), &out, &complaint}); code != exitFailed || !strings.Contains(complaint.String(), missing) {
+			t.Errorf("without %s: %d: %s", missing, code, complaint.String())
+		}
+	}
+}
