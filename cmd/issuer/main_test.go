@@ -31,6 +31,7 @@ import (
 	"kluis/internal/config"
 	"kluis/internal/devpki"
 	"kluis/internal/postgres"
+	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
@@ -118,6 +119,11 @@ func newWorld(t *testing.T) *world {
 		Addresses: addresses, TLS: must[*tls.Config](t)(config.ClientTLS(w.identity("registrar", "operator.crt"))),
 	}))
 	t.Cleanup(func() { _ = w.sealer.Close() })
+	custodian := must[*client.Client](t)(client.New(client.Config{
+		Addresses: addresses, TLS: must[*tls.Config](t)(config.ClientTLS(w.identity("custodian", "operator.crt"))),
+	}))
+	t.Cleanup(func() { _ = custodian.Close() })
+	feedtest.Start(t, custodian)
 	w.registrar = must[*postgres.Registrar](t)(postgres.NewRegistrar(t.Context(), postgres.Config{DSN: w.db.URL("kluis_registrar")}))
 	t.Cleanup(func() { _ = w.registrar.Close() })
 	w.verifier = must[*authn.Verifier](t)(authn.Configured(t.Context(),
@@ -144,6 +150,7 @@ func (w *world) startCryptoserver(i int) (address string) {
 		ID: name, TLS: must[*tls.Config](w.t)(config.ServerTLS(w.identity(name, "operator.crt", "127.0.0.1"))),
 		Allow: map[string][]string{
 			"SignToken": {"issuer"}, "Status": {"issuer"}, "SealSupplier": {"registrar"},
+			"SignControl": {"custodian"}, "PutControl": {"custodian"},
 		},
 		Profile: must[*meter.Profile](w.t)(meter.ParseProfile(meter.NL())), SealKeys: w.hsm.SealKeys,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
