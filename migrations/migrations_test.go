@@ -201,7 +201,16 @@ func TestRolesAttack(t *testing.T) {
 	tables := []string{
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
 		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version",
+		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor",
 	}
+	const (
+		journal    = `INSERT INTO journal_entry (boot_id, sequence, entry) VALUES (gen_random_uuid(), 1, '\x00')`
+		statement  = `INSERT INTO audit_statement (kind, boot_id, sequence, statement) VALUES (6, gen_random_uuid(), 1, '\x00')`
+		auditLeaf  = `INSERT INTO audit_leaf (index, kind, id, number, version) VALUES (0, 1, gen_random_uuid(), 1, 0)`
+		auditHash  = `INSERT INTO audit_hash (index, hash) VALUES (0, decode(repeat('00', 32), 'hex'))`
+		checkpoint = `INSERT INTO audit_checkpoint (size, note) VALUES (1, '\x00')`
+		cursor     = `INSERT INTO audit_cursor (kind, position) VALUES (1, '\x00') ON CONFLICT (kind) DO UPDATE SET position = EXCLUDED.position`
+	)
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
 			log, "SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
@@ -210,6 +219,10 @@ func TestRolesAttack(t *testing.T) {
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
 		migrations.RoleRegistrar: {
 			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent",
+		},
+		migrations.RoleAuditor: {
+			journal, statement, auditLeaf, auditHash, checkpoint, cursor, "SELECT record, receipt, salt FROM access_log", "SELECT FROM journal_entry",
+			"SELECT ean, field, day, version, ciphertext FROM sealed_block", "SELECT file FROM legal_file", "SELECT record FROM supplier", "SELECT entry FROM control_entry",
 		},
 		migrations.RoleCustodian: {
 			entry, beat, tomb, strings.Replace(key, "(), 1, 1, 0", "(), 1, 2, 0", 1), "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT * FROM key_tombstone",
@@ -249,9 +262,30 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE key_tombstone SET kek_epoch = 1", "UPDATE key_tombstone SET deleted_at = now()",
 		},
 	}
+	denied[migrations.RoleAuditor] = []string{
+		block, key, file, supp, supply, log, entry,
+		"SELECT FROM data_key", "SELECT * FROM sealed_block", "SELECT key_id FROM sealed_block", "SELECT content_mac FROM sealed_block", "SELECT FROM consent",
+		`INSERT INTO journal_entry (boot_id, sequence, entry, arrived) VALUES (gen_random_uuid(), 1, '\x00', '1')`,
+		`INSERT INTO audit_leaf (index, kind, id, number, version, logged_at) VALUES (1, 1, gen_random_uuid(), 1, 0, '2020-01-01')`,
+		auditLeaf + " ON CONFLICT (index) DO UPDATE SET id = EXCLUDED.id", auditHash + " ON CONFLICT (index) DO UPDATE SET hash = EXCLUDED.hash",
+		"UPDATE journal_entry SET entry = entry", "UPDATE audit_statement SET statement = statement", "UPDATE audit_leaf SET index = 1", "UPDATE audit_hash SET hash = hash",
+		"UPDATE audit_checkpoint SET note = note", "UPDATE audit_cursor SET kind = 2",
+	}
+	denied[migrations.RoleGateway] = append(denied[migrations.RoleGateway],
+		`INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt, arrived) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'), '1')`)
+	denied[migrations.RoleRegistrar] = append(denied[migrations.RoleRegistrar],
+		`INSERT INTO legal_file (ean, version, file, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`,
+		`INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`)
 	for role := range denied {
+		if role != migrations.RoleAuditor {
+			denied[role] = append(denied[role], journal, statement, auditLeaf, auditHash, checkpoint, cursor,
+				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_checkpoint", "SELECT FROM audit_cursor")
+			if role != migrations.RoleCustodian {
+				denied[role] = append(denied[role], "SELECT FROM control_entry")
+			}
+		}
 		if role != migrations.RoleCustodian {
-			denied[role] = append(denied[role], entry, beat, tomb, "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT FROM key_tombstone",
+			denied[role] = append(denied[role], entry, beat, tomb, "SELECT FROM control_heartbeat", "SELECT FROM key_tombstone",
 				"UPDATE data_key SET wrapped = wrapped", "UPDATE sealed_block SET ciphertext = ciphertext", "UPDATE sealed_block SET content_mac = content_mac")
 		}
 		for _, table := range tables {

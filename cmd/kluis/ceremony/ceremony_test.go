@@ -35,6 +35,7 @@ listen: 127.0.0.1:0
 tls: {certificate_file: c.pem, key_file: k.pem, ca_file: ca.pem}
 profile_file: nl.yaml
 seal_keys_file: seal.pem
+journal_dir: journal
 issuers: [{url: "https://issuer.example", audience: "https://api.example", jwks_file: jwks.json}]
 token: {issuer: "https://issuer.example", audience: "https://api.example"}
 module: %[2]s
