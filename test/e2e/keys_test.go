@@ -283,7 +283,7 @@ func TestKeyRotation(t *testing.T) {
 	b.h.intact(t)
 
 	// The KEKs themselves go at each server's console, with the proof.
-	_, proof, ok := strings.Cut(out, " --proof ")
+	_, proof, ok := strings.Cut(out, "for the servers' consoles: ")
 	if !ok {
 		t.Fatal(out)
 	}
