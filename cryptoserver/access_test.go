@@ -326,7 +326,12 @@ func TestLimits(t *testing.T) {
 			r.Units[0].ToDay = r.Units[0].FromDay + 366
 			r.Units = slices.Repeat(r.Units, 10)
 		},
-		"too many keys":      func(r *cryptopb.OpenRequest) { r.Units[0].Keys = slices.Repeat([]*cryptopb.DataKey{{}}, 4001) },
+		"too many keys": func(r *cryptopb.OpenRequest) { r.Units[0].Keys = slices.Repeat([]*cryptopb.DataKey{{}}, 4001) },
+		"too many keys of all units": func(r *cryptopb.OpenRequest) {
+			r.Units[0].ToDay = r.Units[0].FromDay + 1
+			r.Units[0].Keys = slices.Repeat([]*cryptopb.DataKey{{}}, 3300)
+			r.Units = slices.Repeat(r.Units, 5)
+		},
 		"no interaction":     func(r *cryptopb.OpenRequest) { r.Units[0].InteractionId = nil },
 		"no purpose":         func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 0 },
 		"unknown purpose":    func(r *cryptopb.OpenRequest) { r.Units[0].Purpose = 6 },

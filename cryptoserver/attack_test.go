@@ -205,6 +205,7 @@ func TestRowsTamperedWith(t *testing.T) {
 	}
 
 	// An epoch that a key may have and the token does not hold is not damage.
+	w.seal.claim(7)
 	w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 7})
 	q = m.ask(m.new, energy(days("2024-04-09", "2024-04-12"), importLow))
 	q.Units[0].Keys[q.Units[0].Blocks[0].Key].Epoch = 7

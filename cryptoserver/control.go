@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -144,6 +145,7 @@ func (s *Server) PutControl(ctx context.Context, req *cryptopb.PutControlRequest
 	}
 	switch err := s.control.advance(head, req.First, req.Entries); {
 	case err == nil, errors.Is(err, control.ErrGap):
+	case errors.Is(err, control.ErrBehind) && s.overtaken(head): // since it was asked above
 	case errors.Is(err, control.ErrFork):
 		return nil, s.forked(err)
 	default:
@@ -206,6 +208,10 @@ func (s *Server) SignControl(ctx context.Context, req *cryptopb.SignControlReque
 		entry, err := control.ParseEntry(req.Entry)
 		if err != nil {
 			return nil, malformed("%v", err)
+		}
+		if entry.Kind == control.ActivateEpoch && !slices.Contains(s.tokens.Seal.Epochs(), entry.Epoch) {
+			// It could not be taken back, and nothing could be minted or sealed.
+			return nil, stepRefused(fmt.Errorf("this server's seal token has no KEK of epoch %d: bring it to every token and restart the servers first", entry.Epoch))
 		}
 		if head.Sequence == known.Sequence {
 			if err := s.control.Check(entry); err != nil {

@@ -220,6 +220,7 @@ func TestRelay(t *testing.T) {
 	}
 	next, nextHead := sign(w.feed.Head(), control.Entry{Kind: control.EraseKeys, Cause: control.CauseRequest, Keys: []control.KeyID{{2}}})
 	nextHash := w.feed.Head().Hash.Next(next)
+	w.seal.claim(2)
 	after, afterHead := sign(control.Head{Sequence: 4, Hash: nextHash}, control.Entry{Kind: control.ActivateEpoch, Epoch: 2})
 	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	w.must(err)
@@ -391,12 +392,15 @@ func TestSignControl(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	w.seal.claim(3)
 	w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 3})
 	for name, e := range map[string]control.Entry{
 		"the active epoch destroyed":  {Kind: control.DestroyEpoch, Epoch: 3},
 		"an epoch to come destroyed":  {Kind: control.DestroyEpoch, Epoch: 4},
 		"an older epoch made active":  {Kind: control.ActivateEpoch, Epoch: 2},
 		"the active epoch once again": {Kind: control.ActivateEpoch, Epoch: 3},
+		"an epoch that nobody has":    {Kind: control.ActivateEpoch, Epoch: 4},
+		"the last epoch there can be": {Kind: control.ActivateEpoch, Epoch: control.MaxEpoch},
 	} {
 		e.At = w.clock.now()
 		if _, err := w.as("custodian").SignControl(t.Context(), w.feed.Head(), must(e.Encode())); !errors.Is(err, client.ErrStepRefused) {
@@ -532,6 +536,7 @@ func TestErased(t *testing.T) {
 	}
 
 	// An epoch given up takes its keys with it, though the token has it still.
+	w.seal.claim(2)
 	w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 2})
 	w.append(control.Entry{Kind: control.DestroyEpoch, Epoch: 1})
 	may := days("2024-05-01", "2024-06-01")

@@ -77,10 +77,14 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		return nil, malformed("1 to %d metering points in a call", maxUnits)
 	}
 	var fieldDays int64
+	keys := 0
 	for _, u := range req.Units {
 		c.blocks += len(u.GetBlocks())
 		if len(u.GetKeys()) > maxKeys {
 			return nil, malformed("at most %d data keys of a metering point", maxKeys)
+		}
+		if keys += len(u.GetKeys()); keys > token.MaxKeys {
+			return nil, malformed("at most %d data keys in a call", token.MaxKeys)
 		}
 		// Each term is far from overflowing the sum, which is checked every time.
 		fieldDays += max(0, int64(u.GetToDay())-int64(u.GetFromDay())) * int64(len(u.GetFields()))

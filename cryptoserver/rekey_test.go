@@ -141,6 +141,7 @@ func TestRewrapRefuses(t *testing.T) {
 		t.Errorf("none genuine: %+v, %v", out, err)
 	}
 	// An active epoch that the token lacks is a matter for another server.
+	w.seal.claim(5)
 	w.append(control.Entry{Kind: control.ActivateEpoch, Epoch: 5})
 	if _, _, err := w.as("custodian").Rewrap(t.Context(), own[10:]); !errors.Is(err, client.ErrUnknownEpoch) || !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("to an epoch the token lacks: %v", err)

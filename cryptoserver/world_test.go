@@ -188,6 +188,19 @@ type spySealer struct {
 	sealed atomic.Int64
 	mu     sync.Mutex
 	plain  [][]byte // buffers that held plaintext during a call
+	also   []uint32 // epochs that it claims to have, as another server's would
+}
+
+func (s *spySealer) Epochs() []uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append(s.Sealer.Epochs(), s.also...)
+}
+
+func (s *spySealer) claim(epoch uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.also = append(s.also, epoch)
 }
 
 func (s *spySealer) Seal(ctx context.Context, keys []token.WrappedKey, items []token.Item) error {

@@ -119,6 +119,32 @@ func (c *Custodian) DestroyEpoch(ctx context.Context, epoch uint32, noImport boo
 	return c.push(ctx, head), nil
 }
 
+// DestructionProof is what shows the tokens' administrators that the epoch was
+// given up, see control.OpenProof; ErrRefused: it was not.
+func (c *Custodian) DestructionProof(epoch uint32) ([]byte, error) {
+	var before control.Hash
+	for from := uint64(1); ; {
+		page, err := c.copy.read(from, chunkSize)
+		if err != nil {
+			return nil, err
+		}
+		if len(page) == 0 {
+			return nil, fmt.Errorf("%w: epoch %d was not given up", ErrRefused, epoch)
+		}
+		for _, a := range page {
+			e, err := control.ParseEntry(a.Entry)
+			if err != nil {
+				return nil, err
+			}
+			if e.Kind == control.DestroyEpoch && e.Epoch == epoch {
+				return control.EncodeProof(before, a.Entry, a.Head), nil
+			}
+			before = before.Next(a.Entry)
+		}
+		from += uint64(len(page))
+	}
+}
+
 // replacedAt is when an epoch later than this was first activated, by the clock
 // of the server that signed.
 func (c *Custodian) replacedAt(epoch uint32) (time.Time, error) {

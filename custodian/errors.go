@@ -14,6 +14,8 @@ var (
 	ErrFork = errors.New("a cryptoserver knows another control feed")
 	// ErrDamaged: this record or block does not open.
 	ErrDamaged = errors.New("damaged")
+	// ErrTooOften: a block of it was sealed as often as may be within a day.
+	ErrTooOften = errors.New("sealed too often within a day")
 	// ErrErased: this record's key was erased.
 	ErrErased = errors.New("data key erased")
 

@@ -352,6 +352,13 @@ func TestDamagedKeys(t *testing.T) {
 	if _, err := w.DestroyEpoch(t.Context(), 1, true); !errors.Is(err, custodian.ErrRefused) || !strings.Contains(err.Error(), "4 data keys") {
 		t.Errorf("the old epoch is destroyed: %v", err)
 	}
+	// One that was sealed too often today stops nothing else.
+	w.pool.often = func(k envelope.KeyRecord) bool { return k.EAN == ean(3) && k.Month == testMonths[0] }
+	often, err := w.RotateDataKeys(t.Context(), custodian.KeySelection{EAN: ean(3)}, custodian.RotateOptions{Grace: shortGrace})
+	if err != nil || often.TooOften != 2 || often.Rotated != 2 || often.Erased != 2 {
+		t.Errorf("%+v, %v", often, err)
+	}
+	w.pool.often = nil
 	// A damaged block keeps its key.
 	w.exec(`UPDATE sealed_block SET ciphertext = overlay(ciphertext placing '\x00'::bytea from 40) WHERE ean = $1 AND field = 1`, ean(1).Int64())
 	rst, err := w.RotateDataKeys(t.Context(), custodian.KeySelection{EAN: ean(1)}, custodian.RotateOptions{Grace: shortGrace})
@@ -565,6 +572,17 @@ func TestDestroyEpoch(t *testing.T) {
 	}
 	if _, err := w.DestroyEpoch(t.Context(), 1, false); err != nil {
 		t.Errorf("again: %v", err)
+	}
+	// What shows it to whoever has the pinned seal keys only.
+	proof, err := w.DestructionProof(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := control.OpenProof(proof, w.pool.keys); err != nil || e.Kind != control.DestroyEpoch || e.Epoch != 1 {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if _, err := w.DestructionProof(2); !errors.Is(err, custodian.ErrRefused) {
+		t.Errorf("a proof for the active epoch: %v", err)
 	}
 	// Given up, but the objects are still on the tokens.
 	if e := status()[1]; !e.Destroyed || len(e.Holders) != 1 || len(e.Open) != 1 {

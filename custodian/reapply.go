@@ -131,6 +131,9 @@ func (c *Custodian) refill(ctx context.Context, st *Reapplied) error {
 		if err != nil {
 			return err
 		}
+		if len(ours) == 0 {
+			return nil
+		}
 		for _, a := range ours[:min(len(ours), feedPage)] {
 			switch have, ok := there[a.Sequence]; {
 			case ok && !bytes.Equal(have.Entry, a.Entry):

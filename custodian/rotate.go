@@ -37,6 +37,7 @@ type RotateStatus struct {
 	Rotated      int64
 	Blocks       int64 // sealed again
 	Damaged      int64 // data keys left as they are: the record or a block does not open
+	TooOften     int64 // data keys left as they are: a block was sealed too often today
 	Gone         int64 // were erased or replaced by somebody else meanwhile
 	Waiting      int   // replaced, and waiting for the grace to end
 	Erased       int64 // replaced ones now erased
@@ -81,6 +82,8 @@ func (c *Custodian) RotateDataKeys(ctx context.Context, s KeySelection, opt Rota
 					st.Blocks += int64(n)
 				case errors.Is(err, ErrDamaged):
 					st.Damaged++
+				case errors.Is(err, ErrTooOften):
+					st.TooOften++
 				case errors.Is(err, ErrGone) || errors.Is(err, ErrErased):
 					st.Gone++
 				default:
@@ -104,8 +107,8 @@ func (c *Custodian) RotateDataKeys(ctx context.Context, s KeySelection, opt Rota
 }
 
 // rotateKey replaces one data key and returns how many blocks were sealed again.
-// ErrGone, ErrErased: there is nothing to replace any more; ErrDamaged: it is
-// left as it is.
+// ErrGone, ErrErased: there is nothing to replace any more; ErrDamaged,
+// ErrTooOften: it is left as it is.
 func (c *Custodian) rotateKey(ctx context.Context, old envelope.KeyRecord) (int, error) {
 	var blocks []envelope.SealedBlock
 	stored := false // perhaps: an answer was lost

@@ -99,6 +99,7 @@ type pool struct {
 	mu      sync.Mutex
 	kek     map[uint32][]byte
 	mac     []byte
+	often   func(envelope.KeyRecord) bool // what was sealed too often; nil: nothing
 }
 
 type server struct {
@@ -386,6 +387,9 @@ func (p *pool) Reseal(ctx context.Context, from, to envelope.KeyRecord, blocks [
 		}
 		if !p.genuine(&from) || !p.genuine(&to) {
 			return custodian.ErrDamaged
+		}
+		if p.often != nil && p.often(from) {
+			return custodian.ErrTooOften
 		}
 		out = make([]custodian.ResealResult, len(blocks))
 		for i, b := range blocks {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"kluis/authz"
+	"kluis/cryptoserver/control"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
@@ -18,7 +20,7 @@ type keysCmd struct {
 	Create  keysCreateCmd  `cmd:"" help:"Step 2, on one server: make KEK and MAC keys, wrapped to every server's transport keys."`
 	Import  keysImportCmd  `cmd:"" help:"Step 3, on every server: bring the keys onto the tokens, attack the KEKs, destroy the transport keys."`
 	Public  keysPublicCmd  `cmd:"" help:"Print the public keys that others verify this server's signatures with."`
-	Destroy keysDestroyCmd `cmd:"" help:"Destroy the KEK of an old epoch on this server's tokens, for good. Only after kluis keys destroy-kek: what is wrapped under it is not looked at here."`
+	Destroy keysDestroyCmd `cmd:"" help:"Destroy the KEK of an old epoch on this server's tokens, for good. Only with the proof that kluis keys destroy-kek wrote."`
 }
 
 type keysConfig struct {
@@ -118,11 +120,13 @@ type keysDestroyCmd struct {
 	keysConfig
 	Epoch     uint32 `required:"" placeholder:"N" help:"Epoch of the KEK."`
 	Yes       uint32 `name:"yes-destroy-epoch" required:"" placeholder:"N" help:"The same epoch again: what is wrapped under its KEK will never be read again."`
+	Proof     string `required:"" type:"existingfile" placeholder:"FILE" help:"Proof that the control feed gives the epoch up, as kluis keys destroy-kek wrote it."`
 	SOPINFile string `name:"so-pin-file" type:"existingfile" placeholder:"FILE" help:"File with the security officer's PIN; only for tokens on which the user may not destroy the KEK, which then say so."`
 }
 
-// Run does not ask the database whether anything is still wrapped under the
-// KEK: kluis keys destroy-kek does that, and goes first.
+// Run destroys nothing unless a pinned seal key vouches that the control feed
+// gave the epoch up: on the tokens an epoch that is in use looks as one that is
+// not, as soon as the next one was imported.
 func (c *keysDestroyCmd) Run() error {
 	if c.Yes != c.Epoch {
 		return fmt.Errorf("--epoch is %d and --yes-destroy-epoch %d: nothing was destroyed; say the same epoch twice", c.Epoch, c.Yes)
@@ -134,7 +138,34 @@ func (c *keysDestroyCmd) Run() error {
 	if cfg.ProbeKeyFile == "" {
 		return errors.New("probe_key_file is missing in the configuration: the record of the KEK's probe key is in it")
 	}
+	if err := c.givenUp(cfg.SealKeysFile); err != nil {
+		return fmt.Errorf("%s: nothing was destroyed: %w", c.Proof, err)
+	}
 	return ceremony.Destroy(c.Epoch, cfg.ProbeKeyFile, c.SOPINFile)
+}
+
+// givenUp verifies the proof.
+func (c *keysDestroyCmd) givenUp(sealKeysFile string) error {
+	pinned, err := config.PublicKeys(sealKeysFile)
+	if err != nil {
+		return fmt.Errorf("seal_keys_file: %w", err)
+	}
+	keys, err := authz.NewSealKeys(pinned...)
+	if err != nil {
+		return fmt.Errorf("seal_keys_file: %w", err)
+	}
+	b, err := os.ReadFile(c.Proof)
+	if err != nil {
+		return err
+	}
+	entry, err := control.OpenProof(b, keys)
+	if err != nil {
+		return fmt.Errorf("%w; take the file that kluis keys destroy-kek --epoch %d wrote", err, c.Epoch)
+	}
+	if entry.Kind != control.DestroyEpoch || entry.Epoch != c.Epoch {
+		return fmt.Errorf("it does not prove that epoch %[1]d was given up; take the file that kluis keys destroy-kek --epoch %[1]d wrote", c.Epoch)
+	}
+	return nil
 }
 
 type keysPublicCmd struct {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +14,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"kluis/authz"
+	"kluis/cryptoserver/control"
+	"kluis/internal/hsm"
 	"kluis/internal/testing/hsmtest"
 )
 
@@ -224,9 +231,26 @@ func TestCeremony(t *testing.T) {
 
 	// The first one is destroyed: never by mistake, never the newest, and as
 	// often as one likes.
-	destroy := func(s site, epoch, yes int) []string {
-		return []string{"keys", "destroy", config(s), fmt.Sprint("--epoch=", epoch), fmt.Sprint("--yes-destroy-epoch=", yes)}
+	signer, stranger := newHeadSigner(t), newHeadSigner(t)
+	if err := os.WriteFile(a.path("seal.pem"), signer.pem, 0o600); err != nil {
+		t.Fatal(err)
 	}
+	writeProof(t, a.path("proof-1"), signer, control.DestroyEpoch, 1)
+	writeProof(t, a.path("proof-2"), signer, control.DestroyEpoch, 2)
+	writeProof(t, a.path("proof-7"), signer, control.DestroyEpoch, 7)
+	writeProof(t, a.path("strange"), stranger, control.DestroyEpoch, 1)
+	writeProof(t, a.path("activates"), signer, control.ActivateEpoch, 1)
+	with := func(proof string, epoch, yes int) []string {
+		return []string{"keys", "destroy", config(a), fmt.Sprint("--epoch=", epoch), fmt.Sprint("--yes-destroy-epoch=", yes), "--proof=" + a.path(proof)}
+	}
+	destroy := func(_ site, epoch, yes int) []string { return with(fmt.Sprint("proof-", epoch), epoch, yes) }
+	// The second is on the tokens, which looks as if the first were old; only
+	// the feed can tell.
+	a.mustNot(t, "missing flags: --proof=FILE", with("", 1, 1)[:5]...)
+	a.mustNot(t, "nothing was destroyed", with("proof-2", 1, 1)...)
+	a.mustNot(t, "nothing was destroyed", with("activates", 1, 1)...)
+	a.mustNot(t, "does not verify", with("strange", 1, 1)...)
+	a.mustNot(t, "not a proof", with("pin", 1, 1)...)
 	a.mustNot(t, "say the same epoch twice", destroy(a, 1, 2)...)
 	a.mustNot(t, "missing flags", destroy(a, 1, 1)[:4]...)
 	a.mustNot(t, "none newer than 2", destroy(a, 2, 2)...)
@@ -247,6 +271,54 @@ func TestCeremony(t *testing.T) {
 	a.mustNot(t, "none newer than 2", destroy(a, 2, 2)...)
 	if said := a.must(t, "keys", "public", "seal", config(a)); said != sealA {
 		t.Error("a signing key changed")
+	}
+}
+
+// headSigner signs heads of a control feed with a key made for the test.
+type headSigner struct {
+	key *ecdsa.PrivateKey
+	id  authz.KeyID
+	pem []byte
+}
+
+func newHeadSigner(t *testing.T) headSigner {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hsm.EncodePEM(&k.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return headSigner{k, authz.KeyIDOf(&k.PublicKey), b}
+}
+
+func (s headSigner) KeyID() authz.KeyID { return s.id }
+
+func (s headSigner) SignDigest(digest [32]byte) (sig [64]byte, err error) {
+	r, v, err := ecdsa.Sign(rand.Reader, s.key, digest[:])
+	if err == nil {
+		r.FillBytes(sig[:32])
+		v.FillBytes(sig[32:])
+	}
+	return sig, err
+}
+
+// writeProof writes the proof of an entry, the eighth of a feed.
+func writeProof(t *testing.T, path string, s headSigner, kind control.Kind, epoch uint32) {
+	t.Helper()
+	entry, err := control.Entry{At: time.Now(), Kind: kind, Epoch: epoch}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := control.Hash{7}
+	head, err := control.Head{Sequence: 8, Hash: before.Next(entry), At: time.Now()}.Sign(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, control.EncodeProof(before, entry, head), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

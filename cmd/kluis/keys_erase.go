@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -191,6 +193,7 @@ func (c *keysReapplyCmd) Run(ctx context.Context, s streams) error {
 type keysDestroyKEKCmd struct {
 	target
 	Epoch    uint32 `required:"" placeholder:"N" help:"The epoch."`
+	Proof    string `type:"path" placeholder:"FILE" help:"Where to write the proof that cryptoserver keys destroy needs. Default: destroy-epoch-N.proof beside the feed_copy_file."`
 	NoImport bool   `name:"no-import-is-under-way" help:"No import runs that began before a later epoch became active: do not wait a day for it."`
 	Yes      bool   `help:"Do not ask."`
 }
@@ -199,7 +202,9 @@ type keysDestroyKEKCmd struct {
 func (keysDestroyKEKCmd) Help() string {
 	return `First an entry of the control feed gives the epoch up: no cryptoserver uses its KEK any more. That is refused while a data key is wrapped under it (kluis keys rotate-kek first), and while it is the active one. Then somebody destroys the KEK on every server's tokens, at its console; no remote command can:
 
-  cryptoserver keys destroy --config SERVER.yaml --epoch N --yes-destroy-epoch N
+  cryptoserver keys destroy --config SERVER.yaml --epoch N --yes-destroy-epoch N --proof FILE
+
+FILE is the proof that this command writes: the entry of the feed with its signed head. It is no secret; take it to every server. Without it, or with that of another epoch, nothing is destroyed. Run again, this command writes it again.
 
 Copies that the HSM vendor's tools made (backup tokens, partitions) must be destroyed with them. Then restart the server: kluis keys status shows who still holds it. What was erased under the epoch is then erased for good: no backup opens.`
 }
@@ -216,6 +221,10 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		if err != nil {
 			return fmt.Errorf("epoch %d was not given up: %w", c.Epoch, err)
 		}
+		proof, err := c.writeProof(k)
+		if err != nil {
+			return fmt.Errorf("epoch %d is given up, but the proof of it was not written: %w\nRun the same command again", c.Epoch, err)
+		}
 		st, err := k.Status(ctx)
 		if err != nil {
 			return err
@@ -228,10 +237,11 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 		}
 		views := ackViews(acks)
 		if c.JSON {
-			return printJSON(s.out, map[string]any{"epoch": c.Epoch, "servers": views, "held_by": holders})
+			return printJSON(s.out, map[string]any{"epoch": c.Epoch, "servers": views, "held_by": holders, "proof": proof})
 		}
 		fmt.Fprintf(s.out, "Epoch %d is given up: no cryptoserver uses its KEK any more.\n", c.Epoch)
 		printAcks(s, views)
+		fmt.Fprintf(s.out, "Proof of it, for the servers' consoles: %s\n", proof)
 		if len(holders) == 0 {
 			fmt.Fprintln(s.out, "No server that answered holds it any more.")
 		}
@@ -242,13 +252,34 @@ func (c *keysDestroyKEKCmd) Run(ctx context.Context, s streams) error {
 			return nil
 		}
 		fmt.Fprintln(s.out, "Now destroy it on the tokens, at the console of each server that holds it, and every copy made by the HSM vendor's tools:")
+		where := proof
+		if c.State == "" {
+			where = filepath.Base(proof) // taken there
+		}
 		for _, h := range holders {
 			prefix, config := c.console(h)
-			fmt.Fprintf(s.out, "  %s:  %scryptoserver keys destroy --config %s --epoch %[4]d --yes-destroy-epoch %[4]d\n", h, prefix, config, c.Epoch)
+			fmt.Fprintf(s.out, "  %s:  %scryptoserver keys destroy --config %s --epoch %[4]d --yes-destroy-epoch %[4]d --proof %[5]s\n", h, prefix, config, c.Epoch, where)
 		}
 		fmt.Fprintln(s.out, "Restart each afterwards: until then kluis keys status shows what it held before.")
 		return nil
 	})
+}
+
+// writeProof writes the proof that the epoch is given up, and says where.
+func (c *keysDestroyKEKCmd) writeProof(k *backend.Custodian) (string, error) {
+	b, err := k.DestructionProof(c.Epoch)
+	if err != nil {
+		return "", err
+	}
+	path := c.Proof
+	if path == "" {
+		conf, err := c.load()
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(filepath.Dir(conf.FeedCopyFile), fmt.Sprintf("destroy-epoch-%d.proof", c.Epoch))
+	}
+	return path, os.WriteFile(path, b, 0o644)
 }
 
 // console is how the line of keys destroy begins where a server is, and the

@@ -245,17 +245,21 @@ func (c *keysRotateDataKeysCmd) Run(ctx context.Context, s streams) error {
 		if err := printRotation(s, st, c.JSON); err != nil {
 			return err
 		}
-		if st.Damaged > 0 {
-			return fmt.Errorf("%s data keys were left as they are: they, or something sealed under them, are damaged", thousands(int(st.Damaged)))
+		if st.TooOften > 0 {
+			err = fmt.Errorf("%s data keys were left as they are: something under them was sealed too often within a day; run the same command again tomorrow, with --minted-before %s",
+				thousands(int(st.TooOften)), st.MintedBefore.Format(time.RFC3339Nano))
 		}
-		return nil
+		if st.Damaged > 0 {
+			return errors.Join(err, fmt.Errorf("%s data keys were left as they are: they, or something sealed under them, are damaged", thousands(int(st.Damaged))))
+		}
+		return err
 	})
 }
 
 func printRotation(s streams, st custodian.RotateStatus, asJSON bool) error {
 	acks := ackViews(st.Acks)
 	if asJSON {
-		return printJSON(s.out, map[string]any{"rotated": st.Rotated, "blocks": st.Blocks, "damaged": st.Damaged, "gone": st.Gone,
+		return printJSON(s.out, map[string]any{"rotated": st.Rotated, "blocks": st.Blocks, "damaged": st.Damaged, "too_often": st.TooOften, "gone": st.Gone,
 			"erased": st.Erased, "entries": st.Sequences, "servers": acks, "minted_before": st.MintedBefore})
 	}
 	fmt.Fprintf(s.out, "%s data keys replaced, %s blocks sealed again, %s replaced data keys erased", thousands(int(st.Rotated)), thousands(int(st.Blocks)), thousands(int(st.Erased)))

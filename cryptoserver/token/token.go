@@ -29,6 +29,10 @@ var (
 	ErrUnknownEpoch = errors.New("unknown KEK epoch")
 )
 
+// MaxKeys is how many data keys a batch of Open or Seal may have: each is an
+// object on the token while the batch runs.
+const MaxKeys = 16384
+
 // WrappedKey is a data key as stored: AES-256 under AES key wrap (RFC 3394).
 type WrappedKey struct {
 	ID      [16]byte

@@ -21,9 +21,6 @@ const (
 	chunk = 64
 	// maxBatch bounds a batch in bytes; offsets are 32 bits.
 	maxBatch = 64 << 20
-	// maxKeys bounds the data keys of a batch, which are session objects of
-	// the token all at the same time.
-	maxKeys = 16384
 )
 
 // batch is one Open or Seal, laid out flat. The buffers belong to the batch,
@@ -69,8 +66,8 @@ func (b *batch) release() {
 // layout copies a batch into its flat form. Errors here are the caller's
 // mistakes; what is wrong with data is put to its item.
 func (b *batch) layout(encrypt bool, keys []token.WrappedKey, items []token.Item) error {
-	if len(keys) > maxKeys {
-		return fmt.Errorf("batch has %d keys, at most %d may be: %w", len(keys), maxKeys, token.ErrBadData)
+	if len(keys) > token.MaxKeys {
+		return fmt.Errorf("batch has %d keys, at most %d may be: %w", len(keys), token.MaxKeys, token.ErrBadData)
 	}
 	b.encrypt = encrypt
 	inSize, outSize := len(keys)*wrappedSize, 0

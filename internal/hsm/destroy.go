@@ -10,7 +10,8 @@ import (
 )
 
 // Destroy destroys the KEK of an epoch on every token of this server and takes
-// its record out of probeFile. What was wrapped under it opens nowhere once
+// its record out of probeFile. That nothing in use is wrapped under it the
+// caller must know: no token tells which epoch is active. What was wrapped under it opens nowhere once
 // every server, and every backup of a token, is without it. It refuses unless
 // each token holds a newer KEK; what is gone already it passes over, so that
 // it can be run again after an interruption. soPINFile is needed only by a

@@ -323,3 +323,40 @@ func TestForgetUnderFire(t *testing.T) {
 		t.Errorf("%d and %d keys live on", a, b)
 	}
 }
+
+// TestForgetClosing: there is nothing to forget once nobody is served any more,
+// however long the last batches take.
+func TestForgetClosing(t *testing.T) {
+	t.Parallel()
+	keys, items := soundWork(t)
+	h, f := openFaulty(t, nil, hsm.RoleOpen)
+	op := opens(keys, items)
+	anew(t, h, f, op, len(keys))
+	f.delay(fnDecrypt, 200)
+	done := make(chan error, 2)
+	go func() { done <- opens(keys, slices.Clone(items))(t, h) }()
+	label := h.Opener().Report()[0].Label
+	for end := time.Now().Add(10 * time.Second); hsm.Load(h, label) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the batch does not come")
+		}
+	}
+	go func() { done <- h.Close() }()
+	closing := false
+	for end := time.Now().Add(10 * time.Second); !closing && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		closing = errors.Is(h.Opener().Check(t.Context()), token.ErrUnavailable)
+	}
+	start := time.Now()
+	forget(t, h)
+	if took := time.Since(start); took > 500*time.Millisecond {
+		t.Errorf("it took %s", took)
+	}
+	select {
+	case <-done:
+		t.Error("the batch or the closing ended before: nothing was shown")
+	default:
+	}
+	for range 2 {
+		<-done
+	}
+}

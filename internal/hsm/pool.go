@@ -909,11 +909,11 @@ func (p *pool) forget(ctx context.Context) error {
 	}
 }
 
-// gaveUp says whether c is no longer what batches are given.
+// gaveUp says whether c is no longer what batches that come later are given.
 func (p *pool) gaveUp(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.conn != c
+	return p.conn != c || p.closed
 }
 
 // report describes the token.

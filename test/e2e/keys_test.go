@@ -282,9 +282,14 @@ func TestKeyRotation(t *testing.T) {
 	recent()
 	b.h.intact(t)
 
-	// The KEKs themselves go at each server's console.
+	// The KEKs themselves go at each server's console, with the proof.
+	_, proof, ok := strings.Cut(out, "for the servers' consoles: ")
+	if !ok {
+		t.Fatal(out)
+	}
+	proof, _, _ = strings.Cut(proof, "\n")
 	for i := range b.ready.Cryptoservers {
-		b.cryptoserver(t, i, "keys", "destroy", "--epoch", "1", "--yes-destroy-epoch", "1")
+		b.cryptoserver(t, i, "keys", "destroy", "--epoch", "1", "--yes-destroy-epoch", "1", "--proof", proof)
 	}
 	b.restart(t, func(st keysStatus) bool { return len(st.holders(1)) == 0 && len(st.holders(2)) == 2 }, 0, 1)
 	b.recovers(t)

@@ -9,6 +9,7 @@ import (
 
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/control"
+	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
 	"kluis/custodian"
 	"kluis/internal/config"
@@ -184,6 +185,9 @@ func served(err error) error {
 		if errors.Is(err, m.is) {
 			return fmt.Errorf("%w: %w", m.means, err)
 		}
+	}
+	if e := (*client.Error)(nil); errors.As(err, &e) && e.Reason == cryptopb.ReasonSealedTooOften {
+		return fmt.Errorf("%w: %w", custodian.ErrTooOften, err)
 	}
 	return err
 }
