@@ -95,13 +95,13 @@ func TestOvertakenMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), time.Now)
+	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	s := &Server{control: &follower{Feed: control.NewFeed()}, sealKeys: keys, now: func() time.Time { return at }, log: log,
-		health: newMonitor(nil, func() bool { return true }, time.Second, log, m)}
+		health: newMonitor(nil, func() bool { return true }, nil, time.Second, log, m)}
 	var entries [][]byte
 	heads := []control.Head{{At: at}}
 	for epoch := range uint32(2) {

@@ -16,10 +16,13 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -40,6 +43,14 @@ type suite struct {
 var run suite
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests wait for processes, for restarts and for graces of a minute more than
+	// they compute. What is said on the command line counts.
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 	code, err := run.tests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

@@ -672,14 +672,17 @@ func TestDatabaseRoles(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
-		"control_entry", "control_heartbeat", "key_tombstone"}
+		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor"}
 	may := map[string]map[string]string{
 		"kluis_gateway": {"supplier": "S", "legal_file": "S", "supply_period": "S", "consent": "S", "data_key": "S", "sealed_block": "S", "access_log": "I"},
 		"kluis_issuer":  {"supplier": "S"},
 		"kluis_ingest":  {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
 			"supply_period": "SID", "consent": "SID"},
-		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S"},
+		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S",
+			"supplier": "S", "legal_file": "S", "fact_mark": "SI"},
+		"kluis_auditor": {"supplier": "S", "legal_file": "S", "access_log": "S", "control_entry": "S", "journal_entry": "SI", "audit_leaf": "SI",
+			"audit_statement": "SI", "audit_hash": "SI", "audit_checkpoint": "SI", "audit_cursor": "SI"},
 	}
 	for role, allowed := range may {
 		t.Run(role, func(t *testing.T) {
@@ -716,8 +719,18 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "id"
 				case "control_entry":
 					column = "sequence"
-				case "control_heartbeat":
+				case "control_heartbeat", "fact_mark":
 					column = "one"
+				case "journal_entry":
+					column = "sequence"
+				case "audit_leaf", "audit_hash":
+					column = "index"
+				case "audit_statement":
+					column = "kind"
+				case "audit_checkpoint":
+					column = "size"
+				case "audit_cursor":
+					column = "kind"
 				}
 				attempt(has("S"), `SELECT * FROM `+table+` LIMIT 1`)
 				attempt(has("I"), `INSERT INTO `+table+` DEFAULT VALUES`)
@@ -731,10 +744,10 @@ func TestDatabaseRoles(t *testing.T) {
 				attempt(has("S"), `COPY `+table+` TO STDOUT`)
 			}
 			// Reading the log back, in every way there is.
-			attempt(false, `SELECT record FROM access_log`)
+			attempt(role == "kluis_auditor", `SELECT record FROM access_log`)
 			attempt(false, `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
 				VALUES (0, gen_random_uuid(), 0, 1, '', '', decode(repeat('00', 16), 'hex')) RETURNING record`)
-			attempt(role == "kluis_gateway" || role == "kluis_custodian", `SELECT ciphertext FROM sealed_block`)
+			attempt(role == "kluis_gateway" || role == "kluis_custodian" || role == "kluis_auditor", `SELECT ciphertext FROM sealed_block`)
 			attempt(role == "kluis_gateway" || role == "kluis_ingest" || role == "kluis_custodian", `SELECT content_mac FROM sealed_block`)
 			attempt(role == "kluis_gateway", `SELECT stored_at FROM ingest_batch`)
 			attempt(false, `SELECT ean FROM ingest_batch`)
@@ -800,7 +813,7 @@ func TestDatabaseRoles(t *testing.T) {
 	// Nobody may pass on what he may, and what anybody may is nothing.
 	for what, query := range map[string]string{
 		"grants to PUBLIC": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE relnamespace = 'public'::regnamespace AND a.grantee = 0`,
-		"grantable rights": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE a.is_grantable AND a.grantee = ANY (ARRAY['kluis_gateway', 'kluis_issuer', 'kluis_ingest', 'kluis_registrar', 'kluis_custodian']::regrole[])`,
+		"grantable rights": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE a.is_grantable AND a.grantee = ANY (ARRAY['kluis_gateway', 'kluis_issuer', 'kluis_ingest', 'kluis_registrar', 'kluis_custodian', 'kluis_auditor']::regrole[])`,
 		"functions":        `SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace`,
 	} {
 		if n := one[int](t, w, query); n != 0 {
