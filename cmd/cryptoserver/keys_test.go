@@ -75,6 +75,7 @@ issuers: [{url: "https://issuer.example", audience: "https://api.example", jwks_
 token: {issuer: "https://issuer.example", audience: "https://api.example"}
 module: %[2]s
 probe_key_file: probe.bin
+journal_dir: journal
 tokens:
   open: [{label: s%[1]d-open, pin_file: pin}]
   seal: {label: s%[1]d-seal, pin_file: pin}
