@@ -161,7 +161,7 @@ COMMENT ON COLUMN access_log.ean IS 'EAN-18 asked for, whether known or not; 0 f
 COMMENT ON COLUMN access_log.recorded_at IS 'When it was recorded.';
 COMMENT ON COLUMN access_log.interaction_id IS 'The interactionId of the answer.';
 COMMENT ON COLUMN access_log.gln IS 'GLN of the caller.';
-COMMENT ON COLUMN access_log.outcome IS '1 given, 2 given in part, 3 all withheld, 4 no relation, 5 failed after the decision (package audit).';
+COMMENT ON COLUMN access_log.outcome IS '1 given, 2 given in part, 3 all withheld, 4 no relation, 5 failed after the decision; of dry runs 6 told, 7 no relation, 8 failed (package audit).';
 COMMENT ON COLUMN access_log.record IS 'Canonical access record: who, what, when, why, decision (package audit).';
 COMMENT ON COLUMN access_log.receipt IS 'Receipt of the cryptoserver, verbatim; empty when nothing was opened.';
 COMMENT ON COLUMN access_log.salt IS '16 random bytes, so that a digest of the record tells nothing of it.';

@@ -73,7 +73,7 @@
 // Whoever holds a token's PIN can use its keys as the role can. For the seal
 // token that includes reading: AES-GCM is a stream cipher, and encrypting
 // zeros under a chosen IV gives the key stream of any ciphertext with that
-// IV. This package never lets a caller choose the IV, but only an HSM that
-// makes the IV itself would take the possibility away from the PIN, but is not
-// served yet: the known vectors need a fixed one.
+// IV. This package never lets a caller choose the IV, which does not bind whoever
+// holds the PIN. An HSM that makes the IV itself would, but is not served yet:
+// the known vectors need a fixed one.
 package hsm
