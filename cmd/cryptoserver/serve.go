@@ -6,19 +6,18 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kluis/cryptoserver"
 	"kluis/cryptoserver/journal"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
+	"kluis/internal/scrape"
 	"kluis/meter"
 )
 
@@ -99,7 +98,7 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 			return fmt.Errorf("metrics_listen: %w", err)
 		}
 		ready = append(ready, "metrics_address", metrics.Addr().String())
-		stop := serveMetrics(metrics, reg, log)
+		stop := scrape.Serve(metrics, reg, log)
 		defer stop()
 	}
 	log.Info("ready", ready...)
@@ -130,25 +129,5 @@ func endWhen(ctx context.Context, wait func(context.Context) error) (_ context.C
 	return ctx, func() error {
 		cancel()
 		return <-done
-	}
-}
-
-func serveMetrics(l net.Listener, reg *prometheus.Registry, log *slog.Logger) (stop func()) {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	srv := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
-		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics listener ended", "error", err)
-		}
-	}()
-	return func() {
-		_ = srv.Close() // a scrape cut short harms nothing
-		<-done
 	}
 }

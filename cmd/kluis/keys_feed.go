@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kluis/cmd/kluis/backend"
+	"kluis/internal/scrape"
 )
 
 // heartbeat is how often the head of the control feed is signed: a dozen times
@@ -49,7 +48,7 @@ func (c *keysFeedCmd) Run(ctx context.Context, s streams) error {
 		if err := k.Register(reg); err != nil {
 			return errors.Join(err, l.Close())
 		}
-		defer serveMetrics(l, reg, log)()
+		defer scrape.Serve(l, reg, log)()
 		ready = append(ready, "metrics_address", l.Addr().String())
 	}
 	go func() {
@@ -64,25 +63,4 @@ func (c *keysFeedCmd) Run(ctx context.Context, s streams) error {
 	}
 	log.Info("stopped")
 	return nil
-}
-
-// serveMetrics serves until stop.
-func serveMetrics(l net.Listener, reg *prometheus.Registry, log *slog.Logger) (stop func()) {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	srv := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
-		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics listener ended", "error", err)
-		}
-	}()
-	return func() {
-		_ = srv.Close()
-		<-done
-	}
 }

@@ -218,14 +218,10 @@ func (a *access) run(b *batch) (err error) {
 		return err
 	}
 	defer a.worker.pool.doubt()()
-	for epoch := range suspect {
-		if err := a.canary(epoch); err != nil {
-			if classify(err) == classData {
-				return fmt.Errorf("%w: %w", errCanary, err)
-			}
-			return err
-		}
+	if err := a.sound(suspect); err != nil {
+		return err
 	}
+
 	b.again()
 	if _, err = a.pass(b); err != nil {
 		return err
@@ -237,6 +233,20 @@ func (a *access) run(b *batch) (err error) {
 		}
 	}
 	a.metrics.damaged(damaged)
+	return nil
+}
+
+// sound computes the known vectors of epochs whose keys did not serve: when they
+// come out it is the data, else it is the token (errCanary).
+func (a *access) sound(suspect map[uint32]bool) error {
+	for epoch := range suspect {
+		if err := a.canary(epoch); err != nil {
+			if classify(err) == classData {
+				return fmt.Errorf("%w: %w", errCanary, err)
+			}
+			return err
+		}
+	}
 	return nil
 }
 

@@ -643,15 +643,7 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 	if err := c.sameEpochs(mod, probes, m.Epoch); err != nil {
 		return err
 	}
-	if err := c.each(func(r Role, t Token) error {
-		if !r.hasKEK() {
-			return nil
-		}
-		l, err := dial(mod, t)
-		if err != nil {
-			return err
-		}
-		defer l.close()
+	if err := c.withKEKs(mod, func(r Role, t Token, l *login) error {
 		return c.importKeys(l, r, t, m, soPINFile, read)
 	}); err != nil {
 		return err
@@ -675,6 +667,11 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 	if err := writeProbes(probeFile, probes); err != nil {
 		return err
 	}
+	return c.withKEKs(mod, func(_ Role, _ Token, l *login) error { return c.destroyTransport(l) })
+}
+
+// withKEKs calls f, logged in, with each token of the roles that have KEKs.
+func (c Ceremony) withKEKs(mod *module, f func(r Role, t Token, l *login) error) error {
 	return c.each(func(r Role, t Token) error {
 		if !r.hasKEK() {
 			return nil
@@ -684,7 +681,7 @@ func (c Ceremony) Import(in, creator, probeFile, soPINFile string) error {
 			return err
 		}
 		defer l.close()
-		return c.destroyTransport(l)
+		return f(r, t, l)
 	})
 }
 

@@ -72,15 +72,7 @@ func (c Ceremony) Destroy(epoch uint32, probeFile, soPINFile string) error {
 
 // kekTokens calls f with each token that has KEKs, and the KEKs it holds.
 func (c Ceremony) kekTokens(mod *module, f func(r Role, t Token, l *login, keks map[uint32]pkcs11.ObjectHandle) error) error {
-	return c.each(func(r Role, t Token) error {
-		if !r.hasKEK() {
-			return nil
-		}
-		l, err := dial(mod, t)
-		if err != nil {
-			return err
-		}
-		defer l.close()
+	return c.withKEKs(mod, func(r Role, t Token, l *login) error {
 		keks, err := findKEKs(mod.raw, l.session)
 		if err != nil {
 			return err

@@ -49,14 +49,10 @@ func (a *access) rewrap(r *rewrapping) error {
 		return err
 	}
 	defer a.worker.pool.doubt()()
-	for epoch := range suspect {
-		if err := a.canary(epoch); err != nil {
-			if classify(err) == classData {
-				return fmt.Errorf("%w: %w", errCanary, err)
-			}
-			return err
-		}
+	if err := a.sound(suspect); err != nil {
+		return err
 	}
+
 	if _, err := a.rewrapPass(r); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"internal/config":    {},
 	"internal/devpki":    {},
 	"internal/devpg":     {},
+	"internal/scrape":    {},
 
 	"meter": {"internal/canonical"},
 	"authz": {"internal/canonical", "meter"},
