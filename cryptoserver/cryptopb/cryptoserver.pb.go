@@ -1412,6 +1412,85 @@ func (x *SealStepResponse) GetLegalFile() []byte {
 	return nil
 }
 
+type TakeStepRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller's access token, as presented to the gateway.
+	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// The sealed record of the token's client.
+	SupplierRecord []byte `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"`
+	// SHA-256 of the market profile the gateway decided with.
+	ProfileDigest []byte `protobuf:"bytes,3,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
+	Previous      []byte `protobuf:"bytes,4,opt,name=previous,proto3" json:"previous,omitempty"` // sealed
+	Step          []byte `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`         // canonical "kluis/legal-step"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeStepRequest) Reset() {
+	*x = TakeStepRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeStepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeStepRequest) ProtoMessage() {}
+
+func (x *TakeStepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeStepRequest.ProtoReflect.Descriptor instead.
+func (*TakeStepRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TakeStepRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *TakeStepRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *TakeStepRequest) GetProfileDigest() []byte {
+	if x != nil {
+		return x.ProfileDigest
+	}
+	return nil
+}
+
+func (x *TakeStepRequest) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *TakeStepRequest) GetStep() []byte {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
 type SealSupplierRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Previous      []byte                 `protobuf:"bytes,1,opt,name=previous,proto3" json:"previous,omitempty"` // sealed; empty for a new supplier
@@ -1426,7 +1505,7 @@ type SealSupplierRequest struct {
 
 func (x *SealSupplierRequest) Reset() {
 	*x = SealSupplierRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1517,7 @@ func (x *SealSupplierRequest) String() string {
 func (*SealSupplierRequest) ProtoMessage() {}
 
 func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1530,7 @@ func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierRequest.ProtoReflect.Descriptor instead.
 func (*SealSupplierRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{19}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SealSupplierRequest) GetPrevious() []byte {
@@ -1507,7 +1586,7 @@ type SupplierCertificate struct {
 
 func (x *SupplierCertificate) Reset() {
 	*x = SupplierCertificate{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1598,7 @@ func (x *SupplierCertificate) String() string {
 func (*SupplierCertificate) ProtoMessage() {}
 
 func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1611,7 @@ func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupplierCertificate.ProtoReflect.Descriptor instead.
 func (*SupplierCertificate) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{20}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SupplierCertificate) GetThumbprint() []byte {
@@ -1565,7 +1644,7 @@ type SealSupplierResponse struct {
 
 func (x *SealSupplierResponse) Reset() {
 	*x = SealSupplierResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1656,7 @@ func (x *SealSupplierResponse) String() string {
 func (*SealSupplierResponse) ProtoMessage() {}
 
 func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1669,7 @@ func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierResponse.ProtoReflect.Descriptor instead.
 func (*SealSupplierResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SealSupplierResponse) GetSupplierRecord() []byte {
@@ -1612,7 +1691,7 @@ type SignTokenRequest struct {
 
 func (x *SignTokenRequest) Reset() {
 	*x = SignTokenRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1703,7 @@ func (x *SignTokenRequest) String() string {
 func (*SignTokenRequest) ProtoMessage() {}
 
 func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1716,7 @@ func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenRequest.ProtoReflect.Descriptor instead.
 func (*SignTokenRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignTokenRequest) GetSupplierRecord() []byte {
@@ -1668,6 +1747,82 @@ func (x *SignTokenRequest) GetLifetimeSeconds() uint32 {
 	return 0
 }
 
+type SignStaffTokenRequest struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	SupplierRecord       []byte                 `protobuf:"bytes,1,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"`                   // sealed, of the grid operator's own GLN
+	Thumbprint           []byte                 `protobuf:"bytes,2,opt,name=thumbprint,proto3" json:"thumbprint,omitempty"`                                                 // SHA-256 of the portal's TLS client certificate
+	IdToken              string                 `protobuf:"bytes,3,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"`                                        // the employee's (OpenID Connect Core), as issued
+	AuthorizationDetails string                 `protobuf:"bytes,4,opt,name=authorization_details,json=authorizationDetails,proto3" json:"authorization_details,omitempty"` // JSON (RFC 9396), one errand
+	LifetimeSeconds      uint32                 `protobuf:"varint,5,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"`               // at most 300
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *SignStaffTokenRequest) Reset() {
+	*x = SignStaffTokenRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignStaffTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignStaffTokenRequest) ProtoMessage() {}
+
+func (x *SignStaffTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignStaffTokenRequest.ProtoReflect.Descriptor instead.
+func (*SignStaffTokenRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SignStaffTokenRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *SignStaffTokenRequest) GetThumbprint() []byte {
+	if x != nil {
+		return x.Thumbprint
+	}
+	return nil
+}
+
+func (x *SignStaffTokenRequest) GetIdToken() string {
+	if x != nil {
+		return x.IdToken
+	}
+	return ""
+}
+
+func (x *SignStaffTokenRequest) GetAuthorizationDetails() string {
+	if x != nil {
+		return x.AuthorizationDetails
+	}
+	return ""
+}
+
+func (x *SignStaffTokenRequest) GetLifetimeSeconds() uint32 {
+	if x != nil {
+		return x.LifetimeSeconds
+	}
+	return 0
+}
+
 type SignTokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AccessToken   string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
@@ -1678,7 +1833,7 @@ type SignTokenResponse struct {
 
 func (x *SignTokenResponse) Reset() {
 	*x = SignTokenResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1845,7 @@ func (x *SignTokenResponse) String() string {
 func (*SignTokenResponse) ProtoMessage() {}
 
 func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1858,7 @@ func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenResponse.ProtoReflect.Descriptor instead.
 func (*SignTokenResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignTokenResponse) GetAccessToken() string {
@@ -1732,7 +1887,7 @@ type SignControlRequest struct {
 
 func (x *SignControlRequest) Reset() {
 	*x = SignControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1899,7 @@ func (x *SignControlRequest) String() string {
 func (*SignControlRequest) ProtoMessage() {}
 
 func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1912,7 @@ func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlRequest.ProtoReflect.Descriptor instead.
 func (*SignControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignControlRequest) GetSequence() uint64 {
@@ -1790,7 +1945,7 @@ type SignControlResponse struct {
 
 func (x *SignControlResponse) Reset() {
 	*x = SignControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1957,7 @@ func (x *SignControlResponse) String() string {
 func (*SignControlResponse) ProtoMessage() {}
 
 func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1970,7 @@ func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlResponse.ProtoReflect.Descriptor instead.
 func (*SignControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignControlResponse) GetHead() []byte {
@@ -1836,7 +1991,7 @@ type PutControlRequest struct {
 
 func (x *PutControlRequest) Reset() {
 	*x = PutControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2003,7 @@ func (x *PutControlRequest) String() string {
 func (*PutControlRequest) ProtoMessage() {}
 
 func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2016,7 @@ func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlRequest.ProtoReflect.Descriptor instead.
 func (*PutControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PutControlRequest) GetFirst() uint64 {
@@ -1896,7 +2051,7 @@ type PutControlResponse struct {
 
 func (x *PutControlResponse) Reset() {
 	*x = PutControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2063,7 @@ func (x *PutControlResponse) String() string {
 func (*PutControlResponse) ProtoMessage() {}
 
 func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2076,7 @@ func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlResponse.ProtoReflect.Descriptor instead.
 func (*PutControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PutControlResponse) GetSequence() uint64 {
@@ -1940,7 +2095,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2107,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2120,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RewrapRequest) GetKeys() []*DataKey {
@@ -1985,7 +2140,7 @@ type RewrapResponse struct {
 
 func (x *RewrapResponse) Reset() {
 	*x = RewrapResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2152,7 @@ func (x *RewrapResponse) String() string {
 func (*RewrapResponse) ProtoMessage() {}
 
 func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2165,7 @@ func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
 func (*RewrapResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RewrapResponse) GetKekEpoch() uint32 {
@@ -2038,7 +2193,7 @@ type RewrappedKey struct {
 
 func (x *RewrappedKey) Reset() {
 	*x = RewrappedKey{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2205,7 @@ func (x *RewrappedKey) String() string {
 func (*RewrappedKey) ProtoMessage() {}
 
 func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2218,7 @@ func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrappedKey.ProtoReflect.Descriptor instead.
 func (*RewrappedKey) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RewrappedKey) GetWrapped() []byte {
@@ -2099,7 +2254,7 @@ type ResealRequest struct {
 
 func (x *ResealRequest) Reset() {
 	*x = ResealRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2266,7 @@ func (x *ResealRequest) String() string {
 func (*ResealRequest) ProtoMessage() {}
 
 func (x *ResealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2279,7 @@ func (x *ResealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
 func (*ResealRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResealRequest) GetEan() uint64 {
@@ -2164,7 +2319,7 @@ type ResealResponse struct {
 
 func (x *ResealResponse) Reset() {
 	*x = ResealResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2331,7 @@ func (x *ResealResponse) String() string {
 func (*ResealResponse) ProtoMessage() {}
 
 func (x *ResealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2344,7 @@ func (x *ResealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
 func (*ResealResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResealResponse) GetBlocks() []*ResealedBlock {
@@ -2209,7 +2364,7 @@ type ResealedBlock struct {
 
 func (x *ResealedBlock) Reset() {
 	*x = ResealedBlock{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2376,7 @@ func (x *ResealedBlock) String() string {
 func (*ResealedBlock) ProtoMessage() {}
 
 func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2389,7 @@ func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedBlock.ProtoReflect.Descriptor instead.
 func (*ResealedBlock) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResealedBlock) GetCiphertext() []byte {
@@ -2261,7 +2416,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2428,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2441,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadJournalRequest) GetBootId() []byte {
@@ -2314,7 +2469,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2481,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2494,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadJournalResponse) GetBoots() []*JournalBoot {
@@ -2368,7 +2523,7 @@ type JournalBoot struct {
 
 func (x *JournalBoot) Reset() {
 	*x = JournalBoot{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2535,7 @@ func (x *JournalBoot) String() string {
 func (*JournalBoot) ProtoMessage() {}
 
 func (x *JournalBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2548,7 @@ func (x *JournalBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBoot.ProtoReflect.Descriptor instead.
 func (*JournalBoot) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *JournalBoot) GetBootId() []byte {
@@ -2435,7 +2590,7 @@ type SignCheckpointRequest struct {
 
 func (x *SignCheckpointRequest) Reset() {
 	*x = SignCheckpointRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2602,7 @@ func (x *SignCheckpointRequest) String() string {
 func (*SignCheckpointRequest) ProtoMessage() {}
 
 func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2615,7 @@ func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SignCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SignCheckpointRequest) GetOrigin() string {
@@ -2493,7 +2648,7 @@ type SignCheckpointResponse struct {
 
 func (x *SignCheckpointResponse) Reset() {
 	*x = SignCheckpointResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2660,7 @@ func (x *SignCheckpointResponse) String() string {
 func (*SignCheckpointResponse) ProtoMessage() {}
 
 func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2673,7 @@ func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SignCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SignCheckpointResponse) GetNote() string {
@@ -2536,7 +2691,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2548,7 +2703,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +2716,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
 }
 
 type StatusResponse struct {
@@ -2585,7 +2740,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2752,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2765,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -2717,7 +2872,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2884,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2897,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -2794,7 +2949,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +2961,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +2974,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -2979,7 +3134,13 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\fR\x04step\"1\n" +
 	"\x10SealStepResponse\x12\x1d\n" +
 	"\n" +
-	"legal_file\x18\x01 \x01(\fR\tlegalFile\"\xdd\x01\n" +
+	"legal_file\x18\x01 \x01(\fR\tlegalFile\"\xb4\x01\n" +
+	"\x0fTakeStepRequest\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
+	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
+	"\x0eprofile_digest\x18\x03 \x01(\fR\rprofileDigest\x12\x1a\n" +
+	"\bprevious\x18\x04 \x01(\fR\bprevious\x12\x12\n" +
+	"\x04step\x18\x05 \x01(\fR\x04step\"\xdd\x01\n" +
 	"\x13SealSupplierRequest\x12\x1a\n" +
 	"\bprevious\x18\x01 \x01(\fR\bprevious\x12\x10\n" +
 	"\x03gln\x18\x02 \x01(\tR\x03gln\x12\x12\n" +
@@ -3002,7 +3163,15 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"thumbprint\x18\x02 \x01(\fR\n" +
 	"thumbprint\x12\x16\n" +
 	"\x06scopes\x18\x03 \x03(\tR\x06scopes\x12)\n" +
-	"\x10lifetime_seconds\x18\x04 \x01(\rR\x0flifetimeSeconds\"U\n" +
+	"\x10lifetime_seconds\x18\x04 \x01(\rR\x0flifetimeSeconds\"\xdb\x01\n" +
+	"\x15SignStaffTokenRequest\x12'\n" +
+	"\x0fsupplier_record\x18\x01 \x01(\fR\x0esupplierRecord\x12\x1e\n" +
+	"\n" +
+	"thumbprint\x18\x02 \x01(\fR\n" +
+	"thumbprint\x12\x19\n" +
+	"\bid_token\x18\x03 \x01(\tR\aidToken\x123\n" +
+	"\x15authorization_details\x18\x04 \x01(\tR\x14authorizationDetails\x12)\n" +
+	"\x10lifetime_seconds\x18\x05 \x01(\rR\x0flifetimeSeconds\"U\n" +
 	"\x11SignTokenResponse\x12!\n" +
 	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12\x1d\n" +
 	"\n" +
@@ -3102,14 +3271,16 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
 	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
-	"\fFAULT_ERASED\x10\x042\xca\t\n" +
+	"\fFAULT_ERASED\x10\x042\x91\v\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
 	"\x04Seal\x12\".kluis.cryptoserver.v1.SealRequest\x1a#.kluis.cryptoserver.v1.SealResponse\x12[\n" +
-	"\bSealStep\x12&.kluis.cryptoserver.v1.SealStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12g\n" +
+	"\bSealStep\x12&.kluis.cryptoserver.v1.SealStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12[\n" +
+	"\bTakeStep\x12&.kluis.cryptoserver.v1.TakeStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12g\n" +
 	"\fSealSupplier\x12*.kluis.cryptoserver.v1.SealSupplierRequest\x1a+.kluis.cryptoserver.v1.SealSupplierResponse\x12^\n" +
-	"\tSignToken\x12'.kluis.cryptoserver.v1.SignTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12d\n" +
+	"\tSignToken\x12'.kluis.cryptoserver.v1.SignTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12h\n" +
+	"\x0eSignStaffToken\x12,.kluis.cryptoserver.v1.SignStaffTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12d\n" +
 	"\vSignControl\x12).kluis.cryptoserver.v1.SignControlRequest\x1a*.kluis.cryptoserver.v1.SignControlResponse\x12a\n" +
 	"\n" +
 	"PutControl\x12(.kluis.cryptoserver.v1.PutControlRequest\x1a).kluis.cryptoserver.v1.PutControlResponse\x12U\n" +
@@ -3132,7 +3303,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(UnitStatus)(0),                // 0: kluis.cryptoserver.v1.UnitStatus
 	(Fault)(0),                     // 1: kluis.cryptoserver.v1.Fault
@@ -3155,30 +3326,32 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(*SealedContent)(nil),          // 18: kluis.cryptoserver.v1.SealedContent
 	(*SealStepRequest)(nil),        // 19: kluis.cryptoserver.v1.SealStepRequest
 	(*SealStepResponse)(nil),       // 20: kluis.cryptoserver.v1.SealStepResponse
-	(*SealSupplierRequest)(nil),    // 21: kluis.cryptoserver.v1.SealSupplierRequest
-	(*SupplierCertificate)(nil),    // 22: kluis.cryptoserver.v1.SupplierCertificate
-	(*SealSupplierResponse)(nil),   // 23: kluis.cryptoserver.v1.SealSupplierResponse
-	(*SignTokenRequest)(nil),       // 24: kluis.cryptoserver.v1.SignTokenRequest
-	(*SignTokenResponse)(nil),      // 25: kluis.cryptoserver.v1.SignTokenResponse
-	(*SignControlRequest)(nil),     // 26: kluis.cryptoserver.v1.SignControlRequest
-	(*SignControlResponse)(nil),    // 27: kluis.cryptoserver.v1.SignControlResponse
-	(*PutControlRequest)(nil),      // 28: kluis.cryptoserver.v1.PutControlRequest
-	(*PutControlResponse)(nil),     // 29: kluis.cryptoserver.v1.PutControlResponse
-	(*RewrapRequest)(nil),          // 30: kluis.cryptoserver.v1.RewrapRequest
-	(*RewrapResponse)(nil),         // 31: kluis.cryptoserver.v1.RewrapResponse
-	(*RewrappedKey)(nil),           // 32: kluis.cryptoserver.v1.RewrappedKey
-	(*ResealRequest)(nil),          // 33: kluis.cryptoserver.v1.ResealRequest
-	(*ResealResponse)(nil),         // 34: kluis.cryptoserver.v1.ResealResponse
-	(*ResealedBlock)(nil),          // 35: kluis.cryptoserver.v1.ResealedBlock
-	(*ReadJournalRequest)(nil),     // 36: kluis.cryptoserver.v1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),    // 37: kluis.cryptoserver.v1.ReadJournalResponse
-	(*JournalBoot)(nil),            // 38: kluis.cryptoserver.v1.JournalBoot
-	(*SignCheckpointRequest)(nil),  // 39: kluis.cryptoserver.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil), // 40: kluis.cryptoserver.v1.SignCheckpointResponse
-	(*StatusRequest)(nil),          // 41: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),         // 42: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),            // 43: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),              // 44: kluis.cryptoserver.v1.KeyStatus
+	(*TakeStepRequest)(nil),        // 21: kluis.cryptoserver.v1.TakeStepRequest
+	(*SealSupplierRequest)(nil),    // 22: kluis.cryptoserver.v1.SealSupplierRequest
+	(*SupplierCertificate)(nil),    // 23: kluis.cryptoserver.v1.SupplierCertificate
+	(*SealSupplierResponse)(nil),   // 24: kluis.cryptoserver.v1.SealSupplierResponse
+	(*SignTokenRequest)(nil),       // 25: kluis.cryptoserver.v1.SignTokenRequest
+	(*SignStaffTokenRequest)(nil),  // 26: kluis.cryptoserver.v1.SignStaffTokenRequest
+	(*SignTokenResponse)(nil),      // 27: kluis.cryptoserver.v1.SignTokenResponse
+	(*SignControlRequest)(nil),     // 28: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),    // 29: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),      // 30: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),     // 31: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),          // 32: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),         // 33: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),           // 34: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),          // 35: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),         // 36: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),          // 37: kluis.cryptoserver.v1.ResealedBlock
+	(*ReadJournalRequest)(nil),     // 38: kluis.cryptoserver.v1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),    // 39: kluis.cryptoserver.v1.ReadJournalResponse
+	(*JournalBoot)(nil),            // 40: kluis.cryptoserver.v1.JournalBoot
+	(*SignCheckpointRequest)(nil),  // 41: kluis.cryptoserver.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil), // 42: kluis.cryptoserver.v1.SignCheckpointResponse
+	(*StatusRequest)(nil),          // 43: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),         // 44: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),            // 45: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),              // 46: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
@@ -3196,46 +3369,50 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	4,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
 	16, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
 	18, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
-	22, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
+	23, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
 	4,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	32, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
+	34, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
 	1,  // 18: kluis.cryptoserver.v1.RewrappedKey.fault:type_name -> kluis.cryptoserver.v1.Fault
 	4,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
 	4,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
 	5,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
-	35, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
+	37, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
-	38, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
-	43, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	44, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	40, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
+	45, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	46, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
 	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
 	12, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
 	15, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
 	19, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
-	21, // 31: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	24, // 32: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	26, // 33: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
-	28, // 34: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
-	30, // 35: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
-	33, // 36: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
-	36, // 37: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
-	39, // 38: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
-	41, // 39: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	6,  // 40: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	14, // 41: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	17, // 42: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	20, // 43: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	23, // 44: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	25, // 45: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	27, // 46: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	29, // 47: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	31, // 48: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	34, // 49: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	37, // 50: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
-	40, // 51: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
-	42, // 52: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	40, // [40:53] is the sub-list for method output_type
-	27, // [27:40] is the sub-list for method input_type
+	21, // 31: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
+	22, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	25, // 33: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	26, // 34: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
+	28, // 35: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	30, // 36: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	32, // 37: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	35, // 38: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	38, // 39: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
+	41, // 40: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
+	43, // 41: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	6,  // 42: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	14, // 43: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	17, // 44: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	20, // 45: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	20, // 46: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	24, // 47: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	27, // 48: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	27, // 49: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	29, // 50: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	31, // 51: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	33, // 52: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	36, // 53: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	39, // 54: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	42, // 55: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	44, // 56: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	42, // [42:57] is the sub-list for method output_type
+	27, // [27:42] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -3252,7 +3429,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

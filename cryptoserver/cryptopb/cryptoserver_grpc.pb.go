@@ -25,8 +25,10 @@ const (
 	Cryptoserver_Mint_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Mint"
 	Cryptoserver_Seal_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Seal"
 	Cryptoserver_SealStep_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
+	Cryptoserver_TakeStep_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/TakeStep"
 	Cryptoserver_SealSupplier_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
 	Cryptoserver_SignToken_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
+	Cryptoserver_SignStaffToken_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SignStaffToken"
 	Cryptoserver_SignControl_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
 	Cryptoserver_PutControl_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
 	Cryptoserver_Rewrap_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
@@ -48,10 +50,16 @@ type CryptoserverClient interface {
 	Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error)
 	// SealStep applies a step to a legal file and signs the next version.
 	SealStep(ctx context.Context, in *SealStepRequest, opts ...grpc.CallOption) (*SealStepResponse, error)
+	// TakeStep does the same for whoever an access token names, if that one may
+	// take that very step: a supplier, or an employee on the errand in the token.
+	TakeStep(ctx context.Context, in *TakeStepRequest, opts ...grpc.CallOption) (*SealStepResponse, error)
 	// SealSupplier signs the next version of a supplier record.
 	SealSupplier(ctx context.Context, in *SealSupplierRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(ctx context.Context, in *SignTokenRequest, opts ...grpc.CallOption) (*SignTokenResponse, error)
+	// SignStaffToken signs an access token for one errand of an employee of the
+	// grid operator, whose ID token it verifies itself.
+	SignStaffToken(ctx context.Context, in *SignStaffTokenRequest, opts ...grpc.CallOption) (*SignTokenResponse, error)
 	// SignControl signs a head of the control feed (package control): of the
 	// feed as it is (a heartbeat), or with one more entry.
 	SignControl(ctx context.Context, in *SignControlRequest, opts ...grpc.CallOption) (*SignControlResponse, error)
@@ -119,6 +127,16 @@ func (c *cryptoserverClient) SealStep(ctx context.Context, in *SealStepRequest, 
 	return out, nil
 }
 
+func (c *cryptoserverClient) TakeStep(ctx context.Context, in *TakeStepRequest, opts ...grpc.CallOption) (*SealStepResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SealStepResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_TakeStep_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoserverClient) SealSupplier(ctx context.Context, in *SealSupplierRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SealSupplierResponse)
@@ -133,6 +151,16 @@ func (c *cryptoserverClient) SignToken(ctx context.Context, in *SignTokenRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SignTokenResponse)
 	err := c.cc.Invoke(ctx, Cryptoserver_SignToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) SignStaffToken(ctx context.Context, in *SignStaffTokenRequest, opts ...grpc.CallOption) (*SignTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignTokenResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_SignStaffToken_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -221,10 +249,16 @@ type CryptoserverServer interface {
 	Seal(context.Context, *SealRequest) (*SealResponse, error)
 	// SealStep applies a step to a legal file and signs the next version.
 	SealStep(context.Context, *SealStepRequest) (*SealStepResponse, error)
+	// TakeStep does the same for whoever an access token names, if that one may
+	// take that very step: a supplier, or an employee on the errand in the token.
+	TakeStep(context.Context, *TakeStepRequest) (*SealStepResponse, error)
 	// SealSupplier signs the next version of a supplier record.
 	SealSupplier(context.Context, *SealSupplierRequest) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error)
+	// SignStaffToken signs an access token for one errand of an employee of the
+	// grid operator, whose ID token it verifies itself.
+	SignStaffToken(context.Context, *SignStaffTokenRequest) (*SignTokenResponse, error)
 	// SignControl signs a head of the control feed (package control): of the
 	// feed as it is (a heartbeat), or with one more entry.
 	SignControl(context.Context, *SignControlRequest) (*SignControlResponse, error)
@@ -264,11 +298,17 @@ func (UnimplementedCryptoserverServer) Seal(context.Context, *SealRequest) (*Sea
 func (UnimplementedCryptoserverServer) SealStep(context.Context, *SealStepRequest) (*SealStepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SealStep not implemented")
 }
+func (UnimplementedCryptoserverServer) TakeStep(context.Context, *TakeStepRequest) (*SealStepResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TakeStep not implemented")
+}
 func (UnimplementedCryptoserverServer) SealSupplier(context.Context, *SealSupplierRequest) (*SealSupplierResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SealSupplier not implemented")
 }
 func (UnimplementedCryptoserverServer) SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignToken not implemented")
+}
+func (UnimplementedCryptoserverServer) SignStaffToken(context.Context, *SignStaffTokenRequest) (*SignTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignStaffToken not implemented")
 }
 func (UnimplementedCryptoserverServer) SignControl(context.Context, *SignControlRequest) (*SignControlResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignControl not implemented")
@@ -384,6 +424,24 @@ func _Cryptoserver_SealStep_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cryptoserver_TakeStep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TakeStepRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).TakeStep(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_TakeStep_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).TakeStep(ctx, req.(*TakeStepRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cryptoserver_SealSupplier_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SealSupplierRequest)
 	if err := dec(in); err != nil {
@@ -416,6 +474,24 @@ func _Cryptoserver_SignToken_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CryptoserverServer).SignToken(ctx, req.(*SignTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_SignStaffToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignStaffTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).SignStaffToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_SignStaffToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).SignStaffToken(ctx, req.(*SignStaffTokenRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -570,12 +646,20 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Cryptoserver_SealStep_Handler,
 		},
 		{
+			MethodName: "TakeStep",
+			Handler:    _Cryptoserver_TakeStep_Handler,
+		},
+		{
 			MethodName: "SealSupplier",
 			Handler:    _Cryptoserver_SealSupplier_Handler,
 		},
 		{
 			MethodName: "SignToken",
 			Handler:    _Cryptoserver_SignToken_Handler,
+		},
+		{
+			MethodName: "SignStaffToken",
+			Handler:    _Cryptoserver_SignStaffToken_Handler,
 		},
 		{
 			MethodName: "SignControl",
