@@ -171,4 +171,7 @@ type Operator struct {
 	// is there. Copies of it must lie where nobody who can write to the database
 	// can write: with them a rewritten log is told from the true one.
 	AuditExportDir string `yaml:"audit_export_dir,omitempty"`
+	// AuditorMetricsListen is the host:port of the Prometheus metrics of the
+	// auditor's daemon, as CustodianMetricsListen.
+	AuditorMetricsListen string `yaml:"auditor_metrics_listen,omitempty"`
 }

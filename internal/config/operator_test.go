@@ -13,6 +13,7 @@ feed_copy_file: feed
 auditor_url: postgres://kluis_auditor@db.example/kluis?sslmode=verify-full
 audit_origin: kluis.example/audit
 audit_export_dir: checkpoints
+auditor_metrics_listen: 127.0.0.1:9104
 custodian:
   addresses: ["127.0.0.1:9001"]
   tls: {certificate_file: c.crt, key_file: c.key, ca_file: ca.crt}
@@ -40,6 +41,7 @@ func TestOperator(t *testing.T) {
 		"an auditor's password in it":     {"kluis_auditor@", "kluis_auditor:secret@", "auditor_url: "},
 		"a log without a name":            {"audit_origin: kluis.example/audit\n", "", "audit_origin: must be"},
 		"a log with a plus":               {"example/audit", "example+audit", "audit_origin: must not"},
+		"metrics without a port":          {"127.0.0.1:9104", "127.0.0.1", "auditor_metrics_listen: "},
 		"a copy that is called otherwise": {"feed_copy_file", "feed_copy", "unknown field"},
 	} {
 		if strings.Count(operatorYAML, c.old) != 1 {

@@ -130,6 +130,9 @@ func (c Operator) Validate() error {
 	if c.CustodianMetricsListen != "" {
 		p.listen("custodian_metrics_listen", c.CustodianMetricsListen)
 	}
+	if c.AuditorMetricsListen != "" {
+		p.listen("auditor_metrics_listen", c.AuditorMetricsListen)
+	}
 	if c.AuditorURL != "" || c.AuditOrigin != "" {
 		p.name("audit_origin", c.AuditOrigin)
 		p.check(!strings.Contains(c.AuditOrigin, "+"), "audit_origin", "must not contain a plus")
