@@ -49,6 +49,7 @@ type Auditor struct {
 	log     Log
 	slog    *slog.Logger
 	timing  Timing
+	metrics *metrics
 	ready   chan struct{}
 	once    sync.Once
 
@@ -58,13 +59,14 @@ type Auditor struct {
 	signed   checkpoint.Checkpoint // the newest known
 	exported int64                 // size of the newest exported
 	signedAt time.Time
-	unstored []byte // the newest, when it may not be in the database
+	unstored []byte    // the newest, when it may not be in the database
+	counted  time.Time // when what is not logged was
 }
 
 // New makes an auditor.
 func New(store Store, servers Servers, export *Export, l Log, log *slog.Logger, t Timing) *Auditor {
 	t.defaults()
-	return &Auditor{store: store, servers: servers, export: export, log: l, slog: log, timing: t, ready: make(chan struct{})}
+	return &Auditor{store: store, servers: servers, export: export, log: l, slog: log, timing: t, metrics: newMetrics(servers.Addresses()), ready: make(chan struct{})}
 }
 
 // Ready is closed once the log in the database was looked at. When it is not the
@@ -82,7 +84,9 @@ func (a *Auditor) Run(ctx context.Context) error {
 		told := map[[16]byte]time.Time{}
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				t.is(ctx, a.pull(ctx, address, told))
+				err := a.pull(ctx, address, told)
+				a.metrics.tellPulled(ctx, address, err)
+				t.is(ctx, err)
 				sleep(ctx, a.timing.Pull)
 			}
 		})
@@ -94,6 +98,7 @@ func (a *Auditor) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.look(ctx)
 		look.is(ctx, err)
+		a.tell(ctx, err)
 		if err == nil || errors.Is(err, ErrRolledBack) {
 			a.once.Do(func() { close(a.ready) })
 		}
@@ -101,6 +106,7 @@ func (a *Auditor) Run(ctx context.Context) error {
 			sign.is(ctx, a.sign(ctx))
 			keep.is(ctx, a.exportPending(ctx))
 			seals.is(ctx, a.settle(ctx))
+			a.tellSigned()
 		}
 		sleep(ctx, a.timing.Look)
 	}
@@ -167,7 +173,7 @@ func (a *Auditor) pullBoot(ctx context.Context, address string, b Boot) error {
 		return err
 	}
 	if after > b.Last {
-		return fmt.Errorf("journal of boot %x ends at %d, but %d entries were fetched of it before: it was cut off", b.BootID, b.Last, after)
+		return fmt.Errorf("journal of boot %x ends at %d, but %d entries were fetched of it before: %w: it was cut off", b.BootID, b.Last, after, envelope.ErrChain)
 	}
 	server := ""
 	if last != nil {
@@ -242,14 +248,10 @@ func (a *Auditor) look(ctx context.Context) error {
 // logged. Rows of transactions that were still running then may come between
 // those seen, so the cursor stays before the oldest of them.
 func (a *Auditor) lookFor(ctx context.Context, kind leaf.Kind, h leaf.Horizon) error {
-	place := h.Cursors[kind]
-	if place.Arrived > h.Next {
-		// The database was restored into another cluster, whose transactions have
-		// lower numbers. All rows are looked at again.
+	place := from(kind, h)
+	if place.Arrived < h.Cursors[kind].Arrived {
 		a.slog.Warn("transactions are numbered lower than before: looking through all rows again", "kind", kind.String())
-		place = leaf.Place{}
 	}
-	place.Key.Kind = kind
 	limit := leaf.Place{Arrived: h.Oldest, Key: leaf.Key{Kind: kind}}
 	for {
 		var found []leaf.Found
@@ -290,7 +292,20 @@ func (a *Auditor) lookFor(ctx context.Context, kind leaf.Kind, h leaf.Horizon) e
 		if !full {
 			return nil
 		}
+		a.countBehind(ctx)
 	}
+}
+
+// from is the place after which rows of a kind may not be logged.
+func from(kind leaf.Kind, h leaf.Horizon) leaf.Place {
+	place := h.Cursors[kind]
+	if place.Arrived > h.Next {
+		// The database was restored into another cluster, whose transactions have
+		// lower numbers. All rows are looked at again.
+		place = leaf.Place{}
+	}
+	place.Key.Kind = kind
+	return place
 }
 
 // load reads where the tree stands, and refuses one that is not what was signed.

@@ -26,6 +26,9 @@ type Store interface {
 	Reader
 	// Horizon says which rows may still come, and up to where all are logged.
 	Horizon(ctx context.Context) (leaf.Horizon, error)
+	// Behind counts rows of a kind after a place that are not logged, of at most
+	// limit that it looks at.
+	Behind(ctx context.Context, kind leaf.Kind, after leaf.Place, limit int) (int64, error)
 	// Append adds leaves and the hashes that go with them, and notes up to where
 	// all rows of a kind are logged; all or nothing. An error: somebody else
 	// appended meanwhile, or nothing is known of it.

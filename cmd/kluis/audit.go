@@ -39,10 +39,19 @@ func (c *auditRunCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
+	ready := []any{"log", conf.AuditOrigin, "export", conf.AuditExportDir}
+	if conf.AuditorMetricsListen != "" {
+		address, stop, err := serveMetrics("auditor_metrics_listen", conf.AuditorMetricsListen, a.Register, log)
+		if err != nil {
+			return errors.Join(err, a.Close())
+		}
+		defer stop()
+		ready = append(ready, "metrics_address", address)
+	}
 	go func() {
 		select {
 		case <-a.Ready():
-			log.Info("ready", "log", conf.AuditOrigin, "export", conf.AuditExportDir)
+			log.Info("ready", ready...)
 		case <-ctx.Done():
 		}
 	}()

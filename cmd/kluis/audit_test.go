@@ -21,8 +21,8 @@ import (
 	"kluis/migrations"
 )
 
-// audit runs kluis audit run until what it returns is called.
-func (w *world) audit() (stop func()) {
+// audit runs kluis audit run until the stop it returns is called.
+func (w *world) audit() (metrics string, stop func()) {
 	w.t.Helper()
 	r, out := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -37,10 +37,14 @@ func (w *world) audit() (stop func()) {
 	go func() {
 		defer close(read)
 		for lines := bufio.NewScanner(r); lines.Scan(); {
-			var line struct{ Msg string }
+			var line struct {
+				Msg     string
+				Metrics string `json:"metrics_address"`
+			}
 			if json.Unmarshal(lines.Bytes(), &line) != nil {
 				w.t.Errorf("not a JSON line: %s", lines.Bytes())
 			} else if line.Msg == "ready" {
+				metrics = line.Metrics
 				close(ready)
 			}
 		}
@@ -58,7 +62,7 @@ func (w *world) audit() (stop func()) {
 		stop()
 		w.t.Fatal("kluis audit run was not ready in time")
 	}
-	return stop
+	return metrics, stop
 }
 
 // TestAudit keeps the log with the real daemon, verifies it, proves a record,
@@ -87,7 +91,7 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	stop := w.audit()
+	metrics, stop := w.audit()
 	began := time.Now()
 	var report auditlog.Report
 	for {
@@ -103,6 +107,12 @@ func TestAudit(t *testing.T) {
 			t.Fatalf("not logged, signed and exported: exit code %d: %s%s", code, out, complaint)
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+	text := scraped(t, metrics)
+	for _, want := range []string{"kluis_auditor_rolled_back 0", "kluis_auditor_rows_behind 0", "kluis_auditor_checkpoint_timestamp_seconds 1.", "process_start_time_seconds"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s:\n%s", want, text)
+		}
 	}
 	stop()
 	if out := w.must("audit", "verify"); !strings.Contains(out, "VERDICT: nothing was altered.") || !strings.Contains(out, "1 access records") {

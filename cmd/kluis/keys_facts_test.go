@@ -23,20 +23,26 @@ func TestKeysFacts(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("it never looked:\n%s", text)
 		}
-		r, err := http.Get("http://" + w.metrics + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r.Body)
-		r.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = string(b)
+		text = scraped(t, w.metrics)
 	}
 	for _, want := range []string{"kluis_custodian_revocation_delay_seconds_count 0", "kluis_custodian_facts_behind 0"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s:\n%s", want, text)
 		}
 	}
+}
+
+// scraped reads the metrics of a daemon.
+func scraped(t *testing.T, address string) string {
+	t.Helper()
+	r, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

@@ -2,16 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"kluis/cmd/kluis/backend"
-	"kluis/internal/scrape"
 )
 
 // heartbeat is how often the head of the control feed is signed: a dozen times
@@ -40,16 +34,12 @@ func (c *keysFeedCmd) Run(ctx context.Context, s streams) error {
 	defer k.Close()
 	ready := []any{"cryptoservers", conf.Custodian.Addresses}
 	if conf.CustodianMetricsListen != "" {
-		l, err := net.Listen("tcp", conf.CustodianMetricsListen)
+		address, stop, err := serveMetrics("custodian_metrics_listen", conf.CustodianMetricsListen, k.Register, log)
 		if err != nil {
-			return fmt.Errorf("custodian_metrics_listen: %w", err)
+			return err
 		}
-		reg := prometheus.NewRegistry()
-		if err := k.Register(reg); err != nil {
-			return errors.Join(err, l.Close())
-		}
-		defer scrape.Serve(l, reg, log)()
-		ready = append(ready, "metrics_address", l.Addr().String())
+		defer stop()
+		ready = append(ready, "metrics_address", address)
 	}
 	go func() {
 		select {

@@ -148,7 +148,7 @@ func newWorld(t *testing.T) *world {
 		CustodianURL: w.db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(w.dir, "feed"), CustodianMetricsListen: "127.0.0.1:0",
 		Custodian: config.Cryptoservers{Addresses: addr, TLS: issue("custodian")},
 
-		AuditorURL: w.db.URL(migrations.RoleAuditor), AuditOrigin: "kluis.test/audit", AuditExportDir: filepath.Join(w.dir, "checkpoints"),
+		AuditorURL: w.db.URL(migrations.RoleAuditor), AuditOrigin: "kluis.test/audit", AuditExportDir: filepath.Join(w.dir, "checkpoints"), AuditorMetricsListen: "127.0.0.1:0",
 		Auditor: config.Cryptoservers{Addresses: addr, TLS: issue("auditor")},
 	})
 	if err != nil {

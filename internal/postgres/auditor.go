@@ -31,6 +31,8 @@ type source struct {
 	// arrived, logged, content, receipt, salt, the last three null when logged.
 	// Each page is a piece of an index, so that no statement is long.
 	found string
+	// behind counts those of a page that are not logged.
+	behind string
 	// rows are those of the numbers $1, versions $2 and ids $3.
 	rows string
 }
@@ -56,12 +58,14 @@ func sourceOf(kind leaf.Kind, table, id, number, version, content, receipt, salt
 		AND ($2::bigint, $3::bigint, $4::uuid) IS NOT NULL
 		ORDER BY %s LIMIT $5`, number, version, id, content, receipt, salt, table, columns, place, where, columns)
 	logged := fmt.Sprintf(isLogged, kind, "p.id", "p.number", "p.version")
+	behind := `SELECT count(*) FROM (` + inner + `) p WHERE NOT ` + logged
 	return source{
 		found: `
 		SELECT number, version, uuid_send(id), arrived::text, logged,
 		       CASE WHEN NOT logged THEN content END, CASE WHEN NOT logged THEN receipt END, CASE WHEN NOT logged THEN salt END
 		FROM (SELECT p.*, ` + logged + ` AS logged FROM (` + inner + `) p) q
 		ORDER BY arrived, number, id, version`,
+		behind: behind,
 		rows: fmt.Sprintf(`
 		SELECT k.at, %s, %s, %s FROM unnest($1::bigint[], $2::bigint[], $3::uuid[]) WITH ORDINALITY AS k (number, version, id, at)
 		JOIN %s t ON %s = k.id AND %s = k.number AND %s = k.version%s`, content, receipt, salt, table, id, number, version, where),
@@ -204,6 +208,18 @@ func (a *Auditor) Discover(ctx context.Context, kind leaf.Kind, after leaf.Place
 		return err
 	}, strconv.FormatUint(after.Arrived, 10), after.Key.Number, after.Key.Version, uuid.UUID(after.Key.ID).String(), limit)
 	return out, err
+}
+
+// Behind counts rows of a kind after a place that are not logged, of at most
+// limit that it looks at.
+func (a *Auditor) Behind(ctx context.Context, kind leaf.Kind, after leaf.Place, limit int) (int64, error) {
+	s, ok := sources[kind]
+	if !ok {
+		return 0, fmt.Errorf("postgres: behind: unknown %v", kind)
+	}
+	var n int64
+	err := a.db.GetContext(ctx, &n, s.behind, strconv.FormatUint(after.Arrived, 10), after.Key.Number, after.Key.Version, uuid.UUID(after.Key.ID).String(), limit)
+	return n, wrap(ctx, "rows of "+kind.String()+" that are not logged", err)
 }
 
 // Size is the number of leaves.
