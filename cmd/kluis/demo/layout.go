@@ -328,7 +328,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		MigrateURL: dbURL("kluis_owner"), IngestURL: dbURL("kluis_ingest"), RegistrarURL: dbURL("kluis_registrar"),
 		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
 		Ingest: pool("ingest"), Registrar: pool("registrar"),
-		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"),
-		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: "kluis.demo/audit", AuditExportDir: l.path(checkpointsName),
+		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"), CustodianMetricsListen: "127.0.0.1:0",
+		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: "kluis.demo/audit", AuditExportDir: l.path(checkpointsName), AuditorMetricsListen: "127.0.0.1:0",
 	})
 }
