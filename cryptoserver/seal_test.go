@@ -394,7 +394,7 @@ func TestSignToken(t *testing.T) {
 	w.must(err)
 	token, err := v.Verify(t.Context(), raw, s.leaf)
 	w.must(err)
-	if token.Subject() != s.gln || !token.ExpiresAt().Equal(expires) || !expires.Equal(w.clock.now().Truncate(time.Second).Add(2*time.Minute)) {
+	if token.Client() != s.gln || !token.ExpiresAt().Equal(expires) || !expires.Equal(w.clock.now().Truncate(time.Second).Add(2*time.Minute)) {
 		t.Errorf("%+v, %s", token, expires)
 	}
 	if _, err := v.Verify(t.Context(), raw, stranger.leaf); err == nil {

@@ -59,8 +59,8 @@ func TestToken(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tok.Subject().String() != c.form.Get("client_id") {
-				t.Errorf("token of %s", tok.Subject())
+			if tok.Client().String() != c.form.Get("client_id") {
+				t.Errorf("token of %s", tok.Client())
 			}
 			in, _ := m["expires_in"].(float64)
 			if left := time.Until(tok.ExpiresAt()).Seconds(); in > 300 || in < 290 || in > left+2 {

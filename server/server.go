@@ -343,7 +343,7 @@ func (s *Server) identify(r *http.Request, c *call) error {
 	if err != nil {
 		return refuseCaller(err)
 	}
-	sealed, err := s.facts.Supplier(ctx, token.Subject())
+	sealed, err := s.facts.Supplier(ctx, token.Client())
 	if err != nil {
 		return fail(databaseUnavailable, fmt.Errorf("supplier record: %w", err))
 	}

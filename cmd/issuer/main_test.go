@@ -279,8 +279,8 @@ func TestIssuer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tok.Subject().String() != supplier {
-			t.Errorf("token of %s", tok.Subject())
+		if tok.Client().String() != supplier {
+			t.Errorf("token of %s", tok.Client())
 		}
 		kids[strings.SplitN(raw, ".", 2)[0]] = true
 	}

@@ -4,7 +4,7 @@
 //	raw, err := authn.Bearer(r.Header)                // RFC 6750, header only
 //	leaf, err := authn.LeafThumbprint(r.TLS)          // TLS client certificate
 //	token, err := verifier.Verify(ctx, raw, leaf)     // signature, claims, binding
-//	record := ...                                     // sealed record of token.Subject(), verified
+//	record := ...                                     // sealed record of token.Client(), verified
 //	caller, err := token.Authenticate(record, authn.ScopeReadings, now)
 //
 // A process that is not itself the TLS server of the supplier (the

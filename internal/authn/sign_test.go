@@ -46,7 +46,7 @@ func TestSignToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tok.Subject() != c.Supplier || tok.ExpiresAt() != noon.Add(5*time.Minute) || tok.ExpiresAt() != c.ExpiresAt() ||
+		if tok.Client() != c.Supplier || tok.ExpiresAt() != noon.Add(5*time.Minute) || tok.ExpiresAt() != c.ExpiresAt() ||
 			tok.Issuer() != ownIssuer || len(tok.scopes) != 1 || tok.scopes[0] != ScopeReadings {
 			t.Fatalf("%+v", tok)
 		}

@@ -12,8 +12,17 @@ import (
 	"kluis/meter"
 )
 
-// ScopeReadings is the scope that reading metering data needs.
-const ScopeReadings = "readings:read"
+// The scopes there are.
+const (
+	// ScopeReadings is what a supplier needs to read metering data.
+	ScopeReadings = "readings:read"
+	// ScopeConsents is what a supplier needs to list its consents, to ask for
+	// one, and to revoke one.
+	ScopeConsents = "consents:write"
+	// ScopeStaff is the scope of an employee of the grid operator, the only one
+	// of its token, and of nobody else.
+	ScopeStaff = "customer-service"
+)
 
 const (
 	tokenType     = "at+jwt"
@@ -28,7 +37,7 @@ const (
 // Immutable.
 type Token struct {
 	issuer     string
-	subject    meter.GLN
+	client     meter.GLN
 	scopes     []string
 	id         [32]byte
 	thumbprint [32]byte
@@ -37,8 +46,8 @@ type Token struct {
 	expires    time.Time
 }
 
-// Subject is the supplier the token speaks of.
-func (t *Token) Subject() meter.GLN { return t.subject }
+// Client is the client_id: whose sealed record the token stands on.
+func (t *Token) Client() meter.GLN { return t.client }
 
 // Issuer is the iss claim.
 func (t *Token) Issuer() string { return t.issuer }
@@ -74,7 +83,7 @@ func (t *Token) Authenticate(record *authz.Supplier, scope string, now time.Time
 	if err := t.checkTime(now); err != nil {
 		return Caller{}, err
 	}
-	if record == nil || t.subject.IsZero() || record.GLN() != t.subject {
+	if record == nil || t.client.IsZero() || record.GLN() != t.client {
 		return Caller{}, invalid("record_of_another_supplier")
 	}
 	if err := record.Accepts(t.thumbprint, now); err != nil {
@@ -98,7 +107,7 @@ func (t *Token) Authenticate(record *authz.Supplier, scope string, now time.Time
 		return Caller{}, &Error{kind: ErrInsufficientScope, reason: "scope_not_in_record", scope: scope}
 	}
 	return Caller{
-		supplier:   t.subject,
+		supplier:   t.client,
 		scope:      scope,
 		tokenID:    t.id,
 		thumbprint: t.thumbprint,
@@ -205,7 +214,7 @@ func parseClaims(b []byte) (claims, error) {
 		t.notBefore = time.Unix(nbf, 0).UTC()
 	}
 	sub, _ := text(m["sub"])
-	if t.subject, err = meter.ParseGLN(sub); err != nil {
+	if t.client, err = meter.ParseGLN(sub); err != nil {
 		return c, invalid("subject_not_a_gln")
 	}
 	if id, _ := text(m["client_id"]); id != sub {

@@ -71,7 +71,7 @@ func TestAuthenticate(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if caller.Supplier() != tok.Subject() || caller.TokenID() != tok.ID() || caller.Thumbprint() != leaf ||
+				if caller.Supplier() != tok.Client() || caller.TokenID() != tok.ID() || caller.Thumbprint() != leaf ||
 					caller.ExpiresAt() != tok.ExpiresAt() || caller.Scope() != ScopeReadings {
 					t.Errorf("%+v", caller)
 				}

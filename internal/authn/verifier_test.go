@@ -54,7 +54,7 @@ func TestVerifyAccepts(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if tok.Subject().String() != supplier || tok.Thumbprint() != leaf || tok.Issuer() != s.claims["iss"] ||
+				if tok.Client().String() != supplier || tok.Thumbprint() != leaf || tok.Issuer() != s.claims["iss"] ||
 					tok.ExpiresAt().Unix() != s.claims["exp"] || tok.ID() == [32]byte{} {
 					t.Errorf("token %+v", tok)
 				}
@@ -361,7 +361,7 @@ func TestSignatureTwin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.ID() != b.ID() || a.Subject() != b.Subject() || a.ExpiresAt() != b.ExpiresAt() || a.Thumbprint() != b.Thumbprint() {
+	if a.ID() != b.ID() || a.Client() != b.Client() || a.ExpiresAt() != b.ExpiresAt() || a.Thumbprint() != b.Thumbprint() {
 		t.Errorf("%+v and %+v", a, b)
 	}
 }
@@ -526,7 +526,7 @@ func FuzzClaims(f *testing.F) {
 		if err := json.Unmarshal(payload, &m); err != nil {
 			t.Fatalf("encoding/json refuses %q: %v", payload, err)
 		}
-		if m["sub"] != c.token.subject.String() || m["client_id"] != m["sub"] || m["iss"] != c.token.issuer || m["exp"] != float64(c.token.expires.Unix()) {
+		if m["sub"] != c.token.client.String() || m["client_id"] != m["sub"] || m["iss"] != c.token.issuer || m["exp"] != float64(c.token.expires.Unix()) {
 			t.Fatalf("%q read as %+v", payload, c)
 		}
 	})
