@@ -95,6 +95,7 @@ func TestPrivileges(t *testing.T) {
 		"kluis_auditor SELECT control_entry",
 		"kluis_auditor SELECT journal_entry",
 		"kluis_auditor SELECT legal_file",
+		"kluis_auditor SELECT market_profile",
 		"kluis_auditor SELECT sealed_block (ciphertext, day, ean, field, version)",
 		"kluis_auditor SELECT supplier",
 		"kluis_auditor UPDATE audit_cursor (position)",
@@ -117,9 +118,16 @@ func TestPrivileges(t *testing.T) {
 		"kluis_custodian UPDATE fact_mark (arrived)",
 		"kluis_custodian UPDATE key_tombstone (sequence)",
 		"kluis_custodian UPDATE sealed_block (ciphertext, content_mac, key_id)",
+		"kluis_gateway DELETE consent",
 		"kluis_gateway INSERT access_log (ean, gln, interaction_id, outcome, receipt, record, salt)",
+		"kluis_gateway INSERT consent",
+		"kluis_gateway INSERT idempotency_key (consent_id, gln, key_digest, request)",
+		"kluis_gateway INSERT legal_file (ean, file, sealed_at, version)",
+		"kluis_gateway SELECT access_log (ean, gln, interaction_id, outcome, receipt, record, recorded_at)",
+		"kluis_gateway INSERT market_profile (digest, profile)",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
+		"kluis_gateway SELECT idempotency_key",
 		"kluis_gateway SELECT ingest_batch (stored_at)",
 		"kluis_gateway SELECT legal_file",
 		"kluis_gateway SELECT sealed_block",
@@ -196,12 +204,13 @@ func TestRolesAttack(t *testing.T) {
 		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`
 		entry  = `INSERT INTO control_entry (sequence, entry, head) VALUES (1, '\x00', '\x00')`
 		beat   = `INSERT INTO control_heartbeat (head) VALUES ('\x00') ON CONFLICT (one) DO UPDATE SET head = EXCLUDED.head`
+		idem   = `INSERT INTO idempotency_key (gln, key_digest, request, consent_id) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid())`
 		tomb   = `INSERT INTO key_tombstone (ean, key_id, kek_epoch, sequence) VALUES (1, gen_random_uuid(), 1, NULL)`
 	)
 	tables := []string{
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
-		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version",
-		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor",
+		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key",
+		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile",
 	}
 	const (
 		journal    = `INSERT INTO journal_entry (boot_id, sequence, entry) VALUES (gen_random_uuid(), 1, '\x00')`
@@ -209,11 +218,13 @@ func TestRolesAttack(t *testing.T) {
 		auditLeaf  = `INSERT INTO audit_leaf (index, kind, id, number, version) VALUES (0, 1, gen_random_uuid(), 1, 0)`
 		auditHash  = `INSERT INTO audit_hash (index, hash) VALUES (0, decode(repeat('00', 32), 'hex'))`
 		checkpoint = `INSERT INTO audit_checkpoint (size, note) VALUES (1, '\x00')`
+		market     = `INSERT INTO market_profile (digest, profile) VALUES (sha256('rules'), 'rules') ON CONFLICT DO NOTHING`
 		cursor     = `INSERT INTO audit_cursor (kind, position) VALUES (1, '\x00') ON CONFLICT (kind) DO UPDATE SET position = EXCLUDED.position`
 	)
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
-			log, "SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
+			log, strings.Replace(file, "(1, 1", "(2, 1", 1), idem, "DELETE FROM consent", "SELECT ean, record, receipt, recorded_at FROM access_log",
+			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
@@ -222,7 +233,7 @@ func TestRolesAttack(t *testing.T) {
 		},
 		migrations.RoleAuditor: {
 			journal, statement, auditLeaf, auditHash, checkpoint, cursor, "SELECT record, receipt, salt FROM access_log", "SELECT FROM journal_entry",
-			"SELECT ean, field, day, version, ciphertext FROM sealed_block", "SELECT file FROM legal_file", "SELECT record FROM supplier", "SELECT entry FROM control_entry",
+			"SELECT ean, field, day, version, ciphertext FROM sealed_block", "SELECT file FROM legal_file", "SELECT record FROM supplier", "SELECT entry FROM control_entry", "SELECT profile FROM market_profile",
 		},
 		migrations.RoleCustodian: {
 			entry, beat, tomb, strings.Replace(key, "(), 1, 1, 0", "(), 1, 2, 0", 1), "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT * FROM key_tombstone",
@@ -232,8 +243,8 @@ func TestRolesAttack(t *testing.T) {
 	}
 	denied := map[string][]string{
 		migrations.RoleGateway: {
-			block, key, file, supp, supply, "SELECT FROM access_log", "SELECT ean FROM access_log",
-			log + " RETURNING ean", "COPY access_log TO STDOUT",
+			block, key, supp, supply, "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
+			`INSERT INTO idempotency_key (gln, key_digest, request, consent_id, stored_at) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid(), '2020-01-01')`,
 			`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, '2020-01-01', gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`,
 		},
 		migrations.RoleIssuer: {
@@ -272,13 +283,18 @@ func TestRolesAttack(t *testing.T) {
 		"UPDATE audit_checkpoint SET note = note", "UPDATE audit_cursor SET kind = 2",
 	}
 	denied[migrations.RoleGateway] = append(denied[migrations.RoleGateway],
+		"SELECT FROM market_profile", market+" RETURNING digest", "INSERT INTO market_profile (digest, profile, first_used_at) VALUES (sha256('rules'), 'rules', '2020-01-01')",
+		"INSERT INTO market_profile (digest, profile) VALUES (sha256('rules'), 'rules') ON CONFLICT (digest) DO UPDATE SET profile = 'others'",
 		`INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt, arrived) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'), '1')`)
 	denied[migrations.RoleRegistrar] = append(denied[migrations.RoleRegistrar],
 		`INSERT INTO legal_file (ean, version, file, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`,
 		`INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`)
 	for role := range denied {
+		if role != migrations.RoleGateway {
+			denied[role] = append(denied[role], market)
+		}
 		if role != migrations.RoleAuditor {
-			denied[role] = append(denied[role], journal, statement, auditLeaf, auditHash, checkpoint, cursor,
+			denied[role] = append(denied[role], "SELECT FROM market_profile", journal, statement, auditLeaf, auditHash, checkpoint, cursor,
 				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_checkpoint", "SELECT FROM audit_cursor")
 			if role != migrations.RoleCustodian {
 				denied[role] = append(denied[role], "SELECT FROM control_entry")
@@ -293,7 +309,7 @@ func TestRolesAttack(t *testing.T) {
 				"TRUNCATE "+table, "DROP TABLE "+table, "ALTER TABLE "+table+" ADD COLUMN x int",
 				"CREATE TRIGGER x BEFORE INSERT ON "+table+" FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()")
 			deletes := role == migrations.RoleRegistrar && (table == "supply_period" || table == "consent") ||
-				role == migrations.RoleCustodian && table == "data_key"
+				role == migrations.RoleGateway && table == "consent" || role == migrations.RoleCustodian && table == "data_key"
 			if !deletes {
 				denied[role] = append(denied[role], "DELETE FROM "+table)
 			}
@@ -303,6 +319,7 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE supply_period SET gln = 1", "UPDATE consent SET gln = 1", "UPDATE data_key SET class = 1",
 			"UPDATE sealed_block SET version = 9", "UPDATE access_log SET outcome = 1",
 			"UPDATE control_entry SET entry = entry", "UPDATE control_entry SET head = head", "UPDATE control_heartbeat SET one = true",
+			"UPDATE market_profile SET profile = profile", "UPDATE market_profile SET digest = digest",
 			"CREATE TABLE mine (n int)", "CREATE TEMP TABLE mine (n int)", "CREATE SCHEMA mine", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
 			"SET ROLE "+migrations.RoleOwner, "SET SESSION AUTHORIZATION "+migrations.RoleOwner,
 			"CREATE ROLE mine", "ALTER ROLE "+role+" CREATEROLE", "CREATE DATABASE mine", "SELECT pg_read_file('PG_VERSION')")
