@@ -77,6 +77,10 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		return server.Config{}, nil, err
 	}
 	closers = append(closers, db.Close)
+	// Nothing is decided by rules that nobody could look up later.
+	if err := db.KeepProfile(ctx, yaml); err != nil {
+		return server.Config{}, nil, err
+	}
 
 	return server.Config{
 		Profile:        profile,

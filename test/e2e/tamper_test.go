@@ -672,9 +672,9 @@ func TestDatabaseRoles(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
-		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor"}
+		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile"}
 	may := map[string]map[string]string{
-		"kluis_gateway": {"supplier": "S", "legal_file": "S", "supply_period": "S", "consent": "S", "data_key": "S", "sealed_block": "S", "access_log": "I"},
+		"kluis_gateway": {"supplier": "S", "legal_file": "S", "supply_period": "S", "consent": "S", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I"},
 		"kluis_issuer":  {"supplier": "S"},
 		"kluis_ingest":  {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
@@ -682,7 +682,7 @@ func TestDatabaseRoles(t *testing.T) {
 		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S",
 			"supplier": "S", "legal_file": "S", "fact_mark": "SI"},
 		"kluis_auditor": {"supplier": "S", "legal_file": "S", "access_log": "S", "control_entry": "S", "journal_entry": "SI", "audit_leaf": "SI",
-			"audit_statement": "SI", "audit_hash": "SI", "audit_checkpoint": "SI", "audit_cursor": "SI"},
+			"audit_statement": "SI", "audit_hash": "SI", "audit_checkpoint": "SI", "audit_cursor": "SI", "market_profile": "S"},
 	}
 	for role, allowed := range may {
 		t.Run(role, func(t *testing.T) {
@@ -731,6 +731,8 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "size"
 				case "audit_cursor":
 					column = "kind"
+				case "market_profile":
+					column = "digest"
 				}
 				attempt(has("S"), `SELECT * FROM `+table+` LIMIT 1`)
 				attempt(has("I"), `INSERT INTO `+table+` DEFAULT VALUES`)
