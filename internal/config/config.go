@@ -31,33 +31,64 @@ type Issuer struct {
 	// MaxLifetime bounds exp - iat of this issuer's tokens; default 300s, at
 	// most 1h. Kluis' own issuer stays within the default.
 	MaxLifetime Duration `yaml:"max_lifetime,omitempty"`
+	// Staff says that this issuer's tokens may name employees of the grid
+	// operator; needs operator_gln. For Kluis' own issuer, whose cryptoservers
+	// sign such a token only against the employee's ID token.
+	Staff bool `yaml:"staff,omitempty"`
+}
+
+// IdentityProvider is where the grid operator's employees sign in (OpenID
+// Connect). Its keys are pinned; every key of the file must be one for signing.
+type IdentityProvider struct {
+	URL       string `yaml:"url"`      // exact iss
+	Audience  string `yaml:"audience"` // exact aud: the portal's client id there
+	JWKSFile  string `yaml:"jwks_file"`
+	RoleClaim string `yaml:"role_claim"` // name of the claim of an ID token that holds a string or strings
+	Roles     Roles  `yaml:"roles"`
+	// MaxAge is how long an employee may work after having signed in; default
+	// 12h, at most 24h.
+	MaxAge Duration `yaml:"max_age,omitempty"`
+}
+
+// Roles says by which values of the role claim an employee has a role. A value
+// stands for one role; who has several roles acts in the one that may do most.
+type Roles struct {
+	Agent      []string `yaml:"agent,omitempty"`
+	Supervisor []string `yaml:"supervisor,omitempty"`
+	Auditor    []string `yaml:"auditor,omitempty"`
 }
 
 // Gateway configures cmd/gateway.
 type Gateway struct {
-	Listen               string        `yaml:"listen"`         // host:port of the API, mTLS
-	MetricsListen        string        `yaml:"metrics_listen"` // host:port of Prometheus metrics, plain HTTP, private network
-	PublicURL            string        `yaml:"public_url"`     // https://host:port, for links
-	TLS                  TLS           `yaml:"tls"`            // server certificate; CA of the suppliers
-	DatabaseURL          string        `yaml:"database_url"`   // role kluis_gateway; without a password
-	DatabasePasswordFile string        `yaml:"database_password_file,omitempty"`
-	ProfileFile          string        `yaml:"profile_file"`
-	SealKeysFile         string        `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
-	Issuers              []Issuer      `yaml:"issuers"`
-	Cryptoservers        Cryptoservers `yaml:"cryptoservers"`
-	RequestTimeout       Duration      `yaml:"request_timeout,omitempty"` // whole request; default 10s
+	Listen               string   `yaml:"listen"`         // host:port of the API, mTLS
+	MetricsListen        string   `yaml:"metrics_listen"` // host:port of Prometheus metrics, plain HTTP, private network
+	PublicURL            string   `yaml:"public_url"`     // https://host:port, for links
+	TLS                  TLS      `yaml:"tls"`            // server certificate; CA of the suppliers
+	DatabaseURL          string   `yaml:"database_url"`   // role kluis_gateway; without a password
+	DatabasePasswordFile string   `yaml:"database_password_file,omitempty"`
+	ProfileFile          string   `yaml:"profile_file"`
+	SealKeysFile         string   `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
+	Issuers              []Issuer `yaml:"issuers"`
+	// OperatorGLN is the grid operator's own GLN: the client_id of its
+	// employees' tokens. Without it there are no employees.
+	OperatorGLN    string        `yaml:"operator_gln,omitempty"`
+	Cryptoservers  Cryptoservers `yaml:"cryptoservers"`
+	RequestTimeout Duration      `yaml:"request_timeout,omitempty"` // whole request; default 10s
 }
 
 // IssuerProcess configures cmd/issuer.
 type IssuerProcess struct {
-	Listen               string        `yaml:"listen"`       // mTLS optional: JWKS and metadata need no certificate
-	URL                  string        `yaml:"url"`          // iss, https://host:port
-	TLS                  TLS           `yaml:"tls"`          // server certificate; CA of the suppliers
-	DatabaseURL          string        `yaml:"database_url"` // role kluis_issuer
-	DatabasePasswordFile string        `yaml:"database_password_file,omitempty"`
-	SealKeysFile         string        `yaml:"seal_keys_file"`
-	JWKSFile             string        `yaml:"jwks_file"` // public keys of the sign role, served at /oauth2/jwks
-	Cryptoservers        Cryptoservers `yaml:"cryptoservers"`
+	Listen               string `yaml:"listen"`       // mTLS optional: JWKS and metadata need no certificate
+	URL                  string `yaml:"url"`          // iss, https://host:port
+	TLS                  TLS    `yaml:"tls"`          // server certificate; CA of the suppliers
+	DatabaseURL          string `yaml:"database_url"` // role kluis_issuer
+	DatabasePasswordFile string `yaml:"database_password_file,omitempty"`
+	SealKeysFile         string `yaml:"seal_keys_file"`
+	JWKSFile             string `yaml:"jwks_file"` // public keys of the sign role, served at /oauth2/jwks
+	// OperatorGLN is the client that may exchange its employees' ID tokens for
+	// access tokens; without it nobody may.
+	OperatorGLN   string        `yaml:"operator_gln,omitempty"`
+	Cryptoservers Cryptoservers `yaml:"cryptoservers"`
 }
 
 // Cryptoserver configures cmd/cryptoserver.
@@ -76,10 +107,15 @@ type Cryptoserver struct {
 	SealKeysFile string              `yaml:"seal_keys_file"`
 	Issuers      []Issuer            `yaml:"issuers,omitempty"` // accepted on Open; JWKSFile only
 	Token        TokenIssue          `yaml:"token,omitempty"`   // what SignToken sets
-	Module       string              `yaml:"module"`            // path of the PKCS#11 module
-	Tokens       Tokens              `yaml:"tokens"`
-	ProbeKeyFile string              `yaml:"probe_key_file,omitempty"` // wrapped probe key for the start-up attacks
-	KeyCache     KeyCache            `yaml:"key_cache,omitempty"`
+	// OperatorGLN as in Gateway; for Open, and for signing employees' tokens.
+	OperatorGLN string `yaml:"operator_gln,omitempty"`
+	// IdentityProviders vouch for employees: SignStaffToken verifies their ID
+	// tokens. Without one, no employee's token is signed.
+	IdentityProviders []IdentityProvider `yaml:"identity_providers,omitempty"`
+	Module            string             `yaml:"module"` // path of the PKCS#11 module
+	Tokens            Tokens             `yaml:"tokens"`
+	ProbeKeyFile      string             `yaml:"probe_key_file,omitempty"` // wrapped probe key for the start-up attacks
+	KeyCache          KeyCache           `yaml:"key_cache,omitempty"`
 	// JournalDir is where the server keeps what it opened and sealed, for the
 	// auditor; needed for the roles open and seal. A folder of its own, readable
 	// by nobody else, made when missing; relative to the configuration file.

@@ -73,6 +73,22 @@ journal_dir: journal
 journal_days: 7
 `
 
+// staffYAML are the settings of a cryptoserver that signs employees' tokens.
+const staffYAML = `operator_gln: "8712423010208"
+identity_providers:
+  - url: https://login.example.com/realm
+    audience: kluis-portal
+    jwks_file: idp.json
+    role_claim: groups
+    roles: {agent: [kcc], supervisor: [kcc-lead, kcc-night], auditor: [privacy]}
+  - url: https://login.example.com/other
+    audience: kluis-portal
+    jwks_file: other.json
+    role_claim: roles
+    roles: {agent: [kcc]}
+    max_age: 1h
+`
+
 func write(t *testing.T, name, content string, mode os.FileMode) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -288,6 +304,65 @@ func TestCryptoserverRefuses(t *testing.T) {
 				t.Fatalf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestStaff(t *testing.T) {
+	t.Parallel()
+	path := write(t, "cs.yaml", cryptoserverYAML+staffYAML, 0o644)
+	c, err := Load[Cryptoserver](path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := c.IdentityProviders[0], c.IdentityProviders[1]
+	if first.JWKSFile != filepath.Dir(path)+"/idp.json" || first.Age() != 12*time.Hour || second.Age() != time.Hour || len(first.Roles.Supervisor) != 2 {
+		t.Errorf("%+v", c.IdentityProviders)
+	}
+	roundTrip(t, path, c)
+
+	staff := func(s string) string {
+		return strings.Replace(s, "jwks_file: jwks.json", "jwks_file: jwks.json, staff: true", 1)
+	}
+	for name, c := range map[string]struct{ yaml, old, new, want string }{
+		"whole":                      {cryptoserverYAML + staffYAML, "id: cs1", "id: cs1", ""},
+		"tokens that name employees": {staff(cryptoserverYAML), "id: cs1", "id: cs1\noperator_gln: \"8712423010208\"", ""},
+		"employees of nobody":        {staff(cryptoserverYAML), "id: cs1", "id: cs1", "operator_gln: must be a GLN"},
+		"an operator, no employees":  {cryptoserverYAML, "id: cs1", "id: cs1\noperator_gln: \"8712423010208\"", "operator_gln: says whose employees"},
+		"operator too short":         {cryptoserverYAML + staffYAML, "8712423010208", "871242301020", "operator_gln: must be a GLN"},
+		"operator with a letter":     {cryptoserverYAML + staffYAML, "8712423010208", "871242301020x", "operator_gln: must be a GLN"},
+		"no operator":                {cryptoserverYAML + staffYAML, "operator_gln: \"8712423010208\"\n", "", "operator_gln: must be a GLN"},
+		"nothing is signed":          {cryptoserverYAML + staffYAML, "  sign: {label: sign, pin_file: sign.pin, workers: 4}\n", "", "identity_providers: are for a server that signs"},
+		"plain http":                 {cryptoserverYAML + staffYAML, "https://login.example.com/realm", "http://login.example.com/realm", "identity_providers[0].url: must be"},
+		"provider twice":             {cryptoserverYAML + staffYAML, "/other", "/realm", "identity_providers[1].url: is repeated"},
+		"no audience":                {cryptoserverYAML + staffYAML, "    audience: kluis-portal\n    jwks_file: idp", "    jwks_file: idp", "identity_providers[0].audience: is missing"},
+		"no keys":                    {cryptoserverYAML + staffYAML, "    jwks_file: idp.json\n", "", "identity_providers[0].jwks_file: is missing"},
+		"keys fetched":               {cryptoserverYAML + staffYAML, "jwks_file: idp.json", "jwks_url: https://login.example.com/jwks", "unknown field"},
+		"no claim":                   {cryptoserverYAML + staffYAML, "    role_claim: groups\n", "", "identity_providers[0].role_claim: is missing"},
+		"no role":                    {cryptoserverYAML + staffYAML, "{agent: [kcc]}", "{}", "identity_providers[1].roles: name the values"},
+		"unknown role":               {cryptoserverYAML + staffYAML, "auditor:", "admin:", "unknown field"},
+		"a value of two roles":       {cryptoserverYAML + staffYAML, "[privacy]", "[privacy, kcc]", "identity_providers[0].roles: a value is there twice"},
+		"a value of nothing":         {cryptoserverYAML + staffYAML, "[privacy]", `[""]`, "identity_providers[0].roles: a value is empty"},
+		"a week without signing in":  {cryptoserverYAML + staffYAML, "max_age: 1h", "max_age: 168h", "identity_providers[1].max_age: must be"},
+	} {
+		if strings.Count(c.yaml, c.old) != 1 {
+			t.Errorf("%s: the case changes nothing", name)
+		}
+		_, err := Load[Cryptoserver](write(t, "cs.yaml", strings.Replace(c.yaml, c.old, c.new, 1), 0o644))
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+
+	gateway := strings.Replace(gatewayYAML, "jwks_file: jwks.json", "jwks_file: jwks.json\n    staff: true", 1)
+	for yaml, want := range map[string]string{
+		gateway + "operator_gln: \"8712423010208\"\n": "",
+		gateway: "operator_gln: must be a GLN",
+		gatewayYAML + "operator_gln: \"8712423010208\"\n": "operator_gln: says whose employees",
+	} {
+		_, err := Load[Gateway](write(t, "g.yaml", yaml, 0o644))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }
 

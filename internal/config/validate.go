@@ -15,6 +15,8 @@ import (
 const (
 	DefaultTokenLifetime = 5 * time.Minute
 	maxTokenLifetime     = time.Hour
+	defaultMaxAge        = 12 * time.Hour
+	maxMaxAge            = 24 * time.Hour
 	maxRequestTimeout    = 5 * time.Minute
 	maxKeyCacheLifetime  = time.Hour
 	maxCallTimeout       = time.Minute
@@ -26,7 +28,7 @@ const (
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
-var methods = []string{"Open", "Mint", "Seal", "SealStep", "SealSupplier", "SignToken", "SignControl", "PutControl", "Rewrap", "Reseal", "ReadJournal", "SignCheckpoint", "Status"}
+var methods = []string{"Open", "Mint", "Seal", "SealStep", "TakeStep", "SealSupplier", "SignToken", "SignStaffToken", "SignControl", "PutControl", "Rewrap", "Reseal", "ReadJournal", "SignCheckpoint", "Status"}
 
 func (c *Gateway) setDefaults()      { c.RequestTimeout = Duration(10 * time.Second) }
 func (c *Cryptoserver) setDefaults() { c.KeyCache = KeyCache{4096, Duration(5 * time.Minute)} }
@@ -37,6 +39,14 @@ func (i Issuer) Lifetime() time.Duration {
 		return DefaultTokenLifetime
 	}
 	return time.Duration(i.MaxLifetime)
+}
+
+// Age is MaxAge or its default.
+func (i IdentityProvider) Age() time.Duration {
+	if i.MaxAge == 0 {
+		return defaultMaxAge
+	}
+	return time.Duration(i.MaxAge)
 }
 
 // Validate reports everything missing or out of range, a line each.
@@ -50,6 +60,7 @@ func (c Gateway) Validate() error {
 	p.required("profile_file", c.ProfileFile)
 	p.required("seal_keys_file", c.SealKeysFile)
 	p.issuers(c.Issuers, true)
+	p.operator(c.OperatorGLN, c.Issuers, nil)
 	p.cryptoservers("cryptoservers", c.Cryptoservers)
 	p.duration("request_timeout", c.RequestTimeout, maxRequestTimeout)
 	return p.err()
@@ -64,6 +75,9 @@ func (c IssuerProcess) Validate() error {
 	p.database("database_url", c.DatabaseURL)
 	p.required("seal_keys_file", c.SealKeysFile)
 	p.required("jwks_file", c.JWKSFile)
+	if c.OperatorGLN != "" {
+		p.gln("operator_gln", c.OperatorGLN)
+	}
 	p.cryptoservers("cryptoservers", c.Cryptoservers)
 	return p.err()
 }
@@ -96,6 +110,9 @@ func (c Cryptoserver) Validate() error {
 		p.https("token.issuer", c.Token.Issuer)
 		p.required("token.audience", c.Token.Audience)
 	}
+	p.operator(c.OperatorGLN, c.Issuers, c.IdentityProviders)
+	p.identityProviders(c.IdentityProviders)
+	p.check(t.Sign != nil || len(c.IdentityProviders) == 0, "identity_providers", "are for a server that signs tokens: name tokens.sign")
 	if len(t.Open) > 0 || t.Seal != nil {
 		p.required("journal_dir", c.JournalDir)
 	}
@@ -269,6 +286,43 @@ func (p *problems) issuers(list []Issuer, mayFetch bool) {
 		}
 		if is.MaxLifetime != 0 {
 			p.duration(key+".max_lifetime", is.MaxLifetime, maxTokenLifetime)
+		}
+	}
+}
+
+// gln looks at the digits; who uses it checks the check digit.
+func (p *problems) gln(key, v string) {
+	p.check(len(v) == 13 && strings.Trim(v, "0123456789") == "", key, "must be a GLN of 13 digits")
+}
+
+// operator checks that whose employees count is said if and only if it matters.
+func (p *problems) operator(gln string, issuers []Issuer, providers []IdentityProvider) {
+	staff := slices.ContainsFunc(issuers, func(i Issuer) bool { return i.Staff })
+	switch {
+	case staff || len(providers) > 0:
+		p.gln("operator_gln", gln)
+	case gln != "":
+		p.add("operator_gln", "says whose employees there are, but no issuer's tokens may name any: set staff on Kluis' own issuer")
+	}
+}
+
+func (p *problems) identityProviders(list []IdentityProvider) {
+	for i, ip := range list {
+		key := fmt.Sprintf("identity_providers[%d]", i)
+		p.https(key+".url", ip.URL)
+		p.required(key+".audience", ip.Audience)
+		same := slices.ContainsFunc(list[:i], func(o IdentityProvider) bool { return o.URL == ip.URL })
+		p.check(!same, key+".url", "is repeated")
+		p.required(key+".jwks_file", ip.JWKSFile)
+		p.required(key+".role_claim", ip.RoleClaim)
+		values := slices.Concat(ip.Roles.Agent, ip.Roles.Supervisor, ip.Roles.Auditor)
+		p.check(len(values) > 0, key+".roles", "name the values of the role claim, for one role at least")
+		for j, v := range values {
+			p.check(v != "", key+".roles", "a value is empty")
+			p.check(!slices.Contains(values[:j], v), key+".roles", "a value is there twice: it can stand for one role only")
+		}
+		if ip.MaxAge != 0 {
+			p.duration(key+".max_age", ip.MaxAge, maxMaxAge)
 		}
 	}
 }
