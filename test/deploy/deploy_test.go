@@ -1,6 +1,6 @@
 // Package deploy proves that what is under deploy/ fits the programs: every
 // metric and label that the dashboard and the alert rules name is one that a
-// real cryptoserver and a real gateway have.
+// real cryptoserver, gateway, custodian or auditor has.
 package deploy
 
 import (
@@ -334,10 +334,19 @@ func TestEveryMetricExists(t *testing.T) {
 		}
 	}
 	// What is measured is shown.
+	found := map[string]bool{}
 	for m := range have {
 		m = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(m, "_bucket"), "_sum"), "_count")
-		if (strings.HasPrefix(m, "kluis_hsm_") || strings.HasPrefix(m, "kluis_cryptoserver_") || strings.HasPrefix(m, "kluis_pool_")) && !used[m] && !used[m+"_bucket"] {
-			t.Errorf("%s is measured and nowhere shown", m)
+		for _, prefix := range []string{"kluis_hsm_", "kluis_cryptoserver_", "kluis_pool_", "kluis_custodian_", "kluis_auditor_"} {
+			if strings.HasPrefix(m, prefix) && !used[m] && !used[m+"_bucket"] {
+				t.Errorf("%s is measured and nowhere shown", m)
+			}
+			found[prefix] = found[prefix] || strings.HasPrefix(m, prefix)
+		}
+	}
+	for prefix, ok := range found {
+		if !ok {
+			t.Errorf("nothing is measured as %s*", prefix)
 		}
 	}
 }

@@ -25,10 +25,10 @@ import (
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
-	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
+	"kluis/migrations"
 )
 
 func TestMain(m *testing.M) { os.Exit(hsmtest.Main(suite{m})) }
@@ -196,14 +196,14 @@ func (r registrations) Register(c prometheus.Collector) error {
 	return r.Registerer.Register(c)
 }
 
-// installation runs a cryptoserver and a gateway, has them do a little of
-// everything, and returns what they measured.
+// installation runs a cryptoserver, a gateway, the custodian and the auditor, has
+// them do a little of everything, and returns what they measured.
 func installation(t *testing.T) metrics {
 	t.Helper()
 	dir, tokens, db := t.TempDir(), hsmtest.New(t), pgtest.New(t)
 	bin := filepath.Join(dir, "bin") + "/"
-	for cgo, pkg := range map[string]string{"0": "./cmd/gateway", "1": "./cmd/cryptoserver"} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, pkg)
+	for cgo, packages := range map[string][]string{"0": {"./cmd/gateway", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
+		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-o", bin}, packages...)...)
 		cmd.Dir = "../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -227,8 +227,9 @@ func installation(t *testing.T) metrics {
 	err := config.Write(cs, config.Cryptoserver{
 		ID: "cs1", Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", TLS: files("cryptoserver-1", "cryptoserver-1", "127.0.0.1"),
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"},
-			"SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"},
+			"Open": {"gateway"}, "Status": {"gateway", "custodian"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"},
+			"SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"},
+			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 		},
 		JournalDir:  filepath.Join(dir, "journal"),
 		ProfileFile: profileFile, SealKeysFile: tokens.SealKeysFile, Issuers: issuers,
@@ -239,6 +240,28 @@ func installation(t *testing.T) metrics {
 		t.Fatal(err)
 	}
 	server := start(t, bin+"cryptoserver", "serve", "--config", cs)
+
+	// The daemons that keep the control feed and the audit log.
+	operator := filepath.Join(dir, "kluis.yaml")
+	checkpoints := filepath.Join(dir, "checkpoints")
+	if err := os.Mkdir(checkpoints, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	addresses := []string{server.address}
+	if err := config.Write(operator, config.Operator{
+		ProfileFile: profileFile, SealKeysFile: tokens.SealKeysFile,
+		CustodianURL: db.URL(migrations.RoleCustodian), FeedCopyFile: filepath.Join(dir, "feed"), CustodianMetricsListen: "127.0.0.1:0",
+		Custodian:  config.Cryptoservers{Addresses: addresses, TLS: files("custodian", "custodian")},
+		AuditorURL: db.URL(migrations.RoleAuditor), AuditOrigin: "kluis.test/audit", AuditExportDir: checkpoints, AuditorMetricsListen: "127.0.0.1:0",
+		Auditor: config.Cryptoservers{Addresses: addresses, TLS: files("auditor", "auditor")},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	custodian := start(t, bin+"kluis", "keys", "feed", "--config", operator)
+	if out, err := exec.CommandContext(t.Context(), bin+"kluis", "keys", "rotate-kek", "--yes", "--config", operator).CombinedOutput(); err != nil {
+		t.Fatalf("rotate-kek: %v\n%s", err, out)
+	}
+	auditor := start(t, bin+"kluis", "audit", "run", "--config", operator)
 
 	gw := filepath.Join(dir, "gateway.yaml")
 	if err := config.Write(gw, config.Gateway{
@@ -277,15 +300,15 @@ func installation(t *testing.T) metrics {
 			t.Fatalf("%s: %s", url, res.Status)
 		}
 	}
-	got.scrape(t, server.metrics)
-	got.scrape(t, gateway.metrics)
+	for _, p := range []process{server, gateway, custodian, auditor} {
+		got.scrape(t, p.metrics)
+	}
 	return got
 }
 
 // work seals facts and readings, has them opened, and is refused now and then.
 func work(t *testing.T, as func(string, prometheus.Registerer) *client.Client, reg prometheus.Registerer) {
 	t.Helper()
-	feedtest.Start(t, as("custodian", nil))
 	ctx := t.Context()
 	registrar, ingest, gateway := as("registrar", nil), as("ingest", nil), as("gateway", reg)
 	ean := must(meter.ParseEAN("871687140000000019"))(t)
