@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -16,6 +17,87 @@ import (
 	"github.com/oapi-codegen/runtime"
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
+
+// Defines values for AccessLogEntryOperation.
+const (
+	ACCESSLOG   AccessLogEntryOperation = "ACCESS_LOG"
+	CONSENTS    AccessLogEntryOperation = "CONSENTS"
+	CONSENTSTEP AccessLogEntryOperation = "CONSENT_STEP"
+	DRYRUN      AccessLogEntryOperation = "DRY_RUN"
+	READINGS    AccessLogEntryOperation = "READINGS"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryOperation enum.
+func (e AccessLogEntryOperation) Valid() bool {
+	switch e {
+	case ACCESSLOG:
+		return true
+	case CONSENTS:
+		return true
+	case CONSENTSTEP:
+		return true
+	case DRYRUN:
+		return true
+	case READINGS:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AccessLogEntryOutcome.
+const (
+	FAILED   AccessLogEntryOutcome = "FAILED"
+	GIVEN    AccessLogEntryOutcome = "GIVEN"
+	PARTLY   AccessLogEntryOutcome = "PARTLY"
+	REFUSED  AccessLogEntryOutcome = "REFUSED"
+	WITHHELD AccessLogEntryOutcome = "WITHHELD"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryOutcome enum.
+func (e AccessLogEntryOutcome) Valid() bool {
+	switch e {
+	case FAILED:
+		return true
+	case GIVEN:
+		return true
+	case PARTLY:
+		return true
+	case REFUSED:
+		return true
+	case WITHHELD:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AccessLogEntryStep.
+const (
+	AccessLogEntryStepGRANT    AccessLogEntryStep = "GRANT"
+	AccessLogEntryStepREGISTER AccessLogEntryStep = "REGISTER"
+	AccessLogEntryStepREJECT   AccessLogEntryStep = "REJECT"
+	AccessLogEntryStepREQUEST  AccessLogEntryStep = "REQUEST"
+	AccessLogEntryStepREVOKE   AccessLogEntryStep = "REVOKE"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryStep enum.
+func (e AccessLogEntryStep) Valid() bool {
+	switch e {
+	case AccessLogEntryStepGRANT:
+		return true
+	case AccessLogEntryStepREGISTER:
+		return true
+	case AccessLogEntryStepREJECT:
+		return true
+	case AccessLogEntryStepREQUEST:
+		return true
+	case AccessLogEntryStepREVOKE:
+		return true
+	default:
+		return false
+	}
+}
 
 // Defines values for BackendKind.
 const (
@@ -53,6 +135,87 @@ func (e BackendStatus) Valid() bool {
 	}
 }
 
+// Defines values for ConsentState.
+const (
+	ConsentStateACTIVE      ConsentState = "ACTIVE"
+	ConsentStateENDEDBYMOVE ConsentState = "ENDED_BY_MOVE"
+	ConsentStateEXPIRED     ConsentState = "EXPIRED"
+	ConsentStateLAPSED      ConsentState = "LAPSED"
+	ConsentStateREJECTED    ConsentState = "REJECTED"
+	ConsentStateREQUESTED   ConsentState = "REQUESTED"
+	ConsentStateREVOKED     ConsentState = "REVOKED"
+)
+
+// Valid indicates whether the value is a known member of the ConsentState enum.
+func (e ConsentState) Valid() bool {
+	switch e {
+	case ConsentStateACTIVE:
+		return true
+	case ConsentStateENDEDBYMOVE:
+		return true
+	case ConsentStateEXPIRED:
+		return true
+	case ConsentStateLAPSED:
+		return true
+	case ConsentStateREJECTED:
+		return true
+	case ConsentStateREQUESTED:
+		return true
+	case ConsentStateREVOKED:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentStepBy.
+const (
+	CUSTOMER ConsentStepBy = "CUSTOMER"
+	OPERATOR ConsentStepBy = "OPERATOR"
+	SUPPLIER ConsentStepBy = "SUPPLIER"
+)
+
+// Valid indicates whether the value is a known member of the ConsentStepBy enum.
+func (e ConsentStepBy) Valid() bool {
+	switch e {
+	case CUSTOMER:
+		return true
+	case OPERATOR:
+		return true
+	case SUPPLIER:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentStepStep.
+const (
+	ConsentStepStepGRANTED    ConsentStepStep = "GRANTED"
+	ConsentStepStepREGISTERED ConsentStepStep = "REGISTERED"
+	ConsentStepStepREJECTED   ConsentStepStep = "REJECTED"
+	ConsentStepStepREQUESTED  ConsentStepStep = "REQUESTED"
+	ConsentStepStepREVOKED    ConsentStepStep = "REVOKED"
+)
+
+// Valid indicates whether the value is a known member of the ConsentStepStep enum.
+func (e ConsentStepStep) Valid() bool {
+	switch e {
+	case ConsentStepStepGRANTED:
+		return true
+	case ConsentStepStepREGISTERED:
+		return true
+	case ConsentStepStepREJECTED:
+		return true
+	case ConsentStepStepREQUESTED:
+		return true
+	case ConsentStepStepREVOKED:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FieldClass.
 const (
 	Intervals FieldClass = "intervals"
@@ -73,17 +236,20 @@ func (e FieldClass) Valid() bool {
 
 // Defines values for LegalBasis.
 const (
-	LegalBasisCONSENT        LegalBasis = "CONSENT"
-	LegalBasisMOVE           LegalBasis = "MOVE"
-	LegalBasisSUPPLYDAILY    LegalBasis = "SUPPLY_DAILY"
-	LegalBasisSUPPLYPERIODIC LegalBasis = "SUPPLY_PERIODIC"
-	LegalBasisSWITCH         LegalBasis = "SWITCH"
+	LegalBasisCONSENT         LegalBasis = "CONSENT"
+	LegalBasisCUSTOMERSERVICE LegalBasis = "CUSTOMER_SERVICE"
+	LegalBasisMOVE            LegalBasis = "MOVE"
+	LegalBasisSUPPLYDAILY     LegalBasis = "SUPPLY_DAILY"
+	LegalBasisSUPPLYPERIODIC  LegalBasis = "SUPPLY_PERIODIC"
+	LegalBasisSWITCH          LegalBasis = "SWITCH"
 )
 
 // Valid indicates whether the value is a known member of the LegalBasis enum.
 func (e LegalBasis) Valid() bool {
 	switch e {
 	case LegalBasisCONSENT:
+		return true
+	case LegalBasisCUSTOMERSERVICE:
 		return true
 	case LegalBasisMOVE:
 		return true
@@ -136,25 +302,51 @@ func (e ProbeStatus) Valid() bool {
 
 // Defines values for ProblemType.
 const (
+	UrnKluisProblemConflict              ProblemType = "urn:kluis:problem:conflict"
+	UrnKluisProblemConsentAnswered       ProblemType = "urn:kluis:problem:consent-answered"
+	UrnKluisProblemConsentEnded          ProblemType = "urn:kluis:problem:consent-ended"
+	UrnKluisProblemConsentLapsed         ProblemType = "urn:kluis:problem:consent-lapsed"
+	UrnKluisProblemConsentNotFound       ProblemType = "urn:kluis:problem:consent-not-found"
+	UrnKluisProblemConsentNotPossible    ProblemType = "urn:kluis:problem:consent-not-possible"
 	UrnKluisProblemContentTooLarge       ProblemType = "urn:kluis:problem:content-too-large"
 	UrnKluisProblemDatabaseUnavailable   ProblemType = "urn:kluis:problem:database-unavailable"
 	UrnKluisProblemDeadlineExceeded      ProblemType = "urn:kluis:problem:deadline-exceeded"
 	UrnKluisProblemDecryptionUnavailable ProblemType = "urn:kluis:problem:decryption-unavailable"
 	UrnKluisProblemEvidenceInvalid       ProblemType = "urn:kluis:problem:evidence-invalid"
+	UrnKluisProblemIdempotencyKeyReused  ProblemType = "urn:kluis:problem:idempotency-key-reused"
 	UrnKluisProblemInsufficientScope     ProblemType = "urn:kluis:problem:insufficient-scope"
 	UrnKluisProblemInternalError         ProblemType = "urn:kluis:problem:internal-error"
 	UrnKluisProblemInvalidParameters     ProblemType = "urn:kluis:problem:invalid-parameters"
 	UrnKluisProblemIssuerUnavailable     ProblemType = "urn:kluis:problem:issuer-unavailable"
 	UrnKluisProblemMeteringPointNotFound ProblemType = "urn:kluis:problem:metering-point-not-found"
 	UrnKluisProblemMethodNotAllowed      ProblemType = "urn:kluis:problem:method-not-allowed"
+	UrnKluisProblemNotAcceptable         ProblemType = "urn:kluis:problem:not-acceptable"
 	UrnKluisProblemNotFound              ProblemType = "urn:kluis:problem:not-found"
+	UrnKluisProblemNotPermitted          ProblemType = "urn:kluis:problem:not-permitted"
+	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
+	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
+	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
+	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
 	UrnKluisProblemUnauthenticated       ProblemType = "urn:kluis:problem:unauthenticated"
+	UrnKluisProblemUnsupportedMediaType  ProblemType = "urn:kluis:problem:unsupported-media-type"
 )
 
 // Valid indicates whether the value is a known member of the ProblemType enum.
 func (e ProblemType) Valid() bool {
 	switch e {
+	case UrnKluisProblemConflict:
+		return true
+	case UrnKluisProblemConsentAnswered:
+		return true
+	case UrnKluisProblemConsentEnded:
+		return true
+	case UrnKluisProblemConsentLapsed:
+		return true
+	case UrnKluisProblemConsentNotFound:
+		return true
+	case UrnKluisProblemConsentNotPossible:
+		return true
 	case UrnKluisProblemContentTooLarge:
 		return true
 	case UrnKluisProblemDatabaseUnavailable:
@@ -164,6 +356,8 @@ func (e ProblemType) Valid() bool {
 	case UrnKluisProblemDecryptionUnavailable:
 		return true
 	case UrnKluisProblemEvidenceInvalid:
+		return true
+	case UrnKluisProblemIdempotencyKeyReused:
 		return true
 	case UrnKluisProblemInsufficientScope:
 		return true
@@ -177,11 +371,25 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemMethodNotAllowed:
 		return true
+	case UrnKluisProblemNotAcceptable:
+		return true
 	case UrnKluisProblemNotFound:
+		return true
+	case UrnKluisProblemNotPermitted:
+		return true
+	case UrnKluisProblemPreconditionFailed:
+		return true
+	case UrnKluisProblemPreconditionRequired:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
+	case UrnKluisProblemSealingUnavailable:
+		return true
+	case UrnKluisProblemTooManyConsents:
+		return true
 	case UrnKluisProblemUnauthenticated:
+		return true
+	case UrnKluisProblemUnsupportedMediaType:
 		return true
 	default:
 		return false
@@ -247,16 +455,16 @@ func (e Quality) Valid() bool {
 
 // Defines values for ReadingKind.
 const (
-	CONSUMPTION ReadingKind = "CONSUMPTION"
-	REGISTER    ReadingKind = "REGISTER"
+	ReadingKindCONSUMPTION ReadingKind = "CONSUMPTION"
+	ReadingKindREGISTER    ReadingKind = "REGISTER"
 )
 
 // Valid indicates whether the value is a known member of the ReadingKind enum.
 func (e ReadingKind) Valid() bool {
 	switch e {
-	case CONSUMPTION:
+	case ReadingKindCONSUMPTION:
 		return true
-	case REGISTER:
+	case ReadingKindREGISTER:
 		return true
 	default:
 		return false
@@ -368,6 +576,24 @@ func (e WithheldReason) Valid() bool {
 	}
 }
 
+// Defines values for GetAccessLogParamsLang.
+const (
+	En GetAccessLogParamsLang = "en"
+	Nl GetAccessLogParamsLang = "nl"
+)
+
+// Valid indicates whether the value is a known member of the GetAccessLogParamsLang enum.
+func (e GetAccessLogParamsLang) Valid() bool {
+	switch e {
+	case En:
+		return true
+	case Nl:
+		return true
+	default:
+		return false
+	}
+}
+
 // Access What the caller may read of one metering point.
 type Access struct {
 	// DecidedAt When this was found, UTC. It may change from then on.
@@ -432,7 +658,7 @@ type AccessGranted struct {
 	// Example: P1M
 	Granularity Resolution `json:"granularity"`
 
-	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 	//
 	// Example: SUPPLY_PERIODIC
 	LegalBasis LegalBasis `json:"legalBasis"`
@@ -455,6 +681,158 @@ type AccessGranted struct {
 	// To First local day after the run.
 	//
 	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessLog A page of requests that concerned a customer's metering point.
+type AccessLog struct {
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Entries Latest first.
+	Entries []AccessLogEntry `json:"entries"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Links Where to go on.
+	Links Links `json:"links"`
+
+	// Occupancy The customer's time at the metering point.
+	Occupancy struct {
+		// From First local day.
+		//
+		// Example: 2024-05-01
+		From openapi_types.Date `json:"from"`
+
+		// To First local day after it; null while it lasts.
+		To *openapi_types.Date `json:"to"`
+	} `json:"occupancy"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+}
+
+// AccessLogEntry One request.
+type AccessLogEntry struct {
+	// At When, UTC.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	At time.Time `json:"at"`
+
+	// Caller Who asked.
+	Caller struct {
+		// Employee The grid operator's employee.
+		//
+		// Example: agent-17
+		Employee *string `json:"employee,omitempty"`
+
+		// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+		//
+		// Example: 8712423000018
+		Gln Gln `json:"gln"`
+
+		// Name The party's name, where it is known.
+		//
+		// Example: Voorbeeld Energie
+		Name *string `json:"name,omitempty"`
+
+		// Reason The reason the employee gave.
+		//
+		// Example: case 4711
+		Reason *string `json:"reason,omitempty"`
+	} `json:"caller"`
+
+	// ConsentId With `CONSENT_STEP`, the consent.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
+
+	// Granted What was given, or told to be readable; of the customer's days only.
+	Granted []AccessLogGranted `json:"granted"`
+
+	// InteractionId The request's own id, by which the operator's audit proves and explains it.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId openapi_types.UUID `json:"interactionId"`
+
+	// Opened How many days of fields were decrypted.
+	//
+	// Example: 31
+	Opened int `json:"opened"`
+
+	// Operation What was asked for.
+	//
+	// Example: READINGS
+	Operation AccessLogEntryOperation `json:"operation"`
+
+	// Outcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+	//
+	// Example: GIVEN
+	Outcome AccessLogEntryOutcome `json:"outcome"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose *Purpose `json:"purpose,omitempty"`
+
+	// Step With `CONSENT_STEP`, what was asked for.
+	//
+	// Example: GRANT
+	Step *AccessLogEntryStep `json:"step,omitempty"`
+}
+
+// AccessLogEntryOperation What was asked for.
+//
+// Example: READINGS
+type AccessLogEntryOperation string
+
+// AccessLogEntryOutcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+//
+// Example: GIVEN
+type AccessLogEntryOutcome string
+
+// AccessLogEntryStep With `CONSENT_STEP`, what was asked for.
+//
+// Example: GRANT
+type AccessLogEntryStep string
+
+// AccessLogGranted Days of one field on one basis.
+type AccessLogGranted struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day.
+	//
+	// Example: 2026-04-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
+	//
+	// Example: SUPPLY_PERIODIC
+	LegalBasis LegalBasis `json:"legalBasis"`
+
+	// Rule Identifier of the market profile's rule.
+	//
+	// Example: nl-billing-periodic
+	Rule string `json:"rule"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-05-01
 	To openapi_types.Date `json:"to"`
 }
 
@@ -562,6 +940,159 @@ type BackendKind string
 // Example: UP
 type BackendStatus string
 
+// Consent A customer's permission for one supplier, as it is now.
+type Consent struct {
+	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
+	AnswerBy *time.Time `json:"answerBy"`
+
+	// Classes Which classes of fields may be read.
+	//
+	// Example: ["intervals"]
+	Classes []FieldClass `json:"classes"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Evidence Reference to the proof, as given.
+	//
+	// Example: contract-4711
+	Evidence string `json:"evidence"`
+
+	// From First local day that may be read.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// Id The consent's id.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	Id openapi_types.UUID `json:"id"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// ScopeDigest SHA-256 (base64url) over what may be read, as docs/CONSENT.md says: what an employee's token for a step names, so that nothing else is granted than what the employee saw.
+	//
+	// Example: XYLuH9Zc8rO4bVo2pMfl2Wq3pO0mM7wC2tN6i7jzV0o
+	ScopeDigest string `json:"scopeDigest"`
+
+	// State | state | meaning |
+	// |---|---|
+	// | `REQUESTED` | waits for the customer's answer; gives nothing |
+	// | `ACTIVE` | counts |
+	// | `REJECTED` | the customer said no |
+	// | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
+	// | `EXPIRED` | its time is over |
+	// | `LAPSED` | was not answered in time, or not before the customer moved out |
+	// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+	//
+	//
+	// Example: ACTIVE
+	State ConsentState `json:"state"`
+
+	// Steps What was done with it, in order.
+	Steps []ConsentStep `json:"steps"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// To First local day that may not be read any more; null when open.
+	//
+	// Example: 2027-01-01
+	To *openapi_types.Date `json:"to"`
+
+	// ValidFrom Since when it counts, UTC; null before it was granted.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	ValidFrom *time.Time `json:"validFrom"`
+
+	// ValidUntil When it ends by itself, UTC: as agreed, or earlier where the market lets no consent last that long.
+	//
+	// Example: 2027-06-01T00:00:00Z
+	ValidUntil time.Time `json:"validUntil"`
+}
+
+// ConsentAnswer The customer's answer.
+type ConsentAnswer struct {
+	// Evidence Reference to the proof that the customer granted it; no personal data.
+	//
+	// Example: call-2026-0815
+	Evidence string `json:"evidence"`
+}
+
+// ConsentState | state | meaning |
+// |---|---|
+// | `REQUESTED` | waits for the customer's answer; gives nothing |
+// | `ACTIVE` | counts |
+// | `REJECTED` | the customer said no |
+// | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
+// | `EXPIRED` | its time is over |
+// | `LAPSED` | was not answered in time, or not before the customer moved out |
+// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+//
+// Example: ACTIVE
+type ConsentState string
+
+// ConsentStep One step in the life of a consent.
+type ConsentStep struct {
+	// At When, UTC.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	At time.Time `json:"at"`
+
+	// By Who: the supplier, the customer (through the grid operator's customer service), or the grid operator itself.
+	//
+	// Example: CUSTOMER
+	By ConsentStepBy `json:"by"`
+
+	// Employee For employees only, who took the step for the customer or the operator.
+	//
+	// Example: agent-17
+	Employee *string `json:"employee,omitempty"`
+
+	// Step What was done. `REGISTERED` is a consent recorded on the customer's word without a request before.
+	//
+	// Example: GRANTED
+	Step ConsentStepStep `json:"step"`
+}
+
+// ConsentStepBy Who: the supplier, the customer (through the grid operator's customer service), or the grid operator itself.
+//
+// Example: CUSTOMER
+type ConsentStepBy string
+
+// ConsentStepStep What was done. `REGISTERED` is a consent recorded on the customer's word without a request before.
+//
+// Example: GRANTED
+type ConsentStepStep string
+
+// Consents The consents at a metering point that the caller may see.
+type Consents struct {
+	// Consents Latest first.
+	Consents []Consent `json:"consents"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+}
+
 // DayValues The values of one local day (at `P1M`, of one local month).
 type DayValues struct {
 	// Quality Quality by exception: runs of values that did not come as the meter provided them. Absent when there are none. A null needs no entry.
@@ -593,12 +1124,17 @@ type FieldClass string
 // Example: import_low
 type FieldName = string
 
+// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+//
+// Example: 8712423000018
+type Gln = string
+
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
 // Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 type InteractionId = openapi_types.UUID
 
-// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 //
 // Example: SUPPLY_PERIODIC
 type LegalBasis string
@@ -644,9 +1180,57 @@ type MeteringPoints struct {
 	MeteringPoints []MeteringPoint `json:"meteringPoints"`
 }
 
+// NewConsent The consent that is asked for, or given.
+type NewConsent struct {
+	// Classes Which classes of fields may be read.
+	//
+	// Example: ["intervals"]
+	Classes []FieldClass `json:"classes"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Evidence Reference to the proof that the supplier, or customer service, keeps; no personal data.
+	//
+	// Example: contract-4711
+	Evidence string `json:"evidence"`
+
+	// From First local day that may be read.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Supplier Who may read (GLN). From a supplier: itself, and may be left out. From an employee: required.
+	//
+	// Example: 8712423000018
+	Supplier *string `json:"supplier,omitempty"`
+
+	// To First local day that may not be read any more. Absent, open.
+	//
+	// Example: 2027-01-01
+	To *openapi_types.Date `json:"to,omitempty"`
+
+	// ValidUntil When the consent itself ends, in whole seconds: from then on nothing is read on it, whatever the day. The market limits how far ahead it may lie.
+	//
+	// Example: 2027-06-01T00:00:00Z
+	ValidUntil time.Time `json:"validUntil"`
+}
+
 // ParameterError One faulty parameter. Never repeats its value.
 type ParameterError struct {
-	// Pointer Which: `/query/NAME` or `/path/NAME`; `/query` for the query string as a whole, as with an unknown parameter.
+	// Pointer Which: `/query/NAME`, `/path/NAME`, `/header/NAME` or `/body/NAME`; `/query` and `/body` for the whole, as with an unknown parameter.
 	//
 	// Example: /query/to
 	Pointer string `json:"pointer"`
@@ -811,7 +1395,7 @@ type Series struct {
 	// Example: import_low
 	Field FieldName `json:"field"`
 
-	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 	//
 	// Example: SUPPLY_PERIODIC
 	LegalBasis LegalBasis `json:"legalBasis"`
@@ -971,8 +1555,23 @@ type Withheld struct {
 // Example: PARTIAL_PERIOD
 type WithheldReason string
 
+// ConsentId defines model for ConsentId.
+type ConsentId = openapi_types.UUID
+
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
+
+// Conflict Problem details (RFC 9457).
+type Conflict = Problem
+
+// ConsentNotFound Problem details (RFC 9457).
+type ConsentNotFound = Problem
 
 // ContentTooLarge Problem details (RFC 9457).
 type ContentTooLarge = Problem
@@ -986,14 +1585,62 @@ type Forbidden = Problem
 // InternalError Problem details (RFC 9457).
 type InternalError = Problem
 
+// NotAcceptable Problem details (RFC 9457).
+type NotAcceptable = Problem
+
 // NotFound Problem details (RFC 9457).
 type NotFound = Problem
+
+// PreconditionFailed Problem details (RFC 9457).
+type PreconditionFailed = Problem
+
+// PreconditionRequired Problem details (RFC 9457).
+type PreconditionRequired = Problem
 
 // Unauthorized Problem details (RFC 9457).
 type Unauthorized = Problem
 
 // Unavailable Problem details (RFC 9457).
 type Unavailable = Problem
+
+// Unprocessable Problem details (RFC 9457).
+type Unprocessable = Problem
+
+// UnsupportedMediaType Problem details (RFC 9457).
+type UnsupportedMediaType = Problem
+
+// CreateConsentParams defines parameters for CreateConsent.
+type CreateConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+}
+
+// GrantConsentParams defines parameters for GrantConsent.
+type GrantConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RejectConsentParams defines parameters for RejectConsent.
+type RejectConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevokeConsentParams defines parameters for RevokeConsent.
+type RevokeConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
 
 // ListMeteringPointsParams defines parameters for ListMeteringPoints.
 type ListMeteringPointsParams struct {
@@ -1009,12 +1656,42 @@ type GetAccessParams struct {
 	// Purpose Only what is given for this purpose. Absent, every purpose there is.
 	Purpose *Purpose `form:"purpose,omitempty" json:"purpose,omitempty"`
 
+	// Supplier For employees: what this supplier (GLN) may read, instead of what the employee may. A supplier that gives it gets `not-permitted`.
+	Supplier *Gln `form:"supplier,omitempty" json:"supplier,omitempty"`
+
 	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, today included; at most ten years.
 	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
 
 	// To First local day after the period; later than `from`, by at most 3653 days. Together with `from`.
 	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
 }
+
+// GetAccessLogParams defines parameters for GetAccessLog.
+type GetAccessLogParams struct {
+	// From First local day on which the requests were made. Absent: as far back as the log reaches.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after them. Absent, today is included.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+
+	// Occupancy First local day of the occupancy of the customer concerned. Absent: the one who lives there now.
+	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
+
+	// Supplier Only what this supplier (GLN) asked for.
+	Supplier *Gln `form:"supplier,omitempty" json:"supplier,omitempty"`
+
+	// Lang Language of the statement, `nl` or `en`. Absent: English.
+	Lang *GetAccessLogParamsLang `form:"lang,omitempty" json:"lang,omitempty"`
+
+	// Cursor Where to go on (JSON only): the opaque text from `links.next` of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The most entries in a page (JSON only).
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// GetAccessLogParamsLang defines parameters for GetAccessLog.
+type GetAccessLogParamsLang string
 
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
@@ -1040,6 +1717,12 @@ type GetReadingsParams struct {
 	Kind *ReadingKind `form:"kind,omitempty" json:"kind,omitempty"`
 }
 
+// CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
+type CreateConsentJSONRequestBody = NewConsent
+
+// GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
+type GrantConsentJSONRequestBody = ConsentAnswer
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// GetHealth The gateway's process is alive
@@ -1048,12 +1731,33 @@ type ServerInterface interface {
 	// GetReadiness The gateway can serve readings
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
+	// CreateConsent Request a customer's consent, or register one on the customer's word
+	// (POST /v1/consents)
+	CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams)
+	// GetConsent One consent
+	// (GET /v1/consents/{id})
+	GetConsent(w http.ResponseWriter, r *http.Request, id ConsentId)
+	// GrantConsent The customer grants a request
+	// (POST /v1/consents/{id}/grant)
+	GrantConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params GrantConsentParams)
+	// RejectConsent The customer rejects a request
+	// (POST /v1/consents/{id}/reject)
+	RejectConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RejectConsentParams)
+	// RevokeConsent Revoke a consent, or withdraw a request
+	// (POST /v1/consents/{id}/revoke)
+	RevokeConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RevokeConsentParams)
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams)
 	// GetAccess What the caller may read of one metering point, and why the rest is not given
 	// (GET /v1/metering-points/{ean}/access)
 	GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams)
+	// GetAccessLog Who read what of a metering point, when and why
+	// (GET /v1/metering-points/{ean}/access-log)
+	GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams)
+	// ListConsents The consents at a metering point
+	// (GET /v1/metering-points/{ean}/consents)
+	ListConsents(w http.ResponseWriter, r *http.Request, ean Ean)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams)
@@ -1078,6 +1782,36 @@ func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// CreateConsent Request a customer's consent, or register one on the customer's word
+// (POST /v1/consents)
+func (_ Unimplemented) CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetConsent One consent
+// (GET /v1/consents/{id})
+func (_ Unimplemented) GetConsent(w http.ResponseWriter, r *http.Request, id ConsentId) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GrantConsent The customer grants a request
+// (POST /v1/consents/{id}/grant)
+func (_ Unimplemented) GrantConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params GrantConsentParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RejectConsent The customer rejects a request
+// (POST /v1/consents/{id}/reject)
+func (_ Unimplemented) RejectConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RejectConsentParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RevokeConsent Revoke a consent, or withdraw a request
+// (POST /v1/consents/{id}/revoke)
+func (_ Unimplemented) RevokeConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RevokeConsentParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ListMeteringPoints The metering points the caller has a legal basis for now
 // (GET /v1/metering-points)
 func (_ Unimplemented) ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams) {
@@ -1087,6 +1821,18 @@ func (_ Unimplemented) ListMeteringPoints(w http.ResponseWriter, r *http.Request
 // GetAccess What the caller may read of one metering point, and why the rest is not given
 // (GET /v1/metering-points/{ean}/access)
 func (_ Unimplemented) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetAccessLog Who read what of a metering point, when and why
+// (GET /v1/metering-points/{ean}/access-log)
+func (_ Unimplemented) GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListConsents The consents at a metering point
+// (GET /v1/metering-points/{ean}/consents)
+func (_ Unimplemented) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1130,6 +1876,296 @@ func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetReadiness(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateConsent operation middleware
+func (siw *ServerInterfaceWrapper) CreateConsent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateConsentParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateConsent(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetConsent operation middleware
+func (siw *ServerInterfaceWrapper) GetConsent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ConsentId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetConsent(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GrantConsent operation middleware
+func (siw *ServerInterfaceWrapper) GrantConsent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ConsentId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GrantConsentParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GrantConsent(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RejectConsent operation middleware
+func (siw *ServerInterfaceWrapper) RejectConsent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ConsentId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RejectConsentParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RejectConsent(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RevokeConsent operation middleware
+func (siw *ServerInterfaceWrapper) RevokeConsent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ConsentId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RevokeConsentParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RevokeConsent(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1216,6 +2252,19 @@ func (siw *ServerInterfaceWrapper) GetAccess(w http.ResponseWriter, r *http.Requ
 		return
 	}
 
+	// ------------- Optional query parameter "supplier" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "supplier", r.URL.Query(), &params.Supplier, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "supplier"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "supplier", Err: err})
+		}
+		return
+	}
+
 	// ------------- Optional query parameter "from" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
@@ -1244,6 +2293,152 @@ func (siw *ServerInterfaceWrapper) GetAccess(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAccess(w, r, ean, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetAccessLog operation middleware
+func (siw *ServerInterfaceWrapper) GetAccessLog(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ean" -------------
+	var ean Ean
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ean", chi.URLParam(r, "ean"), &ean, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ean", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetAccessLogParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "occupancy" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "occupancy", r.URL.Query(), &params.Occupancy, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "occupancy"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "occupancy", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "supplier" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "supplier", r.URL.Query(), &params.Supplier, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "supplier"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "supplier", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "lang" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lang", r.URL.Query(), &params.Lang, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "lang"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "lang", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetAccessLog(w, r, ean, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListConsents operation middleware
+func (siw *ServerInterfaceWrapper) ListConsents(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ean" -------------
+	var ean Ean
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ean", chi.URLParam(r, "ean"), &ean, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ean", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListConsents(w, r, ean)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1510,6 +2705,27 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access", wrapper.GetAccess)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/metering-points/{ean}/consents", wrapper.ListConsents)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/consents", wrapper.CreateConsent)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/consents/{id}", wrapper.GetConsent)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/consents/{id}/grant", wrapper.GrantConsent)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/consents/{id}/reject", wrapper.RejectConsent)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/consents/{id}/revoke", wrapper.RevokeConsent)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access-log", wrapper.GetAccessLog)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/status", wrapper.GetStatus)
 	})
 	r.Group(func(r chi.Router) {
@@ -1523,6 +2739,10 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 }
 
 type BadRequestApplicationProblemPlusJSONResponse Problem
+
+type ConflictApplicationProblemPlusJSONResponse Problem
+
+type ConsentNotFoundApplicationProblemPlusJSONResponse Problem
 
 type ContentTooLargeApplicationProblemPlusJSONResponse Problem
 
@@ -1539,7 +2759,13 @@ type ForbiddenApplicationProblemPlusJSONResponse Problem
 
 type InternalErrorApplicationProblemPlusJSONResponse Problem
 
+type NotAcceptableApplicationProblemPlusJSONResponse Problem
+
 type NotFoundApplicationProblemPlusJSONResponse Problem
+
+type PreconditionFailedApplicationProblemPlusJSONResponse Problem
+
+type PreconditionRequiredApplicationProblemPlusJSONResponse Problem
 
 type UnauthorizedResponseHeaders struct {
 	WWWAuthenticate *string
@@ -1558,6 +2784,10 @@ type UnavailableApplicationProblemPlusJSONResponse struct {
 
 	Headers UnavailableResponseHeaders
 }
+
+type UnprocessableApplicationProblemPlusJSONResponse Problem
+
+type UnsupportedMediaTypeApplicationProblemPlusJSONResponse Problem
 
 type GetHealthRequestObject struct {
 }
@@ -1685,6 +2915,1188 @@ func (response GetReadiness503JSONResponse) VisitGetReadinessResponse(w http.Res
 		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
 	}
 	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsentRequestObject struct {
+	Params CreateConsentParams
+	Body   *CreateConsentJSONRequestBody
+}
+
+type CreateConsentResponseObject interface {
+	VisitCreateConsentResponse(w http.ResponseWriter) error
+}
+
+type CreateConsent201ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	Location       *string
+	XInteractionId *openapi_types.UUID
+}
+
+type CreateConsent201JSONResponse struct {
+	Body    Consent
+	Headers CreateConsent201ResponseHeaders
+}
+
+func (response CreateConsent201JSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.Location != nil {
+		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent400ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent401ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent403ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent404ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent409ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent413ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent415ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent422ApplicationProblemPlusJSONResponse struct {
+	UnprocessableApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent422ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent500ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent503ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent504ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsentRequestObject struct {
+	Id ConsentId `json:"id"`
+}
+
+type GetConsentResponseObject interface {
+	VisitGetConsentResponse(w http.ResponseWriter) error
+}
+
+type GetConsent200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetConsent200JSONResponse struct {
+	Body    Consent
+	Headers GetConsent200ResponseHeaders
+}
+
+func (response GetConsent200JSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent400ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent401ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent403ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent404ApplicationProblemPlusJSONResponse struct {
+	ConsentNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent404ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent413ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent500ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent503ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent504ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsentRequestObject struct {
+	Id     ConsentId `json:"id"`
+	Params GrantConsentParams
+	Body   *GrantConsentJSONRequestBody
+}
+
+type GrantConsentResponseObject interface {
+	VisitGrantConsentResponse(w http.ResponseWriter) error
+}
+
+type GrantConsent200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GrantConsent200JSONResponse struct {
+	Body    Consent
+	Headers GrantConsent200ResponseHeaders
+}
+
+func (response GrantConsent200JSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent400ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent401ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent403ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent404ApplicationProblemPlusJSONResponse struct {
+	ConsentNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent404ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent409ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent412ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent413ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent415ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent422ApplicationProblemPlusJSONResponse struct {
+	UnprocessableApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent422ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent428ApplicationProblemPlusJSONResponse struct {
+	PreconditionRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent428ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent500ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent503ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent504ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsentRequestObject struct {
+	Id     ConsentId `json:"id"`
+	Params RejectConsentParams
+}
+
+type RejectConsentResponseObject interface {
+	VisitRejectConsentResponse(w http.ResponseWriter) error
+}
+
+type RejectConsent200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type RejectConsent200JSONResponse struct {
+	Body    Consent
+	Headers RejectConsent200ResponseHeaders
+}
+
+func (response RejectConsent200JSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent400ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent401ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent403ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent404ApplicationProblemPlusJSONResponse struct {
+	ConsentNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent404ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent409ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent412ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent413ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent415ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent422ApplicationProblemPlusJSONResponse struct {
+	UnprocessableApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent422ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent428ApplicationProblemPlusJSONResponse struct {
+	PreconditionRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent428ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent500ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent503ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent504ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsentRequestObject struct {
+	Id     ConsentId `json:"id"`
+	Params RevokeConsentParams
+}
+
+type RevokeConsentResponseObject interface {
+	VisitRevokeConsentResponse(w http.ResponseWriter) error
+}
+
+type RevokeConsent200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type RevokeConsent200JSONResponse struct {
+	Body    Consent
+	Headers RevokeConsent200ResponseHeaders
+}
+
+func (response RevokeConsent200JSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent400ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent401ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent403ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent404ApplicationProblemPlusJSONResponse struct {
+	ConsentNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent404ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent409ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent412ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent413ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent415ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent422ApplicationProblemPlusJSONResponse struct {
+	UnprocessableApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent422ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent428ApplicationProblemPlusJSONResponse struct {
+	PreconditionRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent428ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent500ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent503ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent504ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -2006,6 +4418,423 @@ type GetAccess504ApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetAccess504ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLogRequestObject struct {
+	Ean    Ean `json:"ean"`
+	Params GetAccessLogParams
+}
+
+type GetAccessLogResponseObject interface {
+	VisitGetAccessLogResponse(w http.ResponseWriter) error
+}
+
+type GetAccessLog200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetAccessLog200JSONResponse struct {
+	Body    AccessLog
+	Headers GetAccessLog200ResponseHeaders
+}
+
+func (response GetAccessLog200JSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog200TextcsvResponse struct {
+	Body          io.Reader
+	Headers       GetAccessLog200ResponseHeaders
+	ContentLength int64
+}
+
+func (response GetAccessLog200TextcsvResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/csv")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetAccessLog200TexthtmlResponse struct {
+	Body          io.Reader
+	Headers       GetAccessLog200ResponseHeaders
+	ContentLength int64
+}
+
+func (response GetAccessLog200TexthtmlResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetAccessLog400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog400ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog401ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog403ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog404ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog406ApplicationProblemPlusJSONResponse struct {
+	NotAcceptableApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog406ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(406)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog413ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog500ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog503ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessLog504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog504ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsentsRequestObject struct {
+	Ean Ean `json:"ean"`
+}
+
+type ListConsentsResponseObject interface {
+	VisitListConsentsResponse(w http.ResponseWriter) error
+}
+
+type ListConsents200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type ListConsents200JSONResponse struct {
+	Body    Consents
+	Headers ListConsents200ResponseHeaders
+}
+
+func (response ListConsents200JSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents400ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents401ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents403ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents404ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents413ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents500ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents503ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListConsents504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents504ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2358,12 +5187,33 @@ type StrictServerInterface interface {
 	// GetReadiness The gateway can serve readings
 	// (GET /readyz)
 	GetReadiness(ctx context.Context, request GetReadinessRequestObject) (GetReadinessResponseObject, error)
+	// CreateConsent Request a customer's consent, or register one on the customer's word
+	// (POST /v1/consents)
+	CreateConsent(ctx context.Context, request CreateConsentRequestObject) (CreateConsentResponseObject, error)
+	// GetConsent One consent
+	// (GET /v1/consents/{id})
+	GetConsent(ctx context.Context, request GetConsentRequestObject) (GetConsentResponseObject, error)
+	// GrantConsent The customer grants a request
+	// (POST /v1/consents/{id}/grant)
+	GrantConsent(ctx context.Context, request GrantConsentRequestObject) (GrantConsentResponseObject, error)
+	// RejectConsent The customer rejects a request
+	// (POST /v1/consents/{id}/reject)
+	RejectConsent(ctx context.Context, request RejectConsentRequestObject) (RejectConsentResponseObject, error)
+	// RevokeConsent Revoke a consent, or withdraw a request
+	// (POST /v1/consents/{id}/revoke)
+	RevokeConsent(ctx context.Context, request RevokeConsentRequestObject) (RevokeConsentResponseObject, error)
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(ctx context.Context, request ListMeteringPointsRequestObject) (ListMeteringPointsResponseObject, error)
 	// GetAccess What the caller may read of one metering point, and why the rest is not given
 	// (GET /v1/metering-points/{ean}/access)
 	GetAccess(ctx context.Context, request GetAccessRequestObject) (GetAccessResponseObject, error)
+	// GetAccessLog Who read what of a metering point, when and why
+	// (GET /v1/metering-points/{ean}/access-log)
+	GetAccessLog(ctx context.Context, request GetAccessLogRequestObject) (GetAccessLogResponseObject, error)
+	// ListConsents The consents at a metering point
+	// (GET /v1/metering-points/{ean}/consents)
+	ListConsents(ctx context.Context, request ListConsentsRequestObject) (ListConsentsResponseObject, error)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(ctx context.Context, request GetReadingsRequestObject) (GetReadingsResponseObject, error)
@@ -2459,6 +5309,153 @@ func (sh *strictHandler) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// CreateConsent operation middleware
+func (sh *strictHandler) CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams) {
+	var request CreateConsentRequestObject
+
+	request.Params = params
+
+	var body CreateConsentJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateConsent(ctx, request.(CreateConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateConsentResponseObject); ok {
+		if err := validResponse.VisitCreateConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetConsent operation middleware
+func (sh *strictHandler) GetConsent(w http.ResponseWriter, r *http.Request, id ConsentId) {
+	var request GetConsentRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConsent(ctx, request.(GetConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetConsentResponseObject); ok {
+		if err := validResponse.VisitGetConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GrantConsent operation middleware
+func (sh *strictHandler) GrantConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params GrantConsentParams) {
+	var request GrantConsentRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	var body GrantConsentJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GrantConsent(ctx, request.(GrantConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GrantConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GrantConsentResponseObject); ok {
+		if err := validResponse.VisitGrantConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RejectConsent operation middleware
+func (sh *strictHandler) RejectConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RejectConsentParams) {
+	var request RejectConsentRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RejectConsent(ctx, request.(RejectConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RejectConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RejectConsentResponseObject); ok {
+		if err := validResponse.VisitRejectConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RevokeConsent operation middleware
+func (sh *strictHandler) RevokeConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RevokeConsentParams) {
+	var request RevokeConsentRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokeConsent(ctx, request.(RevokeConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokeConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RevokeConsentResponseObject); ok {
+		if err := validResponse.VisitRevokeConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListMeteringPoints operation middleware
 func (sh *strictHandler) ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams) {
 	var request ListMeteringPointsRequestObject
@@ -2505,6 +5502,59 @@ func (sh *strictHandler) GetAccess(w http.ResponseWriter, r *http.Request, ean E
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetAccessResponseObject); ok {
 		if err := validResponse.VisitGetAccessResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetAccessLog operation middleware
+func (sh *strictHandler) GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams) {
+	var request GetAccessLogRequestObject
+
+	request.Ean = ean
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAccessLog(ctx, request.(GetAccessLogRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAccessLog")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetAccessLogResponseObject); ok {
+		if err := validResponse.VisitGetAccessLogResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListConsents operation middleware
+func (sh *strictHandler) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean) {
+	var request ListConsentsRequestObject
+
+	request.Ean = ean
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListConsents(ctx, request.(ListConsentsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListConsents")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListConsentsResponseObject); ok {
+		if err := validResponse.VisitListConsentsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

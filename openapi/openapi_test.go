@@ -23,12 +23,19 @@ func load(t *testing.T) *openapi3.T {
 func TestOperationIDsAreStable(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
-		"GET /v1/metering-points":                "listMeteringPoints",
-		"GET /v1/metering-points/{ean}/readings": "getReadings",
-		"GET /v1/metering-points/{ean}/access":   "getAccess",
-		"GET /v1/status":                         "getStatus",
-		"GET /healthz":                           "getHealth",
-		"GET /readyz":                            "getReadiness",
+		"GET /v1/metering-points":                  "listMeteringPoints",
+		"GET /v1/metering-points/{ean}/readings":   "getReadings",
+		"GET /v1/metering-points/{ean}/access":     "getAccess",
+		"GET /v1/metering-points/{ean}/consents":   "listConsents",
+		"GET /v1/metering-points/{ean}/access-log": "getAccessLog",
+		"POST /v1/consents":                        "createConsent",
+		"GET /v1/consents/{id}":                    "getConsent",
+		"POST /v1/consents/{id}/grant":             "grantConsent",
+		"POST /v1/consents/{id}/reject":            "rejectConsent",
+		"POST /v1/consents/{id}/revoke":            "revokeConsent",
+		"GET /v1/status":                           "getStatus",
+		"GET /healthz":                             "getHealth",
+		"GET /readyz":                              "getReadiness",
 	}
 	got := map[string]string{}
 	for path, item := range load(t).Paths.Map() {

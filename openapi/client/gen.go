@@ -4,6 +4,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,6 +17,87 @@ import (
 	"github.com/oapi-codegen/runtime"
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
+
+// Defines values for AccessLogEntryOperation.
+const (
+	ACCESSLOG   AccessLogEntryOperation = "ACCESS_LOG"
+	CONSENTS    AccessLogEntryOperation = "CONSENTS"
+	CONSENTSTEP AccessLogEntryOperation = "CONSENT_STEP"
+	DRYRUN      AccessLogEntryOperation = "DRY_RUN"
+	READINGS    AccessLogEntryOperation = "READINGS"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryOperation enum.
+func (e AccessLogEntryOperation) Valid() bool {
+	switch e {
+	case ACCESSLOG:
+		return true
+	case CONSENTS:
+		return true
+	case CONSENTSTEP:
+		return true
+	case DRYRUN:
+		return true
+	case READINGS:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AccessLogEntryOutcome.
+const (
+	FAILED   AccessLogEntryOutcome = "FAILED"
+	GIVEN    AccessLogEntryOutcome = "GIVEN"
+	PARTLY   AccessLogEntryOutcome = "PARTLY"
+	REFUSED  AccessLogEntryOutcome = "REFUSED"
+	WITHHELD AccessLogEntryOutcome = "WITHHELD"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryOutcome enum.
+func (e AccessLogEntryOutcome) Valid() bool {
+	switch e {
+	case FAILED:
+		return true
+	case GIVEN:
+		return true
+	case PARTLY:
+		return true
+	case REFUSED:
+		return true
+	case WITHHELD:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AccessLogEntryStep.
+const (
+	AccessLogEntryStepGRANT    AccessLogEntryStep = "GRANT"
+	AccessLogEntryStepREGISTER AccessLogEntryStep = "REGISTER"
+	AccessLogEntryStepREJECT   AccessLogEntryStep = "REJECT"
+	AccessLogEntryStepREQUEST  AccessLogEntryStep = "REQUEST"
+	AccessLogEntryStepREVOKE   AccessLogEntryStep = "REVOKE"
+)
+
+// Valid indicates whether the value is a known member of the AccessLogEntryStep enum.
+func (e AccessLogEntryStep) Valid() bool {
+	switch e {
+	case AccessLogEntryStepGRANT:
+		return true
+	case AccessLogEntryStepREGISTER:
+		return true
+	case AccessLogEntryStepREJECT:
+		return true
+	case AccessLogEntryStepREQUEST:
+		return true
+	case AccessLogEntryStepREVOKE:
+		return true
+	default:
+		return false
+	}
+}
 
 // Defines values for BackendKind.
 const (
@@ -53,6 +135,87 @@ func (e BackendStatus) Valid() bool {
 	}
 }
 
+// Defines values for ConsentState.
+const (
+	ConsentStateACTIVE      ConsentState = "ACTIVE"
+	ConsentStateENDEDBYMOVE ConsentState = "ENDED_BY_MOVE"
+	ConsentStateEXPIRED     ConsentState = "EXPIRED"
+	ConsentStateLAPSED      ConsentState = "LAPSED"
+	ConsentStateREJECTED    ConsentState = "REJECTED"
+	ConsentStateREQUESTED   ConsentState = "REQUESTED"
+	ConsentStateREVOKED     ConsentState = "REVOKED"
+)
+
+// Valid indicates whether the value is a known member of the ConsentState enum.
+func (e ConsentState) Valid() bool {
+	switch e {
+	case ConsentStateACTIVE:
+		return true
+	case ConsentStateENDEDBYMOVE:
+		return true
+	case ConsentStateEXPIRED:
+		return true
+	case ConsentStateLAPSED:
+		return true
+	case ConsentStateREJECTED:
+		return true
+	case ConsentStateREQUESTED:
+		return true
+	case ConsentStateREVOKED:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentStepBy.
+const (
+	CUSTOMER ConsentStepBy = "CUSTOMER"
+	OPERATOR ConsentStepBy = "OPERATOR"
+	SUPPLIER ConsentStepBy = "SUPPLIER"
+)
+
+// Valid indicates whether the value is a known member of the ConsentStepBy enum.
+func (e ConsentStepBy) Valid() bool {
+	switch e {
+	case CUSTOMER:
+		return true
+	case OPERATOR:
+		return true
+	case SUPPLIER:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentStepStep.
+const (
+	ConsentStepStepGRANTED    ConsentStepStep = "GRANTED"
+	ConsentStepStepREGISTERED ConsentStepStep = "REGISTERED"
+	ConsentStepStepREJECTED   ConsentStepStep = "REJECTED"
+	ConsentStepStepREQUESTED  ConsentStepStep = "REQUESTED"
+	ConsentStepStepREVOKED    ConsentStepStep = "REVOKED"
+)
+
+// Valid indicates whether the value is a known member of the ConsentStepStep enum.
+func (e ConsentStepStep) Valid() bool {
+	switch e {
+	case ConsentStepStepGRANTED:
+		return true
+	case ConsentStepStepREGISTERED:
+		return true
+	case ConsentStepStepREJECTED:
+		return true
+	case ConsentStepStepREQUESTED:
+		return true
+	case ConsentStepStepREVOKED:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FieldClass.
 const (
 	Intervals FieldClass = "intervals"
@@ -73,17 +236,20 @@ func (e FieldClass) Valid() bool {
 
 // Defines values for LegalBasis.
 const (
-	LegalBasisCONSENT        LegalBasis = "CONSENT"
-	LegalBasisMOVE           LegalBasis = "MOVE"
-	LegalBasisSUPPLYDAILY    LegalBasis = "SUPPLY_DAILY"
-	LegalBasisSUPPLYPERIODIC LegalBasis = "SUPPLY_PERIODIC"
-	LegalBasisSWITCH         LegalBasis = "SWITCH"
+	LegalBasisCONSENT         LegalBasis = "CONSENT"
+	LegalBasisCUSTOMERSERVICE LegalBasis = "CUSTOMER_SERVICE"
+	LegalBasisMOVE            LegalBasis = "MOVE"
+	LegalBasisSUPPLYDAILY     LegalBasis = "SUPPLY_DAILY"
+	LegalBasisSUPPLYPERIODIC  LegalBasis = "SUPPLY_PERIODIC"
+	LegalBasisSWITCH          LegalBasis = "SWITCH"
 )
 
 // Valid indicates whether the value is a known member of the LegalBasis enum.
 func (e LegalBasis) Valid() bool {
 	switch e {
 	case LegalBasisCONSENT:
+		return true
+	case LegalBasisCUSTOMERSERVICE:
 		return true
 	case LegalBasisMOVE:
 		return true
@@ -136,25 +302,51 @@ func (e ProbeStatus) Valid() bool {
 
 // Defines values for ProblemType.
 const (
+	UrnKluisProblemConflict              ProblemType = "urn:kluis:problem:conflict"
+	UrnKluisProblemConsentAnswered       ProblemType = "urn:kluis:problem:consent-answered"
+	UrnKluisProblemConsentEnded          ProblemType = "urn:kluis:problem:consent-ended"
+	UrnKluisProblemConsentLapsed         ProblemType = "urn:kluis:problem:consent-lapsed"
+	UrnKluisProblemConsentNotFound       ProblemType = "urn:kluis:problem:consent-not-found"
+	UrnKluisProblemConsentNotPossible    ProblemType = "urn:kluis:problem:consent-not-possible"
 	UrnKluisProblemContentTooLarge       ProblemType = "urn:kluis:problem:content-too-large"
 	UrnKluisProblemDatabaseUnavailable   ProblemType = "urn:kluis:problem:database-unavailable"
 	UrnKluisProblemDeadlineExceeded      ProblemType = "urn:kluis:problem:deadline-exceeded"
 	UrnKluisProblemDecryptionUnavailable ProblemType = "urn:kluis:problem:decryption-unavailable"
 	UrnKluisProblemEvidenceInvalid       ProblemType = "urn:kluis:problem:evidence-invalid"
+	UrnKluisProblemIdempotencyKeyReused  ProblemType = "urn:kluis:problem:idempotency-key-reused"
 	UrnKluisProblemInsufficientScope     ProblemType = "urn:kluis:problem:insufficient-scope"
 	UrnKluisProblemInternalError         ProblemType = "urn:kluis:problem:internal-error"
 	UrnKluisProblemInvalidParameters     ProblemType = "urn:kluis:problem:invalid-parameters"
 	UrnKluisProblemIssuerUnavailable     ProblemType = "urn:kluis:problem:issuer-unavailable"
 	UrnKluisProblemMeteringPointNotFound ProblemType = "urn:kluis:problem:metering-point-not-found"
 	UrnKluisProblemMethodNotAllowed      ProblemType = "urn:kluis:problem:method-not-allowed"
+	UrnKluisProblemNotAcceptable         ProblemType = "urn:kluis:problem:not-acceptable"
 	UrnKluisProblemNotFound              ProblemType = "urn:kluis:problem:not-found"
+	UrnKluisProblemNotPermitted          ProblemType = "urn:kluis:problem:not-permitted"
+	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
+	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
+	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
+	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
 	UrnKluisProblemUnauthenticated       ProblemType = "urn:kluis:problem:unauthenticated"
+	UrnKluisProblemUnsupportedMediaType  ProblemType = "urn:kluis:problem:unsupported-media-type"
 )
 
 // Valid indicates whether the value is a known member of the ProblemType enum.
 func (e ProblemType) Valid() bool {
 	switch e {
+	case UrnKluisProblemConflict:
+		return true
+	case UrnKluisProblemConsentAnswered:
+		return true
+	case UrnKluisProblemConsentEnded:
+		return true
+	case UrnKluisProblemConsentLapsed:
+		return true
+	case UrnKluisProblemConsentNotFound:
+		return true
+	case UrnKluisProblemConsentNotPossible:
+		return true
 	case UrnKluisProblemContentTooLarge:
 		return true
 	case UrnKluisProblemDatabaseUnavailable:
@@ -164,6 +356,8 @@ func (e ProblemType) Valid() bool {
 	case UrnKluisProblemDecryptionUnavailable:
 		return true
 	case UrnKluisProblemEvidenceInvalid:
+		return true
+	case UrnKluisProblemIdempotencyKeyReused:
 		return true
 	case UrnKluisProblemInsufficientScope:
 		return true
@@ -177,11 +371,25 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemMethodNotAllowed:
 		return true
+	case UrnKluisProblemNotAcceptable:
+		return true
 	case UrnKluisProblemNotFound:
+		return true
+	case UrnKluisProblemNotPermitted:
+		return true
+	case UrnKluisProblemPreconditionFailed:
+		return true
+	case UrnKluisProblemPreconditionRequired:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
+	case UrnKluisProblemSealingUnavailable:
+		return true
+	case UrnKluisProblemTooManyConsents:
+		return true
 	case UrnKluisProblemUnauthenticated:
+		return true
+	case UrnKluisProblemUnsupportedMediaType:
 		return true
 	default:
 		return false
@@ -247,16 +455,16 @@ func (e Quality) Valid() bool {
 
 // Defines values for ReadingKind.
 const (
-	CONSUMPTION ReadingKind = "CONSUMPTION"
-	REGISTER    ReadingKind = "REGISTER"
+	ReadingKindCONSUMPTION ReadingKind = "CONSUMPTION"
+	ReadingKindREGISTER    ReadingKind = "REGISTER"
 )
 
 // Valid indicates whether the value is a known member of the ReadingKind enum.
 func (e ReadingKind) Valid() bool {
 	switch e {
-	case CONSUMPTION:
+	case ReadingKindCONSUMPTION:
 		return true
-	case REGISTER:
+	case ReadingKindREGISTER:
 		return true
 	default:
 		return false
@@ -368,6 +576,24 @@ func (e WithheldReason) Valid() bool {
 	}
 }
 
+// Defines values for GetAccessLogParamsLang.
+const (
+	En GetAccessLogParamsLang = "en"
+	Nl GetAccessLogParamsLang = "nl"
+)
+
+// Valid indicates whether the value is a known member of the GetAccessLogParamsLang enum.
+func (e GetAccessLogParamsLang) Valid() bool {
+	switch e {
+	case En:
+		return true
+	case Nl:
+		return true
+	default:
+		return false
+	}
+}
+
 // Access What the caller may read of one metering point.
 type Access struct {
 	// DecidedAt When this was found, UTC. It may change from then on.
@@ -432,7 +658,7 @@ type AccessGranted struct {
 	// Example: P1M
 	Granularity Resolution `json:"granularity"`
 
-	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 	//
 	// Example: SUPPLY_PERIODIC
 	LegalBasis LegalBasis `json:"legalBasis"`
@@ -455,6 +681,158 @@ type AccessGranted struct {
 	// To First local day after the run.
 	//
 	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+}
+
+// AccessLog A page of requests that concerned a customer's metering point.
+type AccessLog struct {
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Entries Latest first.
+	Entries []AccessLogEntry `json:"entries"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Links Where to go on.
+	Links Links `json:"links"`
+
+	// Occupancy The customer's time at the metering point.
+	Occupancy struct {
+		// From First local day.
+		//
+		// Example: 2024-05-01
+		From openapi_types.Date `json:"from"`
+
+		// To First local day after it; null while it lasts.
+		To *openapi_types.Date `json:"to"`
+	} `json:"occupancy"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+}
+
+// AccessLogEntry One request.
+type AccessLogEntry struct {
+	// At When, UTC.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	At time.Time `json:"at"`
+
+	// Caller Who asked.
+	Caller struct {
+		// Employee The grid operator's employee.
+		//
+		// Example: agent-17
+		Employee *string `json:"employee,omitempty"`
+
+		// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+		//
+		// Example: 8712423000018
+		Gln Gln `json:"gln"`
+
+		// Name The party's name, where it is known.
+		//
+		// Example: Voorbeeld Energie
+		Name *string `json:"name,omitempty"`
+
+		// Reason The reason the employee gave.
+		//
+		// Example: case 4711
+		Reason *string `json:"reason,omitempty"`
+	} `json:"caller"`
+
+	// ConsentId With `CONSENT_STEP`, the consent.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
+
+	// Granted What was given, or told to be readable; of the customer's days only.
+	Granted []AccessLogGranted `json:"granted"`
+
+	// InteractionId The request's own id, by which the operator's audit proves and explains it.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId openapi_types.UUID `json:"interactionId"`
+
+	// Opened How many days of fields were decrypted.
+	//
+	// Example: 31
+	Opened int `json:"opened"`
+
+	// Operation What was asked for.
+	//
+	// Example: READINGS
+	Operation AccessLogEntryOperation `json:"operation"`
+
+	// Outcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+	//
+	// Example: GIVEN
+	Outcome AccessLogEntryOutcome `json:"outcome"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose *Purpose `json:"purpose,omitempty"`
+
+	// Step With `CONSENT_STEP`, what was asked for.
+	//
+	// Example: GRANT
+	Step *AccessLogEntryStep `json:"step,omitempty"`
+}
+
+// AccessLogEntryOperation What was asked for.
+//
+// Example: READINGS
+type AccessLogEntryOperation string
+
+// AccessLogEntryOutcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+//
+// Example: GIVEN
+type AccessLogEntryOutcome string
+
+// AccessLogEntryStep With `CONSENT_STEP`, what was asked for.
+//
+// Example: GRANT
+type AccessLogEntryStep string
+
+// AccessLogGranted Days of one field on one basis.
+type AccessLogGranted struct {
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day.
+	//
+	// Example: 2026-04-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
+	//
+	// Example: SUPPLY_PERIODIC
+	LegalBasis LegalBasis `json:"legalBasis"`
+
+	// Rule Identifier of the market profile's rule.
+	//
+	// Example: nl-billing-periodic
+	Rule string `json:"rule"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-05-01
 	To openapi_types.Date `json:"to"`
 }
 
@@ -562,6 +940,159 @@ type BackendKind string
 // Example: UP
 type BackendStatus string
 
+// Consent A customer's permission for one supplier, as it is now.
+type Consent struct {
+	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
+	AnswerBy *time.Time `json:"answerBy"`
+
+	// Classes Which classes of fields may be read.
+	//
+	// Example: ["intervals"]
+	Classes []FieldClass `json:"classes"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Evidence Reference to the proof, as given.
+	//
+	// Example: contract-4711
+	Evidence string `json:"evidence"`
+
+	// From First local day that may be read.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// Id The consent's id.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	Id openapi_types.UUID `json:"id"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// ScopeDigest SHA-256 (base64url) over what may be read, as docs/CONSENT.md says: what an employee's token for a step names, so that nothing else is granted than what the employee saw.
+	//
+	// Example: XYLuH9Zc8rO4bVo2pMfl2Wq3pO0mM7wC2tN6i7jzV0o
+	ScopeDigest string `json:"scopeDigest"`
+
+	// State | state | meaning |
+	// |---|---|
+	// | `REQUESTED` | waits for the customer's answer; gives nothing |
+	// | `ACTIVE` | counts |
+	// | `REJECTED` | the customer said no |
+	// | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
+	// | `EXPIRED` | its time is over |
+	// | `LAPSED` | was not answered in time, or not before the customer moved out |
+	// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+	//
+	//
+	// Example: ACTIVE
+	State ConsentState `json:"state"`
+
+	// Steps What was done with it, in order.
+	Steps []ConsentStep `json:"steps"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// To First local day that may not be read any more; null when open.
+	//
+	// Example: 2027-01-01
+	To *openapi_types.Date `json:"to"`
+
+	// ValidFrom Since when it counts, UTC; null before it was granted.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	ValidFrom *time.Time `json:"validFrom"`
+
+	// ValidUntil When it ends by itself, UTC: as agreed, or earlier where the market lets no consent last that long.
+	//
+	// Example: 2027-06-01T00:00:00Z
+	ValidUntil time.Time `json:"validUntil"`
+}
+
+// ConsentAnswer The customer's answer.
+type ConsentAnswer struct {
+	// Evidence Reference to the proof that the customer granted it; no personal data.
+	//
+	// Example: call-2026-0815
+	Evidence string `json:"evidence"`
+}
+
+// ConsentState | state | meaning |
+// |---|---|
+// | `REQUESTED` | waits for the customer's answer; gives nothing |
+// | `ACTIVE` | counts |
+// | `REJECTED` | the customer said no |
+// | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
+// | `EXPIRED` | its time is over |
+// | `LAPSED` | was not answered in time, or not before the customer moved out |
+// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+//
+// Example: ACTIVE
+type ConsentState string
+
+// ConsentStep One step in the life of a consent.
+type ConsentStep struct {
+	// At When, UTC.
+	//
+	// Example: 2026-05-02T09:30:00Z
+	At time.Time `json:"at"`
+
+	// By Who: the supplier, the customer (through the grid operator's customer service), or the grid operator itself.
+	//
+	// Example: CUSTOMER
+	By ConsentStepBy `json:"by"`
+
+	// Employee For employees only, who took the step for the customer or the operator.
+	//
+	// Example: agent-17
+	Employee *string `json:"employee,omitempty"`
+
+	// Step What was done. `REGISTERED` is a consent recorded on the customer's word without a request before.
+	//
+	// Example: GRANTED
+	Step ConsentStepStep `json:"step"`
+}
+
+// ConsentStepBy Who: the supplier, the customer (through the grid operator's customer service), or the grid operator itself.
+//
+// Example: CUSTOMER
+type ConsentStepBy string
+
+// ConsentStepStep What was done. `REGISTERED` is a consent recorded on the customer's word without a request before.
+//
+// Example: GRANTED
+type ConsentStepStep string
+
+// Consents The consents at a metering point that the caller may see.
+type Consents struct {
+	// Consents Latest first.
+	Consents []Consent `json:"consents"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+}
+
 // DayValues The values of one local day (at `P1M`, of one local month).
 type DayValues struct {
 	// Quality Quality by exception: runs of values that did not come as the meter provided them. Absent when there are none. A null needs no entry.
@@ -593,12 +1124,17 @@ type FieldClass string
 // Example: import_low
 type FieldName = string
 
+// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+//
+// Example: 8712423000018
+type Gln = string
+
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
 // Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 type InteractionId = openapi_types.UUID
 
-// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 //
 // Example: SUPPLY_PERIODIC
 type LegalBasis string
@@ -644,9 +1180,57 @@ type MeteringPoints struct {
 	MeteringPoints []MeteringPoint `json:"meteringPoints"`
 }
 
+// NewConsent The consent that is asked for, or given.
+type NewConsent struct {
+	// Classes Which classes of fields may be read.
+	//
+	// Example: ["intervals"]
+	Classes []FieldClass `json:"classes"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Evidence Reference to the proof that the supplier, or customer service, keeps; no personal data.
+	//
+	// Example: contract-4711
+	Evidence string `json:"evidence"`
+
+	// From First local day that may be read.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// Granularity Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Granularity Resolution `json:"granularity"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Supplier Who may read (GLN). From a supplier: itself, and may be left out. From an employee: required.
+	//
+	// Example: 8712423000018
+	Supplier *string `json:"supplier,omitempty"`
+
+	// To First local day that may not be read any more. Absent, open.
+	//
+	// Example: 2027-01-01
+	To *openapi_types.Date `json:"to,omitempty"`
+
+	// ValidUntil When the consent itself ends, in whole seconds: from then on nothing is read on it, whatever the day. The market limits how far ahead it may lie.
+	//
+	// Example: 2027-06-01T00:00:00Z
+	ValidUntil time.Time `json:"validUntil"`
+}
+
 // ParameterError One faulty parameter. Never repeats its value.
 type ParameterError struct {
-	// Pointer Which: `/query/NAME` or `/path/NAME`; `/query` for the query string as a whole, as with an unknown parameter.
+	// Pointer Which: `/query/NAME`, `/path/NAME`, `/header/NAME` or `/body/NAME`; `/query` and `/body` for the whole, as with an unknown parameter.
 	//
 	// Example: /query/to
 	Pointer string `json:"pointer"`
@@ -811,7 +1395,7 @@ type Series struct {
 	// Example: import_low
 	Field FieldName `json:"field"`
 
-	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. Each rests on a signed fact in the legal file of the metering point.
+	// LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 	//
 	// Example: SUPPLY_PERIODIC
 	LegalBasis LegalBasis `json:"legalBasis"`
@@ -971,8 +1555,23 @@ type Withheld struct {
 // Example: PARTIAL_PERIOD
 type WithheldReason string
 
+// ConsentId defines model for ConsentId.
+type ConsentId = openapi_types.UUID
+
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
+
+// Conflict Problem details (RFC 9457).
+type Conflict = Problem
+
+// ConsentNotFound Problem details (RFC 9457).
+type ConsentNotFound = Problem
 
 // ContentTooLarge Problem details (RFC 9457).
 type ContentTooLarge = Problem
@@ -986,14 +1585,62 @@ type Forbidden = Problem
 // InternalError Problem details (RFC 9457).
 type InternalError = Problem
 
+// NotAcceptable Problem details (RFC 9457).
+type NotAcceptable = Problem
+
 // NotFound Problem details (RFC 9457).
 type NotFound = Problem
+
+// PreconditionFailed Problem details (RFC 9457).
+type PreconditionFailed = Problem
+
+// PreconditionRequired Problem details (RFC 9457).
+type PreconditionRequired = Problem
 
 // Unauthorized Problem details (RFC 9457).
 type Unauthorized = Problem
 
 // Unavailable Problem details (RFC 9457).
 type Unavailable = Problem
+
+// Unprocessable Problem details (RFC 9457).
+type Unprocessable = Problem
+
+// UnsupportedMediaType Problem details (RFC 9457).
+type UnsupportedMediaType = Problem
+
+// CreateConsentParams defines parameters for CreateConsent.
+type CreateConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+}
+
+// GrantConsentParams defines parameters for GrantConsent.
+type GrantConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RejectConsentParams defines parameters for RejectConsent.
+type RejectConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevokeConsentParams defines parameters for RevokeConsent.
+type RevokeConsentParams struct {
+	// IdempotencyKey Chosen by the caller, new for each change it wants to make (a UUID, say): 1 to 128 printable ASCII characters. A request sent again with the same key, because the answer was lost, changes nothing more; with another content it is refused.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key"`
+
+	// IfMatch The `ETag` of the consent as the caller knows it (RFC 9110). Required: without it the answer is `precondition-required`. A request repeated under its `Idempotency-Key` is answered whatever the tag.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
 
 // ListMeteringPointsParams defines parameters for ListMeteringPoints.
 type ListMeteringPointsParams struct {
@@ -1009,12 +1656,42 @@ type GetAccessParams struct {
 	// Purpose Only what is given for this purpose. Absent, every purpose there is.
 	Purpose *Purpose `form:"purpose,omitempty" json:"purpose,omitempty"`
 
+	// Supplier For employees: what this supplier (GLN) may read, instead of what the employee may. A supplier that gives it gets `not-permitted`.
+	Supplier *Gln `form:"supplier,omitempty" json:"supplier,omitempty"`
+
 	// From First local day of the period. Absent together with `to`, the period is that of which readings are kept, today included; at most ten years.
 	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
 
 	// To First local day after the period; later than `from`, by at most 3653 days. Together with `from`.
 	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
 }
+
+// GetAccessLogParams defines parameters for GetAccessLog.
+type GetAccessLogParams struct {
+	// From First local day on which the requests were made. Absent: as far back as the log reaches.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after them. Absent, today is included.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+
+	// Occupancy First local day of the occupancy of the customer concerned. Absent: the one who lives there now.
+	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
+
+	// Supplier Only what this supplier (GLN) asked for.
+	Supplier *Gln `form:"supplier,omitempty" json:"supplier,omitempty"`
+
+	// Lang Language of the statement, `nl` or `en`. Absent: English.
+	Lang *GetAccessLogParamsLang `form:"lang,omitempty" json:"lang,omitempty"`
+
+	// Cursor Where to go on (JSON only): the opaque text from `links.next` of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The most entries in a page (JSON only).
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// GetAccessLogParamsLang defines parameters for GetAccessLog.
+type GetAccessLogParamsLang string
 
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
@@ -1039,6 +1716,12 @@ type GetReadingsParams struct {
 	// Kind Cumulative reads or amounts per period.
 	Kind *ReadingKind `form:"kind,omitempty" json:"kind,omitempty"`
 }
+
+// CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
+type CreateConsentJSONRequestBody = NewConsent
+
+// GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
+type GrantConsentJSONRequestBody = ConsentAnswer
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1126,6 +1809,79 @@ type ClientInterface interface {
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CreateConsentWithBody Request a customer's consent, or register one on the customer's word
+	//
+	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+	// until the customer grants it through the grid operator's customer
+	// service. An employee *registers* a consent that the customer gives, with
+	// the reference of the evidence: it is `ACTIVE` at once.
+	//
+	// Sent again with the same `Idempotency-Key`, the request changes
+	// nothing and gets the same consent as it is now.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+	CreateConsentWithBody(ctx context.Context, params *CreateConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateConsent Request a customer's consent, or register one on the customer's word
+	//
+	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+	// until the customer grants it through the grid operator's customer
+	// service. An employee *registers* a consent that the customer gives, with
+	// the reference of the evidence: it is `ACTIVE` at once.
+	//
+	// Sent again with the same `Idempotency-Key`, the request changes
+	// nothing and gets the same consent as it is now.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+	CreateConsent(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConsent One consent
+	//
+	// Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
+	GetConsent(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GrantConsentWithBody The customer grants a request
+	//
+	// Through the grid operator's customer service, within the time the market
+	// gives, and while the customer who was asked still occupies the
+	// metering point. `ACTIVE` from then on.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+	GrantConsentWithBody(ctx context.Context, id ConsentId, params *GrantConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GrantConsent The customer grants a request
+	//
+	// Through the grid operator's customer service, within the time the market
+	// gives, and while the customer who was asked still occupies the
+	// metering point. `ACTIVE` from then on.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+	GrantConsent(ctx context.Context, id ConsentId, params *GrantConsentParams, body GrantConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RejectConsent The customer rejects a request
+	//
+	// Through the grid operator's customer service. `REJECTED`, for good.
+	//
+	// Corresponds with POST /v1/consents/{id}/reject (the `RejectConsent` operationId).
+	RejectConsent(ctx context.Context, id ConsentId, params *RejectConsentParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeConsent Revoke a consent, or withdraw a request
+	//
+	// By the customer through customer service, or by the supplier that
+	// holds it. `REVOKED`, for good: the next request for readings that would
+	// rest on it is refused.
+	//
+	// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
+	RevokeConsent(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	//
 	// In ascending order of EAN, a page at a time. A metering point is listed
@@ -1155,6 +1911,26 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
 	GetAccess(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetAccessLog Who read what of a metering point, when and why
+	//
+	// For the customer, through customer service: every request that named
+	// the metering point and concerned days of the customer's, given or
+	// refused, latest first. Only what concerns the customer of `occupancy`
+	// is shown. As `text/html` it is a statement to print, as `text/csv` a
+	// table; both hold the whole period in one answer. Recorded like any
+	// other request.
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
+	GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListConsents The consents at a metering point
+	//
+	// A supplier gets its own, whatever their state; an employee gets all.
+	// Latest first. Recorded in the access log.
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
+	ListConsents(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetReadings The readings of one metering point for a purpose
 	//
@@ -1221,6 +1997,149 @@ func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn
 	return c.Client.Do(req)
 }
 
+// CreateConsentWithBody Request a customer's consent, or register one on the customer's word
+//
+// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+// until the customer grants it through the grid operator's customer
+// service. An employee *registers* a consent that the customer gives, with
+// the reference of the evidence: it is `ACTIVE` at once.
+//
+// Sent again with the same `Idempotency-Key`, the request changes
+// nothing and gets the same consent as it is now.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+func (c *Client) CreateConsentWithBody(ctx context.Context, params *CreateConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateConsentRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateConsent Request a customer's consent, or register one on the customer's word
+//
+// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+// until the customer grants it through the grid operator's customer
+// service. An employee *registers* a consent that the customer gives, with
+// the reference of the evidence: it is `ACTIVE` at once.
+//
+// Sent again with the same `Idempotency-Key`, the request changes
+// nothing and gets the same consent as it is now.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+func (c *Client) CreateConsent(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateConsentRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetConsent One consent
+//
+// Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
+func (c *Client) GetConsent(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConsentRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GrantConsentWithBody The customer grants a request
+//
+// Through the grid operator's customer service, within the time the market
+// gives, and while the customer who was asked still occupies the
+// metering point. `ACTIVE` from then on.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+func (c *Client) GrantConsentWithBody(ctx context.Context, id ConsentId, params *GrantConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrantConsentRequestWithBody(c.Server, id, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GrantConsent The customer grants a request
+//
+// Through the grid operator's customer service, within the time the market
+// gives, and while the customer who was asked still occupies the
+// metering point. `ACTIVE` from then on.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+func (c *Client) GrantConsent(ctx context.Context, id ConsentId, params *GrantConsentParams, body GrantConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrantConsentRequest(c.Server, id, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RejectConsent The customer rejects a request
+//
+// Through the grid operator's customer service. `REJECTED`, for good.
+//
+// Corresponds with POST /v1/consents/{id}/reject (the `RejectConsent` operationId).
+func (c *Client) RejectConsent(ctx context.Context, id ConsentId, params *RejectConsentParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRejectConsentRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeConsent Revoke a consent, or withdraw a request
+//
+// By the customer through customer service, or by the supplier that
+// holds it. `REVOKED`, for good: the next request for readings that would
+// rest on it is refused.
+//
+// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
+func (c *Client) RevokeConsent(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeConsentRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListMeteringPoints The metering points the caller has a legal basis for now
 //
 // In ascending order of EAN, a page at a time. A metering point is listed
@@ -1261,6 +2180,46 @@ func (c *Client) ListMeteringPoints(ctx context.Context, params *ListMeteringPoi
 // Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
 func (c *Client) GetAccess(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetAccessRequest(c.Server, ean, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetAccessLog Who read what of a metering point, when and why
+//
+// For the customer, through customer service: every request that named
+// the metering point and concerned days of the customer's, given or
+// refused, latest first. Only what concerns the customer of `occupancy`
+// is shown. As `text/html` it is a statement to print, as `text/csv` a
+// table; both hold the whole period in one answer. Recorded like any
+// other request.
+//
+// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
+func (c *Client) GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAccessLogRequest(c.Server, ean, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListConsents The consents at a metering point
+//
+// A supplier gets its own, whatever their state; an employee gets all.
+// Latest first. Recorded in the access log.
+//
+// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
+func (c *Client) ListConsents(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListConsentsRequest(c.Server, ean)
 	if err != nil {
 		return nil, err
 	}
@@ -1372,6 +2331,280 @@ func NewGetReadinessRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateConsentRequest calls the generic CreateConsent builder with application/json body
+func NewCreateConsentRequest(server string, params *CreateConsentParams, body CreateConsentJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateConsentRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateConsentRequestWithBody constructs an http.Request for the CreateConsent method, with any body, and a specified content type
+func NewCreateConsentRequestWithBody(server string, params *CreateConsentParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
+	}
+
+	return req, nil
+}
+
+// NewGetConsentRequest constructs an http.Request for the GetConsent method
+func NewGetConsentRequest(server string, id ConsentId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGrantConsentRequest calls the generic GrantConsent builder with application/json body
+func NewGrantConsentRequest(server string, id ConsentId, params *GrantConsentParams, body GrantConsentJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewGrantConsentRequestWithBody(server, id, params, "application/json", bodyReader)
+}
+
+// NewGrantConsentRequestWithBody constructs an http.Request for the GrantConsent method, with any body, and a specified content type
+func NewGrantConsentRequestWithBody(server string, id ConsentId, params *GrantConsentParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents/%s/grant", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRejectConsentRequest constructs an http.Request for the RejectConsent method
+func NewRejectConsentRequest(server string, id ConsentId, params *RejectConsentParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents/%s/reject", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRevokeConsentRequest constructs an http.Request for the RevokeConsent method
+func NewRevokeConsentRequest(server string, id ConsentId, params *RevokeConsentParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents/%s/revoke", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -1490,6 +2723,18 @@ func NewGetAccessRequest(server string, ean Ean, params *GetAccessParams) (*http
 
 		}
 
+		if params.Supplier != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "supplier", *params.Supplier, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.From != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
@@ -1518,6 +2763,173 @@ func NewGetAccessRequest(server string, ean Ean, params *GetAccessParams) (*http
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
 		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetAccessLogRequest constructs an http.Request for the GetAccessLog method
+func NewGetAccessLogRequest(server string, ean Ean, params *GetAccessLogParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ean", ean, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/%s/access-log", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Occupancy != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "occupancy", *params.Occupancy, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Supplier != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "supplier", *params.Supplier, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Lang != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lang", *params.Lang, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListConsentsRequest constructs an http.Request for the ListConsents method
+func NewListConsentsRequest(server string, ean Ean) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ean", ean, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/%s/consents", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -1736,6 +3148,85 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadinessResponse, error)
 
+	// CreateConsentWithBodyWithResponse Request a customer's consent, or register one on the customer's word
+	//
+	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+	// until the customer grants it through the grid operator's customer
+	// service. An employee *registers* a consent that the customer gives, with
+	// the reference of the evidence: it is `ACTIVE` at once.
+	//
+	// Sent again with the same `Idempotency-Key`, the request changes
+	// nothing and gets the same consent as it is now.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+	CreateConsentWithBodyWithResponse(ctx context.Context, params *CreateConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error)
+
+	// CreateConsentWithResponse Request a customer's consent, or register one on the customer's word
+	//
+	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+	// until the customer grants it through the grid operator's customer
+	// service. An employee *registers* a consent that the customer gives, with
+	// the reference of the evidence: it is `ACTIVE` at once.
+	//
+	// Sent again with the same `Idempotency-Key`, the request changes
+	// nothing and gets the same consent as it is now.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+	CreateConsentWithResponse(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error)
+
+	// GetConsentWithResponse One consent
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
+	GetConsentWithResponse(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*GetConsentResponse, error)
+
+	// GrantConsentWithBodyWithResponse The customer grants a request
+	//
+	// Through the grid operator's customer service, within the time the market
+	// gives, and while the customer who was asked still occupies the
+	// metering point. `ACTIVE` from then on.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+	GrantConsentWithBodyWithResponse(ctx context.Context, id ConsentId, params *GrantConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrantConsentResponse, error)
+
+	// GrantConsentWithResponse The customer grants a request
+	//
+	// Through the grid operator's customer service, within the time the market
+	// gives, and while the customer who was asked still occupies the
+	// metering point. `ACTIVE` from then on.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+	GrantConsentWithResponse(ctx context.Context, id ConsentId, params *GrantConsentParams, body GrantConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*GrantConsentResponse, error)
+
+	// RejectConsentWithResponse The customer rejects a request
+	//
+	// Through the grid operator's customer service. `REJECTED`, for good.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/{id}/reject (the `RejectConsent` operationId).
+	RejectConsentWithResponse(ctx context.Context, id ConsentId, params *RejectConsentParams, reqEditors ...RequestEditorFn) (*RejectConsentResponse, error)
+
+	// RevokeConsentWithResponse Revoke a consent, or withdraw a request
+	//
+	// By the customer through customer service, or by the supplier that
+	// holds it. `REVOKED`, for good: the next request for readings that would
+	// rest on it is refused.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
+	RevokeConsentWithResponse(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*RevokeConsentResponse, error)
+
 	// ListMeteringPointsWithResponse The metering points the caller has a legal basis for now
 	//
 	// In ascending order of EAN, a page at a time. A metering point is listed
@@ -1769,6 +3260,30 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/access (the `GetAccess` operationId).
 	GetAccessWithResponse(ctx context.Context, ean Ean, params *GetAccessParams, reqEditors ...RequestEditorFn) (*GetAccessResponse, error)
+
+	// GetAccessLogWithResponse Who read what of a metering point, when and why
+	//
+	// For the customer, through customer service: every request that named
+	// the metering point and concerned days of the customer's, given or
+	// refused, latest first. Only what concerns the customer of `occupancy`
+	// is shown. As `text/html` it is a statement to print, as `text/csv` a
+	// table; both hold the whole period in one answer. Recorded like any
+	// other request.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
+	GetAccessLogWithResponse(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*GetAccessLogResponse, error)
+
+	// ListConsentsWithResponse The consents at a metering point
+	//
+	// A supplier gets its own, whatever their state; an employee gets all.
+	// Latest first. Recorded in the access log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
+	ListConsentsWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error)
 
 	// GetReadingsWithResponse The readings of one metering point for a purpose
 	//
@@ -1925,6 +3440,768 @@ func (r GetReadinessResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetReadinessResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateConsentResponse201Headers the declared response headers of an HTTP 201 response for CreateConsent
+type CreateConsentResponse201Headers struct {
+	CacheControl   *string
+	ETag           *string
+	Location       *string
+	XInteractionId *openapi_types.UUID
+}
+
+// CreateConsentResponse401Headers the declared response headers of an HTTP 401 response for CreateConsent
+type CreateConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// CreateConsentResponse503Headers the declared response headers of an HTTP 503 response for CreateConsent
+type CreateConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// CreateConsentResponse504Headers the declared response headers of an HTTP 504 response for CreateConsent
+type CreateConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type CreateConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Consent
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Conflict
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Unprocessable
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateConsentResponse201Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *CreateConsentResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *CreateConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *CreateConsentResponse504Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateConsentResponse) GetJSON201() *Consent {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON404() *NotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON409() *Conflict {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateConsentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetConsentResponse200Headers the declared response headers of an HTTP 200 response for GetConsent
+type GetConsentResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetConsentResponse401Headers the declared response headers of an HTTP 401 response for GetConsent
+type GetConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetConsentResponse503Headers the declared response headers of an HTTP 503 response for GetConsent
+type GetConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetConsentResponse504Headers the declared response headers of an HTTP 504 response for GetConsent
+type GetConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Consent
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *ConsentNotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetConsentResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetConsentResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetConsentResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetConsentResponse) GetJSON200() *Consent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON404() *ConsentNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetConsentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GrantConsentResponse200Headers the declared response headers of an HTTP 200 response for GrantConsent
+type GrantConsentResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GrantConsentResponse401Headers the declared response headers of an HTTP 401 response for GrantConsent
+type GrantConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GrantConsentResponse503Headers the declared response headers of an HTTP 503 response for GrantConsent
+type GrantConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GrantConsentResponse504Headers the declared response headers of an HTTP 504 response for GrantConsent
+type GrantConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GrantConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Consent
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *ConsentNotFound
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Conflict
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *PreconditionFailed
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Unprocessable
+	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
+	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GrantConsentResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GrantConsentResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GrantConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GrantConsentResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GrantConsentResponse) GetJSON200() *Consent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON404() *ConsentNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON409() *Conflict {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON412() *PreconditionFailed {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON428() *PreconditionRequired {
+	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GrantConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GrantConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GrantConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GrantConsentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RejectConsentResponse200Headers the declared response headers of an HTTP 200 response for RejectConsent
+type RejectConsentResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// RejectConsentResponse401Headers the declared response headers of an HTTP 401 response for RejectConsent
+type RejectConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// RejectConsentResponse503Headers the declared response headers of an HTTP 503 response for RejectConsent
+type RejectConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// RejectConsentResponse504Headers the declared response headers of an HTTP 504 response for RejectConsent
+type RejectConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type RejectConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Consent
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *ConsentNotFound
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Conflict
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *PreconditionFailed
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Unprocessable
+	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
+	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RejectConsentResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *RejectConsentResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *RejectConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *RejectConsentResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RejectConsentResponse) GetJSON200() *Consent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON404() *ConsentNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON409() *Conflict {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON412() *PreconditionFailed {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON428() *PreconditionRequired {
+	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r RejectConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RejectConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RejectConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RejectConsentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RevokeConsentResponse200Headers the declared response headers of an HTTP 200 response for RevokeConsent
+type RevokeConsentResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// RevokeConsentResponse401Headers the declared response headers of an HTTP 401 response for RevokeConsent
+type RevokeConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// RevokeConsentResponse503Headers the declared response headers of an HTTP 503 response for RevokeConsent
+type RevokeConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// RevokeConsentResponse504Headers the declared response headers of an HTTP 504 response for RevokeConsent
+type RevokeConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type RevokeConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Consent
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *ConsentNotFound
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Conflict
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *PreconditionFailed
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Unprocessable
+	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
+	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RevokeConsentResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *RevokeConsentResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *RevokeConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *RevokeConsentResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokeConsentResponse) GetJSON200() *Consent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON404() *ConsentNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON409() *Conflict {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON412() *PreconditionFailed {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON428() *PreconditionRequired {
+	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeConsentResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2170,6 +4447,265 @@ func (r GetAccessResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetAccessResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAccessLogResponse200Headers the declared response headers of an HTTP 200 response for GetAccessLog
+type GetAccessLogResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetAccessLogResponse401Headers the declared response headers of an HTTP 401 response for GetAccessLog
+type GetAccessLogResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetAccessLogResponse503Headers the declared response headers of an HTTP 503 response for GetAccessLog
+type GetAccessLogResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetAccessLogResponse504Headers the declared response headers of an HTTP 504 response for GetAccessLog
+type GetAccessLogResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetAccessLogResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AccessLog
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON406 the response for an HTTP 406 `application/problem+json` response
+	ApplicationproblemJSON406 *NotAcceptable
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetAccessLogResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetAccessLogResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetAccessLogResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetAccessLogResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAccessLogResponse) GetJSON200() *AccessLog {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON404() *NotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON406 returns the response for an HTTP 406 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON406() *NotAcceptable {
+	return r.ApplicationproblemJSON406
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAccessLogResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAccessLogResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAccessLogResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAccessLogResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListConsentsResponse200Headers the declared response headers of an HTTP 200 response for ListConsents
+type ListConsentsResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// ListConsentsResponse401Headers the declared response headers of an HTTP 401 response for ListConsents
+type ListConsentsResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// ListConsentsResponse503Headers the declared response headers of an HTTP 503 response for ListConsents
+type ListConsentsResponse503Headers struct {
+	RetryAfter *int
+}
+
+// ListConsentsResponse504Headers the declared response headers of an HTTP 504 response for ListConsents
+type ListConsentsResponse504Headers struct {
+	RetryAfter *int
+}
+
+type ListConsentsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Consents
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListConsentsResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *ListConsentsResponse401Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListConsentsResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *ListConsentsResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListConsentsResponse) GetJSON200() *Consents {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON404() *NotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r ListConsentsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListConsentsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListConsentsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListConsentsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2449,6 +4985,127 @@ func (c *ClientWithResponses) GetReadinessWithResponse(ctx context.Context, reqE
 	return ParseGetReadinessResponse(rsp)
 }
 
+// CreateConsentWithBodyWithResponse Request a customer's consent, or register one on the customer's word
+//
+// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+// until the customer grants it through the grid operator's customer
+// service. An employee *registers* a consent that the customer gives, with
+// the reference of the evidence: it is `ACTIVE` at once.
+//
+// Sent again with the same `Idempotency-Key`, the request changes
+// nothing and gets the same consent as it is now.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+func (c *ClientWithResponses) CreateConsentWithBodyWithResponse(ctx context.Context, params *CreateConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error) {
+	rsp, err := c.CreateConsentWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateConsentResponse(rsp)
+}
+
+// CreateConsentWithResponse Request a customer's consent, or register one on the customer's word
+//
+// A supplier *requests*: the consent is `REQUESTED` and gives nothing
+// until the customer grants it through the grid operator's customer
+// service. An employee *registers* a consent that the customer gives, with
+// the reference of the evidence: it is `ACTIVE` at once.
+//
+// Sent again with the same `Idempotency-Key`, the request changes
+// nothing and gets the same consent as it is now.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
+func (c *ClientWithResponses) CreateConsentWithResponse(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error) {
+	rsp, err := c.CreateConsent(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateConsentResponse(rsp)
+}
+
+// GetConsentWithResponse One consent
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
+func (c *ClientWithResponses) GetConsentWithResponse(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*GetConsentResponse, error) {
+	rsp, err := c.GetConsent(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConsentResponse(rsp)
+}
+
+// GrantConsentWithBodyWithResponse The customer grants a request
+//
+// Through the grid operator's customer service, within the time the market
+// gives, and while the customer who was asked still occupies the
+// metering point. `ACTIVE` from then on.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+func (c *ClientWithResponses) GrantConsentWithBodyWithResponse(ctx context.Context, id ConsentId, params *GrantConsentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrantConsentResponse, error) {
+	rsp, err := c.GrantConsentWithBody(ctx, id, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrantConsentResponse(rsp)
+}
+
+// GrantConsentWithResponse The customer grants a request
+//
+// Through the grid operator's customer service, within the time the market
+// gives, and while the customer who was asked still occupies the
+// metering point. `ACTIVE` from then on.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/{id}/grant (the `GrantConsent` operationId).
+func (c *ClientWithResponses) GrantConsentWithResponse(ctx context.Context, id ConsentId, params *GrantConsentParams, body GrantConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*GrantConsentResponse, error) {
+	rsp, err := c.GrantConsent(ctx, id, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrantConsentResponse(rsp)
+}
+
+// RejectConsentWithResponse The customer rejects a request
+//
+// Through the grid operator's customer service. `REJECTED`, for good.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/{id}/reject (the `RejectConsent` operationId).
+func (c *ClientWithResponses) RejectConsentWithResponse(ctx context.Context, id ConsentId, params *RejectConsentParams, reqEditors ...RequestEditorFn) (*RejectConsentResponse, error) {
+	rsp, err := c.RejectConsent(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRejectConsentResponse(rsp)
+}
+
+// RevokeConsentWithResponse Revoke a consent, or withdraw a request
+//
+// By the customer through customer service, or by the supplier that
+// holds it. `REVOKED`, for good: the next request for readings that would
+// rest on it is refused.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
+func (c *ClientWithResponses) RevokeConsentWithResponse(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*RevokeConsentResponse, error) {
+	rsp, err := c.RevokeConsent(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeConsentResponse(rsp)
+}
+
 // ListMeteringPointsWithResponse The metering points the caller has a legal basis for now
 //
 // In ascending order of EAN, a page at a time. A metering point is listed
@@ -2493,6 +5150,42 @@ func (c *ClientWithResponses) GetAccessWithResponse(ctx context.Context, ean Ean
 		return nil, err
 	}
 	return ParseGetAccessResponse(rsp)
+}
+
+// GetAccessLogWithResponse Who read what of a metering point, when and why
+//
+// For the customer, through customer service: every request that named
+// the metering point and concerned days of the customer's, given or
+// refused, latest first. Only what concerns the customer of `occupancy`
+// is shown. As `text/html` it is a statement to print, as `text/csv` a
+// table; both hold the whole period in one answer. Recorded like any
+// other request.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
+func (c *ClientWithResponses) GetAccessLogWithResponse(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*GetAccessLogResponse, error) {
+	rsp, err := c.GetAccessLog(ctx, ean, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAccessLogResponse(rsp)
+}
+
+// ListConsentsWithResponse The consents at a metering point
+//
+// A supplier gets its own, whatever their state; an employee gets all.
+// Latest first. Recorded in the access log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
+func (c *ClientWithResponses) ListConsentsWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error) {
+	rsp, err := c.ListConsents(ctx, ean, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListConsentsResponse(rsp)
 }
 
 // GetReadingsWithResponse The readings of one metering point for a purpose
@@ -2638,6 +5331,834 @@ func ParseGetReadinessResponse(rsp *http.Response) (*GetReadinessResponse, error
 			headers.RetryAfter = &value
 		}
 		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateConsentResponse parses an HTTP response from a CreateConsentWithResponse call
+func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Consent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Unprocessable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateConsentResponse201Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uri-reference"}); err != nil {
+				return nil, err
+			}
+			headers.Location = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 401:
+		var headers CreateConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers CreateConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers CreateConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetConsentResponse parses an HTTP response from a GetConsentWithResponse call
+func ParseGetConsentResponse(rsp *http.Response) (*GetConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Consent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest ConsentNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetConsentResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGrantConsentResponse parses an HTTP response from a GrantConsentWithResponse call
+func ParseGrantConsentResponse(rsp *http.Response) (*GrantConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GrantConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Consent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest ConsentNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Unprocessable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 428:
+		var dest PreconditionRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON428 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GrantConsentResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GrantConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers GrantConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GrantConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRejectConsentResponse parses an HTTP response from a RejectConsentWithResponse call
+func ParseRejectConsentResponse(rsp *http.Response) (*RejectConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RejectConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Consent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest ConsentNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Unprocessable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 428:
+		var dest PreconditionRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON428 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RejectConsentResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers RejectConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers RejectConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers RejectConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRevokeConsentResponse parses an HTTP response from a RevokeConsentWithResponse call
+func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Consent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest ConsentNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Unprocessable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 428:
+		var dest PreconditionRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON428 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RevokeConsentResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers RevokeConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers RevokeConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers RevokeConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
 	}
 
 	return response, nil
@@ -2887,6 +6408,280 @@ func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers GetAccessResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetAccessLogResponse parses an HTTP response from a GetAccessLogWithResponse call
+func ParseGetAccessLogResponse(rsp *http.Response) (*GetAccessLogResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAccessLogResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AccessLog
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 406:
+		var dest NotAcceptable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON406 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/html) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetAccessLogResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetAccessLogResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetAccessLogResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetAccessLogResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListConsentsResponse parses an HTTP response from a ListConsentsWithResponse call
+func ParseListConsentsResponse(rsp *http.Response) (*ListConsentsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListConsentsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Consents
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListConsentsResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers ListConsentsResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 503:
+		var headers ListConsentsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers ListConsentsResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
