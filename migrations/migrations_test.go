@@ -223,7 +223,7 @@ func TestRolesAttack(t *testing.T) {
 	)
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
-			log, strings.Replace(file, "(1, 1", "(2, 1", 1), idem, "DELETE FROM consent", "SELECT ean, record, receipt, recorded_at FROM access_log",
+			log, strings.Replace(file, "(1, 1", "(2, 1", 1), idem, market, "DELETE FROM consent", "SELECT ean, record, receipt, recorded_at FROM access_log",
 			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
