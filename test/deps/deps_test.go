@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"internal/canonical": {},
 	"internal/config":    {},
 	"internal/devpki":    {},
+	"internal/devidp":    {}, // the demo's alone (checked below)
 	"internal/devpg":     {},
 	"internal/scrape":    {},
 
@@ -130,6 +131,19 @@ func TestOnlyCryptoserverLinksTheHSM(t *testing.T) {
 			if dep == "kluis/internal/hsm" || strings.Contains(dep, "pkcs11") || strings.Contains(dep, "crypto11") {
 				t.Errorf("%s links %s", name, dep)
 			}
+		}
+	}
+}
+
+// TestOnlyTheDemoHasADevelopmentProvider: no server vouches for employees itself.
+func TestOnlyTheDemoHasADevelopmentProvider(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./...") {
+		if strings.HasPrefix(p.ImportPath, "kluis/cmd/kluis") || strings.HasPrefix(p.ImportPath, "kluis/internal/testing/") {
+			continue
+		}
+		if slices.Contains(p.Deps, "kluis/internal/devidp") {
+			t.Errorf("%s links internal/devidp", p.ImportPath)
 		}
 	}
 }
