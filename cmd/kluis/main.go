@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"kluis/cmd/kluis/backend"
 	"kluis/cryptoserver/client"
 	"kluis/custodian"
 	"kluis/ingest"
@@ -31,7 +32,7 @@ const (
 	exitUsage       = 2
 	exitRefused     = 3 // the file, days of it, or a step in the life of keys
 	exitUnavailable = 4 // try again
-	exitFindings    = 5 // kluis audit verify found something
+	exitFindings    = 5 // kluis audit verify or kluis explain found something
 	exitInterrupted = 130
 )
 
@@ -41,7 +42,7 @@ To see it work:  kluis demo --state .demo
 
 The other commands act on an installation: --state DIR is the folder of the demo, --config FILE the operator's configuration of any other (or KLUIS_STATE, KLUIS_CONFIG).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again, 5 the audit log has findings.`
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again, 5 findings: what is recorded does not bear out.`
 
 type cli struct {
 	Demo     demoCmd     `cmd:"" help:"Set up and run everything on this machine."`
@@ -50,6 +51,7 @@ type cli struct {
 	Supplier supplierCmd `cmd:"" help:"Suppliers and their certificates."`
 	Supply   supplyCmd   `cmd:"" help:"Metering points: who supplies them, and when."`
 	Consent  consentCmd  `cmd:"" help:"Customers' consents."`
+	Explain  explainCmd  `cmd:"" help:"Make a recorded decision again: who asked what, when, and why it was given or not."`
 	Keys     keysCmd     `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
 	Audit    auditCmd    `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`
 	HSM      hsmCmd      `cmd:"" name:"hsm" help:"Bring your own HSM."`
@@ -144,7 +146,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 func exitCode(ctx context.Context, err error) int {
 	var u usageError
 	switch {
-	case errors.Is(err, errFindings):
+	case errors.Is(err, errFindings), errors.Is(err, backend.ErrEvidence):
 		return exitFindings
 	case errors.As(err, &u):
 		return exitUsage

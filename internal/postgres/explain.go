@@ -59,3 +59,14 @@ func (a *Auditor) LegalFiles(ctx context.Context, ean meter.EAN, from uint64, li
 	}, ean.Int64(), int64(from), limit)
 	return out, err
 }
+
+// Supplier returns the current sealed record of a supplier; nil when there is
+// none.
+func (a *Auditor) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
+	var b []byte
+	err := a.db.GetContext(ctx, &b, querySupplier, gln.Int64())
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return b, wrap(ctx, "supplier", err)
+}
