@@ -253,7 +253,7 @@ func explained(e *backend.Explanation) explanationView {
 	}
 	if e.File != nil {
 		v.LegalFile = new(fileOf(e.File))
-		v.Facts = factsOf(e, e.File)
+		v.Facts = factLines(e, e.File)
 	}
 	if h := e.Hindsight; h.Problem != "" || len(h.Differences) > 0 {
 		v.Hindsight = &hindsightView{
@@ -344,9 +344,9 @@ func fieldName(e *backend.Explanation, c meter.FieldCode) string {
 	return fmt.Sprintf("field %d", c)
 }
 
-// factsOf lists what the legal file says of the caller and of the customers
+// factLines lists what the legal file says of the caller and of the customers
 // about the days asked for.
-func factsOf(e *backend.Explanation, f *authz.LegalFile) []factLine {
+func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 	r := &e.Record
 	near := meter.DayRange{From: r.Days.From - 1, To: r.Days.To + 1} // switches and moves are boundaries
 	out := []factLine{}
