@@ -95,7 +95,7 @@ func TestOvertakenMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, time.Now)
+	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, newPoints(0), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}

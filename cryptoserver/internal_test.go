@@ -201,7 +201,7 @@ func (s *scripted) Report() []token.Report      { return nil }
 func TestMonitor(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	met, err := newMetrics(reg, control.NewFeed(), nil, time.Now)
+	met, err := newMetrics(reg, control.NewFeed(), nil, newPoints(0), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func TestNewRefuses(t *testing.T) {
 func TestPublicHidesCauses(t *testing.T) {
 	t.Parallel()
 	secret := errors.New("ean 871685900000000004")
-	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, time.Now)
+	m, err := newMetrics(prometheus.NewRegistry(), control.NewFeed(), nil, newPoints(0), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ type metrics struct {
 // infinity cannot be drawn.
 const noHead = 24 * time.Hour
 
-func newMetrics(reg prometheus.Registerer, feed *control.Feed, journal Journal, now func() time.Time) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, feed *control.Feed, journal Journal, points *points, now func() time.Time) (*metrics, error) {
 	m := &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_cryptoserver_calls_total", Help: "Calls by method and gRPC code.",
@@ -69,6 +69,7 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, journal Journal, 
 			files, suppliers := feed.Minimums()
 			return float64(files + suppliers)
 		}),
+		gauge("token_points_filled", "How much of the room is taken in which the metering points opened on each live access token are counted, from 0 to 1. When it is full, nothing is opened on further tokens.", points.filled),
 		gauge("erased_keys", "Data keys that the control feed erases by name.", func() float64 { return float64(feed.ErasedKeys()) }),
 	} {
 		if err := reg.Register(c); err != nil {
@@ -96,7 +97,7 @@ func newMetrics(reg prometheus.Registerer, feed *control.Feed, journal Journal, 
 		method  string
 		reasons []cryptopb.Reason
 	}{
-		{"Open", []cryptopb.Reason{cryptopb.ReasonTokenBusy}},
+		{"Open", []cryptopb.Reason{cryptopb.ReasonTokenBusy, cryptopb.ReasonTokenSpent, cryptopb.ReasonPointsFull}},
 		{"Seal", []cryptopb.Reason{cryptopb.ReasonSealRate, cryptopb.ReasonSealedTooOften}},
 		{"SignControl", []cryptopb.Reason{cryptopb.ReasonControlFork}},
 		{"PutControl", []cryptopb.Reason{cryptopb.ReasonControlFork}},

@@ -28,6 +28,7 @@ type openWork struct {
 	blocks []meter.Block // parallel to items
 	days   []dayBlocks   // reused maps
 	opened []envelope.Opened
+	eans   []int64 // of the units of which something is opened
 }
 
 // unitWork is one metering point of the call.
@@ -123,6 +124,14 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		}
 	}
 	if len(w.items) > 0 {
+		for i := range w.units {
+			if u := &w.units[i]; u.end > u.first {
+				w.eans = append(w.eans, u.file.EAN().Int64())
+			}
+		}
+		if err := s.points.admit(caller.TokenID(), caller.ExpiresAt(), w.eans, now); err != nil {
+			return nil, err
+		}
 		if err := s.tokens.Open.Open(ctx, w.keys, w.items); err != nil {
 			return nil, s.tokenError(ctx, RoleOpen, err)
 		}
@@ -526,7 +535,7 @@ func (s *Server) release(w *openWork) {
 	clear(w.keys)
 	clear(w.refs)
 	clear(w.opened)
-	w.units, w.items, w.keys, w.refs, w.opened = w.units[:0], w.items[:0], w.keys[:0], w.refs[:0], w.opened[:0]
+	w.units, w.items, w.keys, w.refs, w.opened, w.eans = w.units[:0], w.items[:0], w.keys[:0], w.refs[:0], w.opened[:0], w.eans[:0]
 	if cap(w.plain) <= keepPlain {
 		s.work.Put(w)
 	}

@@ -69,6 +69,9 @@ type Config struct {
 	// SealRate is how many blocks a second each client identity may have
 	// sealed; 20,000 when zero.
 	SealRate int
+	// PointsPerToken is how many different metering points are opened on one
+	// access token at most; 100,000 when zero.
+	PointsPerToken int
 
 	Clock      func() time.Time // time.Now when nil
 	Log        *slog.Logger
@@ -130,6 +133,7 @@ type Server struct {
 	sealed      *repeats
 	resealed    *repeats // by itself: what one service uses up must not stop the other
 	rates       sealRates
+	points      *points
 	control     *follower
 	boot        [16]byte
 	checkpoints checkpoints
@@ -157,7 +161,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
 		verifier: c.Verifier, issue: c.Issue, tokens: c.Tokens,
 		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
-		sealed: newRepeats(), resealed: newRepeats(),
+		sealed: newRepeats(), resealed: newRepeats(), points: newPoints(c.PointsPerToken),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -181,7 +185,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		return nil, fmt.Errorf("cryptoserver: seal keys: %w", err)
 	}
 	feed := control.NewFeed()
-	if s.metrics, err = newMetrics(c.Registerer, feed, c.Journal, s.now); err != nil {
+	if s.metrics, err = newMetrics(c.Registerer, feed, c.Journal, s.points, s.now); err != nil {
 		return nil, fmt.Errorf("cryptoserver: metrics: %w", err)
 	}
 	if s.files, err = newNewest[meter.EAN](newestKept); err != nil {

@@ -80,7 +80,7 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 		Issue:    cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()},
 		Journal:  kept,
-		SealRate: cfg.SealRate, Log: log, Registerer: reg,
+		SealRate: cfg.SealRate, PointsPerToken: cfg.PointsPerToken, Log: log, Registerer: reg,
 	})
 	if err != nil {
 		return err

@@ -28,6 +28,9 @@ var (
 
 	// ErrTokenRefused: the access token does not verify, or not any more.
 	ErrTokenRefused = errors.New("access token refused")
+	// ErrTokenSpent: as many metering points were opened on the access token as it
+	// is good for. It is ErrTokenRefused as well: a new one will do.
+	ErrTokenSpent = errors.New("access token used up")
 	// ErrSupplierRefused: the supplier record, the certificate or the scope is
 	// not accepted.
 	ErrSupplierRefused = errors.New("supplier refused")
@@ -79,6 +82,7 @@ func internal(text string) error { return &Error{text: text, kinds: []error{ErrI
 
 var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonTokenInvalid:     ErrTokenRefused,
+	cryptopb.ReasonTokenSpent:       ErrTokenSpent,
 	cryptopb.ReasonSupplierInvalid:  ErrSupplierRefused,
 	cryptopb.ReasonScope:            ErrSupplierRefused,
 	cryptopb.ReasonEvidenceInvalid:  ErrEvidence,
@@ -133,6 +137,9 @@ func fromGRPC(err error) error {
 	default:
 		if kind, ok := kindOf[e.Reason]; ok {
 			e.kinds = append(e.kinds, kind)
+		}
+		if e.Reason == cryptopb.ReasonTokenSpent {
+			e.kinds = append(e.kinds, ErrTokenRefused)
 		}
 		e.kinds = append(e.kinds, ErrRefused)
 	}

@@ -13,6 +13,8 @@ const (
 	ReasonIdentityNotAllowed Reason = "IDENTITY_NOT_ALLOWED" // not on the method's allow-list
 	ReasonRoleNotServed      Reason = "ROLE_NOT_SERVED"      // this server lacks the method's token
 	ReasonTokenInvalid       Reason = "TOKEN_INVALID"        // the caller's access token
+	ReasonTokenSpent         Reason = "TOKEN_SPENT"          // as many metering points were opened on the access token as it is good for: a new one
+	ReasonPointsFull         Reason = "POINTS_FULL"          // no room to count the metering points of one more token: another server may have it
 	ReasonSupplierInvalid    Reason = "SUPPLIER_INVALID"     // the supplier record, or the certificate under it
 	ReasonScope              Reason = "SCOPE"                // a scope missing, or not the supplier's
 	ReasonProfileMismatch    Reason = "PROFILE_MISMATCH"     // client and server have different market profiles

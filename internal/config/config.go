@@ -137,6 +137,10 @@ type Cryptoserver struct {
 	// server, resealed ones included; default 20000, at most 1000000. A client
 	// that is faster is told to wait.
 	SealRate int `yaml:"seal_rate,omitempty"`
+	// PointsPerToken is how many different metering points this server opens on one
+	// access token at most; default 100000, at most 1000000. Who needs more gets
+	// another token in between.
+	PointsPerToken int `yaml:"points_per_token,omitempty"`
 }
 
 // TokenIssue is what the sign role puts into access tokens.

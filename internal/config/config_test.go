@@ -69,6 +69,7 @@ key_cache: {size: 10}
 call_timeout: 3s
 stuck_limit: 5
 seal_rate: 3000
+points_per_token: 50000
 journal_dir: journal
 journal_days: 7
 `
@@ -134,8 +135,8 @@ func TestLoad(t *testing.T) {
 	if want := (KeyCache{10, Duration(5 * time.Minute)}); cs.KeyCache != want {
 		t.Errorf("key cache %v, want %v", cs.KeyCache, want)
 	}
-	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 || cs.SealRate != 3000 {
-		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d, seal rate %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit, cs.SealRate)
+	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 || cs.SealRate != 3000 || cs.PointsPerToken != 50000 {
+		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d, seal rate %d, points per token %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit, cs.SealRate, cs.PointsPerToken)
 	}
 	if want := filepath.Dir(cpath) + "/journal"; cs.JournalDir != want || cs.JournalDays != 7 {
 		t.Errorf("journal of %d days in %s, want %s", cs.JournalDays, cs.JournalDir, want)
@@ -289,6 +290,7 @@ func TestCryptoserverRefuses(t *testing.T) {
 		"workers":          {"workers: 4", "workers: 65", "tokens.sign.workers: must be from 1 to 64"},
 		"call timeout":     {"call_timeout: 3s", "call_timeout: 2m", "call_timeout: must be"},
 		"seal rate":        {"seal_rate: 3000", "seal_rate: 2000000", "seal_rate: must be"},
+		"points per token": {"points_per_token: 50000", "points_per_token: -1", "points_per_token: must be"},
 		"no journal":       {"journal_dir: journal\n", "", "journal_dir: is missing"},
 		"journal days":     {"journal_days: 7", "journal_days: 4000", "journal_days: must be"},
 		"stuck limit":      {"stuck_limit: 5", "stuck_limit: -1", "stuck_limit: must be"},

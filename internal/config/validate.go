@@ -22,6 +22,7 @@ const (
 	maxCallTimeout       = time.Minute
 	maxStuckLimit        = 100
 	maxSealRate          = 1_000_000
+	maxPointsPerToken    = 1_000_000
 	maxJournalDays       = 3650
 	maxWorkers           = 64
 	maxTokens            = 16 // of one role
@@ -124,6 +125,7 @@ func (c Cryptoserver) Validate() error {
 	}
 	p.check(c.StuckLimit >= 0 && c.StuckLimit <= maxStuckLimit, "stuck_limit", fmt.Sprintf("must be from 1 to %d", maxStuckLimit))
 	p.check(c.SealRate >= 0 && c.SealRate <= maxSealRate, "seal_rate", fmt.Sprintf("must be from 1 to %d", maxSealRate))
+	p.check(c.PointsPerToken >= 0 && c.PointsPerToken <= maxPointsPerToken, "points_per_token", fmt.Sprintf("must be from 1 to %d", maxPointsPerToken))
 	return p.err()
 }
 
