@@ -23,10 +23,11 @@ import (
 const roleGateway = "kluis_gateway"
 
 // Gateway is the gateway's way to the database: it reads sealed facts, the
-// indexes, and granted ciphertext, and appends to the access log.
+// indexes, and granted ciphertext, adds steps of consents that a cryptoserver
+// sealed, and appends to the access log.
 type Gateway struct {
 	store
-	supplier, legalFile, candidates, blocks, keys, stored, record, lastStored *sqlx.Stmt
+	supplier, legalFile, candidates, consent, idempotency, blocks, keys, stored, record, lastStored *sqlx.Stmt
 }
 
 const (
@@ -90,14 +91,16 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 	}
 	g := &Gateway{store: *s}
 	err = g.prepare(ctx, map[**sqlx.Stmt]string{
-		&g.supplier:   querySupplier,
-		&g.legalFile:  queryLegalFile,
-		&g.candidates: queryCandidates,
-		&g.blocks:     queryBlocks,
-		&g.keys:       queryKeys,
-		&g.stored:     queryStored,
-		&g.record:     queryRecord,
-		&g.lastStored: queryLastStored,
+		&g.supplier:    querySupplier,
+		&g.legalFile:   queryLegalFile,
+		&g.candidates:  queryCandidates,
+		&g.consent:     queryConsent,
+		&g.idempotency: queryIdempotency,
+		&g.blocks:      queryBlocks,
+		&g.keys:        queryKeys,
+		&g.stored:      queryStored,
+		&g.record:      queryRecord,
+		&g.lastStored:  queryLastStored,
 	})
 	if err != nil {
 		return nil, err
@@ -381,19 +384,12 @@ func resolutionOf(n int64) meter.Resolution {
 // not.
 func (g *Gateway) Record(ctx context.Context, r audit.Record) error {
 	const op = "access record"
-	b, err := r.Encode()
+	args, err := recordArgs(r)
 	if err != nil {
-		return fmt.Errorf("postgres: %s: %w", op, err)
+		return err
 	}
-	receipt := r.Receipt
-	if receipt == nil {
-		receipt = []byte{} // not null
-	}
-	var salt [16]byte
-	rand.Read(salt[:]) // never fails
 	err = g.confirmed(ctx, func() error {
-		_, err := g.record.ExecContext(ctx,
-			r.EAN.Int64(), uuid.UUID(r.InteractionID).String(), r.Supplier.Int64(), int64(r.Outcome), b, receipt, salt[:])
+		_, err := g.record.ExecContext(ctx, args...)
 		return err
 	})
 	if err = wrap(ctx, op, err); errors.Is(err, ErrConflict) {
@@ -403,6 +399,21 @@ func (g *Gateway) Record(ctx context.Context, r audit.Record) error {
 		return fmt.Errorf("postgres: %s: %w: there is one of this interaction already", op, ErrUnavailable)
 	}
 	return err
+}
+
+// recordArgs are the arguments of queryRecord, with a salt of their own.
+func recordArgs(r audit.Record) ([]any, error) {
+	b, err := r.Encode()
+	if err != nil {
+		return nil, fmt.Errorf("postgres: access record: %w", err)
+	}
+	receipt := r.Receipt
+	if receipt == nil {
+		receipt = []byte{} // not null
+	}
+	salt := make([]byte, 16)
+	rand.Read(salt) // never fails
+	return []any{r.EAN.Int64(), uuid.UUID(r.InteractionID).String(), r.Supplier.Int64(), int64(r.Outcome), b, receipt, salt}, nil
 }
 
 // LastStored is when ingest last stored a batch; zero when it never did.
