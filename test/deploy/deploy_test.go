@@ -397,7 +397,7 @@ func knownValues() map[string]map[string]bool {
 	}
 	for _, r := range []cryptopb.Reason{
 		cryptopb.ReasonInternal, cryptopb.ReasonSealRate, cryptopb.ReasonSealedTooOften, cryptopb.ReasonKeyErased,
-		cryptopb.ReasonControlFork, cryptopb.ReasonControlStale, cryptopb.ReasonIdentityNotAllowed,
+		cryptopb.ReasonControlFork, cryptopb.ReasonControlStale, cryptopb.ReasonIdentityNotAllowed, cryptopb.ReasonTokenSpent,
 	} {
 		k["reason"][string(r)] = true
 	}
