@@ -64,8 +64,49 @@ func (a Access) Grants() []Grant { return slices.Clone(a.grants) }
 //
 // A period longer than a request may have is asked about in pieces that keep
 // calendar months whole.
+//
+// An employee needs an errand of kind view for the metering point; the answer
+// is what an errand of kind readings for these days and fields would give, which
+// for an auditor is nothing. What a supplier may read, an employee asks by
+// OnBehalfOf.
 func DryRun(c Caller, r AccessRequest, f *LegalFile, p *meter.Profile, now time.Time) (Access, error) {
-	return dryRun(r, func(q Request) (Grant, []Withheld, error) { return Decide(c, q, f, p, now) })
+	if c == nil || p == nil {
+		return Access{}, ErrNoRelation
+	}
+	who := reader{supplier: c.Supplier()}
+	if e := c.Employee(); e != nil {
+		if e.Errand.Kind != ErrandView || e.Errand.EAN != r.EAN {
+			return Access{}, ErrNoRelation
+		}
+		if _, behalf := c.(onBehalf); !behalf {
+			who = reader{staff: true, serves: e.Role.serves()}
+		}
+	}
+	return dryRun(r, func(q Request) (Grant, []Withheld, error) { return who.decide(q, f, p, now) })
+}
+
+// OnBehalfOf is a caller for whom nothing but DryRun does anything: it says to an
+// employee what a supplier may read. Decide and Permit refuse it, as an errand
+// to view is none to read.
+func OnBehalfOf(employee Caller, supplier meter.GLN) Caller {
+	return onBehalf{employee: employee, supplier: supplier}
+}
+
+type onBehalf struct {
+	employee Caller
+	supplier meter.GLN
+}
+
+func (b onBehalf) Supplier() meter.GLN { return b.supplier }
+
+// Employee is never nil, so that nobody takes the caller for a supplier.
+func (b onBehalf) Employee() *Employee {
+	if b.employee != nil {
+		if e := b.employee.Employee(); e != nil {
+			return e
+		}
+	}
+	return &Employee{}
 }
 
 func dryRun(r AccessRequest, ask func(Request) (Grant, []Withheld, error)) (Access, error) {

@@ -103,6 +103,19 @@ func readGLN(r *canonical.Reader) meter.GLN {
 	return g
 }
 
+// readGLNOrNone reads a party, or the zero GLN for nobody.
+func readGLNOrNone(r *canonical.Reader) meter.GLN {
+	n := r.U64()
+	if n == 0 {
+		return meter.GLN{}
+	}
+	g, err := meter.GLNFromInt64(int64(n))
+	if r.Err() == nil && err != nil {
+		r.Refuse("no GLN")
+	}
+	return g
+}
+
 // readTime reads an instant that must be there.
 func readTime(r *canonical.Reader) time.Time {
 	t := r.Time()

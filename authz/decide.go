@@ -98,7 +98,10 @@ var stageReasons = [...]meter.Reason{
 //     another, never fills up a month, and counts for no intervals as REGISTER.
 //     Where a rule gives the day as such, that one is named.
 //
-// CUSTOMER_SERVICE gives nothing: no caller is an employee yet.
+// CUSTOMER_SERVICE gives days of the customer who lives there today to an
+// employee who serves customers, within the errand of the token (kind readings:
+// metering point, days, fields; else ErrNoRelation); and nothing to a supplier.
+// No other basis gives an employee anything.
 //
 // A supplier's own months are not cut where one customer moved out and the next
 // moved in: it supplied both, and the read on the day of the move is on the
@@ -132,12 +135,52 @@ type market interface {
 }
 
 func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, []Withheld, error) {
-	if c == nil || f == nil || r.EAN.IsZero() || f.ean != r.EAN {
+	if c == nil {
 		return Grant{}, nil, ErrNoRelation
 	}
-	me := f.parties[c.Supplier()]
-	if me == nil {
+	who := reader{supplier: c.Supplier()}
+	if e := c.Employee(); e != nil {
+		if !e.mayRead(&r) {
+			return Grant{}, nil, ErrNoRelation
+		}
+		who = reader{staff: true, serves: true}
+	}
+	return who.decide(r, f, p, now)
+}
+
+// reader is for whom is decided: a supplier, or the staff of the grid operator,
+// which serves customers or does not.
+type reader struct {
+	supplier meter.GLN // unless staff
+	staff    bool
+	serves   bool
+}
+
+// basis says whether the reader may rest on the basis at all.
+func (w reader) basis(b meter.Basis) bool {
+	if b == meter.CustomerServiceBasis {
+		return w.serves
+	}
+	return !w.staff
+}
+
+// mayRead says whether the request is within what the employee was sent for.
+func (e *Employee) mayRead(r *Request) bool {
+	on := &e.Errand
+	return e.Role.serves() && on.Kind == ErrandReadings && on.EAN == r.EAN &&
+		on.Days.From <= r.Days.From && r.Days.To <= on.Days.To &&
+		!slices.ContainsFunc(r.Fields, func(f meter.FieldCode) bool { return !slices.Contains(on.Fields, f) })
+}
+
+func (w reader) decide(r Request, f *LegalFile, p market, now time.Time) (Grant, []Withheld, error) {
+	if f == nil || r.EAN.IsZero() || f.ean != r.EAN {
 		return Grant{}, nil, ErrNoRelation
+	}
+	me := &party{}
+	if !w.staff {
+		if me = f.parties[w.supplier]; me == nil {
+			return Grant{}, nil, ErrNoRelation
+		}
 	}
 	fields := slices.Clone(r.Fields)
 	slices.Sort(fields)
@@ -146,7 +189,7 @@ func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, 
 	d := decision{r: &r, f: f, me: me, now: now, loc: p.Location(), terms: p.ConsentTerms()}
 	d.today = meter.DayOf(now, d.loc)
 	d.window = meter.DayRange{From: d.today.AddMonths(-p.RetentionMonths()), To: d.today}
-	d.rules = slices.DeleteFunc(p.Rules(r.Purpose), func(rule meter.Rule) bool { return !decidable(&rule) })
+	d.rules = slices.DeleteFunc(p.Rules(r.Purpose), func(rule meter.Rule) bool { return !decidable(&rule) || !w.basis(rule.Basis) })
 
 	grant := Grant{profile: p.ID(), ean: r.EAN, from: r.Days.From}
 	var withheld []Withheld
@@ -182,7 +225,7 @@ func decidable(rule *meter.Rule) bool {
 		return false
 	}
 	switch rule.Basis {
-	case meter.SupplyPeriodic, meter.SupplyDaily, meter.Consent:
+	case meter.SupplyPeriodic, meter.SupplyDaily, meter.Consent, meter.CustomerServiceBasis:
 		return rule.On == meter.AllDays
 	case meter.SwitchBasis:
 		return rule.On == meter.SupplyBoundary && rule.Granularity <= meter.P1D
@@ -385,6 +428,14 @@ func (e *evaluation) apply(rule *meter.Rule, class meter.Class) {
 		e.applyBoundaries(rule, days)
 		return
 	}
+	if rule.Basis == meter.CustomerServiceBasis {
+		// Of the customer on the line, who lives there today.
+		e.reach(days, stageNotOccupied)
+		if o, ok := e.f.occupancyAt(e.today); ok {
+			e.give(o.Days.Intersect(days), permission{rule, rule.Granularity, rule.Days.Intersect(o.Days)})
+		}
+		return
+	}
 	if rule.Basis == meter.Consent && !rule.RequiresSupply {
 		e.applyConsents(rule, class, days)
 		return
@@ -453,7 +504,7 @@ func (e *evaluation) applyConsents(rule *meter.Rule, class meter.Class, days met
 	for _, i := range e.me.consents {
 		c := &e.f.consents[i]
 		covered := c.Days.Intersect(days)
-		if covered.Empty() || c.Purpose != rule.Purpose || !slices.Contains(c.Classes, class) {
+		if covered.Empty() || !c.Given() || c.Purpose != rule.Purpose || !slices.Contains(c.Classes, class) {
 			continue
 		}
 		switch {
@@ -476,11 +527,12 @@ func (e *evaluation) ended(c *Consent) bool {
 }
 
 func (f *facts) ended(c *Consent, terms meter.ConsentTerms, now time.Time, today meter.Day, loc *time.Location) bool {
-	if !now.Before(c.ValidUntil) || today >= terms.LongestUntil(meter.DayOf(c.ValidFrom, loc)) {
+	began := meter.DayOf(c.ValidFrom, loc)
+	if !now.Before(c.ValidUntil) || today >= terms.LongestUntil(began) {
 		return true
 	}
 	o, ok := f.occupancyAt(c.Occupancy)
-	return terms.EndedByMove && (!ok || today >= o.Days.To)
+	return !ok || !o.Days.Contains(began) || terms.EndedByMove && today >= o.Days.To
 }
 
 // give passes on days whose facts are there, but for those opted out.

@@ -475,14 +475,14 @@ func (d dice) world() world {
 				Classes:     d.classes(),
 				Granularity: pick(d, meter.PT15M, meter.PT15M, meter.PT1H, meter.P1D, meter.P1M),
 				Days:        pick(d, days("2024-01-01", ""), d.days()),
-				ValidFrom:   at, GrantedAt: at,
+				ValidFrom:   at, Answered: by(at),
 				ValidUntil: at.AddDate(0, d.among(1, 48), 0),
 				Occupancy:  pick(d, w.facts.occupancies...).Days.From,
 				State:      ConsentActive,
 				Evidence:   "dossier",
 			}
 			if d.once(5) {
-				c.State, c.RevokedAt = ConsentRevoked, at
+				c.State, c.Revoked = ConsentRevoked, by(at)
 			}
 			w.facts.consents = append(w.facts.consents, c)
 		}
@@ -610,7 +610,7 @@ func (d dice) sideBySide(w *world) {
 	for i, half := range halves {
 		c := Consent{
 			ID: uuid(byte(i + 1)), Supplier: alpha, Purpose: w.r.Purpose, Classes: d.classes(), Granularity: pick(d, meter.PT15M, meter.P1D, meter.P1M, meter.P1M),
-			Days: pick(d, half, half, days("2023-01-01", "")), ValidFrom: t0.AddDate(-2, 0, 0), GrantedAt: t0.AddDate(-2, 0, 0), ValidUntil: t0.AddDate(10, 0, 0),
+			Days: pick(d, half, half, days("2023-01-01", "")), ValidFrom: t0.AddDate(-2, 0, 0), Answered: by(t0.AddDate(-2, 0, 0)), ValidUntil: t0.AddDate(10, 0, 0),
 			Occupancy: day("2023-01-01"), State: ConsentActive, Evidence: "dossier",
 		}
 		if move {
@@ -742,7 +742,7 @@ func TestOthersFactsDoNotMatter(t *testing.T) {
 			for i, o := range other.facts.occupancies {
 				other.facts.consents = append(other.facts.consents, Consent{
 					ID: uuid(byte(100 + i)), Supplier: gamma, Purpose: meter.EnergyManagement, Classes: []meter.Class{1, 2}, Granularity: meter.PT15M,
-					Days: days("2020-01-01", ""), ValidFrom: t0, GrantedAt: t0, ValidUntil: t0.AddDate(10, 0, 0), Occupancy: o.Days.From,
+					Days: days("2020-01-01", ""), ValidFrom: t0, Answered: by(t0), ValidUntil: t0.AddDate(10, 0, 0), Occupancy: o.Days.From,
 					State: ConsentActive, Evidence: "dossier",
 				})
 			}
@@ -788,7 +788,7 @@ func (d dice) narrow(w world) world {
 		case 4:
 			c[i].Granularity = min(c[i].Granularity+1, meter.P1M)
 		case 5:
-			c[i].State, c[i].RevokedAt = ConsentRevoked, c[i].GrantedAt
+			c[i].State, c[i].Revoked = ConsentRevoked, c[i].Answered
 		case 6:
 			c[i].ValidUntil = c[i].ValidFrom.Add(time.Hour)
 		case 7:

@@ -54,7 +54,7 @@ func Example() {
 		authz.SetOccupancy{Days: meter.DayRange{From: day("2025-03-15"), To: meter.MaxDay}},
 		authz.SetSupply{Supplier: gln, Days: meter.DayRange{From: day("2025-03-15"), To: meter.MaxDay}},
 	} {
-		file, err = authz.Apply(file, step, "registrar", at, profile.Location())
+		file, err = authz.Apply(file, step, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, at, profile.Location())
 		must(err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -82,10 +82,14 @@ var (
 type caller meter.GLN
 
 func (c caller) Supplier() meter.GLN { return meter.GLN(c) }
+func (c caller) Employee() *Employee { return nil }
 
 func uuid(n byte) [16]byte { return [16]byte{15: n} }
 
-const operator = "registrar"
+var operator = Actor{ByOperator, "registrar"}
+
+// by is what the operator did at a time.
+func by(at time.Time) ConsentEvent { return ConsentEvent{at, operator} }
 
 // history applies steps, each a minute after the one before, the first at t0.
 func history(t testing.TB, t0 time.Time, steps ...Step) *LegalFile {

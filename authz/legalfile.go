@@ -28,33 +28,6 @@ type SupplyPeriod struct {
 	Days     meter.DayRange
 }
 
-// ConsentState is where a consent stands.
-type ConsentState uint8
-
-// Never renumber. Requested, Rejected, Lapsed come with the consent life cycle.
-const (
-	ConsentActive  ConsentState = 2
-	ConsentRevoked ConsentState = 4
-)
-
-// Consent is the customer's permission for one supplier. Times are UTC, in
-// microseconds; days are local.
-type Consent struct {
-	ID          [16]byte // UUID
-	Supplier    meter.GLN
-	Purpose     meter.Purpose
-	Classes     []meter.Class    // ascending
-	Granularity meter.Resolution // finest
-	Days        meter.DayRange   // days that may be read
-	ValidFrom   time.Time        // when it may be used
-	ValidUntil  time.Time        // exclusive
-	Occupancy   meter.Day        // From of the occupancy whose customer gave it
-	State       ConsentState
-	GrantedAt   time.Time
-	RevokedAt   time.Time // zero unless revoked
-	Evidence    string    // reference to the proof, at most 128 bytes, no personal data
-}
-
 // facts is what a step changes.
 type facts struct {
 	ean         meter.EAN
@@ -83,7 +56,7 @@ type LegalFile struct {
 	sealedAt time.Time
 	previous [32]byte
 	step     []byte
-	actor    string
+	actor    Actor
 
 	payload []byte
 	digest  [32]byte
@@ -118,8 +91,8 @@ func (f *LegalFile) Digest() [32]byte { return f.digest }
 // Previous is the Digest of the version before; zero for version 1.
 func (f *LegalFile) Previous() [32]byte { return f.previous }
 
-// Actor names who took the step that made this version.
-func (f *LegalFile) Actor() string { return f.actor }
+// Actor is who took the step that made this version.
+func (f *LegalFile) Actor() Actor { return f.actor }
 
 // Step is the step that made this version.
 func (f *LegalFile) Step() Step {
@@ -143,6 +116,17 @@ func (f *LegalFile) Consents() []Consent {
 		out[i].Classes = slices.Clone(out[i].Classes)
 	}
 	return out
+}
+
+// Consent finds a consent by its id. A copy.
+func (f *LegalFile) Consent(id [16]byte) (Consent, bool) {
+	c := f.find(id)
+	if c == nil {
+		return Consent{}, false
+	}
+	out := *c
+	out.Classes = slices.Clone(out.Classes)
+	return out, true
 }
 
 // OptOuts returns a copy of the days without remote reading: sorted, disjoint
@@ -174,7 +158,7 @@ func (f *LegalFile) encode() []byte {
 	w.Time(f.sealedAt)
 	w.Fixed(f.previous[:])
 	w.Bytes(f.step)
-	w.String(f.actor)
+	f.actor.encode(w)
 	w.Count(len(f.occupancies))
 	for _, o := range f.occupancies {
 		writeDays(w, o.Days)
@@ -193,22 +177,6 @@ func (f *LegalFile) encode() []byte {
 		writeDays(w, d)
 	}
 	return w.Encoded()
-}
-
-func (c *Consent) encode(w *canonical.Writer) {
-	w.Fixed(c.ID[:])
-	w.U64(uint64(c.Supplier.Int64()))
-	w.U8(uint8(c.Purpose))
-	writeClasses(w, c.Classes)
-	w.U8(uint8(c.Granularity))
-	writeDays(w, c.Days)
-	w.Time(c.ValidFrom)
-	w.Time(c.ValidUntil)
-	w.I32(int32(c.Occupancy))
-	w.U8(uint8(c.State))
-	w.Time(c.GrantedAt)
-	w.Time(c.RevokedAt)
-	w.String(c.Evidence)
 }
 
 // parseLegalFile is the only maker of a LegalFile. It accepts exactly what
@@ -230,7 +198,7 @@ func parseLegalFile(b []byte) (*LegalFile, error) {
 	f.sealedAt = readTime(r)
 	r.Fixed(f.previous[:])
 	f.step = bytes.Clone(r.Bytes(maxStep))
-	f.actor = readText(r, maxActor)
+	f.actor = readActor(r)
 	if r.Err() == nil {
 		f.checkHistory(r)
 	}
@@ -260,6 +228,8 @@ func (f *LegalFile) checkHistory(r *canonical.Reader) {
 		r.Refuse("only version 1 is a registration and has no previous version")
 	case first && (reg.EAN != f.ean || reg.Commodity != f.commodity):
 		r.Refuse("registered as another metering point")
+	case !f.actor.may(step):
+		r.Refuse("step taken by somebody who may not")
 	}
 }
 
@@ -294,47 +264,18 @@ func (f *LegalFile) readSupply(r *canonical.Reader) {
 func (f *LegalFile) readConsents(r *canonical.Reader) {
 	f.consents = make([]Consent, r.Count(maxConsents))
 	for i := range f.consents {
-		c := &f.consents[i]
-		r.Fixed(c.ID[:])
-		c.Supplier = readGLN(r)
-		c.Purpose = meter.Purpose(r.U8())
-		c.Classes = readClasses(r)
-		c.Granularity = meter.Resolution(r.U8())
-		c.Days = readDays(r)
-		c.ValidFrom = readTime(r)
-		c.ValidUntil = readTime(r)
-		c.Occupancy = meter.Day(r.I32())
-		c.State = ConsentState(r.U8())
-		c.GrantedAt = readTime(r)
-		c.RevokedAt = readTimeOrNone(r)
-		c.Evidence = readText(r, maxEvidence)
+		f.consents[i] = readConsent(r, f.sealedAt)
 		if r.Err() != nil {
 			return
 		}
+		c := &f.consents[i]
 		o, ok := f.occupancyAt(c.Occupancy)
 		switch {
-		case c.ID == [16]byte{}:
-			r.Refuse("consent without an id")
 		case i > 0 && bytes.Compare(f.consents[i-1].ID[:], c.ID[:]) >= 0:
 			r.Refuse("consents not in order, or an id twice")
-		case !knownPurpose(c.Purpose):
-			r.Refuse("unknown purpose")
-		case !knownResolution(c.Granularity):
-			r.Refuse("unknown granularity")
-		case !c.ValidFrom.Before(c.ValidUntil):
-			r.Refuse("consent never valid")
+			return
 		case !ok || o.Days.From != c.Occupancy:
 			r.Refuse("consent of an occupancy that does not exist")
-		case c.State != ConsentActive && c.State != ConsentRevoked:
-			r.Refuse("unknown consent state")
-		case (c.State == ConsentRevoked) != !c.RevokedAt.IsZero():
-			r.Refuse("consent state and time of revocation disagree")
-		case c.GrantedAt.After(f.sealedAt), c.ValidFrom.Before(c.GrantedAt):
-			r.Refuse("consent granted after it was sealed or used")
-		case c.State == ConsentRevoked && (c.RevokedAt.Before(c.GrantedAt) || c.RevokedAt.After(f.sealedAt)):
-			r.Refuse("consent revoked before it was granted or after it was sealed")
-		}
-		if r.Err() != nil {
 			return
 		}
 	}

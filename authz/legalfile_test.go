@@ -64,7 +64,7 @@ func TestLegalFileTellsItsStory(t *testing.T) {
 			Granularity: meter.PT15M, Days: days("2025-01-01", "2026-01-01"),
 			ValidFrom: instant("2026-01-05T10:06:00Z"), ValidUntil: instant("2027-01-01T00:00:00Z"),
 			Occupancy: day("2025-03-15"), State: ConsentRevoked,
-			GrantedAt: instant("2026-01-05T10:06:00Z"), RevokedAt: instant("2026-01-05T10:07:00Z"),
+			Answered: by(instant("2026-01-05T10:06:00Z")), Revoked: by(instant("2026-01-05T10:07:00Z")),
 			Evidence: "dossier/2026-18",
 		},
 		{
@@ -72,8 +72,8 @@ func TestLegalFileTellsItsStory(t *testing.T) {
 			Granularity: meter.PT1H, Days: days("2025-01-01", ""),
 			ValidFrom: instant("2026-01-05T10:05:00Z"), ValidUntil: instant("2027-01-01T00:00:00Z"),
 			Occupancy: day("2025-03-15"), State: ConsentActive,
-			GrantedAt: instant("2026-01-05T10:05:00Z"),
-			Evidence:  "dossier/2026-17",
+			Answered: by(instant("2026-01-05T10:05:00Z")),
+			Evidence: "dossier/2026-17",
 		},
 	}
 	if got := f.Consents(); !reflect.DeepEqual(got, want) {
@@ -164,9 +164,9 @@ func TestLegalFileInvariants(t *testing.T) {
 		"registered again":               func(f *file) { f.step = Register{home, meter.Electricity}.Encode() },
 		"no step":                        func(f *file) { f.step = nil },
 		"step with a tail":               func(f *file) { f.step = append(bytes.Clone(f.step), 0) },
-		"no actor":                       func(f *file) { f.actor = "" },
-		"actor of two lines":             func(f *file) { f.actor = "a\nb" },
-		"actor too long":                 func(f *file) { f.actor = strings.Repeat("a", maxActor+1) },
+		"no actor":                       func(f *file) { f.actor = Actor{} },
+		"actor of two lines":             func(f *file) { f.actor.Name = "a\nb" },
+		"actor too long":                 func(f *file) { f.actor.Name = strings.Repeat("a", maxActor+1) },
 		"occupancy reversed":             func(f *file) { f.occupancies[0].Days = days("2020-01-02", "2020-01-01") },
 		"occupancy empty":                func(f *file) { f.occupancies[0].Days = days("2020-01-02", "2020-01-02") },
 		"occupancy before 1970":          func(f *file) { f.occupancies[0].Days.From = -1 },
@@ -198,10 +198,9 @@ func TestLegalFileInvariants(t *testing.T) {
 		"consent state unknown":          func(f *file) { f.consents[1].State = 1 },
 		"active but revoked at":          func(f *file) { f.consents[0].State = ConsentActive },
 		"revoked but never":              func(f *file) { f.consents[1].State = ConsentRevoked },
-		"granted later than sealed":      func(f *file) { f.consents[1].GrantedAt = f.sealedAt.Add(1e6) },
-		"revoked before granted":         func(f *file) { f.consents[0].RevokedAt = f.consents[0].GrantedAt.Add(-1e6) },
-		"revoked later than sealed":      func(f *file) { f.consents[0].RevokedAt = f.sealedAt.Add(1e6) },
-		"valid before granted":           func(f *file) { f.consents[1].ValidFrom = f.consents[1].GrantedAt.Add(-1e6) },
+		"granted later than sealed":      func(f *file) { f.consents[1].Answered.At = f.sealedAt.Add(1e6) },
+		"revoked before granted":         func(f *file) { f.consents[0].Revoked.At = f.consents[0].Answered.At.Add(-1e6) },
+		"revoked later than sealed":      func(f *file) { f.consents[0].Revoked.At = f.sealedAt.Add(1e6) },
 		"no evidence":                    func(f *file) { f.consents[0].Evidence = "" },
 		"evidence too long":              func(f *file) { f.consents[0].Evidence = strings.Repeat("e", maxEvidence+1) },
 		"evidence not UTF-8":             func(f *file) { f.consents[0].Evidence = "\xff" },
@@ -252,7 +251,7 @@ func largest(t testing.TB) *LegalFile {
 	f.step, f.actor = GrantConsent{
 		ID: uuid(1), Supplier: alpha, Purpose: meter.Billing, Classes: []meter.Class{1, 2}, Granularity: meter.P1M,
 		Days: days("2020-01-01", ""), ValidUntil: instant("2030-01-01T00:00:00Z"), Evidence: strings.Repeat("e", maxEvidence),
-	}.Encode(), strings.Repeat("a", maxActor)
+	}.Encode(), Actor{ByOperator, strings.Repeat("a", maxActor)}
 	for i := range 1024 {
 		r := meter.DayRange{From: meter.Day(2 * i), To: meter.Day(2*i + 1)}
 		f.occupancies = append(f.occupancies, Occupancy{r})
@@ -260,7 +259,7 @@ func largest(t testing.TB) *LegalFile {
 		f.optOuts = append(f.optOuts, r)
 		c := Consent{
 			Supplier: alpha, Purpose: meter.Billing, Classes: []meter.Class{1, 2}, Granularity: meter.P1M, Days: r,
-			ValidFrom: t0, ValidUntil: t0.Add(1e9), GrantedAt: t0, RevokedAt: t0, State: ConsentRevoked, Occupancy: r.From,
+			ValidFrom: t0, ValidUntil: t0.Add(1e9), Answered: by(t0), Revoked: by(t0), State: ConsentRevoked, Occupancy: r.From,
 			Evidence: strings.Repeat("e", maxEvidence),
 		}
 		binary.BigEndian.PutUint64(c.ID[:], uint64(i+1))

@@ -18,7 +18,7 @@ import (
 // Decide may still withhold everything. But what Decide would grant now rests
 // on one of these bases.
 func BasesNow(c Caller, f *LegalFile, p *meter.Profile, now time.Time) []meter.Basis {
-	if c == nil || f == nil || p == nil || f.parties[c.Supplier()] == nil {
+	if c == nil || c.Employee() != nil || f == nil || p == nil || f.parties[c.Supplier()] == nil {
 		return nil
 	}
 	l := listing{

@@ -13,7 +13,8 @@ import (
 
 type party struct{ gln meter.GLN }
 
-func (p party) Supplier() meter.GLN { return p.gln }
+func (p party) Supplier() meter.GLN       { return p.gln }
+func (p party) Employee() *authz.Employee { return nil }
 
 func relationParty(t interface{ Fatal(...any) }, n int64) party {
 	// GLNs with their check digits.
@@ -29,10 +30,10 @@ func relationFile(t interface{ Fatal(...any) }, at time.Time, steps ...authz.Ste
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := authz.Apply(nil, authz.Register{EAN: ean, Commodity: meter.Electricity}, "registrar", at, time.UTC)
+	f, err := authz.Apply(nil, authz.Register{EAN: ean, Commodity: meter.Electricity}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, at, time.UTC)
 	for _, s := range steps {
 		if err == nil {
-			f, err = authz.Apply(f, s, "registrar", at, time.UTC)
+			f, err = authz.Apply(f, s, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, at, time.UTC)
 		}
 	}
 	if err != nil {
@@ -163,7 +164,7 @@ func TestWhatDecideGrantsIsListed(t *testing.T) {
 		steps := []authz.Step{authz.SetOccupancy{Days: days("occupancy")}, authz.SetSupply{Supplier: me.gln, Days: days("supply")}}
 		f := relationFile(t, at, steps...)
 		step := func(s authz.Step) { // one that the facts do not allow changes nothing
-			if next, err := authz.Apply(f, s, "registrar", at, time.UTC); err == nil {
+			if next, err := authz.Apply(f, s, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, at, time.UTC); err == nil {
 				f = next
 			}
 		}

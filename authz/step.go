@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,6 +26,12 @@ const (
 	stepRevokeConsent = 5
 	stepSetOptOut     = 6
 	stepEndOptOut     = 7
+
+	stepRequestConsent = 8
+	stepAcceptConsent  = 9
+	stepRejectConsent  = 10
+	stepCorrectSupply  = 11
+	stepCorrectMove    = 12
 )
 
 // Step is one change of a legal file: one of the types below. Its canonical
@@ -37,9 +42,18 @@ type Step interface {
 	Encode() []byte
 	// check refuses what is nonsense whatever the file says.
 	check() error
-	// apply changes the draft. today is the local day of at.
-	apply(f *facts, at time.Time, today meter.Day) error
+	// apply changes the draft.
+	apply(f *facts, m moment) error
 }
+
+// moment is when a step is taken, and by whom.
+type moment struct {
+	at    time.Time
+	today meter.Day // local, of at
+	by    Actor
+}
+
+func (m moment) event() ConsentEvent { return ConsentEvent{At: m.at, By: m.by} }
 
 // The steps there are. All days are local.
 type (
@@ -59,10 +73,11 @@ type (
 		Supplier meter.GLN
 		Days     meter.DayRange
 	}
-	// GrantConsent records an active consent, valid from the step's time, by
-	// the customer who occupies the metering point on the step's local day.
-	// The supplier need not supply yet; Decide asks that day by day. Days may
-	// reach outside the occupancy; Decide gives only those inside.
+	// GrantConsent records an active consent that nobody asked for here, on the
+	// customer's word, valid from the step's time, by the customer who occupies
+	// the metering point on the step's local day. The supplier need not supply
+	// yet; Decide asks that day by day. Days may reach outside the occupancy;
+	// Decide gives only those inside.
 	GrantConsent struct {
 		ID          [16]byte // UUID, not zero
 		Supplier    meter.GLN
@@ -70,11 +85,47 @@ type (
 		Classes     []meter.Class // at least one; order does not matter
 		Granularity meter.Resolution
 		Days        meter.DayRange
-		ValidUntil  time.Time // exclusive
+		ValidUntil  time.Time // exclusive; cut to whole seconds
 		Evidence    string    // reference to the proof: 1 to 128 printable bytes
 	}
-	// RevokeConsent ends a consent at the step's time, for good.
+	// RequestConsent asks the customer who occupies the metering point on the
+	// step's local day for a consent. It gives nothing until it is accepted. Days
+	// need not lie in the occupancy: who asks is not told when it began.
+	RequestConsent struct {
+		ID          [16]byte // UUID, not zero
+		Supplier    meter.GLN
+		Purpose     meter.Purpose
+		Classes     []meter.Class // at least one; order does not matter
+		Granularity meter.Resolution
+		Days        meter.DayRange
+		ValidUntil  time.Time // exclusive; cut to whole seconds
+		Evidence    string    // reference to the proof of the request: 1 to 128 printable bytes
+	}
+	// AcceptConsent is the customer's yes to a request, which counts from the
+	// step's time. It was asked of the customer who occupies the metering point
+	// on the step's local day.
+	AcceptConsent struct {
+		ID       [16]byte
+		Evidence string // reference to the proof of the answer: 1 to 128 printable bytes
+	}
+	// RejectConsent is the same customer's no.
+	RejectConsent struct{ ID [16]byte }
+	// RevokeConsent ends a consent at the step's time, for good, or withdraws a
+	// request.
 	RevokeConsent struct{ ID [16]byte }
+	// CorrectSupply says who supplied on days, whatever was recorded before: the
+	// supplier on every day of Days, or nobody with the zero Supplier. All other
+	// days keep whom they have. Consents stay as they are.
+	CorrectSupply struct {
+		Supplier meter.GLN
+		Days     meter.DayRange
+	}
+	// CorrectMove moves one boundary: the day Was, on which one customer moved
+	// out, another in, or both, becomes Is. No occupancy may vanish, or overlap
+	// another, by it. Consents stay with the occupancy they belong to; Decide lets
+	// one count only if it was given on a day of that occupancy, so one given by
+	// somebody who, as it turns out, was the other customer counts no more.
+	CorrectMove struct{ Was, Is meter.Day }
 	// SetOptOut opts the customer out of remote reading for days, in addition
 	// to those opted out before.
 	SetOptOut struct{ Days meter.DayRange }
@@ -91,12 +142,12 @@ func refuse(format string, args ...any) error {
 }
 
 // Apply yields version + 1 of prev (nil for Register), as an unsealed draft.
-// actor names who took the step (the operator's certificate name, at most 128
-// printable bytes), at is the sealing time, loc the market's time zone
-// (Profile.Location), in which at falls on a day. Apply never changes prev
+// actor is who took the step, at is the sealing time, loc the market's time
+// zone (Profile.Location), in which at falls on a day. Apply never changes prev
 // and depends on nothing else, so that a sealed version can be recomputed
-// from the one before. Every error wraps ErrStep.
-func Apply(prev *LegalFile, step Step, actor string, at time.Time, loc *time.Location) (*LegalFile, error) {
+// from the one before: what the market's rules say of a step is Permit's to
+// look at. Every error wraps ErrStep.
+func Apply(prev *LegalFile, step Step, actor Actor, at time.Time, loc *time.Location) (*LegalFile, error) {
 	at = micros(at)
 	switch {
 	case step == nil:
@@ -105,7 +156,7 @@ func Apply(prev *LegalFile, step Step, actor string, at time.Time, loc *time.Loc
 		return nil, refuse("no time zone")
 	case !validTime(at):
 		return nil, refuse("no sealing time")
-	case !plainText(actor, maxActor):
+	case !actor.valid():
 		return nil, refuse("who takes the step must be named, in 1 to %d printable bytes", maxActor)
 	}
 	if err := step.check(); err != nil {
@@ -116,6 +167,10 @@ func Apply(prev *LegalFile, step Step, actor string, at time.Time, loc *time.Loc
 	step, err := DecodeStep(encoded)
 	if err != nil {
 		return nil, err
+	}
+
+	if !actor.may(step) {
+		return nil, refuse("no %s takes this step", actor.Kind)
 	}
 
 	next := &LegalFile{version: 1, sealedAt: at, step: encoded, actor: actor}
@@ -132,7 +187,7 @@ func Apply(prev *LegalFile, step Step, actor string, at time.Time, loc *time.Loc
 		next.version = prev.version + 1
 		next.previous = prev.digest
 	}
-	if err := step.apply(&next.facts, at, meter.DayOf(at, loc)); err != nil {
+	if err := step.apply(&next.facts, moment{at: at, today: meter.DayOf(at, loc), by: actor}); err != nil {
 		return nil, err
 	}
 	// Through the parser, so that nothing is ever sealed that would not be accepted.
@@ -173,16 +228,18 @@ func decodeStep(b []byte) (Step, error) {
 	case stepSetSupply:
 		step = SetSupply{Supplier: readGLN(r), Days: readDays(r)}
 	case stepGrantConsent:
-		var g GrantConsent
-		r.Fixed(g.ID[:])
-		g.Supplier = readGLN(r)
-		g.Purpose = meter.Purpose(r.U8())
-		g.Classes = readClasses(r)
-		g.Granularity = meter.Resolution(r.U8())
-		g.Days = readDays(r)
-		g.ValidUntil = readTime(r)
-		g.Evidence = readText(r, maxEvidence)
-		step = g
+		step = GrantConsent(readTerms(r))
+	case stepRequestConsent:
+		step = readTerms(r)
+	case stepAcceptConsent:
+		var a AcceptConsent
+		r.Fixed(a.ID[:])
+		a.Evidence = readText(r, maxEvidence)
+		step = a
+	case stepRejectConsent:
+		var v RejectConsent
+		r.Fixed(v.ID[:])
+		step = v
 	case stepRevokeConsent:
 		var v RevokeConsent
 		r.Fixed(v.ID[:])
@@ -191,6 +248,10 @@ func decodeStep(b []byte) (Step, error) {
 		step = SetOptOut{Days: readDays(r)}
 	case stepEndOptOut:
 		step = EndOptOut{From: meter.Day(r.I32())}
+	case stepCorrectSupply:
+		step = CorrectSupply{Supplier: readGLNOrNone(r), Days: readDays(r)}
+	case stepCorrectMove:
+		step = CorrectMove{Was: meter.Day(r.I32()), Is: meter.Day(r.I32())}
 	default:
 		r.Refuse("unknown step")
 	}
@@ -230,7 +291,7 @@ func (s Register) check() error {
 	return nil
 }
 
-func (s Register) apply(f *facts, _ time.Time, _ meter.Day) error {
+func (s Register) apply(f *facts, _ moment) error {
 	f.ean, f.commodity = s.EAN, s.Commodity
 	return nil
 }
@@ -246,7 +307,7 @@ func (s SetOccupancy) Encode() []byte {
 
 func (s SetOccupancy) check() error { return checkDays(s.Days) }
 
-func (s SetOccupancy) apply(f *facts, _ time.Time, _ meter.Day) error {
+func (s SetOccupancy) apply(f *facts, _ moment) error {
 	if n := len(f.occupancies); n > 0 {
 		open := &f.occupancies[n-1].Days
 		if open.To == meter.MaxDay && s.Days.From == open.From {
@@ -295,7 +356,7 @@ func (s SetSupply) check() error {
 	return checkDays(s.Days)
 }
 
-func (s SetSupply) apply(f *facts, _ time.Time, _ meter.Day) error {
+func (s SetSupply) apply(f *facts, _ moment) error {
 	if n := len(f.supply); n > 0 && f.supply[n-1].Days.To == meter.MaxDay {
 		open := &f.supply[n-1]
 		switch {
@@ -319,111 +380,6 @@ func (s SetSupply) apply(f *facts, _ time.Time, _ meter.Day) error {
 	return nil
 }
 
-// ---- GrantConsent
-
-// Encode returns the canonical bytes.
-func (s GrantConsent) Encode() []byte {
-	classes := slices.Clone(s.Classes)
-	slices.Sort(classes)
-	w := newStep(stepGrantConsent)
-	w.Fixed(s.ID[:])
-	w.U64(uint64(s.Supplier.Int64()))
-	w.U8(uint8(s.Purpose))
-	writeClasses(w, slices.Compact(classes))
-	w.U8(uint8(s.Granularity))
-	writeDays(w, s.Days)
-	w.Time(s.ValidUntil)
-	w.String(s.Evidence)
-	return w.Encoded()
-}
-
-func (s GrantConsent) check() error {
-	switch {
-	case s.ID == [16]byte{}:
-		return refuse("the consent has no id; give it a UUID")
-	case s.Supplier.IsZero():
-		return refuse("no supplier")
-	case !knownPurpose(s.Purpose):
-		return refuse("unknown purpose")
-	case len(s.Classes) == 0:
-		return refuse("the consent names no class; name at least one")
-	case slices.ContainsFunc(s.Classes, func(c meter.Class) bool { return !knownClass(c) }):
-		return refuse("unknown class")
-	case !knownResolution(s.Granularity):
-		return refuse("unknown granularity")
-	case !validTime(s.ValidUntil):
-		return refuse("the consent must end: give a time until which it is valid, before the year 10000")
-	case !plainText(s.Evidence, maxEvidence):
-		return refuse("the consent needs a reference to its evidence, in 1 to %d printable bytes", maxEvidence)
-	}
-	return checkDays(s.Days)
-}
-
-func (s GrantConsent) apply(f *facts, at time.Time, today meter.Day) error {
-	i, found := f.consent(s.ID)
-	o, occupied := f.occupancyAt(today)
-	switch {
-	case found:
-		return refuse("a consent with this id exists; give a new one a new id")
-	case !occupied:
-		return refuse("no customer occupies the metering point on %s; set the occupancy first", today)
-	case s.Days.Intersect(o.Days).Empty():
-		return refuse("the consent covers no day of the occupancy that began on %s; choose days in it", o.Days.From)
-	case !at.Before(s.ValidUntil):
-		return refuse("the consent would have ended before it began; choose a later end")
-	case len(f.consents) >= maxConsents:
-		return refuse("more than %d consents", maxConsents)
-	}
-	f.consents = slices.Insert(f.consents, i, Consent{
-		ID:          s.ID,
-		Supplier:    s.Supplier,
-		Purpose:     s.Purpose,
-		Classes:     s.Classes,
-		Granularity: s.Granularity,
-		Days:        s.Days,
-		ValidFrom:   at,
-		ValidUntil:  s.ValidUntil,
-		Occupancy:   o.Days.From,
-		State:       ConsentActive,
-		GrantedAt:   at,
-		Evidence:    s.Evidence,
-	})
-	return nil
-}
-
-func (f *facts) consent(id [16]byte) (int, bool) {
-	return sort.Find(len(f.consents), func(i int) int { return bytes.Compare(id[:], f.consents[i].ID[:]) })
-}
-
-// ---- RevokeConsent
-
-// Encode returns the canonical bytes.
-func (s RevokeConsent) Encode() []byte {
-	w := newStep(stepRevokeConsent)
-	w.Fixed(s.ID[:])
-	return w.Encoded()
-}
-
-func (s RevokeConsent) check() error {
-	if s.ID == [16]byte{} {
-		return refuse("no consent named; give its id")
-	}
-	return nil
-}
-
-func (s RevokeConsent) apply(f *facts, at time.Time, _ meter.Day) error {
-	i, found := f.consent(s.ID)
-	if !found {
-		return refuse("no consent with this id at this metering point; check both")
-	}
-	c := &f.consents[i]
-	if c.State == ConsentRevoked {
-		return refuse("the consent is revoked already, since %s; nothing to do", c.RevokedAt.Format(time.RFC3339))
-	}
-	c.State, c.RevokedAt = ConsentRevoked, at
-	return nil
-}
-
 // ---- SetOptOut
 
 // Encode returns the canonical bytes.
@@ -435,7 +391,7 @@ func (s SetOptOut) Encode() []byte {
 
 func (s SetOptOut) check() error { return checkDays(s.Days) }
 
-func (s SetOptOut) apply(f *facts, _ time.Time, _ meter.Day) error {
+func (s SetOptOut) apply(f *facts, _ moment) error {
 	before := meter.NewDaySet(f.optOuts...)
 	after := before.Union(meter.NewDaySet(s.Days))
 	if after.Equal(before) {
@@ -464,7 +420,7 @@ func (s EndOptOut) check() error {
 	return nil
 }
 
-func (s EndOptOut) apply(f *facts, _ time.Time, _ meter.Day) error {
+func (s EndOptOut) apply(f *facts, _ moment) error {
 	before := meter.NewDaySet(f.optOuts...)
 	after := before.Intersect(meter.NewDaySet(meter.DayRange{From: 0, To: s.From}))
 	if after.Equal(before) {

@@ -125,8 +125,8 @@ func TestSteps(t *testing.T) {
 
 		{name: "consent", before: lived, step: grant(1), check: func(f *LegalFile) bool {
 			c := f.Consents()[0]
-			return c.State == ConsentActive && c.Occupancy == day("2020-01-01") && c.GrantedAt.Equal(f.SealedAt()) &&
-				c.ValidFrom.Equal(f.SealedAt()) && c.RevokedAt.IsZero() && f.Relates(alpha)
+			return c.State == ConsentActive && c.Occupancy == day("2020-01-01") && c.Answered.At.Equal(f.SealedAt()) &&
+				c.ValidFrom.Equal(f.SealedAt()) && c.Revoked.IsZero() && f.Relates(alpha)
 		}},
 		{name: "consent to who does not supply yet", before: lived, step: grant(1, func(g *GrantConsent) { g.Supplier = gamma }),
 			check: func(f *LegalFile) bool { return f.Relates(gamma) }},
@@ -156,7 +156,7 @@ func TestSteps(t *testing.T) {
 
 		{name: "revoke", before: append(lived[:2:2], grant(1)), step: RevokeConsent{uuid(1)}, check: func(f *LegalFile) bool {
 			c := f.Consents()[0]
-			return c.State == ConsentRevoked && c.RevokedAt.Equal(f.SealedAt())
+			return c.State == ConsentRevoked && c.Revoked.At.Equal(f.SealedAt())
 		}},
 		{name: "revoke twice", before: append(lived[:2:2], grant(1), RevokeConsent{uuid(1)}), step: RevokeConsent{uuid(1)}, refused: "revoked already"},
 		{name: "revoke an unknown consent", before: append(lived[:2:2], grant(1)), step: RevokeConsent{uuid(2)}, refused: "no consent with this id"},
@@ -219,8 +219,8 @@ func TestApplyRefusesBadCircumstances(t *testing.T) {
 		"clock behind":  second(Apply(f, step, operator, t0.Add(-time.Microsecond), amsterdam)),
 		"no time":       second(Apply(f, step, operator, time.Time{}, amsterdam)),
 		"no zone":       second(Apply(f, step, operator, t0, nil)),
-		"no actor":      second(Apply(f, step, "", t0, amsterdam)),
-		"actor's lines": second(Apply(f, step, "a\nb", t0, amsterdam)),
+		"no actor":      second(Apply(f, step, Actor{}, t0, amsterdam)),
+		"actor's lines": second(Apply(f, step, Actor{ByOperator, "a\nb"}, t0, amsterdam)),
 		"file of none":  second(Apply(&LegalFile{}, step, operator, t0, amsterdam)),
 	} {
 		if !errors.Is(err, ErrStep) {
@@ -269,7 +269,7 @@ func TestListsAreBounded(t *testing.T) {
 		}
 		c := Consent{
 			Supplier: alpha, Purpose: meter.Billing, Classes: []meter.Class{1}, Granularity: meter.P1M, Days: r,
-			ValidFrom: t0, ValidUntil: t0.Add(time.Hour), GrantedAt: t0, State: ConsentActive, Occupancy: day("2020-01-01"), Evidence: "e",
+			ValidFrom: t0, ValidUntil: t0.Add(time.Hour), Answered: by(t0), State: ConsentActive, Occupancy: day("2020-01-01"), Evidence: "e",
 		}
 		binary.BigEndian.PutUint64(c.ID[:], uint64(i+1))
 		full.consents = append(full.consents, c)

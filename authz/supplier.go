@@ -19,12 +19,6 @@ const (
 	versionSupplier = 1
 )
 
-// Caller is an authenticated supplier. Only internal/authn makes values that
-// satisfy it in production.
-type Caller interface {
-	Supplier() meter.GLN
-}
-
 // Why a supplier or its certificate is not accepted.
 var (
 	ErrCertificateUnknown = errors.New("certificate not registered for this supplier")

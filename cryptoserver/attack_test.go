@@ -349,7 +349,7 @@ func TestEvidence(t *testing.T) {
 	invented, err := authz.Apply(file, authz.GrantConsent{
 		ID: [16]byte{9}, Supplier: m.old.gln, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
 		Granularity: meter.PT15M, Days: days("2024-01-01", "2025-01-01"), ValidUntil: baseTime.AddDate(1, 0, 0), Evidence: "none",
-	}, "registrar", w.clock.now(), w.profile.Location())
+	}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, w.clock.now(), w.profile.Location())
 	w.must(err)
 
 	// A legal file that does not verify: the unit is refused.

@@ -348,7 +348,7 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 	if err != nil {
 		return nil, malformed("not a step of a legal file")
 	}
-	next, err := authz.Apply(previous, step, c.identity, s.now(), s.profile.Location())
+	next, err := authz.Apply(previous, step, authz.Actor{Kind: authz.ByOperator, Name: c.identity}, s.now(), s.profile.Location())
 	if err != nil {
 		return nil, stepRefused(err)
 	}

@@ -615,7 +615,8 @@ func (p *point) all(q client.OpenRequest) client.OpenRequest {
 
 type callerOf meter.GLN
 
-func (c callerOf) Supplier() meter.GLN { return meter.GLN(c) }
+func (c callerOf) Supplier() meter.GLN       { return meter.GLN(c) }
+func (c callerOf) Employee() *authz.Employee { return nil }
 
 // opened sends the call of one unit as the gateway.
 func (w *world) opened(q client.OpenRequest) client.Opened {

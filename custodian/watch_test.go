@@ -41,7 +41,7 @@ func (w *world) registrar() registrar {
 // file makes the next version of a legal file and seals it.
 func (r registrar) file(prev *authz.LegalFile, step authz.Step) (*authz.LegalFile, []byte) {
 	r.w.t.Helper()
-	f, err := authz.Apply(prev, step, "registrar", time.Now(), amsterdam)
+	f, err := authz.Apply(prev, step, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now(), amsterdam)
 	r.w.must(err)
 	return f, must(authz.Seal(f.Payload(), r.w.pool.servers[0].signer))
 }
@@ -342,7 +342,7 @@ func TestFactsThatDoNotVerify(t *testing.T) {
 	w.looked()
 	_, sealed := r.file(f, authz.RevokeConsent{ID: [16]byte{1}})
 	forger := newSigner()
-	next, err := authz.Apply(f, authz.RevokeConsent{ID: [16]byte{1}}, "forger", time.Now(), amsterdam)
+	next, err := authz.Apply(f, authz.RevokeConsent{ID: [16]byte{1}}, authz.Actor{Kind: authz.ByOperator, Name: "forger"}, time.Now(), amsterdam)
 	w.must(err)
 	insert := `INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`
 	w.exec(insert, ean(1).Int64(), 900, must(authz.Seal(next.Payload(), forger)))

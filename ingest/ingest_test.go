@@ -172,7 +172,7 @@ func newDesk(t *testing.T) *desk {
 		authz.Register{EAN: d.ean, Commodity: meter.Electricity},
 		authz.SetOccupancy{Days: meter.DayRange{From: d.day, To: meter.MaxDay}},
 	} {
-		if file, err = authz.Apply(file, step, "test", time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), p.Location()); err != nil {
+		if file, err = authz.Apply(file, step, authz.Actor{Kind: authz.ByOperator, Name: "test"}, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), p.Location()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,6 +24,11 @@ func (t ConsentTerms) MayRevoke(by ConsentParty) bool { return slices.Contains(t
 // the day given counts no more, whatever its own end says.
 func (t ConsentTerms) LongestUntil(began Day) Day { return began.AddMonths(t.LongestMonths) }
 
+// AnswerUntil is the local day from whose start on a request that was made on
+// the day given has lapsed. The day itself does not count, so that the customer
+// has whole days (Regulation (EEC, Euratom) No 1182/71, article 3).
+func (t ConsentTerms) AnswerUntil(asked Day) Day { return asked + 1 + Day(t.AnswerDays) }
+
 // ConsentParty is someone who takes part in a consent.
 type ConsentParty uint8
 

@@ -292,7 +292,7 @@ func TestFactsMadeUpInTheDatabase(t *testing.T) {
 		}, 404, "metering-point-not-found", audit.NoRelation},
 		"a legal file signed by a stranger": {func(w *world, e meter.EAN) {
 			f := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e))))
-			f = must(authz.Apply(f, authz.SetSupply{Supplier: w.a.gln, Days: meter.DayRange{From: day("2026-01-01"), To: meter.MaxDay}}, "registrar", time.Now().UTC().Truncate(time.Microsecond), w.profile.Location()))
+			f = must(authz.Apply(f, authz.SetSupply{Supplier: w.a.gln, Days: meter.DayRange{From: day("2026-01-01"), To: meter.MaxDay}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now().UTC().Truncate(time.Microsecond), w.profile.Location()))
 			w.sql(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, e.Int64(), f.Version(), must(authz.Seal(f.Payload(), newSigner())))
 		}, 500, "evidence-invalid", audit.Failed},
 		"a legal file without a signature": {func(w *world, e meter.EAN) {

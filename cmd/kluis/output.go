@@ -143,8 +143,8 @@ func consentViewOf(c authz.Consent) consentView {
 	for _, class := range c.Classes {
 		v.Classes = append(v.Classes, class.String())
 	}
-	if !c.RevokedAt.IsZero() {
-		v.RevokedAt = &c.RevokedAt
+	if !c.Revoked.IsZero() {
+		v.RevokedAt = &c.Revoked.At
 	}
 	return v
 }

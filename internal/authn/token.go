@@ -130,6 +130,9 @@ var _ authz.Caller = Caller{}
 // Supplier is who calls.
 func (c Caller) Supplier() meter.GLN { return c.supplier }
 
+// Employee is nil: the caller is a supplier.
+func (c Caller) Employee() *authz.Employee { return nil }
+
 // Scope is the scope it was authenticated for.
 func (c Caller) Scope() string { return c.scope }
 

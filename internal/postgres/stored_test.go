@@ -103,7 +103,7 @@ func BenchmarkStored(b *testing.B) {
 		},
 	} {
 		var err error
-		if f, err = authz.Apply(f, step, "operator", time.Date(2022, 1, 1, 0, i, 0, 0, time.UTC), profile().Location()); err != nil {
+		if f, err = authz.Apply(f, step, operator, time.Date(2022, 1, 1, 0, i, 0, 0, time.UTC), profile().Location()); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -438,7 +438,7 @@ func TestTamperedLegalFiles(t *testing.T) {
 	stranger := l.vendor(t)
 	keys := sure(sealKeysOf(l))
 	file := sure(keys.LegalFile(genuine))
-	invented := sure(authz.Apply(file, authz.SetSupply{Supplier: stranger.gln, Days: meter.DayRange{From: h.turn - 50, To: meter.MaxDay}}, "registrar", time.Now(), l.profile.Location()))
+	invented := sure(authz.Apply(file, authz.SetSupply{Supplier: stranger.gln, Days: meter.DayRange{From: h.turn - 50, To: meter.MaxDay}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now(), l.profile.Location()))
 	for name, sealed := range forge(t, invented.Payload(), genuine) {
 		t.Run("invented "+name, func(t *testing.T) {
 			defer restore()

@@ -125,7 +125,8 @@ func (e *Explanation) Clean() bool { return e.Verdict != Differs && e.Hindsight.
 // about; production callers come from verified tokens.
 type recordCaller meter.GLN
 
-func (c recordCaller) Supplier() meter.GLN { return meter.GLN(c) }
+func (c recordCaller) Supplier() meter.GLN       { return meter.GLN(c) }
+func (c recordCaller) Employee() *authz.Employee { return nil }
 
 // Explain makes the decisions of an interaction again, of one metering point
 // when ean is not zero. profile is the file of the market profile, for when it

@@ -72,7 +72,8 @@ func (r readyFile) write(path string) error {
 // gateway makes its callers from verified tokens only.
 type asSupplier meter.GLN
 
-func (s asSupplier) Supplier() meter.GLN { return meter.GLN(s) }
+func (s asSupplier) Supplier() meter.GLN       { return meter.GLN(s) }
+func (s asSupplier) Employee() *authz.Employee { return nil }
 
 // access asks the same Decide as gateway and cryptoservers what each supplier
 // may read of a metering point, over the days given.
