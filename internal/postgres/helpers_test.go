@@ -61,7 +61,10 @@ var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
 type caller meter.GLN
 
-func (c caller) Supplier() meter.GLN { return meter.GLN(c) }
+func (c caller) Supplier() meter.GLN       { return meter.GLN(c) }
+func (c caller) Employee() *authz.Employee { return nil }
+
+var operator = authz.Actor{Kind: authz.ByOperator, Name: "operator"}
 
 var (
 	home, neighbour = ean(1), ean(2)
@@ -72,12 +75,12 @@ var (
 // does not look inside.
 func file(t testing.TB, of meter.EAN, steps ...authz.Step) *authz.LegalFile {
 	t.Helper()
-	f, err := authz.Apply(nil, authz.Register{EAN: of, Commodity: meter.Electricity}, "operator", now.AddDate(-2, 0, 0), profile().Location())
+	f, err := authz.Apply(nil, authz.Register{EAN: of, Commodity: meter.Electricity}, operator, now.AddDate(-2, 0, 0), profile().Location())
 	for _, s := range steps {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, err = authz.Apply(f, s, "operator", f.SealedAt().Add(time.Microsecond), profile().Location())
+		f, err = authz.Apply(f, s, operator, f.SealedAt().Add(time.Microsecond), profile().Location())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -198,8 +198,8 @@ func TestLegalFiles(t *testing.T) {
 	if _, err := owner.ExecContext(t.Context(), `INSERT INTO supply_period (ean, gln, from_day) VALUES ($1, $2, '2020-01-01')`, home.Int64(), gln(9).Int64()); err != nil {
 		t.Fatal(err)
 	}
-	next := must(authz.Apply(f, authz.SetSupply{Supplier: beta, Days: days("2026-06-01", "")}, "operator", now, profile().Location()))
-	next = must(authz.Apply(next, authz.RevokeConsent{ID: c.ID}, "operator", now.Add(time.Second), profile().Location()))
+	next := must(authz.Apply(f, authz.SetSupply{Supplier: beta, Days: days("2026-06-01", "")}, operator, now, profile().Location()))
+	next = must(authz.Apply(next, authz.RevokeConsent{ID: c.ID}, operator, now.Add(time.Second), profile().Location()))
 	if err := r.StoreLegalFile(t.Context(), next, []byte("second")); err != nil {
 		t.Fatal(err)
 	}
@@ -218,8 +218,8 @@ func TestLegalFiles(t *testing.T) {
 	}
 
 	// A version collides as a whole: the indexes stay as they are.
-	other := must(authz.Apply(f, authz.SetSupply{Supplier: gln(3), Days: days("2026-07-01", "")}, "operator", now, profile().Location()))
-	other = must(authz.Apply(other, authz.SetOptOut{Days: days("2026-07-01", "")}, "operator", now.Add(time.Second), profile().Location()))
+	other := must(authz.Apply(f, authz.SetSupply{Supplier: gln(3), Days: days("2026-07-01", "")}, operator, now, profile().Location()))
+	other = must(authz.Apply(other, authz.SetOptOut{Days: days("2026-07-01", "")}, operator, now.Add(time.Second), profile().Location()))
 	if err := r.StoreLegalFile(t.Context(), other, []byte("other")); !errors.Is(err, postgres.ErrConflict) {
 		t.Errorf("the same version again: %v, want ErrConflict", err)
 	}
@@ -242,7 +242,7 @@ func TestWritersOfOneVersion(t *testing.T) {
 	errs := make([]error, writers)
 	var wg sync.WaitGroup
 	for i := range writers {
-		f := must(authz.Apply(base, authz.SetSupply{Supplier: gln(i), Days: days("2026-06-01", "")}, "operator", now, profile().Location()))
+		f := must(authz.Apply(base, authz.SetSupply{Supplier: gln(i), Days: days("2026-06-01", "")}, operator, now, profile().Location()))
 		wg.Go(func() { errs[i] = r.StoreLegalFile(t.Context(), f, []byte(gln(i).String())) })
 	}
 	wg.Wait()
