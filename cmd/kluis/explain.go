@@ -377,8 +377,8 @@ func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 func consentText(c authz.Consent) string {
 	text := fmt.Sprintf("%s: %s %s %v, of the customer since %s, valid %s to %s, evidence %q", uuid.UUID(c.ID), c.Purpose, c.Granularity, c.Classes,
 		c.Occupancy, c.ValidFrom.Format(time.RFC3339), c.ValidUntil.Format(time.RFC3339), c.Evidence)
-	if !c.RevokedAt.IsZero() {
-		text += ", revoked " + c.RevokedAt.Format(time.RFC3339)
+	if !c.Revoked.IsZero() {
+		text += ", revoked " + c.Revoked.At.Format(time.RFC3339)
 	}
 	return text
 }
@@ -450,11 +450,11 @@ func consentsOf(e *backend.Explanation, r *backend.Ruling, on meter.DaySet, f *a
 	field, _ := e.Profile.FieldByCode(r.Field)
 	var ids []string
 	for _, c := range f.Consents() {
-		switch usable := c.RevokedAt.IsZero() && !e.Record.At.Before(c.ValidFrom) && e.Record.At.Before(c.ValidUntil); {
+		switch usable := c.Given() && c.Revoked.IsZero() && !e.Record.At.Before(c.ValidFrom) && e.Record.At.Before(c.ValidUntil); {
 		case c.Supplier != e.Record.Supplier || c.Purpose != r.Purpose || !slices.Contains(c.Classes, field.Class):
-		case on.Intersect(meter.NewDaySet(c.Days)).Empty(), inForce && !usable, r.Reason == meter.ConsentRevoked && c.RevokedAt.IsZero():
-		case !c.RevokedAt.IsZero():
-			ids = append(ids, fmt.Sprintf("%s, revoked %s", uuid.UUID(c.ID), c.RevokedAt.Format(time.RFC3339)))
+		case on.Intersect(meter.NewDaySet(c.Days)).Empty(), inForce && !usable, r.Reason == meter.ConsentRevoked && c.Revoked.IsZero():
+		case !c.Revoked.IsZero():
+			ids = append(ids, fmt.Sprintf("%s, revoked %s", uuid.UUID(c.ID), c.Revoked.At.Format(time.RFC3339)))
 		default:
 			ids = append(ids, uuid.UUID(c.ID).String())
 		}
