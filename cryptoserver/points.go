@@ -19,7 +19,7 @@ const (
 	defaultPointsPerToken = 100_000
 	// pointRoom bounds what is remembered, over all tokens: a place for each
 	// metering point of each token, and tokenPlaces for the token itself. A place
-	// takes some 20 bytes. It is 42 tokens that are used up, in the five minutes
+	// takes some 20 to 25 bytes. It is 41 tokens that are used up, in the five minutes
 	// that tokens live.
 	pointRoom   = 1 << 22
 	tokenPlaces = 16
