@@ -102,8 +102,8 @@ const (
 	MoveBasis      Basis = 4 // MOVE: the reads at which an occupancy begins and ends
 	Consent        Basis = 5 // CONSENT
 
-	// CustomerServiceBasis is known and gives nothing: it rests on who the
-	// employee is and what the customer asked, which no token says yet.
+	// CustomerServiceBasis is for employees of the grid operator only: it rests
+	// on who the employee is and what the customer on the line asked.
 	CustomerServiceBasis Basis = 6 // CUSTOMER_SERVICE
 )
 

@@ -296,8 +296,10 @@ func (r *yamlReader) rule(p *Profile, n ast.Node, consentTerms bool) {
 		r.fail(m["requires_supply"], "the basis %s rests on the supply: must be true", rule.Basis)
 	}
 	switch {
-	case rule.Enabled && rule.Basis == CustomerServiceBasis:
-		r.fail(m["enabled"], "the basis %s is known but gives nothing: no token names an employee yet; must be false", rule.Basis)
+	case rule.Basis == CustomerServiceBasis && rule.Purpose != 0 && rule.Purpose != CustomerService:
+		r.fail(m["purpose"], "the basis %s is for the purpose %s", rule.Basis, CustomerService)
+	case rule.Basis == CustomerServiceBasis && rule.RequiresSupply:
+		r.fail(m["requires_supply"], "the basis %s is for employees of the grid operator, who supply nothing: must be false", rule.Basis)
 	case rule.Enabled && rule.Basis == Consent && !consentTerms:
 		r.fail(m["basis"], "there are no terms for consents: add the key \"consent\" to the profile")
 	}

@@ -70,8 +70,9 @@ func TestNL(t *testing.T) {
 		EnergyManagement: "[{nl-daily SUPPLY_DAILY ENERGY_MANAGEMENT [registers] P1D ALL {2020-10-01 5881580-07-11} 0 true false true} {nl-consent-intervals CONSENT ENERGY_MANAGEMENT [intervals] PT15M ALL {2012-01-01 5881580-07-11} 0 true false true}]",
 		Switch:           "[{nl-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
 		Move:             "[{nl-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
-		CustomerService:  "[]",
-		0:                "[]",
+		CustomerService: "[{nl-customer-service-registers CUSTOMER_SERVICE CUSTOMER_SERVICE [registers] P1D ALL {2012-01-01 5881580-07-11} 0 false false true} " +
+			"{nl-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2012-01-01 5881580-07-11} 0 false false true}]",
+		0: "[]",
 	} {
 		if got := fmt.Sprint(p.Rules(purpose)); got != want {
 			t.Errorf("rules for %s:\n%s, want\n%s", purpose, got, want)
@@ -116,9 +117,10 @@ func TestBE(t *testing.T) {
 		Billing: "[{be-billing-monthly SUPPLY_PERIODIC BILLING [registers] P1M ALL {2019-07-01 5881580-07-11} 24 true false true}]",
 		EnergyManagement: "[{be-mandate-registers CONSENT ENERGY_MANAGEMENT [registers] P1D ALL {2019-07-01 5881580-07-11} 0 false false true} " +
 			"{be-mandate-intervals CONSENT ENERGY_MANAGEMENT [intervals] PT15M ALL {2019-07-01 5881580-07-11} 0 false false true}]",
-		Switch:          "[{be-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
-		Move:            "[{be-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
-		CustomerService: "[]",
+		Switch: "[{be-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
+		Move:   "[{be-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
+		CustomerService: "[{be-customer-service-registers CUSTOMER_SERVICE CUSTOMER_SERVICE [registers] P1D ALL {2019-07-01 5881580-07-11} 0 false false true} " +
+			"{be-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2019-07-01 5881580-07-11} 0 false false true}]",
 	} {
 		if got := fmt.Sprint(p.Rules(purpose)); got != want {
 			t.Errorf("rules for %s:\n%s, want\n%s", purpose, got, want)
@@ -283,89 +285,90 @@ func TestParseProfileRefuses(t *testing.T) {
 		at       string // line:column
 		reason   string
 	}{
-		"unknown key":               {"retention: P2Y", "retention: P2Y\nretentoin: P3Y", "5:1", `unknown key "retentoin"`},
-		"unknown key of a field":    {"    unit: kWh\n    precision: 3", "    unit: kWh\n    colour: red\n    precision: 3", "10:5", `unknown key "colour"`},
-		"unknown key of a rule":     {"    enabled: true\n  - id: two", "    enable: true\n    enabled: true\n  - id: two", "32:5", `unknown key "enable"`},
-		"repeated key":              {"retention: P2Y", "retention: P2Y\nretention: P3Y", "5:1", "retention"},
-		"missing key":               {"country: XX\n", "", "1:1", `key "country" is missing`},
-		"missing key of a rule":     {"    requires_supply: false\n", "", "23:5", `key "requires_supply" is missing`},
-		"missing key of a field":    {"    precision: 0\n", "", "14:5", `key "precision" is missing`},
-		"empty value":               {"country: XX", "country:", "1:9", "want a text"},
-		"country":                   {"country: XX", "country: nl", "1:10", "two capital letters"},
-		"version as a number":       {`version: "1"`, "version: 1", "2:10", "quotes"},
-		"unknown time zone":         {"UTC", "Europe/Atlantis", "3:12", "unknown time zone"},
-		"the machine's time zone":   {"UTC", "Local", "3:12", "unknown time zone"},
-		"time zone outside":         {"UTC", "../../etc/localtime", "3:12", "unknown time zone"},
-		"retention in days":         {"P2Y", "P730D", "4:12", "retention"},
-		"retention of nothing":      {"P2Y", "P0M", "4:12", "retention"},
-		"retention without end":     {"P2Y", "P999Y", "4:12", "at most 1200 months"},
-		"fields empty":              {"rules:", "rules: []\nrulez:", "22:8", "at least one"},
-		"repeated code":             {"code: 2", "code: 1", "14:11", "code 1 is taken by reg"},
-		"repeated name":             {"name: int", "name: reg", "15:11", "another field of this name"},
-		"code zero":                 {"code: 1", "code: 0", "6:11", "1 to 32767"},
-		"code too large":            {"code: 1", "code: 32768", "6:11", "1 to 32767"},
-		"code not whole":            {"code: 1", "code: 1.0", "6:11", "1 to 32767"},
-		"code octal":                {"code: 1", "code: 01", "6:11", "1 to 32767"},
-		"code as a text":            {"code: 1", `code: "1"`, "6:11", "1 to 32767"},
-		"name":                      {"name: reg", "name: Reg", "7:11", "lower-case"},
-		"OBIS":                      {"1-0:1.8.1", "1-0:1.8", "8:11", "not an OBIS code"},
-		"OBIS leading zero":         {"1-0:1.8.1", "1-0:01.8.1", "8:11", "not an OBIS code"},
-		"OBIS out of range":         {"1-0:1.8.1", "1-0:1.8.256", "8:11", "not an OBIS code"},
-		"unit":                      {"unit: kWh\n    precision: 3", "unit: k Wh\n    precision: 3", "9:11", "letters and digits"},
-		"precision":                 {"precision: 3", "precision: 10", "10:16", "0 to 9"},
-		"precision negative":        {"precision: 3", "precision: -1", "10:16", "0 to 9"},
-		"class":                     {"class: registers", "class: register", "11:12", "unknown class"},
-		"commodity":                 {"commodity: electricity", "commodity: heat", "12:16", "unknown commodity"},
-		"registers by the hour":     {"stored: [P1D]", "stored: [PT1H]", "13:14", "P1D only"},
-		"intervals by the day":      {"stored: [PT15M, PT1H]", "stored: [PT15M, P1D]", "21:21", "PT15M or PT1H"},
-		"stored twice":              {"stored: [PT15M, PT1H]", "stored: [PT1H, PT1H]", "21:20", "once each"},
-		"stored nothing":            {"stored: [P1D]", "stored: []", "13:13", "at least one"},
-		"stored no list":            {"stored: [P1D]", "stored: P1D", "13:13", "at least one"},
-		"same register twice":       {`obis: "1-0:1.8.0"` + "\n    unit: kWh\n    precision: 0\n    class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", `obis: "1-0:1.8.1"` + "\n    unit: kWh\n    precision: 0\n    class: registers\n    commodity: electricity\n    stored: [P1D]", "16:11", "same register"},
-		"basis":                     {"basis: CONSENT", "basis: WISH", "24:12", "unknown legal basis"},
-		"purpose":                   {"purpose: BILLING", "purpose: MARKETING", "25:14", "unknown purpose"},
-		"class of a rule":           {"classes: [registers, intervals]", "classes: [registers, identity]", "26:26", "unknown class"},
-		"class twice":               {"classes: [registers, intervals]", "classes: [registers, registers]", "26:26", "twice"},
-		"registers by the quarter":  {"granularity: P1D", "granularity: PT15M", "27:18", "P1D or P1M only"},
-		"granularity":               {"granularity: P1D", "granularity: P1W", "27:18", "unknown resolution"},
-		"a day that does not exist": {"from: 2024-01-01", "from: 2024-02-30", "28:11", "not a day"},
-		"from after to":             {"from: 2024-01-01", "from: 2024-07-02", "29:9", "later than"},
-		"from is to":                {"from: 2024-01-01", "from: 2024-07-01", "29:9", "later than"},
-		"a text for a boolean":      {"enabled: true\n  - id", "enabled: \"yes\"\n  - id", "32:14", "true or false"},
-		"supply basis for anyone":   {"basis: CONSENT", "basis: SUPPLY_DAILY", "30:22", "must be true"},
-		"two rules of one id":       {"id: two", "id: one", "33:9", "another rule of this id"},
-		"rules that overlap":        {"to: 2024-07-01", "to: 2024-07-02", "33:9", "same basis, purpose and class"},
-		"selection of days":         {"from: 2024-01-01", "from: 2024-01-01\n    days: SUNDAYS", "29:11", "unknown selection of days"},
-		"boundary of a consent":     {"from: 2024-01-01", "from: 2024-01-01\n    days: SUPPLY_BOUNDARY", "29:11", `give "days: ALL"`},
-		"switch on all days":        {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "43:12", `give "days: SUPPLY_BOUNDARY"`},
-		"switch at a move":          {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "47:11", `give "days: SUPPLY_BOUNDARY"`},
-		"move of intervals":         {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers, intervals]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "45:26", "want registers only"},
-		"move by the month":         {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1M", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "46:18", "want P1D"},
-		"move of anyone":            {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: false", "despite_opt_out: true", "enabled: true"}), "49:22", "must be true"},
-		"customer service":          {"basis: CONSENT", "basis: CUSTOMER_SERVICE", "32:14", "no token names an employee yet"},
-		"lookback in days":          {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P7D", "29:15", "lookback"},
-		"lookback past retention":   {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P25M", "29:15", "no further back than the retention, 24 months"},
-		"class without a field":     {"class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", "class: registers\n    commodity: electricity\n    stored: [P1D]", "26:26", "no field of the catalogue"},
-		"same facts, other answer":  {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: false", "enabled: true"}), "51:9", "rule a gives another answer"},
-		"same facts, same answer":   {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "51:9", "only one basis can be named"},
-		"no terms for consents":     {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "", "24:12", `add the key "consent"`},
-		"unknown consent term":      {"  ended_by_move: true", "  ended_by_move: true\n  ended_by_death: true", "47:3", `unknown key "ended_by_death"`},
-		"consent term missing":      {"  ended_by_move: true\n", "", "43:3", `key "ended_by_move" is missing`},
-		"consent terms no mapping":  {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "consent: yes", "42:10", "want a mapping"},
-		"answer in months":          {"P30D", "P1M", "43:18", "want a number of days"},
-		"answer too long":           {"P30D", "P367D", "43:18", "at most 366 days"},
-		"validity in days":          {"P1Y", "P365D", "44:21", "longest_validity"},
-		"validity without end":      {"P1Y", "P101Y", "44:21", "at most 1200 months"},
-		"revoked by a stranger":     {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, NEIGHBOUR]", "45:26", "unknown party"},
-		"revoked by nobody":         {"[SUPPLIER, CUSTOMER]", "[]", "45:15", "at least one"},
-		"revoked by the other only": {"[SUPPLIER, CUSTOMER]", "[SUPPLIER]", "45:15", "CUSTOMER must be listed"},
-		"revoked by one twice":      {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, CUSTOMER]", "45:26", "listed twice"},
-		"rule that is no mapping":   {"  - id: two", "  - never\n  - id: two", "33:5", "want a mapping"},
-		"anchor":                    {"country: XX", "country: &c XX", "1:10", "want a text"},
-		"tag":                       {"country: XX", "country: !!str XX", "1:10", "want a text"},
-		"merge key":                 {"country: XX", "country: XX\n<<: {retention: P1M}", "2:1", "want a plain key"},
-		"two documents":             {"rules:", "---\nrules:", "1:1", "one YAML document"},
-		"tab":                       {"  - id: two", "\t- id: two", "33:1", "cannot start"},
+		"unknown key":                {"retention: P2Y", "retention: P2Y\nretentoin: P3Y", "5:1", `unknown key "retentoin"`},
+		"unknown key of a field":     {"    unit: kWh\n    precision: 3", "    unit: kWh\n    colour: red\n    precision: 3", "10:5", `unknown key "colour"`},
+		"unknown key of a rule":      {"    enabled: true\n  - id: two", "    enable: true\n    enabled: true\n  - id: two", "32:5", `unknown key "enable"`},
+		"repeated key":               {"retention: P2Y", "retention: P2Y\nretention: P3Y", "5:1", "retention"},
+		"missing key":                {"country: XX\n", "", "1:1", `key "country" is missing`},
+		"missing key of a rule":      {"    requires_supply: false\n", "", "23:5", `key "requires_supply" is missing`},
+		"missing key of a field":     {"    precision: 0\n", "", "14:5", `key "precision" is missing`},
+		"empty value":                {"country: XX", "country:", "1:9", "want a text"},
+		"country":                    {"country: XX", "country: nl", "1:10", "two capital letters"},
+		"version as a number":        {`version: "1"`, "version: 1", "2:10", "quotes"},
+		"unknown time zone":          {"UTC", "Europe/Atlantis", "3:12", "unknown time zone"},
+		"the machine's time zone":    {"UTC", "Local", "3:12", "unknown time zone"},
+		"time zone outside":          {"UTC", "../../etc/localtime", "3:12", "unknown time zone"},
+		"retention in days":          {"P2Y", "P730D", "4:12", "retention"},
+		"retention of nothing":       {"P2Y", "P0M", "4:12", "retention"},
+		"retention without end":      {"P2Y", "P999Y", "4:12", "at most 1200 months"},
+		"fields empty":               {"rules:", "rules: []\nrulez:", "22:8", "at least one"},
+		"repeated code":              {"code: 2", "code: 1", "14:11", "code 1 is taken by reg"},
+		"repeated name":              {"name: int", "name: reg", "15:11", "another field of this name"},
+		"code zero":                  {"code: 1", "code: 0", "6:11", "1 to 32767"},
+		"code too large":             {"code: 1", "code: 32768", "6:11", "1 to 32767"},
+		"code not whole":             {"code: 1", "code: 1.0", "6:11", "1 to 32767"},
+		"code octal":                 {"code: 1", "code: 01", "6:11", "1 to 32767"},
+		"code as a text":             {"code: 1", `code: "1"`, "6:11", "1 to 32767"},
+		"name":                       {"name: reg", "name: Reg", "7:11", "lower-case"},
+		"OBIS":                       {"1-0:1.8.1", "1-0:1.8", "8:11", "not an OBIS code"},
+		"OBIS leading zero":          {"1-0:1.8.1", "1-0:01.8.1", "8:11", "not an OBIS code"},
+		"OBIS out of range":          {"1-0:1.8.1", "1-0:1.8.256", "8:11", "not an OBIS code"},
+		"unit":                       {"unit: kWh\n    precision: 3", "unit: k Wh\n    precision: 3", "9:11", "letters and digits"},
+		"precision":                  {"precision: 3", "precision: 10", "10:16", "0 to 9"},
+		"precision negative":         {"precision: 3", "precision: -1", "10:16", "0 to 9"},
+		"class":                      {"class: registers", "class: register", "11:12", "unknown class"},
+		"commodity":                  {"commodity: electricity", "commodity: heat", "12:16", "unknown commodity"},
+		"registers by the hour":      {"stored: [P1D]", "stored: [PT1H]", "13:14", "P1D only"},
+		"intervals by the day":       {"stored: [PT15M, PT1H]", "stored: [PT15M, P1D]", "21:21", "PT15M or PT1H"},
+		"stored twice":               {"stored: [PT15M, PT1H]", "stored: [PT1H, PT1H]", "21:20", "once each"},
+		"stored nothing":             {"stored: [P1D]", "stored: []", "13:13", "at least one"},
+		"stored no list":             {"stored: [P1D]", "stored: P1D", "13:13", "at least one"},
+		"same register twice":        {`obis: "1-0:1.8.0"` + "\n    unit: kWh\n    precision: 0\n    class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", `obis: "1-0:1.8.1"` + "\n    unit: kWh\n    precision: 0\n    class: registers\n    commodity: electricity\n    stored: [P1D]", "16:11", "same register"},
+		"basis":                      {"basis: CONSENT", "basis: WISH", "24:12", "unknown legal basis"},
+		"purpose":                    {"purpose: BILLING", "purpose: MARKETING", "25:14", "unknown purpose"},
+		"class of a rule":            {"classes: [registers, intervals]", "classes: [registers, identity]", "26:26", "unknown class"},
+		"class twice":                {"classes: [registers, intervals]", "classes: [registers, registers]", "26:26", "twice"},
+		"registers by the quarter":   {"granularity: P1D", "granularity: PT15M", "27:18", "P1D or P1M only"},
+		"granularity":                {"granularity: P1D", "granularity: P1W", "27:18", "unknown resolution"},
+		"a day that does not exist":  {"from: 2024-01-01", "from: 2024-02-30", "28:11", "not a day"},
+		"from after to":              {"from: 2024-01-01", "from: 2024-07-02", "29:9", "later than"},
+		"from is to":                 {"from: 2024-01-01", "from: 2024-07-01", "29:9", "later than"},
+		"a text for a boolean":       {"enabled: true\n  - id", "enabled: \"yes\"\n  - id", "32:14", "true or false"},
+		"supply basis for anyone":    {"basis: CONSENT", "basis: SUPPLY_DAILY", "30:22", "must be true"},
+		"two rules of one id":        {"id: two", "id: one", "33:9", "another rule of this id"},
+		"rules that overlap":         {"to: 2024-07-01", "to: 2024-07-02", "33:9", "same basis, purpose and class"},
+		"selection of days":          {"from: 2024-01-01", "from: 2024-01-01\n    days: SUNDAYS", "29:11", "unknown selection of days"},
+		"boundary of a consent":      {"from: 2024-01-01", "from: 2024-01-01\n    days: SUPPLY_BOUNDARY", "29:11", `give "days: ALL"`},
+		"switch on all days":         {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "43:12", `give "days: SUPPLY_BOUNDARY"`},
+		"switch at a move":           {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: SWITCH", "purpose: SWITCH", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "47:11", `give "days: SUPPLY_BOUNDARY"`},
+		"move of intervals":          {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers, intervals]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "45:26", "want registers only"},
+		"move by the month":          {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1M", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "46:18", "want P1D"},
+		"move of anyone":             {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: MOVE", "purpose: MOVE", "classes: [registers]", "granularity: P1D", "days: OCCUPANCY_BOUNDARY", "from: 2024-01-01", "requires_supply: false", "despite_opt_out: true", "enabled: true"}), "49:22", "must be true"},
+		"customer service for bills": {"basis: CONSENT", "basis: CUSTOMER_SERVICE", "25:14", "is for the purpose CUSTOMER_SERVICE"},
+		"customer service supplies":  {"    enabled: true\nconsent:", withRule([]string{"id: x", "basis: CUSTOMER_SERVICE", "purpose: CUSTOMER_SERVICE", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "48:22", "must be false"},
+		"lookback in days":           {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P7D", "29:15", "lookback"},
+		"lookback past retention":    {"from: 2024-01-01", "from: 2024-01-01\n    lookback: P25M", "29:15", "no further back than the retention, 24 months"},
+		"class without a field":      {"class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", "class: registers\n    commodity: electricity\n    stored: [P1D]", "26:26", "no field of the catalogue"},
+		"same facts, other answer":   {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: false", "enabled: true"}), "51:9", "rule a gives another answer"},
+		"same facts, same answer":    {"    enabled: true\nconsent:", withRule([]string{"id: a", "basis: SUPPLY_DAILY", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}, []string{"id: b", "basis: SUPPLY_PERIODIC", "purpose: BILLING", "classes: [registers]", "granularity: P1D", "from: 2024-01-01", "requires_supply: true", "despite_opt_out: true", "enabled: true"}), "51:9", "only one basis can be named"},
+		"no terms for consents":      {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "", "24:12", `add the key "consent"`},
+		"unknown consent term":       {"  ended_by_move: true", "  ended_by_move: true\n  ended_by_death: true", "47:3", `unknown key "ended_by_death"`},
+		"consent term missing":       {"  ended_by_move: true\n", "", "43:3", `key "ended_by_move" is missing`},
+		"consent terms no mapping":   {"consent:\n  answer_within: P30D\n  longest_validity: P1Y\n  revoked_by: [SUPPLIER, CUSTOMER]\n  ended_by_move: true\n", "consent: yes", "42:10", "want a mapping"},
+		"answer in months":           {"P30D", "P1M", "43:18", "want a number of days"},
+		"answer too long":            {"P30D", "P367D", "43:18", "at most 366 days"},
+		"validity in days":           {"P1Y", "P365D", "44:21", "longest_validity"},
+		"validity without end":       {"P1Y", "P101Y", "44:21", "at most 1200 months"},
+		"revoked by a stranger":      {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, NEIGHBOUR]", "45:26", "unknown party"},
+		"revoked by nobody":          {"[SUPPLIER, CUSTOMER]", "[]", "45:15", "at least one"},
+		"revoked by the other only":  {"[SUPPLIER, CUSTOMER]", "[SUPPLIER]", "45:15", "CUSTOMER must be listed"},
+		"revoked by one twice":       {"[SUPPLIER, CUSTOMER]", "[CUSTOMER, CUSTOMER]", "45:26", "listed twice"},
+		"rule that is no mapping":    {"  - id: two", "  - never\n  - id: two", "33:5", "want a mapping"},
+		"anchor":                     {"country: XX", "country: &c XX", "1:10", "want a text"},
+		"tag":                        {"country: XX", "country: !!str XX", "1:10", "want a text"},
+		"merge key":                  {"country: XX", "country: XX\n<<: {retention: P1M}", "2:1", "want a plain key"},
+		"two documents":              {"rules:", "---\nrules:", "1:1", "one YAML document"},
+		"tab":                        {"  - id: two", "\t- id: two", "33:1", "cannot start"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -499,9 +502,25 @@ func FuzzParseProfile(f *testing.F) {
 				r.Days.Empty() || r.Lookback < 0 || r.Lookback > p.retention || len(r.Classes) == 0 {
 				t.Fatalf("accepted a rule that can give nothing, or too much: %+v", r)
 			}
-			if terms := p.consent; r.Enabled && (r.Basis == CustomerServiceBasis || r.Basis == Consent && (terms.LongestMonths < 1 || terms.AnswerDays < 1 || !terms.MayRevoke(CustomerParty))) {
+			if r.Basis == CustomerServiceBasis && (r.Purpose != CustomerService || r.RequiresSupply) {
+				t.Fatalf("accepted %+v", r)
+			}
+			if terms := p.consent; r.Enabled && r.Basis == Consent && (terms.LongestMonths < 1 || terms.AnswerDays < 1 || !terms.MayRevoke(CustomerParty)) {
 				t.Fatalf("accepted %+v with the terms %+v", r, terms)
 			}
 		}
 	})
+}
+
+// Times are counted in local days; the day of a request does not count.
+func TestConsentTermsCountDays(t *testing.T) {
+	t.Parallel()
+	terms := ConsentTerms{AnswerDays: 30, LongestMonths: 3}
+	asked, _ := ParseDay("2026-01-31")
+	if got := terms.AnswerUntil(asked).String(); got != "2026-03-03" {
+		t.Errorf("a request of 31 January lapses on %s", got)
+	}
+	if got := terms.LongestUntil(asked).String(); got != "2026-04-30" {
+		t.Errorf("a consent of 31 January counts until %s", got)
+	}
 }
