@@ -31,6 +31,11 @@ func (r Role) String() string { return nameOf(r, roleNames[:], "Role") }
 // meter.ErrUnknown and never echoes the text; so those below.
 func ParseRole(s string) (Role, error) { return parseName[Role](s, roleNames[:], "role") }
 
+// May says whether an employee of the role may have an errand of the kind.
+func (r Role) May(k ErrandKind) bool {
+	return r.serves() && k >= ErrandReadings && k <= ErrandStep || r == Auditor && k == ErrandView
+}
+
 // serves says whether the role acts for customers.
 func (r Role) serves() bool { return r == Agent || r == Supervisor }
 

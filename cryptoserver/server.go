@@ -59,8 +59,9 @@ type Config struct {
 	Allow    map[string][]string // method name → client identities
 	Profile  *meter.Profile
 	SealKeys []*ecdsa.PublicKey // pinned; the seal token's own among them
-	Verifier TokenVerifier      // needed for role open
+	Verifier TokenVerifier      // needed for role open, and for TakeStep
 	Issue    Issue              // needed for role sign
+	Staff    *Staff             // of role sign; nil: no tokens of employees are signed
 	Tokens   Tokens
 	// Journal is needed for the roles open and seal. It is closed by whom it
 	// belongs to, once Serve has ended.
@@ -120,6 +121,7 @@ type Server struct {
 	sealKeys *authz.SealKeys
 	verifier TokenVerifier
 	issue    Issue
+	staff    *Staff
 	tokens   Tokens
 	sealer   *sealSigner
 
@@ -159,7 +161,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	}
 	s := &Server{
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
-		verifier: c.Verifier, issue: c.Issue, tokens: c.Tokens,
+		verifier: c.Verifier, issue: c.Issue, staff: c.Staff, tokens: c.Tokens,
 		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
 		sealed: newRepeats(), resealed: newRepeats(), points: newPoints(c.PointsPerToken),
 	}
@@ -220,6 +222,9 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if c.Tokens.Rotate != nil {
 		held[RoleRotate] = c.Tokens.Rotate
 	}
+	if c.Staff != nil && (c.Staff.Operator.IsZero() || c.Staff.Identities == nil) {
+		return nil, errors.New("cryptoserver: tokens of employees need the grid operator's GLN and an identity provider")
+	}
 	if c.Tokens.Sign != nil {
 		held[RoleSign] = c.Tokens.Sign
 		if c.Issue.Issuer == "" || c.Issue.Audience == "" {
@@ -234,6 +239,9 @@ func New(ctx context.Context, c Config) (*Server, error) {
 				return nil, fmt.Errorf("cryptoserver: access-token key: %w", err)
 			}
 		}
+	}
+	if c.Tokens.Seal != nil && len(c.Allow["TakeStep"]) > 0 && c.Verifier == nil {
+		return nil, errors.New("cryptoserver: role seal takes steps by access token, so it needs accepted issuers of them")
 	}
 	if len(held) == 0 {
 		return nil, errors.New("cryptoserver: no role: name at least one token")

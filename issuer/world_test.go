@@ -86,7 +86,7 @@ func (s *softSigner) SignToken(ctx context.Context, sealed []byte, thumbprint [3
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	c := authn.TokenClaims{Issuer: issuerURL, Audience: audience, Supplier: record.GLN(), Scopes: scopes,
+	c := authn.TokenClaims{Issuer: issuerURL, Audience: audience, Client: record.GLN(), Scopes: scopes,
 		Thumbprint: thumbprint, IssuedAt: time.Now(), Lifetime: lifetime}
 	raw, err := authn.SignToken(s.key, s.kid, c)
 	return raw, c.ExpiresAt(), err

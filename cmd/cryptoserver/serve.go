@@ -51,7 +51,17 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 	// A nil *authn.Verifier in the interface would not look missing.
 	var verifier cryptoserver.TokenVerifier
 	if len(cfg.Issuers) > 0 {
-		if verifier, err = authn.Configured(ctx, cfg.Issuers, log); err != nil {
+		if verifier, err = authn.Configured(ctx, cfg.Issuers, cfg.OperatorGLN, profile, log); err != nil {
+			return err
+		}
+	}
+	var staff *cryptoserver.Staff
+	if len(cfg.IdentityProviders) > 0 {
+		staff = new(cryptoserver.Staff)
+		if staff.Operator, err = meter.ParseGLN(cfg.OperatorGLN); err != nil {
+			return fmt.Errorf("operator_gln: %w", err)
+		}
+		if staff.Identities, err = authn.ConfiguredIdentities(cfg.IdentityProviders); err != nil {
 			return err
 		}
 	}
@@ -78,6 +88,7 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
 		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
 		Issue:    cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
+		Staff:    staff,
 		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()},
 		Journal:  kept,
 		SealRate: cfg.SealRate, PointsPerToken: cfg.PointsPerToken, Log: log, Registerer: reg,

@@ -53,7 +53,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 	if err != nil {
 		return server.Config{}, nil, fmt.Errorf("seal_keys_file: %w", err)
 	}
-	verifier, err := authn.Configured(ctx, cfg.Issuers, log)
+	verifier, err := authn.Configured(ctx, cfg.Issuers, cfg.OperatorGLN, profile, log)
 	if err != nil {
 		return server.Config{}, nil, err
 	}

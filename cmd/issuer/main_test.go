@@ -127,7 +127,7 @@ func newWorld(t *testing.T) *world {
 	w.registrar = must[*postgres.Registrar](t)(postgres.NewRegistrar(t.Context(), postgres.Config{DSN: w.db.URL("kluis_registrar")}))
 	t.Cleanup(func() { _ = w.registrar.Close() })
 	w.verifier = must[*authn.Verifier](t)(authn.Configured(t.Context(),
-		[]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.hsm.JWKSFile}}, slog.New(slog.DiscardHandler)))
+		[]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.hsm.JWKSFile}}, "", nil, slog.New(slog.DiscardHandler)))
 	w.cert = must[tls.Certificate](t)(w.suppliers.Issue(devpki.Leaf{CommonName: "supplier"}))
 	return w
 }

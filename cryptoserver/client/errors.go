@@ -34,6 +34,12 @@ var (
 	// ErrSupplierRefused: the supplier record, the certificate or the scope is
 	// not accepted.
 	ErrSupplierRefused = errors.New("supplier refused")
+	// ErrEmployeeRefused: the employee's ID token is not accepted, or gives no
+	// role; Text says what to do.
+	ErrEmployeeRefused = errors.New("employee refused")
+	// ErrErrandRefused: the authorization details are not accepted, or not for
+	// the employee's role; Text says what to do.
+	ErrErrandRefused = errors.New("errand refused")
 	// ErrEvidence: a sealed fact does not verify.
 	ErrEvidence = errors.New("sealed fact refused")
 	// ErrProfileMismatch: server and client hold different market profiles.
@@ -73,6 +79,9 @@ type Error struct {
 	kinds      []error
 }
 
+// Text is what the server said.
+func (e *Error) Text() string { return e.text }
+
 func (e *Error) Error() string { return e.kinds[0].Error() + ": " + e.text }
 
 // Unwrap makes the kinds known to errors.Is.
@@ -85,6 +94,8 @@ var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonTokenSpent:       ErrTokenSpent,
 	cryptopb.ReasonSupplierInvalid:  ErrSupplierRefused,
 	cryptopb.ReasonScope:            ErrSupplierRefused,
+	cryptopb.ReasonEmployee:         ErrEmployeeRefused,
+	cryptopb.ReasonErrand:           ErrErrandRefused,
 	cryptopb.ReasonEvidenceInvalid:  ErrEvidence,
 	cryptopb.ReasonProfileMismatch:  ErrProfileMismatch,
 	cryptopb.ReasonUnknownEpoch:     ErrUnknownEpoch,

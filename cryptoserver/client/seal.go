@@ -156,3 +156,19 @@ func (c *Client) SignToken(ctx context.Context, record []byte, thumbprint [32]by
 	}
 	return resp.AccessToken, time.UnixMicro(resp.ExpiresAt).UTC(), nil
 }
+
+// SignStaffToken returns an access token for one errand of the employee whom an
+// ID token names, bound to a certificate that the grid operator's sealed record
+// accepts, and when it expires (UTC). The errand is a JSON text (RFC 9396); the
+// lifetime is whole seconds, at most 300.
+func (c *Client) SignStaffToken(ctx context.Context, record []byte, thumbprint [32]byte, idToken, errand string, lifetime time.Duration) (string, time.Time, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	resp, err := c.sign.SignStaffToken(ctx, &cryptopb.SignStaffTokenRequest{
+		SupplierRecord: record, Thumbprint: thumbprint[:], IdToken: idToken, AuthorizationDetails: errand, LifetimeSeconds: uint32(lifetime / time.Second),
+	})
+	if err != nil {
+		return "", time.Time{}, fromGRPC(err)
+	}
+	return resp.AccessToken, time.UnixMicro(resp.ExpiresAt).UTC(), nil
+}

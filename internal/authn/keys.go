@@ -40,8 +40,18 @@ type key struct {
 	public crypto.PublicKey
 }
 
-// newKey accepts public signature keys for ES256, PS256 and EdDSA.
-func newKey(j jwkset.JWK) (key, error) {
+// What an RSA key may be used with: the first where its JWK does not say.
+var (
+	// accessRSA is for access tokens.
+	accessRSA = []jwt.SigningMethod{jwt.SigningMethodPS256}
+	// identityRSA is for ID tokens, whose default is RS256 (OpenID Connect Core,
+	// clause 2).
+	identityRSA = []jwt.SigningMethod{jwt.SigningMethodRS256, jwt.SigningMethodPS256}
+)
+
+// newKey accepts public signature keys for ES256, EdDSA, and what an RSA key
+// may be used with.
+func newKey(j jwkset.JWK, forRSA []jwt.SigningMethod) (key, error) {
 	m := j.Marshal()
 	if m.USE != "" && m.USE != jwkset.UseSig {
 		return key{}, fmt.Errorf("use is %q, not sig", m.USE)
@@ -57,11 +67,16 @@ func newKey(j jwkset.JWK) (key, error) {
 		if pub.N.BitLen() < 2048 || pub.N.BitLen() > 8192 || pub.E < 3 || pub.E&1 == 0 {
 			return key{}, errors.New("an RSA key whose modulus is not of 2048 to 8192 bits, or with a bad exponent")
 		}
-		k = key{jwt.SigningMethodPS256, pub}
+		k = key{forRSA[0], pub}
+		for _, method := range forRSA {
+			if m.ALG.String() == method.Alg() {
+				k.method = method
+			}
+		}
 	case ed25519.PublicKey:
 		k = key{jwt.SigningMethodEdDSA, pub}
 	default: // a private or symmetric key must not lie in a JWKS at all
-		return key{}, fmt.Errorf("not a public key for ES256, PS256 or EdDSA (kty %q)", m.KTY)
+		return key{}, fmt.Errorf("not a public key for ES256, %s or EdDSA (kty %q)", forRSA[0].Alg(), m.KTY)
 	}
 	if m.ALG != "" && m.ALG.String() != k.method.Alg() {
 		return key{}, fmt.Errorf("alg is %q; a key of this type is used with %s only", m.ALG, k.method.Alg())
@@ -79,9 +94,15 @@ func (p pinnedKeys) key(_ context.Context, kid string) (key, error) {
 	return k, nil
 }
 
-// PinnedKeys parses a JWK set (RFC 7517). Every key must be usable and have a
-// kid of its own.
-func PinnedKeys(jwks []byte) (Keys, error) {
+// PinnedKeys parses a JWK set (RFC 7517) of an issuer of access tokens. Every
+// key must be usable and have a kid of its own.
+func PinnedKeys(jwks []byte) (Keys, error) { return pinned(jwks, accessRSA) }
+
+// PinnedIdentityKeys does so for an identity provider. RSA keys are used with
+// RS256, or with PS256 if the key says so.
+func PinnedIdentityKeys(jwks []byte) (Keys, error) { return pinned(jwks, identityRSA) }
+
+func pinned(jwks []byte, forRSA []jwt.SigningMethod) (Keys, error) {
 	if _, err := object(jwks); err != nil {
 		return nil, fmt.Errorf("JWK set: %w", err)
 	}
@@ -99,7 +120,7 @@ func PinnedKeys(jwks []byte) (Keys, error) {
 		if err != nil {
 			return nil, fmt.Errorf("JWK set: key %d cannot be read", i) // its text could quote the key
 		}
-		k, err := newKey(j)
+		k, err := newKey(j, forRSA)
 		if err != nil {
 			return nil, fmt.Errorf("JWK set: key %d: %w", i, err)
 		}
@@ -168,7 +189,7 @@ func (f fetchedKeys) key(ctx context.Context, kid string) (key, error) {
 		return key{}, errUnknownKey
 	}
 	// The set may hold keys for other uses: judged when asked for.
-	k, err := newKey(j)
+	k, err := newKey(j, accessRSA)
 	if err != nil {
 		return key{}, errUnknownKey
 	}

@@ -198,7 +198,7 @@ func (s *jwksServer) verifier(t *testing.T, caFile string) *Verifier {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	v, err := Configured(ctx, []config.Issuer{{URL: extIssuer, Audience: audience, JWKSURL: s.URL + "/jwks", CAFile: caFile}}, slog.New(slog.DiscardHandler))
+	v, err := Configured(ctx, []config.Issuer{{URL: extIssuer, Audience: audience, JWKSURL: s.URL + "/jwks", CAFile: caFile}}, "", nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestConfigured(t *testing.T) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	ok := config.Issuer{URL: extIssuer, Audience: audience, JWKSFile: file(w.externalJWKS(t))}
-	v, err := Configured(t.Context(), []config.Issuer{ok}, log)
+	v, err := Configured(t.Context(), []config.Issuer{ok}, "", nil, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,11 +318,11 @@ func TestConfigured(t *testing.T) {
 	bad.JWKSFile = file([]byte("{}"))
 	noCA.JWKSFile, noCA.JWKSURL, noCA.CAFile = "", "https://127.0.0.1:1/jwks", bad.JWKSFile
 	for _, c := range []config.Issuer{missing, bad, noCA} {
-		if _, err := Configured(t.Context(), []config.Issuer{c}, log); err == nil || !strings.Contains(err.Error(), extIssuer) {
+		if _, err := Configured(t.Context(), []config.Issuer{c}, "", nil, log); err == nil || !strings.Contains(err.Error(), extIssuer) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	if _, err := Configured(t.Context(), nil, log); err == nil {
+	if _, err := Configured(t.Context(), nil, "", nil, log); err == nil {
 		t.Error("no issuers were accepted")
 	}
 	_, err = pinnedKeys{}.key(t.Context(), "")

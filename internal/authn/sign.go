@@ -8,14 +8,17 @@ import (
 	"crypto/rand"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"kluis/authz"
 	"kluis/meter"
 )
 
@@ -25,13 +28,21 @@ const MaxLifetime = 5 * time.Minute
 // TokenClaims is what an access token of Kluis' own says. SignToken adds the
 // jti: 128 random bits.
 type TokenClaims struct {
-	Issuer     string // iss
-	Audience   string // aud
-	Supplier   meter.GLN
-	Scopes     []string // RFC 6749, clause 3.3
-	Thumbprint [32]byte // of the client certificate: cnf x5t#S256
+	Issuer     string    // iss
+	Audience   string    // aud
+	Client     meter.GLN // client_id, and sub of a supplier's token
+	Scopes     []string  // RFC 6749, clause 3.3
+	Employee   *Employee // nil for a supplier's token
+	Thumbprint [32]byte  // of the client certificate: cnf x5t#S256
 	IssuedAt   time.Time
 	Lifetime   time.Duration // whole seconds, at most MaxLifetime
+}
+
+// Employee is whom an employee's token names. It has the scope ScopeStaff, and
+// that only.
+type Employee struct {
+	authz.Employee
+	Profile *meter.Profile // names the fields of the errand
 }
 
 // ExpiresAt is the exp that SignToken writes, in UTC.
@@ -43,8 +54,8 @@ func (c TokenClaims) check() error {
 	switch {
 	case c.Issuer == "" || c.Audience == "":
 		return errors.New("issuer and audience must be configured")
-	case c.Supplier.IsZero():
-		return errors.New("no supplier")
+	case c.Client.IsZero():
+		return errors.New("no client")
 	case c.Thumbprint == [32]byte{}:
 		return errors.New("no certificate to bind to")
 	case c.IssuedAt.IsZero():
@@ -56,6 +67,13 @@ func (c TokenClaims) check() error {
 		if !isScope(s) {
 			return errors.New("a scope is not a scope-token of RFC 6749")
 		}
+	}
+	if e := c.Employee; e == nil {
+		if slices.Contains(c.Scopes, ScopeStaff) {
+			return errors.New("the scope of employees is for tokens that name one")
+		}
+	} else if !slices.Equal(c.Scopes, []string{ScopeStaff}) || !plainText(e.Subject) || e.Subject == c.Client.String() || e.Profile == nil || !e.Role.May(e.Errand.Kind) {
+		return errors.New("an employee's token has a subject of 1 to 128 printable bytes, the scope of employees only, and an errand that the role may have")
 	}
 	return nil
 }
@@ -73,17 +91,27 @@ func SignToken(signer crypto.Signer, kid string, c TokenClaims) (string, error) 
 	var jti [16]byte
 	rand.Read(jti[:]) // never fails
 	enc := base64.RawURLEncoding.EncodeToString
-	t := jwt.NewWithClaims(hsmES256{jwt.SigningMethodES256}, jwt.MapClaims{
+	claims := jwt.MapClaims{
 		"iss":       c.Issuer,
-		"sub":       c.Supplier.String(),
+		"sub":       c.Client.String(),
 		"aud":       c.Audience,
 		"iat":       c.IssuedAt.Unix(),
 		"exp":       c.ExpiresAt().Unix(),
 		"jti":       enc(jti[:]),
-		"client_id": c.Supplier.String(),
+		"client_id": c.Client.String(),
 		"scope":     strings.Join(c.Scopes, " "),
 		"cnf":       map[string]string{"x5t#S256": enc(c.Thumbprint[:])},
-	})
+	}
+	if e := c.Employee; e != nil {
+		errand, err := EncodeErrand(e.Errand, e.Profile)
+		if err != nil {
+			return "", fmt.Errorf("access token: %w", err)
+		}
+		claims["sub"] = e.Subject
+		claims["roles"] = []string{e.Role.String()}
+		claims["authorization_details"] = json.RawMessage(errand)
+	}
+	t := jwt.NewWithClaims(hsmES256{jwt.SigningMethodES256}, claims)
 	t.Header["typ"] = tokenType
 	t.Header["kid"] = kid
 	raw, err := t.SignedString(signer)

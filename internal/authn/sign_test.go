@@ -27,7 +27,7 @@ func mustGLN(tb testing.TB, s string) meter.GLN {
 
 func goodClaims(tb testing.TB, w *world) TokenClaims {
 	return TokenClaims{
-		Issuer: ownIssuer, Audience: audience, Supplier: mustGLN(tb, supplier), Scopes: []string{ScopeReadings},
+		Issuer: ownIssuer, Audience: audience, Client: mustGLN(tb, supplier), Scopes: []string{ScopeReadings},
 		Thumbprint: leaf, IssuedAt: w.now.Add(400 * time.Millisecond), Lifetime: 5 * time.Minute,
 	}
 }
@@ -46,7 +46,7 @@ func TestSignToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tok.Client() != c.Supplier || tok.ExpiresAt() != noon.Add(5*time.Minute) || tok.ExpiresAt() != c.ExpiresAt() ||
+		if tok.Client() != c.Client || tok.ExpiresAt() != noon.Add(5*time.Minute) || tok.ExpiresAt() != c.ExpiresAt() ||
 			tok.Issuer() != ownIssuer || len(tok.scopes) != 1 || tok.scopes[0] != ScopeReadings {
 			t.Fatalf("%+v", tok)
 		}
@@ -104,7 +104,7 @@ func TestSignTokenRefuses(t *testing.T) {
 	for name, change := range map[string]func(*TokenClaims){
 		"no issuer":       func(c *TokenClaims) { c.Issuer = "" },
 		"no audience":     func(c *TokenClaims) { c.Audience = "" },
-		"no supplier":     func(c *TokenClaims) { c.Supplier = meter.GLN{} },
+		"no client":       func(c *TokenClaims) { c.Client = meter.GLN{} },
 		"no certificate":  func(c *TokenClaims) { c.Thumbprint = [32]byte{} },
 		"no time":         func(c *TokenClaims) { c.IssuedAt = time.Time{} },
 		"no lifetime":     func(c *TokenClaims) { c.Lifetime = 0 },

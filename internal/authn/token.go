@@ -44,6 +44,7 @@ type Token struct {
 	issuedAt   time.Time
 	notBefore  time.Time // zero when not said
 	expires    time.Time
+	employee   *authz.Employee // nil: it speaks of the client itself
 }
 
 // Client is the client_id: whose sealed record the token stands on.
@@ -112,26 +113,29 @@ func (t *Token) Authenticate(record *authz.Supplier, scope string, now time.Time
 		tokenID:    t.id,
 		thumbprint: t.thumbprint,
 		expires:    t.expires,
+		employee:   t.employee,
 	}, nil
 }
 
-// Caller is an authenticated supplier, with one scope. Only Authenticate makes
-// one; the zero Caller is nobody.
+// Caller is an authenticated supplier, or employee of the grid operator, with
+// one scope. Only Authenticate makes one; the zero Caller is nobody.
 type Caller struct {
 	supplier   meter.GLN
 	scope      string
 	tokenID    [32]byte
 	thumbprint [32]byte
 	expires    time.Time
+	employee   *authz.Employee
 }
 
 var _ authz.Caller = Caller{}
 
-// Supplier is who calls.
+// Supplier is who calls: the supplier, or the grid operator whose employee does.
 func (c Caller) Supplier() meter.GLN { return c.supplier }
 
-// Employee is nil: the caller is a supplier.
-func (c Caller) Employee() *authz.Employee { return nil }
+// Employee is the employee who calls, and on which errand; nil for a supplier.
+// It is not to be changed.
+func (c Caller) Employee() *authz.Employee { return c.employee }
 
 // Scope is the scope it was authenticated for.
 func (c Caller) Scope() string { return c.scope }
@@ -151,7 +155,8 @@ type header struct{ alg, kid string }
 // keyHeaders bring or point to a key; a key comes from configuration only.
 var keyHeaders = []string{"jwk", "jku", "x5u", "x5c"}
 
-func parseHeader(b []byte) (header, error) {
+// parseHeader accepts the types given; "" stands for none.
+func parseHeader(b []byte, types ...string) (header, error) {
 	m, err := object(b)
 	if err != nil {
 		return header{}, invalid("malformed_header")
@@ -166,7 +171,8 @@ func parseHeader(b []byte) (header, error) {
 			return header{}, invalid("key_in_header")
 		}
 	}
-	if typ, ok := text(m["typ"]); !ok || (typ != tokenType && typ != tokenTypeFull) {
+	v, has := m["typ"]
+	if typ, ok := text(v); has != ok || !slices.Contains(types, typ) {
 		return header{}, invalid("wrong_type")
 	}
 	var h header
@@ -184,6 +190,7 @@ func parseHeader(b []byte) (header, error) {
 type claims struct {
 	audience string
 	token    Token
+	employee *employeeClaims // nil: the token is a supplier's
 }
 
 func parseClaims(b []byte) (claims, error) {
@@ -216,13 +223,6 @@ func parseClaims(b []byte) (claims, error) {
 		}
 		t.notBefore = time.Unix(nbf, 0).UTC()
 	}
-	sub, _ := text(m["sub"])
-	if t.client, err = meter.ParseGLN(sub); err != nil {
-		return c, invalid("subject_not_a_gln")
-	}
-	if id, _ := text(m["client_id"]); id != sub {
-		return c, invalid("client_is_not_subject")
-	}
 	jti, ok := text(m["jti"])
 	if !ok {
 		return c, invalid("no_jti")
@@ -236,7 +236,82 @@ func parseClaims(b []byte) (claims, error) {
 			return c, invalid("malformed_scope")
 		}
 	}
-	return c, nil
+	// A token is a supplier's or an employee's, never something between.
+	_, hasRoles := m["roles"]
+	_, hasDetails := m["authorization_details"]
+	if hasRoles || hasDetails {
+		c.employee, err = t.parseEmployee(m)
+	} else {
+		err = t.parseSupplier(m)
+	}
+	return c, err
+}
+
+// parseSupplier reads who a supplier's token speaks of: its client.
+func (t *Token) parseSupplier(m map[string]json.RawMessage) (err error) {
+	sub, _ := text(m["sub"])
+	if t.client, err = meter.ParseGLN(sub); err != nil {
+		return invalid("subject_not_a_gln")
+	}
+	if id, _ := text(m["client_id"]); id != sub {
+		return invalid("client_is_not_subject")
+	}
+	if slices.Contains(t.scopes, ScopeStaff) {
+		return invalid("scope_of_employees")
+	}
+	return nil
+}
+
+// employeeClaims are those of an employee's token, its errand not yet read: the
+// names in it are those of a market profile, which an issuer has.
+type employeeClaims struct {
+	subject string
+	role    authz.Role
+	errand  json.RawMessage
+}
+
+func (t *Token) parseEmployee(m map[string]json.RawMessage) (*employeeClaims, error) {
+	id, _ := text(m["client_id"])
+	var err error
+	if t.client, err = meter.ParseGLN(id); err != nil {
+		return nil, invalid("client_not_a_gln")
+	}
+	var e employeeClaims
+	if e.subject, _ = text(m["sub"]); !plainText(e.subject) || e.subject == id {
+		return nil, invalid("subject_not_an_employee")
+	}
+	if !slices.Equal(t.scopes, []string{ScopeStaff}) {
+		return nil, invalid("scope_not_of_employees")
+	}
+	var roles []json.RawMessage
+	if json.Unmarshal(m["roles"], &roles) != nil || len(roles) != 1 {
+		return nil, invalid("not_one_role")
+	}
+	role, _ := text(roles[0])
+	if e.role, err = authz.ParseRole(role); err != nil {
+		return nil, invalid("not_one_role")
+	}
+	e.errand = m["authorization_details"]
+	return &e, nil
+}
+
+// of is who the claims name, if the issuer may name employees of the token's
+// client.
+func (e *employeeClaims) of(t *Token, s *Staff) (*authz.Employee, error) {
+	switch {
+	case s == nil:
+		return nil, invalid("issuer_names_no_employees")
+	case t.client != s.Operator:
+		return nil, invalid("not_the_operators_employee")
+	}
+	errand, err := ParseErrand(e.errand, s.Profile)
+	if err != nil {
+		return nil, &Error{kind: ErrInvalidToken, reason: "malformed_errand", cause: err}
+	}
+	if !e.role.May(errand.Kind) {
+		return nil, invalid("errand_not_of_the_role")
+	}
+	return &authz.Employee{Subject: e.subject, Role: e.role, Errand: errand}, nil
 }
 
 // oneAudience accepts a string, or an array of one: a token meant for several

@@ -14,6 +14,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"kluis/internal/config"
+	"kluis/meter"
 )
 
 // cacheSize bounds the verified tokens remembered (some 500 bytes each).
@@ -25,6 +26,14 @@ type Issuer struct {
 	Audience    string // exact aud
 	Keys        Keys
 	MaxLifetime time.Duration // of exp - iat
+	Staff       *Staff        // nil: its tokens name suppliers only
+}
+
+// Staff says whose employees an issuer's tokens may name, and by which profile
+// the fields of their errands are named.
+type Staff struct {
+	Operator meter.GLN // the grid operator's own
+	Profile  *meter.Profile
 }
 
 // Verifier verifies access tokens of the accepted issuers. Safe for concurrent
@@ -44,6 +53,9 @@ func NewVerifier(now func() time.Time, issuers ...Issuer) (*Verifier, error) {
 		if is.URL == "" || is.Audience == "" || is.Keys == nil || is.MaxLifetime <= 0 {
 			return nil, errors.New("an accepted issuer needs a URL, an audience, keys and a longest lifetime")
 		}
+		if is.Staff != nil && (is.Staff.Operator.IsZero() || is.Staff.Profile == nil) {
+			return nil, errors.New("an issuer whose tokens name employees needs the grid operator's GLN and the market profile")
+		}
 		if _, twice := v.issuers[is.URL]; twice {
 			return nil, fmt.Errorf("issuer %s is configured twice", is.URL)
 		}
@@ -58,15 +70,24 @@ func NewVerifier(now func() time.Time, issuers ...Issuer) (*Verifier, error) {
 }
 
 // Configured is NewVerifier for a configuration's issuers. Keys of a jwks_url
-// are fetched until ctx ends.
-func Configured(ctx context.Context, issuers []config.Issuer, log *slog.Logger) (*Verifier, error) {
+// are fetched until ctx ends. operatorGLN may be empty where no issuer's tokens
+// name employees.
+func Configured(ctx context.Context, issuers []config.Issuer, operatorGLN string, p *meter.Profile, log *slog.Logger) (*Verifier, error) {
 	var list []Issuer
 	for _, c := range issuers {
 		keys, err := configuredKeys(ctx, c, log)
 		if err != nil {
 			return nil, fmt.Errorf("issuer %s: %w", c.URL, err)
 		}
-		list = append(list, Issuer{c.URL, c.Audience, keys, c.Lifetime()})
+		is := Issuer{URL: c.URL, Audience: c.Audience, Keys: keys, MaxLifetime: c.Lifetime()}
+		if c.Staff {
+			operator, err := meter.ParseGLN(operatorGLN)
+			if err != nil {
+				return nil, fmt.Errorf("operator_gln: %w", err)
+			}
+			is.Staff = &Staff{operator, p}
+		}
+		list = append(list, is)
 	}
 	return NewVerifier(time.Now, list...)
 }
@@ -124,22 +145,15 @@ func (v *Verifier) VerifyDetached(ctx context.Context, raw string) (*Token, erro
 }
 
 func (v *Verifier) verify(ctx context.Context, raw string, now time.Time) (*Token, error) {
-	head, rest, ok1 := strings.Cut(raw, ".")
-	payload, signature, ok2 := strings.Cut(rest, ".")
-	if !ok1 || !ok2 {
+	j, ok := parseJWS(raw)
+	if !ok {
 		return nil, invalid("malformed")
 	}
-	headJSON, ok1 := decodeSegment(head)
-	payloadJSON, ok2 := decodeSegment(payload)
-	sig, ok3 := decodeSegment(signature) // a third dot is no base64url
-	if !ok1 || !ok2 || !ok3 {
-		return nil, invalid("malformed")
-	}
-	h, err := parseHeader(headJSON)
+	h, err := parseHeader(j.header, tokenType, tokenTypeFull)
 	if err != nil {
 		return nil, err
 	}
-	c, err := parseClaims(payloadJSON)
+	c, err := parseClaims(j.payload)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +171,7 @@ func (v *Verifier) verify(ctx context.Context, raw string, now time.Time) (*Toke
 	if h.alg != k.method.Alg() {
 		return nil, invalid("wrong_algorithm")
 	}
-	if k.method.Verify(raw[:len(head)+1+len(payload)], sig, k.public) != nil {
+	if k.method.Verify(j.signed, j.signature, k.public) != nil {
 		return nil, invalid("wrong_signature")
 	}
 
@@ -172,5 +186,31 @@ func (v *Verifier) verify(ctx context.Context, raw string, now time.Time) (*Toke
 	if err := t.checkTime(now); err != nil {
 		return nil, err
 	}
+	if c.employee != nil {
+		if t.employee, err = c.employee.of(&t, is.Staff); err != nil {
+			return nil, err
+		}
+	}
 	return &t, nil
+}
+
+// jws is a JWS in compact form (RFC 7515, clause 3.1), taken apart.
+type jws struct {
+	header, payload, signature []byte
+	signed                     string // what the signature is of
+}
+
+func parseJWS(raw string) (jws, bool) {
+	head, rest, ok1 := strings.Cut(raw, ".")
+	payload, signature, ok2 := strings.Cut(rest, ".")
+	if !ok1 || !ok2 {
+		return jws{}, false
+	}
+	var j jws
+	var ok3 bool
+	j.header, ok1 = decodeSegment(head)
+	j.payload, ok2 = decodeSegment(payload)
+	j.signature, ok3 = decodeSegment(signature) // a third dot is no base64url
+	j.signed = raw[:len(head)+1+len(payload)]
+	return j, ok1 && ok2 && ok3
 }

@@ -437,10 +437,10 @@ func TestNewVerifierRefuses(t *testing.T) {
 	good := w.verifier.issuers[ownIssuer]
 	for name, list := range map[string][]Issuer{
 		"none":        nil,
-		"no URL":      {{"", audience, good.Keys, time.Minute}},
-		"no audience": {{ownIssuer, "", good.Keys, time.Minute}},
-		"no keys":     {{ownIssuer, audience, nil, time.Minute}},
-		"no lifetime": {{ownIssuer, audience, good.Keys, 0}},
+		"no URL":      {{"", audience, good.Keys, time.Minute, nil}},
+		"no audience": {{ownIssuer, "", good.Keys, time.Minute, nil}},
+		"no keys":     {{ownIssuer, audience, nil, time.Minute, nil}},
+		"no lifetime": {{ownIssuer, audience, good.Keys, 0, nil}},
 		"twice":       {good, good},
 	} {
 		if _, err := NewVerifier(time.Now, list...); err == nil {

@@ -25,6 +25,7 @@ const (
 	audience  = "urn:kluis:gateway"
 	supplier  = "8712423010208"
 	other     = "8716948000003"
+	operator  = "8716867000009"
 )
 
 var (
@@ -91,8 +92,8 @@ func newWorld(tb testing.TB) *world {
 		tb.Fatal(err)
 	}
 	w.verifier, err = NewVerifier(func() time.Time { return w.now },
-		Issuer{ownIssuer, audience, ownKeys, 5 * time.Minute},
-		Issuer{extIssuer, audience, extKeys, 15 * time.Minute})
+		Issuer{ownIssuer, audience, ownKeys, 5 * time.Minute, &Staff{mustGLN(tb, operator), profile()}},
+		Issuer{extIssuer, audience, extKeys, 15 * time.Minute, nil})
 	if err != nil {
 		tb.Fatal(err)
 	}
