@@ -45,7 +45,7 @@ func TestVerifyMany(t *testing.T) {
 		var sequences []int64
 		for range min(page, *records-done) {
 			id := newID()
-			r := audit.Record{InteractionID: id, At: time.Now(), Supplier: gln, EAN: ean, Purpose: meter.Billing, Days: w.days, Outcome: audit.NoRelation}
+			r := audit.Record{InteractionID: id, At: time.Now(), Operation: audit.Readings, Supplier: gln, EAN: ean, Purpose: meter.Billing, Days: w.days, Outcome: audit.NoRelation}
 			if done%2 == 0 {
 				rc := envelope.Receipt{ServerID: chain.ServerID, BootID: chain.BootID, Sequence: chain.Sequence + 1, Previous: chain.Hash, At: time.Now(), InteractionID: id,
 					Supplier: gln, EAN: ean, Purpose: meter.Billing, FileVersion: 1, Opened: 31}

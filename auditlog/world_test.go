@@ -237,7 +237,7 @@ func (w *world) open(interaction [16]byte) []byte {
 func (w *world) recordOf(interaction [16]byte, rawReceipt []byte) audit.Record {
 	w.t.Helper()
 	rc := must(envelope.ParseReceipt(rawReceipt))(w.t)
-	return audit.Record{InteractionID: interaction, At: time.Now(), Supplier: w.gln, TokenID: rc.TokenID, EAN: w.ean, Purpose: rc.Purpose,
+	return audit.Record{InteractionID: interaction, At: time.Now(), Operation: audit.Readings, Supplier: w.gln, TokenID: rc.TokenID, EAN: w.ean, Purpose: rc.Purpose,
 		Days: w.days, Fields: []meter.FieldCode{1}, Outcome: audit.Given, LegalFile: rc.LegalFile, FileVersion: rc.FileVersion, Profile: rc.Profile,
 		Granted: []audit.Granted{{Field: 1, Days: meter.NewDaySet(w.days), Kind: meter.Register, Granularity: meter.P1D, Basis: meter.SupplyDaily, Rule: "x"}},
 		Receipt: rawReceipt}
@@ -255,7 +255,7 @@ func (w *world) read() [16]byte {
 func (w *world) refuse(at time.Time) [16]byte {
 	w.t.Helper()
 	id := newID()
-	w.check(w.gateway.Record(w.t.Context(), audit.Record{InteractionID: id, At: at, Supplier: w.gln, EAN: w.ean, Purpose: meter.Billing,
+	w.check(w.gateway.Record(w.t.Context(), audit.Record{InteractionID: id, At: at, Operation: audit.Readings, Supplier: w.gln, EAN: w.ean, Purpose: meter.Billing,
 		Days: w.days, Outcome: audit.NoRelation}))
 	return id
 }

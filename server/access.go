@@ -116,7 +116,7 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 	}
 	rec := s.newRecord(ctx, c.caller, now)
 	rec.EAN, rec.Purpose, rec.Days, rec.Profile = q.ean, q.purpose, q.days, s.profile.Digest()
-	rec.Outcome = audit.DryRun
+	rec.Operation, rec.Outcome = audit.DryRun, audit.Given
 
 	file, err := s.legalFile(sealed, q.ean)
 	if err != nil {

@@ -176,7 +176,7 @@ func TestBoundAndSentParametersAreReadAlike(t *testing.T) {
 	}
 	r.Params.Purpose = openapi.PurposeENERGYMANAGEMENT
 	r.Params.Fields = &[]string{"import_low", "export_low"}
-	res, kind := openapi.P1D, openapi.CONSUMPTION
+	res, kind := openapi.P1D, openapi.ReadingKindCONSUMPTION
 	r.Params.Resolution, r.Params.Kind = &res, &kind
 	bound, errs := boundReadingsParams(r).parse(profile)
 	if len(errs) > 0 {

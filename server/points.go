@@ -53,7 +53,7 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 		return nil, fmt.Errorf("rendering a list: %w", err)
 	}
 	rec := s.newRecord(ctx, c.caller, s.now())
-	rec.Outcome = audit.Given
+	rec.Operation, rec.Outcome = audit.List, audit.Given
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}

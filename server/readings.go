@@ -46,6 +46,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	}
 	now := s.now()
 	rec := s.newRecord(ctx, c.caller, now)
+	rec.Operation = audit.Readings
 	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
 	rec.Resolution, rec.Kind, rec.Profile = q.resolution, q.kind, s.profile.Digest()
 
@@ -173,11 +174,7 @@ func (s *Server) record(ctx context.Context, r audit.Record) error {
 // recordFailure commits the record of a request that fails, and returns the
 // failure. That the record could not be written either is told in the log.
 func (s *Server) recordFailure(ctx context.Context, r audit.Record, cause error) error {
-	if r.Outcome == audit.DryRun {
-		r.Outcome = audit.DryRunFailed
-	} else {
-		r.Outcome = audit.Failed
-	}
+	r.Outcome = audit.Failed
 	if err := s.record(ctx, r); err != nil {
 		f := asFailure(ctx, cause)
 		return &failure{kind: f.kind, challenge: f.challenge, cause: errors.Join(f.cause, err)}
@@ -186,11 +183,7 @@ func (s *Server) recordFailure(ctx context.Context, r audit.Record, cause error)
 }
 
 func (s *Server) refuseNoRelation(ctx context.Context, r audit.Record, cause error) error {
-	if r.Outcome == audit.DryRun {
-		r.Outcome = audit.DryRunNoRelation
-	} else {
-		r.Outcome = audit.NoRelation
-	}
+	r.Outcome = audit.NoRelation
 	if err := s.record(ctx, r); err != nil {
 		return err
 	}

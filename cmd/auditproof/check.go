@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -109,8 +110,9 @@ func leafHash(salt, record, receipt []byte) tlog.Hash {
 
 var (
 	purposes = []string{"none", "BILLING", "ENERGY_MANAGEMENT", "SWITCH", "MOVE", "CUSTOMER_SERVICE"}
-	outcomes = []string{"", "given", "given in part", "all withheld", "no relation", "failed after the decision",
-		"asked what it may read", "asked what it may read: no relation", "asked what it may read: failed"}
+	outcomes = []string{"", "given", "given in part", "all withheld", "no relation", "failed", "refused"}
+	asked    = []string{"", "readings", "a list of metering points", "what it may read", "consents", "a step of a consent", "the access log"}
+	actions  = []string{"", "register", "grant", "reject", "revoke", "request"}
 )
 
 // describe reads what a record begins with: who asked for what, and when.
@@ -122,8 +124,11 @@ func describe(record, receipt []byte) (string, error) {
 	}
 	version := r.take(1)
 	interaction := r.take(16)
-	at, supplier := int64(r.u64()), r.u64()
+	at := int64(r.u64())
+	operation := r.take(1)
+	supplier := r.u64()
 	r.take(64) // digests of the token's id and the certificate
+	employee, reason := r.text(), r.text()
 	ean := r.u64()
 	purpose := r.take(1)
 	from, to := int32(r.u32()), int32(r.u32())
@@ -134,6 +139,7 @@ func describe(record, receipt []byte) (string, error) {
 	if !r.short {
 		r.take(2*int(fields) + 2) // fields, resolution, kind
 	}
+	consent, action := r.take(16), r.take(1)
 	outcome := r.take(1)
 	if r.short {
 		return "", errors.New("the access record is cut off")
@@ -152,17 +158,36 @@ func describe(record, receipt []byte) (string, error) {
 	if len(receipt) > 0 {
 		opened = "a cryptoserver opened readings and gave a receipt"
 	}
-	what := "a list of metering points"
+	uuid := func(b []byte) string { return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]) }
+	what := name(asked, operation[0])
 	if ean != 0 {
-		what = fmt.Sprintf("%018d, purpose %s", ean, name(purposes, purpose[0]))
-		if from != to {
-			what += fmt.Sprintf(", days from %s to before %s", day(from), day(to))
-		}
+		what += fmt.Sprintf(" of %018d", ean)
 	}
-	return fmt.Sprintf("  interaction  %x-%x-%x-%x-%x\n  at           %s\n  supplier     %013d\n  asked for    %s\n  outcome      %s; %s\n",
-		interaction[:4], interaction[4:6], interaction[6:8], interaction[8:10], interaction[10:],
-		time.UnixMicro(at).UTC().Format("2006-01-02 15:04:05.000000 MST"), supplier, what, name(outcomes, outcome[0]), opened), nil
+	if purpose[0] != 0 {
+		what += ", purpose " + name(purposes, purpose[0])
+	}
+	switch {
+	case to == openEnd:
+		what += ", days from " + day(from)
+	case from != to:
+		what += fmt.Sprintf(", days from %s to before %s", day(from), day(to))
+	}
+	if !bytes.Equal(consent, make([]byte, 16)) {
+		what += ", consent " + uuid(consent)
+	}
+	if action[0] != 0 {
+		what += ": " + name(actions, action[0])
+	}
+	who := fmt.Sprintf("%013d", supplier)
+	if employee != "" {
+		who += fmt.Sprintf(", employee %q, because %q", employee, reason)
+	}
+	return fmt.Sprintf("  interaction  %s\n  at           %s\n  caller       %s\n  asked for    %s\n  outcome      %s; %s\n", uuid(interaction),
+		time.UnixMicro(at).UTC().Format("2006-01-02 15:04:05.000000 MST"), who, what, name(outcomes, outcome[0]), opened), nil
 }
+
+// openEnd stands for the end of days that have none yet.
+const openEnd = math.MaxInt32
 
 // reader reads big-endian fields; past the end it gives zeros and says so.
 type reader struct {
@@ -178,6 +203,15 @@ func (r *reader) take(n int) []byte {
 	p := r.b[:n]
 	r.b = r.b[n:]
 	return p
+}
+
+func (r *reader) text() string {
+	n := r.u32()
+	if n > 1<<16 {
+		r.short = true
+		return ""
+	}
+	return string(r.take(int(n)))
 }
 
 func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.take(4)) }

@@ -72,7 +72,7 @@ func TestDryRun(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	rec := w.lastRecord()
-	if rec.Outcome != audit.DryRun || rec.EAN != e || rec.Purpose != 0 || rec.Days.From.String() != from || len(rec.Receipt) != 0 ||
+	if rec.Operation != audit.DryRun || rec.Outcome != audit.Given || rec.EAN != e || rec.Purpose != 0 || rec.Days.From.String() != from || len(rec.Receipt) != 0 ||
 		rec.Profile != w.profile.Digest() || rec.FileVersion == 0 || len(rec.Granted) == 0 || len(rec.Fields) != 6 || len(rec.Withheld) != 0 {
 		t.Errorf("record %+v", rec)
 	}
@@ -142,7 +142,7 @@ func TestDryRun(t *testing.T) {
 			t.Errorf("for billing %s of %s is said to be stored", s.Field, s.From)
 		}
 	}
-	if rec := w.lastRecord(); rec.Outcome != audit.DryRun || rec.Purpose != meter.Billing {
+	if rec := w.lastRecord(); rec.Operation != audit.DryRun || rec.Outcome != audit.Given || rec.Purpose != meter.Billing {
 		t.Errorf("record %+v", rec)
 	}
 	// Nothing said: all that is retained.
@@ -182,7 +182,7 @@ func TestDryRunOfUnknownAndForeignIsAlike(t *testing.T) {
 			id := r.header.Get("X-Interaction-Id")
 			r.header.Del("Date")
 			rec := w.lastRecord()
-			if rec.EAN != e || rec.Outcome != audit.DryRunNoRelation {
+			if rec.EAN != e || rec.Operation != audit.DryRun || rec.Outcome != audit.NoRelation {
 				t.Errorf("record %+v", rec)
 			}
 			rec.EAN, rec.InteractionID, rec.At, rec.TokenID = unknown, [16]byte{1}, time.Unix(1, 0), [32]byte{}
@@ -302,7 +302,7 @@ func TestDryRunFails(t *testing.T) {
 	if r := w.get(w.a, accessPath(e)); r.status != 503 || r.problem(t) != "database-unavailable" || r.header.Get("Retry-After") == "" {
 		t.Errorf("stored days: %d %s", r.status, r.body)
 	}
-	if rec := w.lastRecord(); rec.Outcome != audit.DryRunFailed {
+	if rec := w.lastRecord(); rec.Operation != audit.DryRun || rec.Outcome != audit.Failed {
 		t.Errorf("record %+v", rec)
 	}
 	w.tap.stored = nil
@@ -320,7 +320,7 @@ func TestDryRunFails(t *testing.T) {
 	if calls := w.tap.taken(); calls != "supplier legal-file record" {
 		t.Errorf("calls %q", calls)
 	}
-	if rec := w.lastRecord(); rec.Outcome != audit.DryRunFailed || len(rec.Granted) != 0 {
+	if rec := w.lastRecord(); rec.Operation != audit.DryRun || rec.Outcome != audit.Failed || len(rec.Granted) != 0 {
 		t.Errorf("record %+v", rec)
 	}
 }

@@ -69,7 +69,7 @@ func TestReadings(t *testing.T) {
 	for _, s := range a.Series {
 		switch s.Field {
 		case "import_low":
-			if s.ReadingKind != client.REGISTER || s.Resolution != client.P1D || s.LegalBasis != client.LegalBasisSUPPLYDAILY ||
+			if s.ReadingKind != client.ReadingKindREGISTER || s.Resolution != client.P1D || s.LegalBasis != client.LegalBasisSUPPLYDAILY ||
 				s.ExpectedCount != days.Len()+1 || s.DeliveredCount != s.ExpectedCount || len(s.Days) != days.Len()+1 {
 				t.Errorf("%+v", s)
 			}
@@ -79,7 +79,7 @@ func TestReadings(t *testing.T) {
 				}
 			}
 		case "import_intervals":
-			if s.ReadingKind != client.CONSUMPTION || s.Resolution != client.PT15M || s.LegalBasis != client.LegalBasisCONSENT || s.DeliveredCount != s.ExpectedCount {
+			if s.ReadingKind != client.ReadingKindCONSUMPTION || s.Resolution != client.PT15M || s.LegalBasis != client.LegalBasisCONSENT || s.DeliveredCount != s.ExpectedCount {
 				t.Errorf("%s %s %s %d/%d", s.ReadingKind, s.Resolution, s.LegalBasis, s.DeliveredCount, s.ExpectedCount)
 			}
 			for _, d := range s.Days {

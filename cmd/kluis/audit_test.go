@@ -86,7 +86,7 @@ func TestAudit(t *testing.T) {
 	}
 	id := uuid.New()
 	day := meter.DayOf(time.Now(), w.profile.Location())
-	if err := gateway.Record(t.Context(), audit.Record{InteractionID: id, At: time.Now(), Supplier: gln, EAN: ean, Purpose: meter.Billing,
+	if err := gateway.Record(t.Context(), audit.Record{InteractionID: id, At: time.Now(), Operation: audit.Readings, Supplier: gln, EAN: ean, Purpose: meter.Billing,
 		Days: meter.DayRange{From: day - 1, To: day}, Outcome: audit.NoRelation}); err != nil {
 		t.Fatal(err)
 	}

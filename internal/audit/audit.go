@@ -1,4 +1,4 @@
-// Package audit is the access record: who asked for what, when, on which
+// Package audit is the access record: who asked for what, when, why, on which
 // evidence, and what came of it. One record is committed to the access log
 // before an answer leaves, for refusals as well.
 //
@@ -11,7 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"kluis/authz"
 	"kluis/internal/canonical"
@@ -28,10 +31,50 @@ const (
 	maxWithheld = 1 << 14
 	maxRule     = 64
 	maxReceipt  = 4096
+	maxText     = 128 // an employee's subject, or reason
 )
 
 // ErrRecord is wrapped by every refusal of a record or its encoding.
 var ErrRecord = errors.New("not an access record")
+
+// Operation says what was asked for.
+type Operation uint8
+
+// The values are part of the encoding: never renumber.
+const (
+	// Readings of a metering point.
+	Readings Operation = 1
+	// List of the caller's metering points. It names none.
+	List Operation = 2
+	// DryRun asks what may be read, and opens nothing. Purpose 0 asks about
+	// every purpose.
+	DryRun Operation = 3
+	// Consents: those at a metering point, or one of them, were to be told.
+	Consents Operation = 4
+	// ConsentStep is a step in the life of a consent.
+	ConsentStep Operation = 5
+	// AccessLog: what was asked of a metering point was to be told to its
+	// customer.
+	AccessLog Operation = 6
+)
+
+func (o Operation) String() string {
+	switch o {
+	case Readings:
+		return "readings"
+	case List:
+		return "list"
+	case DryRun:
+		return "dry_run"
+	case Consents:
+		return "consents"
+	case ConsentStep:
+		return "consent_step"
+	case AccessLog:
+		return "access_log"
+	}
+	return fmt.Sprintf("Operation(%d)", uint8(o))
+}
 
 // Outcome says what came of a request.
 type Outcome uint8
@@ -39,34 +82,23 @@ type Outcome uint8
 // The values are part of the encoding and of the access_log table: never
 // renumber.
 const (
-	// Given: everything asked for was granted and answered.
+	// Given: everything asked for was granted and answered; told, or done.
 	Given Outcome = 1
-	// Partly: some of it, the rest is withheld with reasons.
+	// Partly: some of it, the rest is withheld with reasons. Readings only.
 	Partly Outcome = 2
 	// Withheld: the caller has a basis, but nothing of what it asked for was
-	// granted; nothing was opened.
+	// granted; nothing was opened. Readings only.
 	Withheld Outcome = 3
-	// NoRelation: the metering point is unknown, or the caller has nothing to
-	// do with it. The record does not tell which of the two.
+	// NoRelation: the metering point or the consent is unknown, or the caller
+	// has nothing to do with it. The record does not tell which of the two.
 	NoRelation Outcome = 4
-	// Failed: the decision was made, but no answer left: rows could not be
-	// fetched or opened. A receipt, if there is one, says what was opened.
+	// Failed: no answer left: rows could not be fetched or opened, a step could
+	// not be sealed or stored. A receipt, if there is one, says what was opened.
 	Failed Outcome = 5
-
-	// A dry run asks what may be read, and opens nothing: its records have
-	// outcomes of their own, so that nobody takes one for a reading, or misses
-	// its receipt. Purpose 0 asks about every purpose.
-
-	// DryRun: what may be read was told; Granted is what.
-	DryRun Outcome = 6
-	// DryRunNoRelation: as NoRelation.
-	DryRunNoRelation Outcome = 7
-	// DryRunFailed: no answer left.
-	DryRunFailed Outcome = 8
+	// Refused: a step that the facts or the market's rules do not let the
+	// caller take now; an access log of an occupancy that is none.
+	Refused Outcome = 6
 )
-
-// IsDryRun says whether nothing was to be opened.
-func (o Outcome) IsDryRun() bool { return DryRun <= o && o <= DryRunFailed }
 
 func (o Outcome) String() string {
 	switch o {
@@ -80,29 +112,41 @@ func (o Outcome) String() string {
 		return "no_relation"
 	case Failed:
 		return "failed"
-	case DryRun:
-		return "dry_run"
-	case DryRunNoRelation:
-		return "dry_run_no_relation"
-	case DryRunFailed:
-		return "dry_run_failed"
+	case Refused:
+		return "refused"
 	}
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Record is one access or refusal.
+// Record is one access or refusal. Which parts it has follows from its
+// operation: Encode and Parse refuse all others.
 //
-// For a list of metering points EAN is zero, and so are purpose, days and all
-// that belongs to a decision. A record of a dry run has no receipt, and does
-// not list what is withheld: that follows from the legal file and the profile
-// it names.
+//   - Readings have a metering point, purpose, days and fields; and what was
+//     decided.
+//   - A List has nothing but its caller, who is a supplier.
+//   - A DryRun has a metering point, days and fields, and what was told to be
+//     readable. It does not list what is withheld: that follows from the legal
+//     file and the profile it names.
+//   - Consents have a metering point, or the consent that was named, or both.
+//   - A ConsentStep has an action, the consent's id, the consent's purpose
+//     where it is known, and its metering point; neither of the last two where
+//     the consent is unknown. One that would make a consent (request, register)
+//     has no id when it made none.
+//   - An AccessLog has an employee and a metering point, and for its days those
+//     of the customer's occupancy whose requests were told: none when nothing
+//     was told.
 type Record struct {
 	InteractionID [16]byte  // of the answer; random
 	At            time.Time // of the decision, by the gateway's clock; UTC, microseconds
+	Operation     Operation
 
-	Supplier    meter.GLN
-	TokenID     [32]byte // SHA-256 of the token's jti
-	Certificate [32]byte // SHA-256 of the TLS client certificate's DER
+	Supplier    meter.GLN // the grid operator's own for an employee
+	TokenID     [32]byte  // SHA-256 of the token's jti
+	Certificate [32]byte  // SHA-256 of the TLS client certificate's DER
+	// Employee is the subject of the token of an employee of the grid operator,
+	// Reason what it gives: 1 to 128 printable bytes each. Both empty for a
+	// supplier.
+	Employee, Reason string
 
 	// What was asked for.
 	EAN        meter.EAN
@@ -111,10 +155,13 @@ type Record struct {
 	Fields     []meter.FieldCode // as a set: encoded ascending, each once
 	Resolution meter.Resolution  // 0: not said
 	Kind       meter.Kind        // 0: not said
+	ConsentID  [16]byte
+	Action     authz.ConsentAction // of a step
 
 	Outcome Outcome
 
-	// What was decided, on which evidence. All zero for NoRelation.
+	// What was decided, on which evidence. All zero for NoRelation. Of a step
+	// that was taken: the legal file it made.
 	LegalFile   [32]byte // digest of its payload
 	FileVersion uint64
 	Profile     [32]byte // digest of the market profile
@@ -181,9 +228,12 @@ func (r Record) Encode() ([]byte, error) {
 	w := canonical.New(domain, version)
 	w.Fixed(r.InteractionID[:])
 	w.Time(r.At)
+	w.U8(uint8(r.Operation))
 	w.I64(r.Supplier.Int64())
 	w.Fixed(r.TokenID[:])
 	w.Fixed(r.Certificate[:])
+	w.String(r.Employee)
+	w.String(r.Reason)
 	w.I64(r.EAN.Int64())
 	w.U8(uint8(r.Purpose))
 	w.I32(int32(r.Days.From))
@@ -194,6 +244,8 @@ func (r Record) Encode() ([]byte, error) {
 	}
 	w.U8(uint8(r.Resolution))
 	w.U8(uint8(r.Kind))
+	w.Fixed(r.ConsentID[:])
+	w.U8(uint8(r.Action))
 	w.U8(uint8(r.Outcome))
 	w.Fixed(r.LegalFile[:])
 	w.U64(r.FileVersion)
@@ -245,11 +297,14 @@ func parse(record, receipt []byte) (Record, error) {
 	var r Record
 	rd.Fixed(r.InteractionID[:])
 	r.At = rd.Time()
+	r.Operation = Operation(rd.U8())
 	if r.Supplier, err = meter.GLNFromInt64(rd.I64()); err != nil {
 		rd.Refuse("no supplier")
 	}
 	rd.Fixed(r.TokenID[:])
 	rd.Fixed(r.Certificate[:])
+	r.Employee = rd.String(maxText)
+	r.Reason = rd.String(maxText)
 	if n := rd.I64(); n != 0 {
 		if r.EAN, err = meter.EANFromInt64(n); err != nil {
 			rd.Refuse("no metering point")
@@ -265,6 +320,8 @@ func parse(record, receipt []byte) (Record, error) {
 	}
 	r.Resolution = meter.Resolution(rd.U8())
 	r.Kind = meter.Kind(rd.U8())
+	rd.Fixed(r.ConsentID[:])
+	r.Action = authz.ConsentAction(rd.U8())
 	r.Outcome = Outcome(rd.U8())
 	rd.Fixed(r.LegalFile[:])
 	r.FileVersion = rd.U64()
@@ -316,6 +373,16 @@ func days(rd *canonical.Reader) meter.DayRange {
 	return meter.DayRange{From: meter.Day(rd.I32()), To: meter.Day(rd.I32())}
 }
 
+// outcomes says what may come of each operation.
+var outcomes = [...][]Outcome{
+	Readings:    {Given, Partly, Withheld, NoRelation, Failed},
+	List:        {Given, Failed},
+	DryRun:      {Given, NoRelation, Failed},
+	Consents:    {Given, NoRelation, Failed},
+	ConsentStep: {Given, NoRelation, Failed, Refused},
+	AccessLog:   {Given, NoRelation, Failed, Refused},
+}
+
 // check holds what Encode and Parse agree on.
 func (r *Record) check() error {
 	switch {
@@ -325,10 +392,20 @@ func (r *Record) check() error {
 		return errors.New("no time")
 	case r.Supplier.IsZero():
 		return errors.New("no supplier")
-	case r.Outcome < Given || r.Outcome > DryRunFailed:
-		return errors.New("unknown outcome")
+	case r.Operation < Readings || r.Operation > AccessLog:
+		return errors.New("unknown operation")
+	case !slices.Contains(outcomes[r.Operation], r.Outcome):
+		return errors.New("no outcome of such an operation")
+	case (r.Employee == "") != (r.Reason == ""):
+		return errors.New("an employee and a reason come together")
+	case r.Employee != "" && !(plainText(r.Employee) && plainText(r.Reason)):
+		return errors.New("employee or reason not 1 to 128 printable bytes")
 	case len(r.Fields) > maxFields || len(r.Granted) > maxItems || len(r.Withheld) > maxWithheld || len(r.Receipt) > maxReceipt:
 		return errors.New("too long")
+	case r.Purpose > meter.CustomerService:
+		return errors.New("unknown purpose")
+	case r.Days != (meter.DayRange{}) && r.Days.Empty():
+		return errors.New("days in reverse")
 	}
 	for i := 1; i < len(r.Fields); i++ {
 		if r.Fields[i-1] >= r.Fields[i] {
@@ -340,18 +417,80 @@ func (r *Record) check() error {
 			return errors.New("granted without days, or with too many runs of them, or with too long a rule")
 		}
 	}
-	if (r.Outcome == NoRelation || r.Outcome == DryRunNoRelation) && (r.LegalFile != [32]byte{} || r.FileVersion != 0 ||
-		len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0) {
+	if r.Outcome == NoRelation && (r.LegalFile != [32]byte{} || r.FileVersion != 0 || len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0) {
 		return errors.New("no relation, but it says something of the metering point")
 	}
-	if (r.Outcome == Given || r.Outcome == Partly) && len(r.Granted) > 0 && len(r.Receipt) == 0 {
-		return errors.New("something was given, but there is no receipt of its opening")
+	return r.checkParts()
+}
+
+// checkParts refuses parts that the operation has not, and misses those it has.
+func (r *Record) checkParts() error {
+	var (
+		decided = len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0
+		reading = len(r.Fields) > 0 || r.Resolution != 0 || r.Kind != 0 || decided
+		consent = r.ConsentID != [16]byte{}
+	)
+	if r.Operation != Consents && consent && r.Operation != ConsentStep || (r.Action != 0) != (r.Operation == ConsentStep) {
+		return errors.New("a consent or an action of something else than a step, or a step without")
 	}
-	if r.Outcome == Withheld && len(r.Granted)+len(r.Receipt) > 0 {
-		return errors.New("all withheld, but something is granted")
-	}
-	if r.Outcome.IsDryRun() && (len(r.Receipt)+len(r.Withheld) > 0 || r.Resolution != 0 || r.Kind != 0 || r.EAN.IsZero()) {
-		return errors.New("a dry run of no metering point, or with parts that only a reading has")
+	switch r.Operation {
+	case Readings:
+		switch {
+		case r.EAN.IsZero() || r.Purpose == 0 || r.Days.Empty():
+			return errors.New("readings of no metering point, purpose or days")
+		case (r.Outcome == Given || r.Outcome == Partly) && len(r.Granted) > 0 && len(r.Receipt) == 0:
+			return errors.New("something was given, but there is no receipt of its opening")
+		case r.Outcome == Withheld && len(r.Granted)+len(r.Receipt) > 0:
+			return errors.New("all withheld, but something is granted")
+		}
+	case List:
+		if r.Employee != "" || !r.EAN.IsZero() || r.Purpose != 0 || !r.Days.Empty() || reading ||
+			r.LegalFile != [32]byte{} || r.FileVersion != 0 {
+			return errors.New("a list of an employee, or with parts it does not have")
+		}
+	case DryRun:
+		switch {
+		case r.EAN.IsZero() || r.Days.Empty():
+			return errors.New("a dry run of no metering point or days")
+		case len(r.Receipt)+len(r.Withheld) > 0 || r.Resolution != 0 || r.Kind != 0:
+			return errors.New("a dry run with parts that only readings have")
+		}
+	case Consents:
+		switch {
+		case reading || r.Purpose != 0 || !r.Days.Empty():
+			return errors.New("consents with parts that only readings have")
+		case r.EAN.IsZero() && (!consent || r.Outcome == Given):
+			return errors.New("consents of no metering point")
+		}
+	case ConsentStep:
+		makes := r.Action == authz.ActionRegister || r.Action == authz.ActionRequest
+		switch {
+		case r.Action > authz.ActionRequest:
+			return errors.New("unknown action")
+		case reading || !r.Days.Empty():
+			return errors.New("a step with parts that only readings have")
+		case !consent && (!makes || r.Outcome == Given):
+			return errors.New("a step of no consent")
+		case r.EAN.IsZero() && (makes || r.Outcome != NoRelation && r.Outcome != Failed):
+			return errors.New("a step at no metering point")
+		case r.Outcome == Given && r.FileVersion == 0:
+			return errors.New("a step taken that made no legal file")
+		}
+	case AccessLog:
+		switch {
+		case r.EAN.IsZero() || r.Employee == "":
+			return errors.New("an access log of no metering point, or told to no employee")
+		case reading || r.Purpose != 0:
+			return errors.New("an access log with parts that only readings have")
+		case r.Days.Empty() == (r.Outcome == Given):
+			return errors.New("an access log of nobody's days, or of days though nothing was told")
+		}
 	}
 	return nil
+}
+
+// plainText says whether s is one line of 1 to maxText bytes of printable
+// UTF-8.
+func plainText(s string) bool {
+	return s != "" && len(s) <= maxText && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -24,14 +25,17 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// full has every part of a record.
+// full has every part that a record of readings may have.
 func full() audit.Record {
 	return audit.Record{
 		InteractionID: [16]byte{0x10, 15: 0x1f},
 		At:            time.Date(2026, 3, 29, 1, 0, 0, 123456000, time.UTC),
+		Operation:     audit.Readings,
 		Supplier:      must(meter.ParseGLN("8712423000018")),
 		TokenID:       [32]byte{0x20, 31: 0x2f},
 		Certificate:   [32]byte{0x30, 31: 0x3f},
+		Employee:      "agent-17",
+		Reason:        "zaak 4711 \u00e9",
 		EAN:           must(meter.ParseEAN("871687140000000019")),
 		Purpose:       meter.EnergyManagement,
 		Days:          meter.DayRange{From: 20454, To: 20485},
@@ -67,15 +71,37 @@ func noRelation() audit.Record {
 // dryRun is a record of what was told.
 func dryRun() audit.Record {
 	r := full()
-	r.Outcome, r.Purpose = audit.DryRun, 0
+	r.Operation, r.Outcome, r.Purpose = audit.DryRun, audit.Given, 0
 	r.Resolution, r.Kind, r.Withheld, r.Receipt = 0, 0, nil, nil
 	return r
 }
 
 func list() audit.Record {
 	return audit.Record{
-		InteractionID: [16]byte{1}, At: time.UnixMicro(1).UTC(), Supplier: full().Supplier, Outcome: audit.Given,
+		InteractionID: [16]byte{1}, At: time.UnixMicro(1).UTC(), Operation: audit.List, Supplier: full().Supplier, Outcome: audit.Given,
 	}
+}
+
+func consents() audit.Record {
+	r := list()
+	r.Operation, r.EAN = audit.Consents, full().EAN
+	return r
+}
+
+// step is a consent requested.
+func step() audit.Record {
+	r := consents()
+	r.Operation, r.Purpose, r.ConsentID, r.Action = audit.ConsentStep, meter.EnergyManagement, [16]byte{0x60, 15: 0x6f}, authz.ActionRequest
+	r.LegalFile, r.FileVersion, r.Profile = full().LegalFile, 8, full().Profile
+	return r
+}
+
+// accessLog is that of the customer who moved in on 2026-01-01.
+func accessLog() audit.Record {
+	r := consents()
+	r.Operation, r.Employee, r.Reason = audit.AccessLog, "agent-17", "x"
+	r.Days = meter.DayRange{From: 20454, To: meter.MaxDay}
+	return r
 }
 
 const zeros32 = "0000000000000000000000000000000000000000000000000000000000000000"
@@ -85,39 +111,50 @@ func TestGolden(t *testing.T) {
 	t.Parallel()
 	sum := sha256.Sum256([]byte("receipt"))
 	head := "00000013" + hex.EncodeToString([]byte("kluis/access-record")) + "01"
-	asked := "1000000000000000000000000000001f" + "00064e1f40e76640" + "000007ec84e0c7d2" +
-		"2000000000000000000000000000000000000000000000000000000000" + "00002f" +
-		"3000000000000000000000000000000000000000000000000000000000" + "00003f" +
-		"0c18dad5def9e813" + "02" + "00004fe6" + "00005005" +
-		"00000003" + "0001" + "0002" + "0006" + "02" + "02"
-	profile := "5000000000000000000000000000000000000000000000000000000000" + "00005f"
+	text := func(s string) string { return fmt.Sprintf("%08x%x", len(s), s) }
+	const (
+		supplier  = "000007ec84e0c7d2"
+		token     = "2000000000000000000000000000000000000000000000000000000000" + "00002f"
+		cert      = "3000000000000000000000000000000000000000000000000000000000" + "00003f"
+		ean       = "0c18dad5def9e813"
+		days      = "00004fe6" + "00005005"
+		noDays    = "00000000" + "00000000"
+		none      = "00000000"
+		fields    = "00000003" + "0001" + "0002" + "0006"
+		noConsent = "00000000000000000000000000000000" + "00"
+		noFile    = zeros32 + "0000000000000000"
+		file      = "4000000000000000000000000000000000000000000000000000000000" + "00004f"
+		profile   = "5000000000000000000000000000000000000000000000000000000000" + "00005f"
+	)
+	when := "1000000000000000000000000000001f" + "00064e1f40e76640"
+	early := "01000000000000000000000000000000" + "0000000000000001"
+	who := supplier + token + cert + text("agent-17") + text("zaak 4711 \u00e9")
+	bare := supplier + zeros32 + zeros32 + none + none // no token, certificate, employee or reason
+	granted := "00000001" + "0006" + "00000002" + "00004fe6" + "00004fec" + "00004ff6" + "00005005" + "02" + "01" + "05" + text("nl-consent")
 	for name, c := range map[string]struct {
 		r    audit.Record
 		want string
 	}{
-		"full": {full(), head + asked + "02" +
-			"4000000000000000000000000000000000000000000000000000000000" + "00004f" + "0000000000000007" + profile +
-			"00000001" + "0006" + "00000002" + "00004fe6" + "00004fec" + "00004ff6" + "00005005" + "02" + "01" + "05" +
-			"0000000a" + hex.EncodeToString([]byte("nl-consent")) +
-			"00000001" + "0006" + "00004fec" + "00004ff6" + "04" +
-			"01" + hex.EncodeToString(sum[:])},
-		"no relation": {noRelation(), head + asked + "04" + zeros32 + "0000000000000000" + profile +
-			"00000000" + "00000000" + "00"},
-		"dry run": {dryRun(), head + strings.TrimSuffix(strings.Replace(asked, "02"+"00004fe6", "00"+"00004fe6", 1), "0202") + "0000" + "06" +
-			"4000000000000000000000000000000000000000000000000000000000" + "00004f" + "0000000000000007" + profile +
-			"00000001" + "0006" + "00000002" + "00004fe6" + "00004fec" + "00004ff6" + "00005005" + "02" + "01" + "05" +
-			"0000000a" + hex.EncodeToString([]byte("nl-consent")) + "00000000" + "00"},
-		"list": {list(), head + "01000000000000000000000000000000" + "0000000000000001" + "000007ec84e0c7d2" +
-			zeros32 + zeros32 + "0000000000000000" + "00" + "00000000" + "00000000" + "00000000" + "00" + "00" + "01" +
-			zeros32 + "0000000000000000" + zeros32 + "00000000" + "00000000" + "00"},
+		"full": {full(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + noConsent + "02" + file + "0000000000000007" + profile +
+			granted + "00000001" + "0006" + "00004fec" + "00004ff6" + "04" + "01" + hex.EncodeToString(sum[:])},
+		"no relation": {noRelation(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + noConsent + "04" + noFile + profile +
+			none + none + "00"},
+		"dry run": {dryRun(), when + "03" + who + ean + "00" + days + fields + "00" + "00" + noConsent + "01" + file + "0000000000000007" + profile +
+			granted + none + "00"},
+		"list":     {list(), early + "02" + bare + "0000000000000000" + "00" + noDays + none + "00" + "00" + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"consents": {consents(), early + "04" + bare + ean + "00" + noDays + none + "00" + "00" + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"step": {step(), early + "05" + bare + ean + "02" + noDays + none + "00" + "00" + "6000000000000000000000000000006f" + "05" + "01" +
+			file + "0000000000000008" + profile + none + none + "00"},
+		"access log": {accessLog(), early + "06" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + ean + "00" + "00004fe6" + "7fffffff" + none + "00" + "00" +
+			noConsent + "01" + noFile + zeros32 + none + none + "00"},
 	} {
 		b, err := c.r.Encode()
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if got := hex.EncodeToString(b); got != c.want {
-			t.Errorf("%s:\ngot  %s\nwant %s", name, got, c.want)
+		if got := hex.EncodeToString(b); got != head+c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", name, got, head+c.want)
 		}
 		back, err := audit.Parse(b, c.r.Receipt)
 		if err != nil || !reflect.DeepEqual(back, c.r) {
@@ -142,12 +179,65 @@ func TestFieldsAreASet(t *testing.T) {
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*audit.Record){
-		"no interaction":                  func(r *audit.Record) { r.InteractionID = [16]byte{} },
-		"no time":                         func(r *audit.Record) { r.At = time.Time{} },
-		"epoch":                           func(r *audit.Record) { r.At = time.Unix(0, 0) },
-		"no supplier":                     func(r *audit.Record) { r.Supplier = meter.GLN{} },
-		"no outcome":                      func(r *audit.Record) { r.Outcome = 0 },
-		"unknown outcome":                 func(r *audit.Record) { r.Outcome = 9 },
+		"no interaction":             func(r *audit.Record) { r.InteractionID = [16]byte{} },
+		"no time":                    func(r *audit.Record) { r.At = time.Time{} },
+		"epoch":                      func(r *audit.Record) { r.At = time.Unix(0, 0) },
+		"no supplier":                func(r *audit.Record) { r.Supplier = meter.GLN{} },
+		"no outcome":                 func(r *audit.Record) { r.Outcome = 0 },
+		"unknown outcome":            func(r *audit.Record) { r.Outcome = 7 },
+		"no operation":               func(r *audit.Record) { r.Operation = 0 },
+		"unknown operation":          func(r *audit.Record) { r.Operation = 7 },
+		"an employee, but no reason": func(r *audit.Record) { r.Reason = "" },
+		"a reason, but no employee":  func(r *audit.Record) { r.Employee = "" },
+		"long reason":                func(r *audit.Record) { r.Reason = strings.Repeat("x", 129) },
+		"employee of two lines":      func(r *audit.Record) { r.Employee = "a\nb" },
+		"reason not UTF-8":           func(r *audit.Record) { r.Reason = "\xff" },
+		"reason that turns the line": func(r *audit.Record) { r.Reason = "\u202e" },
+		"unknown purpose":            func(r *audit.Record) { r.Purpose = 6 },
+		"days in reverse":            func(r *audit.Record) { r.Days.To = r.Days.From - 1 },
+		"readings of nothing":        func(r *audit.Record) { r.EAN = meter.EAN{} },
+		"readings for nothing":       func(r *audit.Record) { r.Purpose = 0 },
+		"readings of no days":        func(r *audit.Record) { r.Days = meter.DayRange{} },
+		"readings refused":           func(r *audit.Record) { *r = noRelation(); r.Outcome = audit.Refused },
+		"readings of a consent":      func(r *audit.Record) { r.ConsentID[0] = 1 },
+		"readings, and a step":       func(r *audit.Record) { r.Action = 1 },
+		"list of an employee":        func(r *audit.Record) { *r = list(); r.Employee, r.Reason = "a", "b" },
+		"list of one":                func(r *audit.Record) { *r = list(); r.EAN = full().EAN },
+		"list for a purpose":         func(r *audit.Record) { *r = list(); r.Purpose = meter.Billing },
+		"list of days":               func(r *audit.Record) { *r = list(); r.Days = full().Days },
+		"list of fields":             func(r *audit.Record) { *r = list(); r.Fields = full().Fields },
+		"list by a file":             func(r *audit.Record) { *r = list(); r.FileVersion = 1 },
+		"list of nobody":             func(r *audit.Record) { *r = list(); r.Outcome = audit.NoRelation },
+		"consents of nothing":        func(r *audit.Record) { *r = consents(); r.EAN = meter.EAN{} },
+		"unknown consent told":       func(r *audit.Record) { *r = consents(); r.EAN, r.ConsentID = meter.EAN{}, [16]byte{1} },
+		"consents of days":           func(r *audit.Record) { *r = consents(); r.Days = full().Days },
+		"consents for a purpose":     func(r *audit.Record) { *r = consents(); r.Purpose = meter.Billing },
+		"consents, opened":           func(r *audit.Record) { *r = consents(); r.Receipt = []byte{1} },
+		"consents and a step":        func(r *audit.Record) { *r = consents(); r.Action = 1 },
+		"step without an action":     func(r *audit.Record) { *r = step(); r.Action = 0 },
+		"unknown step":               func(r *audit.Record) { *r = step(); r.Action = 6 },
+		"step of no consent":         func(r *audit.Record) { *r = step(); r.ConsentID = [16]byte{} },
+		"grant of no consent":        func(r *audit.Record) { *r = step(); r.Action, r.Outcome, r.ConsentID = 2, audit.Refused, [16]byte{} },
+		"step nowhere":               func(r *audit.Record) { *r = step(); r.EAN = meter.EAN{} },
+		"revocation nowhere":         func(r *audit.Record) { *r = step(); r.Action, r.Outcome, r.EAN = 4, audit.Refused, meter.EAN{} },
+		"request nowhere": func(r *audit.Record) {
+			*r = step()
+			r.Outcome, r.EAN, r.LegalFile, r.FileVersion = audit.NoRelation, meter.EAN{}, [32]byte{}, 0
+		},
+		"step that made nothing":          func(r *audit.Record) { *r = step(); r.FileVersion = 0 },
+		"step of days":                    func(r *audit.Record) { *r = step(); r.Days = full().Days },
+		"step, opened":                    func(r *audit.Record) { *r = step(); r.Receipt = []byte{1} },
+		"step of fields":                  func(r *audit.Record) { *r = step(); r.Fields = full().Fields },
+		"step withheld":                   func(r *audit.Record) { *r = step(); r.Outcome = audit.Withheld },
+		"access log for nobody":           func(r *audit.Record) { *r = accessLog(); r.Employee, r.Reason = "", "" },
+		"access log of nothing":           func(r *audit.Record) { *r = accessLog(); r.EAN = meter.EAN{} },
+		"access log of nobody":            func(r *audit.Record) { *r = accessLog(); r.Days = meter.DayRange{} },
+		"access log refused, told":        func(r *audit.Record) { *r = accessLog(); r.Outcome = audit.Refused },
+		"access log for a purpose":        func(r *audit.Record) { *r = accessLog(); r.Purpose = meter.Billing },
+		"access log, opened":              func(r *audit.Record) { *r = accessLog(); r.Receipt = []byte{1} },
+		"access log of a consent":         func(r *audit.Record) { *r = accessLog(); r.ConsentID[0] = 1 },
+		"dry run of no days":              func(r *audit.Record) { *r = dryRun(); r.Days = meter.DayRange{} },
+		"dry run, but given in part":      func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.Partly },
 		"granted no days":                 func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
 		"long rule":                       func(r *audit.Record) { r.Granted[0].Rule = strings.Repeat("x", 65) },
 		"long receipt":                    func(r *audit.Record) { r.Receipt = make([]byte, 5000) },
@@ -164,12 +254,12 @@ func TestRefused(t *testing.T) {
 		"dry run, but withheld":           func(r *audit.Record) { w := r.Withheld; *r = dryRun(); r.Withheld = w },
 		"dry run of a resolution":         func(r *audit.Record) { *r = dryRun(); r.Resolution = meter.P1D },
 		"dry run of a kind":               func(r *audit.Record) { *r = dryRun(); r.Kind = meter.Register },
-		"dry run that failed, but opened": func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.DryRunFailed; r.Receipt = []byte{1} },
+		"dry run that failed, but opened": func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.Failed; r.Receipt = []byte{1} },
 		"dry run of none, but granted": func(r *audit.Record) {
 			*r = dryRun()
-			r.Outcome, r.LegalFile, r.FileVersion = audit.DryRunNoRelation, [32]byte{}, 0
+			r.Outcome, r.LegalFile, r.FileVersion = audit.NoRelation, [32]byte{}, 0
 		},
-		"dry run of none, but a file":       func(r *audit.Record) { *r = dryRun(); r.Outcome, r.Granted = audit.DryRunNoRelation, nil },
+		"dry run of none, but a file":       func(r *audit.Record) { *r = dryRun(); r.Outcome, r.Granted = audit.NoRelation, nil },
 		"no relation, but something opened": func(r *audit.Record) { *r = noRelation(); r.Receipt = []byte{1} },
 	} {
 		r := full()
@@ -286,7 +376,7 @@ func TestRoundTrip(t *testing.T) {
 
 // FuzzParse: whatever parses encodes to the same bytes.
 func FuzzParse(f *testing.F) {
-	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list()} {
+	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list(), consents(), step(), accessLog()} {
 		f.Add(must(r.Encode()), r.Receipt)
 	}
 	f.Add([]byte{}, []byte{})
@@ -308,14 +398,46 @@ func TestAccessItemsFit(t *testing.T) {
 	if got := audit.AccessItems(authz.Access{}); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}
-	for o, name := range map[audit.Outcome]string{audit.DryRun: "dry_run", audit.DryRunNoRelation: "dry_run_no_relation", audit.DryRunFailed: "dry_run_failed"} {
-		if !o.IsDryRun() || o.String() != name {
-			t.Errorf("%v", o)
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	for i, want := range []string{"Operation(0)", "readings", "list", "dry_run", "consents", "consent_step", "access_log", "Operation(7)"} {
+		if got := audit.Operation(i).String(); got != want {
+			t.Errorf("operation %d: %s", i, got)
 		}
 	}
-	for o := range audit.DryRun {
-		if o.IsDryRun() {
-			t.Errorf("%v", o)
+	for i, want := range []string{"Outcome(0)", "given", "partly", "withheld", "no_relation", "failed", "refused", "Outcome(7)"} {
+		if got := audit.Outcome(i).String(); got != want {
+			t.Errorf("outcome %d: %s", i, got)
+		}
+	}
+}
+
+// A step that came to nothing need not name a consent that is none; one of a
+// consent that nobody knows names no metering point.
+func TestStepsThatCameToNothing(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*audit.Record){
+		"request refused": func(r *audit.Record) { r.Outcome, r.ConsentID = audit.Refused, [16]byte{} },
+		"request where there is no relation": func(r *audit.Record) {
+			r.Outcome, r.ConsentID, r.LegalFile, r.FileVersion = audit.NoRelation, [16]byte{}, [32]byte{}, 0
+		},
+		"unknown consent": func(r *audit.Record) {
+			r.Action, r.Outcome, r.EAN, r.Purpose, r.LegalFile, r.FileVersion = 4, audit.NoRelation, meter.EAN{}, 0, [32]byte{}, 0
+		},
+		"unknown consent asked for": func(r *audit.Record) {
+			*r = consents()
+			r.Outcome, r.EAN, r.ConsentID = audit.NoRelation, meter.EAN{}, [16]byte{1}
+		},
+		"access log of nobody": func(r *audit.Record) { *r = accessLog(); r.Outcome, r.Days = audit.Refused, meter.DayRange{} },
+	} {
+		r := step()
+		change(&r)
+		if b, err := r.Encode(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if back, err := audit.Parse(b, nil); err != nil || !reflect.DeepEqual(back, r) {
+			t.Errorf("%s comes back as %+v, %v", name, back, err)
 		}
 	}
 }

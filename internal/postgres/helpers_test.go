@@ -185,7 +185,7 @@ func seed(t testing.TB, in *postgres.Ingest, of meter.EAN, period meter.DayRange
 
 func record() audit.Record {
 	return audit.Record{
-		InteractionID: uuid.New(), At: now, Supplier: alpha, EAN: home, Purpose: meter.EnergyManagement,
+		InteractionID: uuid.New(), At: now, Operation: audit.Readings, Supplier: alpha, EAN: home, Purpose: meter.EnergyManagement,
 		Days: days("2026-01-01", "2026-02-01"), Fields: []meter.FieldCode{1}, Outcome: audit.Given,
 		FileVersion: 3, Receipt: []byte("receipt"),
 	}

@@ -696,7 +696,7 @@ func TestRecord(t *testing.T) {
 	opened := record()
 	refused := record()
 	refused.Outcome, refused.FileVersion, refused.Receipt = audit.NoRelation, 0, nil
-	list := audit.Record{InteractionID: [16]byte{9}, At: now, Supplier: alpha, Outcome: audit.Given}
+	list := audit.Record{InteractionID: [16]byte{9}, At: now, Operation: audit.List, Supplier: alpha, Outcome: audit.Given}
 	salts := map[string]bool{}
 	for _, r := range []audit.Record{opened, refused, list} {
 		if err := g.Record(t.Context(), r); err != nil {

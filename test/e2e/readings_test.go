@@ -82,7 +82,7 @@ func checkSeries(t testing.TB, s client.Series, loc *time.Location) meter.DayRan
 		t.Fatalf("%s: no days", s.Field)
 	}
 	entries := s.Days
-	register := s.ReadingKind == client.REGISTER
+	register := s.ReadingKind == client.ReadingKindREGISTER
 	days := meter.DayRange{From: firstDay(t, entries[0], loc)}
 	days.To = days.From
 	count, known := 0, 0
@@ -243,7 +243,7 @@ func TestEveryPromiseIsKept(t *testing.T) {
 					if got := (meter.DayRange{From: from, To: to}); checkSeries(t, s, loc) != got {
 						t.Errorf("%s: days %v, want %v", s.Field, checkSeries(t, s, loc), got)
 					}
-					register := s.ReadingKind == client.REGISTER
+					register := s.ReadingKind == client.ReadingKindREGISTER
 					switch {
 					case register == strings.Contains(s.Field, "intervals"):
 						t.Errorf("%s is answered as %s", s.Field, s.ReadingKind)
@@ -399,7 +399,7 @@ func TestResolutionsAgree(t *testing.T) {
 			for _, r := range []client.Resolution{client.P1D, client.P1M} {
 				class := func(p *client.GetReadingsParams) { p.Class = ptr(client.Registers) }
 				reads := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", class, resolution(r))
-				amounts := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", class, resolution(r), kind(client.CONSUMPTION))
+				amounts := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", class, resolution(r), kind(client.ReadingKindCONSUMPTION))
 				if len(reads.Series) == 0 || len(reads.Series) != len(amounts.Series) || len(reads.Withheld)+len(amounts.Withheld) > 0 {
 					t.Fatalf("%d and %d series, withheld %v %v", len(reads.Series), len(amounts.Series), reads.Withheld, amounts.Withheld)
 				}
@@ -476,7 +476,7 @@ func TestResolutionsAgree(t *testing.T) {
 
 			// A month without gaps is what the registers say of it.
 			months := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", class, resolution(client.P1D))
-			regs := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", func(p *client.GetReadingsParams) { p.Class = ptr(client.Registers) }, resolution(client.P1D), kind(client.CONSUMPTION))
+			regs := c.read(t, p.EAN, from, to, "ENERGY_MANAGEMENT", func(p *client.GetReadingsParams) { p.Class = ptr(client.Registers) }, resolution(client.P1D), kind(client.ReadingKindCONSUMPTION))
 			whole := 0
 			for k, s := range months.Series {
 				for j, d := range s.Days {
