@@ -1,0 +1,260 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"kluis/meter"
+)
+
+// Target is an installation as suppliers know it.
+type Target struct {
+	Gateway string // base URLs
+	Issuer  string
+	// Clients are, by the supplier's name, HTTP clients that trust the
+	// installation and present the supplier's certificate.
+	Clients map[string]*http.Client
+	// Seeded is the day on which the pack was seeded.
+	Seeded meter.Day
+	// Damaged says that the block of Point.Damaged was damaged.
+	Damaged bool
+}
+
+// Outcome says how a case went.
+type Outcome string
+
+// The outcomes.
+const (
+	Pass    Outcome = "PASS"
+	Fail    Outcome = "FAIL"
+	Skipped Outcome = "SKIP" // see Case.Damage
+)
+
+// Result is how a case went, and if it failed, what differed.
+type Result struct {
+	Case        string   `json:"case"`
+	Outcome     Outcome  `json:"outcome"`
+	Interaction string   `json:"interactionId,omitempty"` // to quote to the grid operator
+	Differences []string `json:"differences,omitempty"`
+}
+
+// maxAnswer bounds what is read of an answer: a year of quarter-hours is about
+// a megabyte.
+const maxAnswer = 16 << 20
+
+// Run runs cases of the pack and tells of each. Its error says why the cases
+// could not be run at all, or no further: no token, nobody there.
+func Run(ctx context.Context, p *Pack, cases []Case, t Target, tell func(Result)) error {
+	r := &runner{Target: t, pack: p, tokens: map[string]token{}, bodies: map[string]string{}}
+	for _, c := range cases {
+		result := Result{Case: c.Name, Outcome: Skipped}
+		if !c.Damage || t.Damaged {
+			var err error
+			if result, err = r.run(ctx, c); err != nil {
+				return fmt.Errorf("case %s: %w", c.Name, err)
+			}
+		}
+		tell(result)
+	}
+	return nil
+}
+
+type runner struct {
+	Target
+	pack   *Pack
+	tokens map[string]token
+	bodies map[string]string // first answer of cases that must be answered alike
+}
+
+type token struct {
+	text    string
+	expires time.Time
+}
+
+func (r *runner) run(ctx context.Context, c Case) (Result, error) {
+	supplier := r.pack.Suppliers[c.Supplier]
+	req, err := r.request(ctx, c, supplier)
+	if err != nil {
+		return Result{}, err
+	}
+	status, body, err := do(r.Clients[supplier.Name], req)
+	if err != nil {
+		return Result{}, err
+	}
+	result := Result{Case: c.Name, Outcome: Pass}
+	got, interaction, err := parseAnswer(status, body)
+	result.Interaction = interaction
+	if err != nil {
+		result.Differences = []string{err.Error()}
+	} else {
+		result.Differences = differences(got, c.Want)
+	}
+	if c.Alike != "" && interaction != "" {
+		same := strings.ReplaceAll(string(body), interaction, "")
+		if first, ok := r.bodies[c.Alike]; ok && first != same {
+			result.Differences = append(result.Differences, "the answer is not the same, to the byte, as to the other "+c.Alike)
+		}
+		r.bodies[c.Alike] = same
+	}
+	if len(result.Differences) > 0 {
+		result.Outcome = Fail
+	}
+	return result, nil
+}
+
+// request is the case as an HTTP request.
+func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request, error) {
+	if r.Clients[s.Name] == nil {
+		return nil, fmt.Errorf("there is no certificate of the test supplier %s", s.Name)
+	}
+	var body io.Reader
+	if c.Request.Body != "" {
+		body = strings.NewReader(c.Request.Body)
+	}
+	req, err := http.NewRequestWithContext(ctx, c.Request.Method, r.Gateway+c.Request.Target(), body)
+	if err != nil {
+		return nil, err
+	}
+	switch c.Request.Token {
+	case None:
+		return req, nil
+	case Garbage:
+		req.Header.Set("Authorization", "Bearer not-a-token")
+		return req, nil
+	case Foreign:
+		for _, other := range r.pack.Suppliers {
+			if other.Name != s.Name {
+				s = other
+				break
+			}
+		}
+	}
+	text, err := r.token(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+text)
+	return req, nil
+}
+
+// token is an access token of a supplier (RFC 6749, 4.4; RFC 8705, 2.1).
+func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
+	if t, ok := r.tokens[s.Name]; ok && time.Until(t.expires) > 30*time.Second {
+		return t.text, nil
+	}
+	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {s.GLN.String()}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Issuer+"/oauth2/token", strings.NewReader(form.Encode()))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	status, body, err := do(r.Clients[s.Name], req)
+	if err != nil {
+		return "", err
+	}
+	var answer struct {
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int    `json:"expires_in"`
+		Error       string `json:"error"`
+		Description string `json:"error_description"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || status != http.StatusOK || answer.AccessToken == "" {
+		return "", fmt.Errorf("no access token for the test supplier %s: the issuer answers %d %s: %s", s.Name, status, answer.Error, answer.Description)
+	}
+	r.tokens[s.Name] = token{answer.AccessToken, time.Now().Add(time.Duration(answer.ExpiresIn) * time.Second)}
+	return answer.AccessToken, nil
+}
+
+func do(c *http.Client, req *http.Request) (status int, body []byte, err error) {
+	res, err := c.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	return res.StatusCode, body, errors.Join(err, res.Body.Close())
+}
+
+// parseAnswer reads any answer of the API. What the contract adds in time is
+// passed over.
+func parseAnswer(status int, body []byte) (a Answer, interaction string, err error) {
+	a.Status = status
+	var kind struct {
+		InteractionID  string
+		Series         json.RawMessage
+		Granted        json.RawMessage
+		MeteringPoints []Listed
+		Type           string
+		Errors         []struct{ Pointer string }
+		Links          struct{ Next *string }
+	}
+	if err := json.Unmarshal(body, &kind); err != nil {
+		return a, "", fmt.Errorf("the answer, %d, is no JSON as the contract has it: %w", status, err)
+	}
+	switch {
+	case status != http.StatusOK:
+		a.Problem = strings.TrimPrefix(kind.Type, "urn:kluis:problem:")
+		for _, e := range kind.Errors {
+			a.Pointers = append(a.Pointers, e.Pointer)
+		}
+	case kind.Series != nil:
+		a.Readings = &Readings{}
+		err = json.Unmarshal(body, a.Readings)
+	case kind.Granted != nil:
+		a.Access = &Access{}
+		err = json.Unmarshal(body, a.Access)
+	default:
+		a.List = kind.MeteringPoints
+	}
+	if err == nil && kind.Links.Next != nil {
+		err = errors.New("the answer has a further page, and none is wanted")
+	}
+	return a, kind.InteractionID, err
+}
+
+// Ask learns from an installation what the pack must know of it, and which day
+// it is there, and makes the pack that was seeded.
+func Ask(ctx context.Context, t Target) (*Pack, error) {
+	all := suppliers()
+	r := &runner{Target: t, pack: &Pack{Suppliers: all}, tokens: map[string]token{}}
+	c := Case{Supplier: north, Request: Request{Method: http.MethodGet, Path: "/v1/status", Token: Own}}
+	req, err := r.request(ctx, c, all[north])
+	if err != nil {
+		return nil, err
+	}
+	status, body, err := do(t.Clients[all[north].Name], req)
+	if err != nil {
+		return nil, err
+	}
+	var says struct {
+		At      time.Time
+		Profile struct {
+			Country, TimeZone string
+			RetentionMonths   int
+		}
+	}
+	if status == http.StatusOK {
+		err = json.NewDecoder(bytes.NewReader(body)).Decode(&says)
+	}
+	if err != nil || status != http.StatusOK {
+		return nil, fmt.Errorf("GET /v1/status answers %d: %w", status, errors.Join(err, errStatus))
+	}
+	if says.Profile.Country != "NL" {
+		return nil, fmt.Errorf("the pack is of the Dutch market profile, and the installation is of %s", says.Profile.Country)
+	}
+	loc, err := time.LoadLocation(says.Profile.TimeZone)
+	if err != nil || says.Profile.RetentionMonths < 1 {
+		return nil, fmt.Errorf("GET /v1/status: %w", errors.Join(err, errStatus))
+	}
+	y, m, d := says.At.In(loc).Date()
+	return New(Market{loc, says.Profile.RetentionMonths}, t.Seeded, dayOn(y, m, d))
+}
+
+var errStatus = errors.New("the installation does not say how it fares")
