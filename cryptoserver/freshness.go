@@ -41,12 +41,25 @@ func newNewest[K comparable](size int) (*newest[K], error) {
 // outdated notes the version and reports whether a newer one has been known
 // for longer than the grace.
 func (n *newest[K]) outdated(k K, number uint64, now time.Time) bool {
+	behind, since := n.note(k, number, now)
+	return behind && now.Sub(since) > newestGrace
+}
+
+// behind is outdated without the grace: for steps, which nobody takes on a
+// version that is not the newest.
+func (n *newest[K]) behind(k K, number uint64, now time.Time) bool {
+	behind, _ := n.note(k, number, now)
+	return behind
+}
+
+// note says whether a newer version is known, and since when.
+func (n *newest[K]) note(k K, number uint64, now time.Time) (behind bool, since time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	v, ok := n.seen.Get(k)
 	if !ok || number > v.number {
 		n.seen.Add(k, version{number, now})
-		return false
+		return false, now
 	}
-	return number < v.number && now.Sub(v.since) > newestGrace
+	return number < v.number, v.since
 }

@@ -97,13 +97,12 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 		return nil, malformed("at most %d blocks in a call", maxBlocks)
 	}
 	now := s.now()
-	caller, err := s.caller(ctx, req, now)
+	caller, err := s.caller(ctx, req.AccessToken, req.SupplierRecord, authn.ScopeReadings, now)
 	if err != nil {
 		return nil, err
 	}
-	if string(req.ProfileDigest) != string(s.digest[:]) {
-		return nil, refuse(codes.FailedPrecondition, cryptopb.ReasonProfileMismatch,
-			"the client decided with another market profile than this server holds: give both the same file and restart them", nil)
+	if err := s.sameProfile(req.ProfileDigest); err != nil {
+		return nil, err
 	}
 
 	defer s.control.use()()
@@ -185,28 +184,34 @@ func (s *Server) record(w *openWork) error {
 	return nil
 }
 
-// caller establishes who asks, from the token and the supplier record alone.
-func (s *Server) caller(ctx context.Context, req *cryptopb.OpenRequest, now time.Time) (authn.Caller, error) {
+// caller establishes who asks, from the token and the sealed record of its client
+// alone: a supplier with the scope, or an employee.
+func (s *Server) caller(ctx context.Context, accessToken string, sealed []byte, scope string, now time.Time) (authn.Caller, error) {
 	var none authn.Caller
-	t, err := s.verifier.VerifyDetached(ctx, req.AccessToken)
+	t, err := s.verifier.VerifyDetached(ctx, accessToken)
 	if err != nil {
 		return none, refuse(codes.Unauthenticated, cryptopb.ReasonTokenInvalid, "the access token does not verify", err)
 	}
-	record, err := s.sealKeys.Supplier(req.SupplierRecord)
+	record, err := s.sealKeys.Supplier(sealed)
 	if err != nil {
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not verify under the pinned seal keys", err)
 	}
 	if s.suppliers.outdated(record.GLN(), record.Version(), now) || s.supersededSupplier(record) {
 		return none, outdatedSupplier()
 	}
-	// The record must be the subject's, accept the certificate that the token
+	// The record must be the client's, accept the certificate that the token
 	// is bound to, and hold the scope.
-	caller, err := t.Authenticate(record, authn.ScopeReadings, now)
+	caller, err := t.Authenticate(record, authn.ScopeStaff, now)
+	if errors.Is(err, authn.ErrInsufficientScope) {
+		caller, err = t.Authenticate(record, scope, now)
+	}
 	switch {
 	case errors.Is(err, authn.ErrInsufficientScope):
-		return none, refuse(codes.PermissionDenied, cryptopb.ReasonScope, "the scope "+authn.ScopeReadings+" is missing from the token or the supplier record", err)
+		return none, refuse(codes.PermissionDenied, cryptopb.ReasonScope, "the scope "+scope+" is missing from the token or the supplier record", err)
 	case err != nil:
 		return none, refuse(codes.PermissionDenied, cryptopb.ReasonSupplierInvalid, "the supplier record does not accept the access token", err)
+	case (caller.Employee() != nil) != (caller.Scope() == authn.ScopeStaff):
+		return none, refuse(codes.PermissionDenied, cryptopb.ReasonScope, "the scope "+authn.ScopeStaff+" is an employee's, and of nobody else", nil)
 	}
 	return caller, nil
 }
@@ -246,14 +251,18 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		return nil
 	}
+	if e := caller.Employee(); e != nil && !onErrand(e, &r) {
+		u.file = nil
+		s.noRelation(u)
+		return nil
+	}
 	u.grant, u.withheld, err = authz.Decide(caller, r, u.file, s.profile, now)
 	if err != nil {
 		u.file = nil
 		if !errors.Is(err, authz.ErrNoRelation) {
 			return refuse(codes.Internal, cryptopb.ReasonInternal, "no decision", err)
 		}
-		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_NO_RELATION
-		s.metrics.units.WithLabelValues("no_relation").Inc()
+		s.noRelation(u)
 		return nil
 	}
 	u.items = u.grant.Items()
@@ -270,6 +279,13 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 			u.counts.outside++
 			u.fault(i, cryptopb.Fault_FAULT_OUTSIDE_GRANT)
 			continue
+		}
+		if e := caller.Employee(); e != nil {
+			if field, ok := s.profile.FieldByCode(code); !ok || !mayOpen(e, u.purpose, u.file.EAN(), field, day) {
+				u.counts.outside++
+				u.fault(i, cryptopb.Fault_FAULT_OUTSIDE_GRANT)
+				continue
+			}
 		}
 		f := w.field(u, code, s.profile)
 		if _, twice := u.fields[f].byDay[day]; twice {
@@ -322,6 +338,12 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 	}
 	u.end = len(w.items)
 	return nil
+}
+
+// noRelation answers alike, whatever the caller lacks.
+func (s *Server) noRelation(u *unitWork) {
+	u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_NO_RELATION
+	s.metrics.units.WithLabelValues("no_relation").Inc()
 }
 
 // finishUnit turns what the token opened into what may leave.

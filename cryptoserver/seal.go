@@ -355,6 +355,11 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 	if err := s.onSupersededFile(previous, next); err != nil {
 		return nil, err
 	}
+	return s.sealFile(ctx, next)
+}
+
+// sealFile signs a version of a legal file and records that it did.
+func (s *Server) sealFile(ctx context.Context, next *authz.LegalFile) (*cryptopb.SealStepResponse, error) {
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
 		return nil, err
@@ -364,7 +369,7 @@ func (s *Server) SealStep(ctx context.Context, req *cryptopb.SealStepRequest) (*
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
 	}
 	if err := s.recorder.sealed(envelope.SealEvent{
-		At: s.now(), Client: c.identity, Kind: envelope.LegalFile, EAN: file.EAN(), Version: file.Version(), Digest: file.Digest(),
+		At: s.now(), Client: callOf(ctx).identity, Kind: envelope.LegalFile, EAN: file.EAN(), Version: file.Version(), Digest: file.Digest(),
 	}); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kluis/authz"
 	"kluis/cryptoserver/cryptopb"
 )
 
@@ -67,7 +68,8 @@ var (
 	ErrSealRate = errors.New("sealing too fast")
 	// ErrKeyRecord: a data key record is not what was minted.
 	ErrKeyRecord = errors.New("data key record refused")
-	// ErrStepRefused: the facts do not allow the step; the text says why.
+	// ErrStepRefused: the facts do not allow the step; the text says why. It is
+	// authz.ErrStep as well.
 	ErrStepRefused = errors.New("step refused")
 )
 
@@ -106,6 +108,16 @@ var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonControlFork:      ErrControlFork,
 	cryptopb.ReasonCheckpointFork:   ErrCheckpointFork,
 	cryptopb.ReasonNotRecorded:      ErrNotRecorded,
+
+	// Of TakeStep, as authz said it.
+	cryptopb.ReasonNoRelation:         authz.ErrNoRelation,
+	cryptopb.ReasonNotPermitted:       authz.ErrNotPermitted,
+	cryptopb.ReasonConsentUnknown:     authz.ErrConsentUnknown,
+	cryptopb.ReasonConsentAnswered:    authz.ErrConsentAnswered,
+	cryptopb.ReasonConsentLapsed:      authz.ErrConsentLapsed,
+	cryptopb.ReasonConsentEnded:       authz.ErrConsentEnded,
+	cryptopb.ReasonConsentNotPossible: authz.ErrConsentNotPossible,
+	cryptopb.ReasonTooManyConsents:    authz.ErrTooManyConsents,
 }
 
 func fromGRPC(err error) error {
@@ -149,8 +161,11 @@ func fromGRPC(err error) error {
 		if kind, ok := kindOf[e.Reason]; ok {
 			e.kinds = append(e.kinds, kind)
 		}
-		if e.Reason == cryptopb.ReasonTokenSpent {
+		switch e.Reason {
+		case cryptopb.ReasonTokenSpent:
 			e.kinds = append(e.kinds, ErrTokenRefused)
+		case cryptopb.ReasonStepRefused:
+			e.kinds = append(e.kinds, authz.ErrStep)
 		}
 		e.kinds = append(e.kinds, ErrRefused)
 	}

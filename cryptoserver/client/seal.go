@@ -119,6 +119,39 @@ func (c *Client) SealStep(ctx context.Context, previous []byte, step authz.Step)
 	return resp.LegalFile, nil
 }
 
+// TakeStepRequest is a step for whoever an access token names.
+type TakeStepRequest struct {
+	AccessToken    string
+	SupplierRecord []byte   // sealed, of the token's client
+	Profile        [32]byte // digest of the market profile that was decided with
+	Previous       []byte   // sealed legal file
+	Step           authz.Step
+}
+
+// TakeStep applies the step to the legal file, if whoever the token names may
+// take it, and returns the next version, sealed; to be stored by the caller, or
+// nowhere: no server keeps it, so a call that failed left nothing behind, and may
+// be made again.
+//
+// Beside this package's errors there are those of authz.Permit: ErrNoRelation,
+// ErrNotPermitted, ErrConsentUnknown and its like, ErrStep. Their text after the
+// first colon says what to do.
+//
+// Unlike SealStep it needs a server that knows the control feed: among others a
+// certificate revoked counts at once.
+func (c *Client) TakeStep(ctx context.Context, r TakeStepRequest) ([]byte, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	resp, err := c.seal.TakeStep(ctx, &cryptopb.TakeStepRequest{
+		AccessToken: r.AccessToken, SupplierRecord: r.SupplierRecord, ProfileDigest: r.Profile[:],
+		Previous: r.Previous, Step: r.Step.Encode(),
+	})
+	if err != nil {
+		return nil, fromGRPC(err)
+	}
+	return resp.LegalFile, nil
+}
+
 // SealSupplier returns the next version of a supplier record (previous is nil
 // for a new supplier), sealed.
 func (c *Client) SealSupplier(ctx context.Context, previous []byte, facts authz.SupplierFacts) ([]byte, error) {

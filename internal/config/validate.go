@@ -104,7 +104,7 @@ func (c Cryptoserver) Validate() error {
 	if len(t.Open)+len(t.Mint)+len(t.Rotate) > 0 || t.Seal != nil {
 		p.required("probe_key_file", c.ProbeKeyFile)
 	}
-	if len(t.Open) > 0 || len(c.Issuers) > 0 {
+	if len(t.Open) > 0 || t.Seal != nil && len(c.Allow["TakeStep"]) > 0 || len(c.Issuers) > 0 {
 		p.issuers(c.Issuers, false)
 	}
 	if t.Sign != nil {
