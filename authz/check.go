@@ -23,7 +23,7 @@ const (
 	maxScopes        = 16
 	maxCertificates  = 64
 	maxStep          = 512 // bytes, encoded
-	maxPayload       = 512 << 10
+	maxPayload       = 1 << 20
 )
 
 // lastDay is 9999-12-31, the last day that facts can name besides MaxDay.

@@ -26,7 +26,7 @@ func (f *facts) find(id [16]byte) *Consent {
 func (f *facts) named(id [16]byte) (*Consent, error) {
 	c := f.find(id)
 	if c == nil {
-		return nil, because(ErrConsentUnknown, "check the id and the metering point")
+		return nil, because(ErrConsentUnknown, "check both")
 	}
 	return c, nil
 }
@@ -257,7 +257,7 @@ func (s RevokeConsent) apply(f *facts, m moment) error {
 	case err != nil:
 		return err
 	case m.by.Kind == BySupplier && !m.by.is(c.Supplier):
-		return because(ErrConsentUnknown, "check the id and the metering point")
+		return because(ErrConsentUnknown, "check both")
 	case c.State == ConsentRevoked:
 		return because(ErrConsentEnded, "it is revoked already, since %s; nothing to do", c.Revoked.At.Format(time.RFC3339))
 	case c.State == ConsentRejected:

@@ -91,13 +91,27 @@ var operator = Actor{ByOperator, "registrar"}
 // by is what the operator did at a time.
 func by(at time.Time) ConsentEvent { return ConsentEvent{at, operator} }
 
+// as is a step that somebody else takes than the operator.
+type as struct {
+	Step
+	by Actor
+}
+
+func bySupplier(g meter.GLN) Actor { return Actor{BySupplier, g.String()} }
+
+var byEmployee = Actor{ByCustomer, "employee-7"}
+
 // history applies steps, each a minute after the one before, the first at t0.
 func history(t testing.TB, t0 time.Time, steps ...Step) *LegalFile {
 	t.Helper()
 	var f *LegalFile
 	for i, s := range steps {
 		var err error
-		if f, err = Apply(f, s, operator, t0.Add(time.Duration(i)*time.Minute), amsterdam); err != nil {
+		who := operator
+		if a, ok := s.(as); ok {
+			s, who = a.Step, a.by
+		}
+		if f, err = Apply(f, s, who, t0.Add(time.Duration(i)*time.Minute), amsterdam); err != nil {
 			t.Fatalf("step %d (%T): %v", i, s, err)
 		}
 	}
@@ -139,4 +153,17 @@ func wantErr(t *testing.T, got, want error) {
 	if !errors.Is(got, want) {
 		t.Fatalf("error %v, want %v", got, want)
 	}
+}
+
+// request is beta's, for intervals by the hour.
+func request(id byte, change ...func(*RequestConsent)) RequestConsent {
+	r := RequestConsent{
+		ID: uuid(id), Supplier: beta, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
+		Granularity: meter.PT1H, Days: days("2025-07-01", ""),
+		ValidUntil: instant("2027-01-01T00:00:00Z"), Evidence: "contract/2026-3",
+	}
+	for _, c := range change {
+		c(&r)
+	}
+	return r
 }

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"kluis/internal/canonical"
 	"kluis/meter"
@@ -16,14 +17,15 @@ import (
 var t0 = instant("2026-01-05T10:00:00Z")
 
 // life is a file with some of everything: alpha until July 2025, then beta, a
-// move in March 2025, two consents of which one revoked, an opt-out.
+// move in March 2025 that was recorded late, consents in every state, an
+// opt-out.
 func life(t testing.TB) *LegalFile {
 	return history(t, t0,
 		Register{EAN: home, Commodity: meter.Electricity},
 		SetOccupancy{days("2020-01-01", "")},
-		SetOccupancy{days("2025-03-15", "")},
+		SetOccupancy{days("2025-03-20", "")},
 		SetSupply{alpha, days("2020-01-01", "")},
-		SetSupply{beta, days("2025-07-01", "")},
+		SetSupply{beta, days("2025-08-01", "")},
 		GrantConsent{
 			ID: uuid(2), Supplier: beta, Purpose: meter.EnergyManagement,
 			Classes:     []meter.Class{meter.Intervals, meter.Registers, meter.Intervals},
@@ -35,7 +37,16 @@ func life(t testing.TB) *LegalFile {
 			Granularity: meter.PT15M, Days: days("2025-01-01", "2026-01-01"),
 			ValidUntil: instant("2027-01-01T00:00:00Z"), Evidence: "dossier/2026-18",
 		},
-		RevokeConsent{uuid(1)},
+		as{RevokeConsent{uuid(1)}, bySupplier(alpha)},
+		as{request(3), bySupplier(beta)},
+		as{request(4), bySupplier(beta)},
+		request(5),
+		request(6),
+		as{AcceptConsent{uuid(3), "call/2026-17"}, byEmployee},
+		as{RejectConsent{uuid(4)}, byEmployee},
+		as{RevokeConsent{uuid(6)}, byEmployee},
+		CorrectMove{day("2025-03-20"), day("2025-03-15")},
+		CorrectSupply{beta, days("2025-07-01", "2025-08-01")},
 		SetOptOut{days("2025-09-01", "2025-10-01")},
 	)
 }
@@ -43,10 +54,10 @@ func life(t testing.TB) *LegalFile {
 func TestLegalFileTellsItsStory(t *testing.T) {
 	t.Parallel()
 	f := life(t)
-	if f.EAN() != home || f.Version() != 9 || f.Commodity() != meter.Electricity || f.Actor() != operator {
+	if f.EAN() != home || f.Version() != 18 || f.Commodity() != meter.Electricity || f.Actor() != operator {
 		t.Errorf("head: %v %d %v %q", f.EAN(), f.Version(), f.Commodity(), f.Actor())
 	}
-	if want := instant("2026-01-05T10:08:00Z"); !f.SealedAt().Equal(want) {
+	if want := instant("2026-01-05T10:17:00Z"); !f.SealedAt().Equal(want) {
 		t.Errorf("sealed at %v", f.SealedAt())
 	}
 	if got, want := f.Step(), Step(SetOptOut{days("2025-09-01", "2025-10-01")}); got != want {
@@ -58,23 +69,32 @@ func TestLegalFileTellsItsStory(t *testing.T) {
 	if got, want := f.SupplyPeriods(), []SupplyPeriod{{alpha, days("2020-01-01", "2025-07-01")}, {beta, days("2025-07-01", "")}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("supply %v", got)
 	}
+	at := func(minute int, who Actor) ConsentEvent {
+		return ConsentEvent{At: t0.Add(time.Duration(minute) * time.Minute), By: who}
+	}
+	until := instant("2027-01-01T00:00:00Z")
+	asked := Consent{
+		Supplier: beta, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals}, Granularity: meter.PT1H, Days: days("2025-07-01", ""),
+		ValidUntil: until, Occupancy: day("2025-03-15"), Evidence: "contract/2026-3",
+	}
+	three, four, five, six := asked, asked, asked, asked
+	three.ID, three.State, three.Requested, three.Answered, three.Answer = uuid(3), ConsentActive, at(8, bySupplier(beta)), at(12, byEmployee), "call/2026-17"
+	three.ValidFrom = three.Answered.At
+	four.ID, four.State, four.Requested, four.Answered = uuid(4), ConsentRejected, at(9, bySupplier(beta)), at(13, byEmployee)
+	five.ID, five.State, five.Requested = uuid(5), ConsentRequested, at(10, operator)
+	six.ID, six.State, six.Requested, six.Revoked = uuid(6), ConsentRevoked, at(11, operator), at(14, byEmployee)
 	want := []Consent{
 		{
 			ID: uuid(1), Supplier: alpha, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
-			Granularity: meter.PT15M, Days: days("2025-01-01", "2026-01-01"),
-			ValidFrom: instant("2026-01-05T10:06:00Z"), ValidUntil: instant("2027-01-01T00:00:00Z"),
-			Occupancy: day("2025-03-15"), State: ConsentRevoked,
-			Answered: by(instant("2026-01-05T10:06:00Z")), Revoked: by(instant("2026-01-05T10:07:00Z")),
-			Evidence: "dossier/2026-18",
+			Granularity: meter.PT15M, Days: days("2025-01-01", "2026-01-01"), ValidFrom: t0.Add(6 * time.Minute), ValidUntil: until,
+			Occupancy: day("2025-03-15"), State: ConsentRevoked, Answered: at(6, operator), Revoked: at(7, bySupplier(alpha)), Evidence: "dossier/2026-18",
 		},
 		{
 			ID: uuid(2), Supplier: beta, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Registers, meter.Intervals},
-			Granularity: meter.PT1H, Days: days("2025-01-01", ""),
-			ValidFrom: instant("2026-01-05T10:05:00Z"), ValidUntil: instant("2027-01-01T00:00:00Z"),
-			Occupancy: day("2025-03-15"), State: ConsentActive,
-			Answered: by(instant("2026-01-05T10:05:00Z")),
-			Evidence: "dossier/2026-17",
+			Granularity: meter.PT1H, Days: days("2025-01-01", ""), ValidFrom: t0.Add(5 * time.Minute), ValidUntil: until,
+			Occupancy: day("2025-03-15"), State: ConsentActive, Answered: at(5, operator), Evidence: "dossier/2026-17",
 		},
+		three, four, five, six,
 	}
 	if got := f.Consents(); !reflect.DeepEqual(got, want) {
 		t.Errorf("consents\n%+v\nwant\n%+v", got, want)
@@ -90,6 +110,16 @@ func TestLegalFileTellsItsStory(t *testing.T) {
 		if ok != (c.from != "") || ok && o.Days.From != day(c.from) {
 			t.Errorf("occupancy on %s: %v %v", c.day, o, ok)
 		}
+	}
+	for _, c := range want {
+		got, ok := f.Consent(c.ID)
+		if !ok || !reflect.DeepEqual(got, c) {
+			t.Errorf("consent %x: %+v", c.ID, got)
+		}
+		got.Classes[0] = 0
+	}
+	if _, ok := f.Consent(uuid(9)); ok || f.Consents()[0].Classes[0] == 0 {
+		t.Error("a consent there is not, or a caller changed one")
 	}
 	if !f.Relates(alpha) || !f.Relates(beta) || f.Relates(gamma) || f.Relates(meter.GLN{}) {
 		t.Error("relations are wrong")
@@ -165,6 +195,11 @@ func TestLegalFileInvariants(t *testing.T) {
 		"no step":                        func(f *file) { f.step = nil },
 		"step with a tail":               func(f *file) { f.step = append(bytes.Clone(f.step), 0) },
 		"no actor":                       func(f *file) { f.actor = Actor{} },
+		"actor of no kind":               func(f *file) { f.actor.Kind = 0 },
+		"actor of an unknown kind":       func(f *file) { f.actor.Kind = 4 },
+		"supplier that is no GLN":        func(f *file) { f.actor = Actor{BySupplier, "8712345600011"} },
+		"supplier sets opt-outs":         func(f *file) { f.actor = bySupplier(beta) },
+		"customer sets opt-outs":         func(f *file) { f.actor = byEmployee },
 		"actor of two lines":             func(f *file) { f.actor.Name = "a\nb" },
 		"actor too long":                 func(f *file) { f.actor.Name = strings.Repeat("a", maxActor+1) },
 		"occupancy reversed":             func(f *file) { f.occupancies[0].Days = days("2020-01-02", "2020-01-01") },
@@ -195,7 +230,35 @@ func TestLegalFileInvariants(t *testing.T) {
 		"consent valid without end":      func(f *file) { f.consents[0].ValidUntil = lastTime },
 		"consent of no occupancy":        func(f *file) { f.consents[0].Occupancy = day("2019-01-01") },
 		"consent inside an occupancy":    func(f *file) { f.consents[0].Occupancy++ },
-		"consent state unknown":          func(f *file) { f.consents[1].State = 1 },
+		"consent state unknown":          func(f *file) { f.consents[1].State = 5 },
+		"consent without state":          func(f *file) { f.consents[1].State = 0 },
+		"asked for, never asked":         func(f *file) { f.consents[1].State = ConsentRequested },
+		"asked for, and answered":        func(f *file) { f.consents[2].State, f.consents[2].Answer = ConsentRequested, "" },
+		"asked for, and withdrawn":       func(f *file) { f.consents[5].State = ConsentRequested },
+		"given, never answered":          func(f *file) { f.consents[4].State = ConsentActive },
+		"given by a withdrawn request":   func(f *file) { f.consents[5].State = ConsentActive },
+		"rejected, never answered":       func(f *file) { f.consents[4].State = ConsentRejected },
+		"rejected, never asked":          func(f *file) { f.consents[1].State = ConsentRejected },
+		"rejected and revoked":           func(f *file) { f.consents[3].Revoked = by(f.sealedAt) },
+		"revoked out of nothing":         func(f *file) { f.consents[5].Requested = ConsentEvent{} },
+		"answered before it was asked":   func(f *file) { f.consents[2].Answered.At = f.consents[2].Requested.At.Add(-1e6) },
+		"withdrawn before it was asked":  func(f *file) { f.consents[5].Revoked.At = f.consents[5].Requested.At.Add(-1e6) },
+		"asked later than sealed":        func(f *file) { f.consents[4].Requested.At = f.sealedAt.Add(1e6) },
+		"asked for when it had ended":    func(f *file) { f.consents[4].ValidUntil = f.consents[4].Requested.At.Truncate(time.Second) },
+		"valid until half a second":      func(f *file) { f.consents[4].ValidUntil = f.consents[4].ValidUntil.Add(time.Second / 2) },
+		"asked for by another":           func(f *file) { f.consents[4].Requested.By = bySupplier(alpha) },
+		"asked for by the customer":      func(f *file) { f.consents[4].Requested.By = byEmployee },
+		"answered by the supplier":       func(f *file) { f.consents[2].Answered.By = bySupplier(beta) },
+		"rejected by the supplier":       func(f *file) { f.consents[3].Answered.By = bySupplier(beta) },
+		"revoked by another supplier":    func(f *file) { f.consents[0].Revoked.By = bySupplier(beta) },
+		"asked for by nobody":            func(f *file) { f.consents[4].Requested.By = Actor{} },
+		"answered by who is no party":    func(f *file) { f.consents[2].Answered.By.Kind = 4 },
+		"a yes without proof":            func(f *file) { f.consents[2].Answer = "" },
+		"a yes with a proof of lines":    func(f *file) { f.consents[2].Answer = "a\nb" },
+		"a yes with too much proof":      func(f *file) { f.consents[2].Answer = strings.Repeat("e", maxEvidence+1) },
+		"a no with proof":                func(f *file) { f.consents[3].Answer = "x" },
+		"a request with proof of a yes":  func(f *file) { f.consents[4].Answer = "x" },
+		"registered with proof of a yes": func(f *file) { f.consents[1].Answer = "x" },
 		"active but revoked at":          func(f *file) { f.consents[0].State = ConsentActive },
 		"revoked but never":              func(f *file) { f.consents[1].State = ConsentRevoked },
 		"granted later than sealed":      func(f *file) { f.consents[1].Answered.At = f.sealedAt.Add(1e6) },
@@ -252,6 +315,7 @@ func largest(t testing.TB) *LegalFile {
 		ID: uuid(1), Supplier: alpha, Purpose: meter.Billing, Classes: []meter.Class{1, 2}, Granularity: meter.P1M,
 		Days: days("2020-01-01", ""), ValidUntil: instant("2030-01-01T00:00:00Z"), Evidence: strings.Repeat("e", maxEvidence),
 	}.Encode(), Actor{ByOperator, strings.Repeat("a", maxActor)}
+	event := ConsentEvent{t0, f.actor}
 	for i := range 1024 {
 		r := meter.DayRange{From: meter.Day(2 * i), To: meter.Day(2*i + 1)}
 		f.occupancies = append(f.occupancies, Occupancy{r})
@@ -259,8 +323,8 @@ func largest(t testing.TB) *LegalFile {
 		f.optOuts = append(f.optOuts, r)
 		c := Consent{
 			Supplier: alpha, Purpose: meter.Billing, Classes: []meter.Class{1, 2}, Granularity: meter.P1M, Days: r,
-			ValidFrom: t0, ValidUntil: t0.Add(1e9), Answered: by(t0), Revoked: by(t0), State: ConsentRevoked, Occupancy: r.From,
-			Evidence: strings.Repeat("e", maxEvidence),
+			ValidFrom: t0, ValidUntil: t0.Add(1e9), Requested: event, Answered: event, Revoked: event, State: ConsentRevoked, Occupancy: r.From,
+			Evidence: strings.Repeat("e", maxEvidence), Answer: strings.Repeat("a", maxEvidence),
 		}
 		binary.BigEndian.PutUint64(c.ID[:], uint64(i+1))
 		f.consents = append(f.consents, c)

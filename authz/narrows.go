@@ -30,6 +30,8 @@ func within(a, b []meter.DayRange) bool {
 	return meter.NewDaySet(a...).Subtract(meter.NewDaySet(b...)).Empty()
 }
 
+// narrowsSupply: of a supplier's days none may be missing, and where its supply
+// began or ended it must do so still, as there are reads of that day.
 func narrowsSupply(prev, next *LegalFile) bool {
 	for supplier, p := range prev.parties {
 		var now []meter.DayRange
@@ -39,20 +41,21 @@ func narrowsSupply(prev, next *LegalFile) bool {
 		if !within(p.supply, now) {
 			return true
 		}
+		for _, was := range p.supply {
+			if !slices.ContainsFunc(now, func(is meter.DayRange) bool { return is.From == was.From }) ||
+				was.To != meter.MaxDay && !slices.ContainsFunc(now, func(is meter.DayRange) bool { return is.To == was.To }) {
+				return true
+			}
+		}
 	}
 	return false
 }
 
 // narrowsOccupancies: each customer's days must be the same customer's still,
-// as a consent counts on its giver's days only.
+// as a consent counts on its giver's days only, and there are reads of the days
+// on which they begin and end.
 func narrowsOccupancies(prev, next *LegalFile) bool {
-	for _, o := range prev.occupancies {
-		now, ok := next.occupancyAt(o.Days.From)
-		if !ok || now.Days.From != o.Days.From || now.Days.To < o.Days.To {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(prev.occupancies, func(o Occupancy) bool { return !slices.Contains(next.occupancies, o) })
 }
 
 func narrowsConsents(prev, next *LegalFile) bool {

@@ -18,7 +18,7 @@ var ErrNotPermitted = errors.New("this step is not for this caller")
 
 // Why a step of a consent's life cannot be taken. Each is an ErrStep too.
 var (
-	ErrConsentUnknown     error = stepError("no such consent")
+	ErrConsentUnknown     error = stepError("no consent with this id at this metering point")
 	ErrConsentAnswered    error = stepError("the consent is answered already")
 	ErrConsentLapsed      error = stepError("the request has lapsed")
 	ErrConsentEnded       error = stepError("the consent has ended")
@@ -125,7 +125,7 @@ func (t *taking) bySupplier(g meter.GLN, step Step) error {
 	case RevokeConsent:
 		c := t.f.find(s.ID)
 		if c == nil || c.Supplier != g {
-			return because(ErrConsentUnknown, "check the id and the metering point")
+			return because(ErrConsentUnknown, "check both")
 		}
 		switch standing := t.f.standing(c, t.terms, t.now, t.loc); standing {
 		case StandsRequested:
@@ -216,7 +216,7 @@ func (t *taking) consentOf(on *Errand, id [16]byte, evidence string) (*Consent, 
 	k := t.f.find(id)
 	switch {
 	case k == nil:
-		return nil, because(ErrConsentUnknown, "check the id and the metering point")
+		return nil, because(ErrConsentUnknown, "check both")
 	case k.ScopeDigest(t.f.ean) != on.Scope:
 		return nil, because(ErrNotPermitted, "the consent has another scope than the token says; show it to the customer again")
 	}

@@ -21,6 +21,7 @@ func BasesNow(c Caller, f *LegalFile, p *meter.Profile, now time.Time) []meter.B
 	if c == nil || c.Employee() != nil || f == nil || p == nil || f.parties[c.Supplier()] == nil {
 		return nil
 	}
+	who := reader{supplier: c.Supplier()}
 	l := listing{
 		f: f, me: f.parties[c.Supplier()], terms: p.ConsentTerms(), now: now, loc: p.Location(), today: meter.DayOf(now, p.Location()),
 	}
@@ -28,7 +29,7 @@ func BasesNow(c Caller, f *LegalFile, p *meter.Profile, now time.Time) []meter.B
 	var bases []meter.Basis
 	for _, purpose := range []meter.Purpose{meter.Billing, meter.EnergyManagement, meter.Switch, meter.Move, meter.CustomerService} {
 		for _, rule := range p.Rules(purpose) {
-			if decidable(&rule) && !slices.Contains(bases, rule.Basis) && l.satisfies(&rule) {
+			if decidable(&rule) && who.basis(rule.Basis) && !slices.Contains(bases, rule.Basis) && l.satisfies(&rule) {
 				bases = append(bases, rule.Basis)
 			}
 		}
