@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench bench-memory lint build generate check-generated setup clean FORCE
+.PHONY: help demo test soak bench bench-memory bench-growth lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -9,6 +9,7 @@ LDFLAGS := -X main.version=$(VERSION)
 STATE ?= .demo
 SOAK ?= 10m
 BLOCKS ?= 10000000
+POINTS ?= 1000000
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 help: ## show this list
@@ -34,6 +35,9 @@ bench: setup build ## speed and memory, beside the floor measured in the same ru
 
 bench-memory: setup build ## resident memory of the cryptoservers over BLOCKS=10000000 blocks opened
 	scripts/bench.sh -memory $(BLOCKS) -json bin/memory.json
+
+bench-growth: setup ## the database's part with 10000 and with POINTS=1000000 metering points; takes minutes and 25 GB of disk
+	scripts/bench.sh -growth $(POINTS) -json bin/growth.json
 
 build: bin/gateway bin/issuer bin/kluis bin/auditproof bin/cryptoserver ## every binary, into bin/
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +107,50 @@ func TestBench(t *testing.T) {
 	}
 }
 
+// TestGrowth keeps the measurement in two databases working.
+func TestGrowth(t *testing.T) {
+	t.Parallel()
+	var progress, out bytes.Buffer
+	file := filepath.Join(t.TempDir(), "growth.json")
+	o := options{root: "../..", rounds: 1, growth: 400, growthRequests: 4, progress: &progress}
+	if err := runAll(t.Context(), o, &out, file); err != nil {
+		t.Fatalf("%v\n%s", err, progress.Bytes())
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r growthReport
+	if err := json.Unmarshal(raw, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Points != [2]int{200, 400} || len(r.Warm) != 1 {
+		t.Errorf("%+v", r)
+	}
+	for _, name := range growthRows {
+		for _, x := range append([]growthRound{r.Cold}, r.Warm...) {
+			if a, b := x[name][0], x[name][1]; min(a.Median, b.Median, a.Mean, b.Mean) <= 0 || a.P99 < a.Median || b.P99 < b.Median {
+				t.Errorf("%s: %+v", name, x[name])
+			}
+		}
+		if !strings.Contains(out.String(), "\n"+name+" ") {
+			t.Errorf("%s is not in the table:\n%s", name, out.String())
+		}
+	}
+	for _, x := range r.Tables {
+		versions := map[string]int64{"legal_file": 46, "supply_period": 8, "consent": 14, "access_log": 8, "data_key": 12}[x.Name] // of four
+		for i, points := range r.Points {
+			if versions > 0 && x.Rows[i] != versions*int64(points)/4 || x.MB[i] <= 0 {
+				t.Errorf("%d metering points: %+v", points, x)
+			}
+		}
+	}
+	o.growth = 1 << 40
+	if err := runAll(t.Context(), o, &out, ""); err == nil || !strings.Contains(err.Error(), "TMPDIR") {
+		t.Errorf("more than the disk has room for: %v", err)
+	}
+}
+
 // The batches are as large as their names say.
 func TestBatchShapes(t *testing.T) {
 	t.Parallel()
@@ -169,14 +214,17 @@ func TestCPU(t *testing.T) {
 
 func TestStatementsAreTheGateways(t *testing.T) {
 	t.Parallel()
-	got, err := readStatements("../..")
+	got, err := readStatements("../..", slices.Concat(statementNames, listNames))
 	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err = intoScratch(got); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(got["queryBlocks"], "FROM sealed_block") || !strings.Contains(got["queryRecord"], scratchTable) {
 		t.Errorf("%v", got)
 	}
-	if _, err := readStatements(t.TempDir()); err == nil {
+	if _, err := readStatements(t.TempDir(), statementNames); err == nil {
 		t.Error("statements of a tree without any")
 	}
 }

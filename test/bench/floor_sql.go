@@ -46,9 +46,12 @@ const scratchTable = "bench_access_log"
 // statementNames are those of one request, as internal/postgres calls them.
 var statementNames = []string{"querySupplier", "queryLegalFile", "queryBlocks", "queryKeys", "queryRecord"}
 
+// listNames are those of lists and dry runs besides.
+var listNames = []string{"queryCandidates", "queryStored"}
+
 // readStatements takes the gateway's statements from its source, so that the
 // floor always runs the very same.
-func readStatements(root string) (map[string]string, error) {
+func readStatements(root string, names []string) (map[string]string, error) {
 	files, err := filepath.Glob(filepath.Join(root, "internal", "postgres", "*.go"))
 	if err != nil {
 		return nil, err
@@ -78,12 +81,17 @@ func readStatements(root string) (map[string]string, error) {
 		})
 	}
 	out := map[string]string{}
-	for _, name := range statementNames {
+	for _, name := range names {
 		if found[name] == "" {
-			return nil, fmt.Errorf("internal/postgres has no statement %s any more: the floor must follow", name)
+			return nil, fmt.Errorf("internal/postgres has no statement %s any more: the benchmark must follow", name)
 		}
 		out[name] = found[name]
 	}
+	return out, nil
+}
+
+// intoScratch has the statements write to the floor's own table.
+func intoScratch(out map[string]string) (map[string]string, error) {
 	record := strings.Replace(out["queryRecord"], "INTO access_log", "INTO "+scratchTable, 1)
 	if record == out["queryRecord"] {
 		return nil, errors.New("internal/postgres: queryRecord does not insert into access_log: the floor must follow")
@@ -108,18 +116,10 @@ func newSQLPart(raw json.RawMessage) (worker, error) {
 	if err := json.Unmarshal(raw, &p.sqlSetup); err != nil {
 		return nil, err
 	}
-	cfg, err := pq.NewConfig(p.DSN)
-	if err != nil {
+	var err error
+	if p.db, err = openAsGateway(p.DSN); err != nil {
 		return nil, err
 	}
-	cfg.BinaryParameters = true
-	// As the gateway: anything else would flatter it.
-	cfg.Runtime = map[string]string{"plan_cache_mode": "force_generic_plan"}
-	connector, err := pq.NewConnectorConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
-	p.db = sql.OpenDB(connector)
 	ctx := context.Background()
 	for range p.Conns {
 		c := sqlConn{stmt: map[string]*sql.Stmt{}}
@@ -134,6 +134,22 @@ func newSQLPart(raw json.RawMessage) (worker, error) {
 		p.conns = append(p.conns, c)
 	}
 	return p, nil
+}
+
+// openAsGateway sets connections up as the gateway does: anything else would
+// flatter it.
+func openAsGateway(dsn string) (*sql.DB, error) {
+	cfg, err := pq.NewConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	cfg.BinaryParameters = true
+	cfg.Runtime = map[string]string{"plan_cache_mode": "force_generic_plan"}
+	connector, err := pq.NewConnectorConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
 }
 
 func (p *sqlPart) address() string { return "" }

@@ -33,6 +33,7 @@ func main() {
 	flag.Int64Var(&o.soakBlocks, "memory", 0, "instead of measuring speed, open this `number` of blocks and see what memory the cryptoservers take")
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
 	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
+	flag.IntVar(&o.growth, "growth", 0, "instead, measure the database's part with 10000 metering points and with this `number`, in a PostgreSQL of its own")
 	flag.Parse()
 	o.progress = os.Stderr
 	if o.onlyMemory = o.soakBlocks > 0; !o.onlyMemory {
@@ -41,6 +42,7 @@ func main() {
 	if *short {
 		o.rounds, o.slice = 1, 500*time.Millisecond
 	}
+	o.growthRequests = 600
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	exit(runAll(ctx, o, os.Stdout, *file))
@@ -66,8 +68,14 @@ type options struct {
 
 	batch int // to load the cryptoservers alone with; 0: whole requests
 
+	growth         int // metering points of the large database
+	growthRequests int // of each kind, in a round
+
 	onlyMemory, onlyService bool
 }
+
+// growthSmall is how many metering points the small database has.
+const growthSmall = 10_000
 
 func runAll(ctx context.Context, o options, out io.Writer, file string) (err error) {
 	dir, err := os.MkdirTemp("", "kluis-bench-")
@@ -79,8 +87,13 @@ func runAll(ctx context.Context, o options, out io.Writer, file string) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r, err := measure(ctx, o, dir)
-	if err != nil || r == nil {
+	var r interface{ print(io.Writer) }
+	if o.growth > 0 {
+		r, err = measureGrowth(ctx, o, dir, [2]int{min(growthSmall, (o.growth+1)/2), o.growth})
+	} else {
+		r, err = measure(ctx, o, dir)
+	}
+	if err != nil || o.profile > 0 {
 		return err
 	}
 	r.print(out)

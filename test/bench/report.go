@@ -40,9 +40,8 @@ type memoryReport struct {
 }
 
 func (b *bench) newReport() *report {
-	load, _ := os.ReadFile("/proc/loadavg") // only to be shown
 	r := &report{
-		Date: time.Now().UTC(), Machine: machine(), Load: strings.TrimSpace(string(load)), Blocks: b.blocks(), DataKeys: len(b.keys),
+		Date: time.Now().UTC(), Machine: machine(), Load: loadAverage(), Blocks: b.blocks(), DataKeys: len(b.keys),
 		Answer: b.size, Slice: b.slice.Seconds(), Memory: map[string]*memoryReport{},
 	}
 	r.processes = []string{"gateway"}
@@ -51,6 +50,11 @@ func (b *bench) newReport() *report {
 	}
 	r.processes = append(r.processes, "postgresql", clientCPU)
 	return r
+}
+
+func loadAverage() string {
+	load, _ := os.ReadFile("/proc/loadavg") // only to be shown
+	return strings.TrimSpace(string(load))
 }
 
 func machine() string {

@@ -422,7 +422,10 @@ func (w *world) sqlSetup(ctx context.Context, s *subject, root string, conns int
 	if q.DSN, err = config.DSN(conf.DatabaseURL, conf.DatabasePasswordFile); err != nil {
 		return q, err
 	}
-	if q.Statements, err = readStatements(root); err != nil {
+	if q.Statements, err = readStatements(root, statementNames); err != nil {
+		return q, err
+	}
+	if q.Statements, err = intoScratch(q.Statements); err != nil {
 		return q, err
 	}
 	for _, f := range s.fields {

@@ -1,0 +1,496 @@
+package main
+
+import (
+	"context"
+	"crypto/md5" // only to name rows
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/lib/pq"
+	"golang.org/x/sys/unix"
+
+	"kluis/internal/devpg"
+	"kluis/meter"
+	"kluis/migrations"
+)
+
+// The database's part of a request is measured in two databases of one
+// PostgreSQL, a small one and a large one, in turn. What is in them is made of
+// a few histories: the facts of each are whole and sealed, with a key made for
+// it, but stand under many metering points, of which they do not speak. A
+// statement does not look into them.
+
+const (
+	growthSuppliers = 20
+	growthSample    = 2000 // metering points that have a whole month of blocks
+	growthPage      = 100  // of a list
+	growthDays      = 2    // of blocks that all others have
+	growthRecords   = 2    // of each metering point in the access log
+
+	growthBytes = 24 << 10 // on disk by metering point, generously
+)
+
+// An access record of a month of everything, and its receipt, are so long; that
+// of a list is a part of it.
+var growthRecord, growthReceipt = noise(580), noise(290)
+
+const growthListed = 245
+
+// noise is nothing that could be compressed.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails
+	return b
+}
+
+// growthReport is all of it.
+type growthReport struct {
+	Date    time.Time     `json:"date"`
+	Machine string        `json:"machine"`
+	Load    string        `json:"load_average"` // before, and after
+	Version string        `json:"postgresql"`
+	Points  [2]int        `json:"metering_points"`
+	Tables  []growthTable `json:"tables"`
+	Seconds float64       `json:"filling_seconds"`
+	Made    int           `json:"requests"` // of each kind, in a round; cold half as many
+	Cold    growthRound   `json:"cold"`
+	Warm    []growthRound `json:"warm"`
+}
+
+type growthRound map[string][2]timing
+
+type growthTable struct {
+	Name string     `json:"name"`
+	Rows [2]int64   `json:"rows"`
+	MB   [2]float64 `json:"mb"` // with indexes
+}
+
+// timing is one statement, or the sum of those of a request.
+type timing struct {
+	Median float64 `json:"median_ms"`
+	Mean   float64 `json:"mean_ms"`
+	P99    float64 `json:"p99_ms"`
+}
+
+func newTiming(took []time.Duration) timing {
+	slices.Sort(took)
+	var sum time.Duration
+	for _, t := range took {
+		sum += t
+	}
+	n := len(took)
+	return timing{Median: ms(took[n/2]), Mean: ms(sum) / float64(n), P99: ms(took[min(n-1, n*99/100)])}
+}
+
+// What is timed: requests as a whole, and their statements.
+const (
+	readingsSum = "readings request"
+	listSum     = "list"
+	dryRunSum   = "dry run"
+
+	partSupplier   = "  supplier record"
+	partFile       = "  legal file"
+	partBlocks     = "  blocks of a month"
+	partKeys       = "  data keys"
+	partRecord     = "  access record"
+	partCandidates = "  a page of 100"
+	partStored     = "  stored days"
+)
+
+// growthRows are the rows of the report, in order.
+var growthRows = []string{readingsSum, partSupplier, partFile, partBlocks, partKeys, partRecord, listSum, partCandidates, dryRunSum, partStored}
+
+// growth is a run.
+type growth struct {
+	options
+	dir     string
+	cluster *devpg.Cluster
+	points  [2]int
+	dbs     [2]*growthDB
+	facts   facts
+	days    meter.DayRange // a month
+	fields  []meter.Field
+
+	statements map[string]string
+}
+
+// growthDB is one of the databases, as the gateway sees it.
+type growthDB struct {
+	db   *sql.DB
+	stmt map[string]*sql.Stmt
+	took map[string][]time.Duration
+}
+
+func measureGrowth(ctx context.Context, o options, dir string, points [2]int) (_ *growthReport, err error) {
+	g := &growth{options: o, dir: dir, points: points}
+	if err := g.enoughDisk(); err != nil {
+		return nil, err
+	}
+	r := &growthReport{Date: time.Now().UTC(), Machine: machine(), Load: loadAverage(), Points: points, Made: o.growthRequests}
+	if err := g.start(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(g.disconnect(), g.stop(), err) }()
+	r.Version = g.cluster.Version()
+	if err := g.prepare(); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	for i := range points {
+		g.progressf("filling a database of %d metering points", points[i])
+		if err := g.fill(ctx, i); err != nil {
+			return nil, fmt.Errorf("%s: %w", g.name(i), err)
+		}
+	}
+	r.Seconds = time.Since(began).Seconds()
+	if r.Tables, err = g.tables(ctx); err != nil {
+		return nil, err
+	}
+
+	g.progressf("cold")
+	data, err := g.dataDirectory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.stop(); err != nil {
+		return nil, err
+	}
+	if err := eachFile(data, forget); err != nil {
+		return nil, err
+	}
+	if err := g.start(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.connect(ctx); err != nil {
+		return nil, err
+	}
+	if r.Cold, err = g.round(ctx, r.Made/2); err != nil {
+		return nil, err
+	}
+
+	g.progressf("reading everything once")
+	if err := eachFile(data, readOnce); err != nil {
+		return nil, err
+	}
+	if _, err := g.round(ctx, r.Made); err != nil {
+		return nil, err
+	}
+	for i := range g.rounds {
+		g.progressf("round %d of %d", i+1, g.rounds)
+		rd, err := g.round(ctx, r.Made)
+		if err != nil {
+			return nil, err
+		}
+		r.Warm = append(r.Warm, rd)
+	}
+	r.Load += "; after: " + loadAverage()
+	return r, nil
+}
+
+func (g *growth) progressf(format string, args ...any) {
+	fmt.Fprintf(g.progress, "  "+format+"\n", args...)
+}
+
+// enoughDisk refuses to fill the disk.
+func (g *growth) enoughDisk() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(g.dir, &st); err != nil {
+		return err
+	}
+	free, want := int64(st.Bavail)*st.Bsize, int64(g.points[0]+g.points[1])*growthBytes+2<<30
+	if free < want {
+		return fmt.Errorf("%s has %d GB free; %d metering points want %d GB: set TMPDIR to a larger disk, or take fewer", g.dir, free>>30, g.points[1], want>>30)
+	}
+	return nil
+}
+
+func (g *growth) start(ctx context.Context) (err error) {
+	g.cluster, err = devpg.Start(ctx, devpg.Config{Dir: filepath.Join(g.dir, "postgres"), Roles: migrations.Roles()})
+	return err
+}
+
+func (g *growth) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	return g.cluster.Stop(ctx)
+}
+
+func (g *growth) name(i int) string { return fmt.Sprintf("growth_%d", g.points[i]) }
+
+// as connects as a role.
+func (g *growth) as(role, database string) (*sql.DB, error) {
+	return sql.Open("postgres", g.cluster.URL(role, database))
+}
+
+// prepare makes what rows are made of.
+func (g *growth) prepare() error {
+	var err error
+	if g.statements, err = readStatements(g.root, slices.Concat(statementNames, listNames)); err != nil {
+		return err
+	}
+	profile, err := meter.ParseProfile(meter.NL())
+	if err != nil {
+		return err
+	}
+	g.fields = profile.Fields(meter.Electricity)
+	month := meter.DayOf(time.Now(), profile.Location()).Month() - 1
+	for (month+1).First()-month.First() != 31 {
+		month--
+	}
+	g.days = meter.DayRange{From: month.First(), To: (month + 1).First()}
+	g.facts, err = newFacts(profile)
+	return err
+}
+
+func (g *growth) dataDirectory(ctx context.Context) (dir string, err error) {
+	db, err := g.as(devpg.Superuser, "postgres")
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	err = db.QueryRowContext(ctx, `SHOW data_directory`).Scan(&dir)
+	return dir, err
+}
+
+// eachFile does something with every file of a database.
+func eachFile(data string, do func(*os.File) error) error {
+	return filepath.WalkDir(filepath.Join(data, "base"), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() {
+			return nil // temporary files come and go
+		}
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return errors.Join(do(f), f.Close())
+	})
+}
+
+// forget takes a file out of the operating system's cache; it must be written.
+func forget(f *os.File) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+
+func readOnce(f *os.File) error {
+	_, err := io.Copy(io.Discard, f)
+	return err
+}
+
+// connect prepares the gateway's statements, each database on one connection.
+func (g *growth) connect(ctx context.Context) error {
+	for i := range g.points {
+		d := &growthDB{stmt: map[string]*sql.Stmt{}}
+		g.dbs[i] = d
+		var err error
+		if d.db, err = openAsGateway(g.cluster.URL(migrations.RoleGateway, g.name(i))); err != nil {
+			return err
+		}
+		d.db.SetMaxOpenConns(1)
+		for name, query := range g.statements {
+			if d.stmt[name], err = d.db.PrepareContext(ctx, query); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (g *growth) disconnect() error {
+	var errs []error
+	for _, d := range g.dbs {
+		if d != nil && d.db != nil {
+			errs = append(errs, d.db.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// round makes so many requests of each kind to both databases, in turn.
+func (g *growth) round(ctx context.Context, n int) (growthRound, error) {
+	for _, d := range g.dbs {
+		d.took = map[string][]time.Duration{}
+	}
+	for i := range n {
+		for j := range g.dbs {
+			if err := g.requests(ctx, (i+j)%len(g.dbs)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	r := growthRound{}
+	for _, name := range growthRows {
+		r[name] = [2]timing{newTiming(g.dbs[0].took[name]), newTiming(g.dbs[1].took[name])}
+	}
+	return r, nil
+}
+
+// requests does the statements of a readings request, a list and a dry run, in
+// their order. Facts and records are those of any metering point, blocks and
+// keys of one that has a month of them.
+func (g *growth) requests(ctx context.Context, which int) error {
+	d, points := g.dbs[which], g.points[which]
+	random := func() (ean, gln int64) {
+		n := mathrand.IntN(points)
+		return growthEAN(n), g.facts.supplierOf(n)
+	}
+	withMonth := func() int64 {
+		return growthEAN(mathrand.IntN(min(growthSample, points)) * (points / min(growthSample, points)))
+	}
+	var sum time.Duration
+	do := func(part, name string, want int, args ...any) error {
+		began := time.Now()
+		n, err := fetch(ctx, d.stmt[name], args)
+		took := time.Since(began)
+		if err == nil && (n < want || want > 1 && n > want) {
+			err = fmt.Errorf("%d rows instead of %d", n, want)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		sum += took
+		if part != "" {
+			d.took[part] = append(d.took[part], took)
+		}
+		return nil
+	}
+	record := func(part string, ean, gln, outcome int64, record, receipt []byte) error {
+		var salt [16]byte
+		rand.Read(salt[:]) // never fails
+		return do(part, "queryRecord", 0, ean, uuid.NewString(), gln, outcome, record, receipt, salt[:])
+	}
+	total := func(name string) {
+		d.took[name] = append(d.took[name], sum)
+		sum = 0
+	}
+
+	ean, gln := random()
+	read := withMonth()
+	fields, from, to, keys := g.asked(read, g.days)
+	err := errors.Join(
+		do(partSupplier, "querySupplier", 1, gln),
+		do(partFile, "queryLegalFile", 1, ean),
+		do(partBlocks, "queryBlocks", 4*32+2*31, read, pq.Array(fields), pq.Array(from), pq.Array(to)),
+		do(partKeys, "queryKeys", len(keys), read, pq.Array(keys)),
+		record(partRecord, ean, gln, 1, growthRecord, growthReceipt))
+	total(readingsSum)
+
+	_, gln = random()
+	after := growthEAN(mathrand.IntN(points / 2))
+	err = errors.Join(err,
+		do("", "querySupplier", 1, gln),
+		do(partCandidates, "queryCandidates", 1, gln, after, growthPage),
+		record("", 0, gln, 1, growthRecord[:growthListed], []byte{}))
+	total(listSum)
+
+	ean, gln = random()
+	read = withMonth()
+	fields, from, to, _ = g.asked(read, meter.DayRange{From: g.days.To - 730, To: g.days.To})
+	err = errors.Join(err,
+		do("", "querySupplier", 1, gln),
+		do("", "queryLegalFile", 1, ean),
+		do(partStored, "queryStored", 1, read, pq.Array(fields), pq.Array(from), pq.Array(to)),
+		record("", ean, gln, 1, growthRecord, []byte{}))
+	total(dryRunSum)
+	return err
+}
+
+// asked are runs of days as the gateway asks for them, and the data keys of a
+// month.
+func (g *growth) asked(ean int64, days meter.DayRange) (fields, from, to []int64, keys []string) {
+	for _, f := range g.fields {
+		end := days.To
+		if f.Class == meter.Registers {
+			end++ // the closing read
+		}
+		fields, from, to = append(fields, int64(f.Code)), append(from, int64(days.From)), append(to, int64(end))
+	}
+	month := g.days.From.Month()
+	for _, k := range growthKeys {
+		keys = append(keys, growthKeyID(ean, k.class, month+k.month))
+	}
+	return fields, from, to, keys
+}
+
+// growthKeys are the data keys of a month: registers have their closing read
+// under the key of the next.
+var growthKeys = []struct {
+	class meter.Class
+	month meter.Month
+}{{meter.Registers, 0}, {meter.Intervals, 0}, {meter.Registers, 1}}
+
+// growthKeyID is the id that fill gives a data key.
+func growthKeyID(ean int64, class meter.Class, month meter.Month) string {
+	return uuid.UUID(md5.Sum(fmt.Appendf(nil, "%d/%d/%d", ean, class, month))).String()
+}
+
+// growthEAN is the number of a metering point; without a check digit.
+func growthEAN(n int) int64 { return 871687_000000_000000 + int64(n)*10 }
+
+func (r *growthReport) print(w io.Writer) {
+	fmt.Fprintf(w, "%s\n%s, %s; load average before: %s\n", r.Date.Format("2006-01-02 15:04 MST"), r.Machine, r.Version, r.Load)
+	size := func(i int) string { return thousands(r.Points[i]) }
+	fmt.Fprintf(w, "\nTwo databases, of %s and of %s metering points, filled in %.0f s\n", size(0), size(1), r.Seconds)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\trows\tMB with indexes\trows\tMB with indexes")
+	for _, x := range r.Tables {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", x.Name, thousands(int(x.Rows[0])), figure(x.MB[0]), thousands(int(x.Rows[1])), figure(x.MB[1]))
+	}
+	t.Flush()
+
+	fmt.Fprintf(w, "\nMilliseconds, everything in the operating system's cache; %d rounds of %d requests of each kind to both in turn; median of the rounds (least-greatest)\n", len(r.Warm), r.Made)
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\t%s: median\tmean\t99%%\t%s: median\tmean\t99%%\tratio of medians\tof means\n", size(0), size(1))
+	for _, name := range growthRows {
+		get := func(f func([2]timing) float64) string {
+			v := make([]float64, len(r.Warm))
+			for i, rd := range r.Warm {
+				v[i] = f(rd[name])
+			}
+			return spread(v)
+		}
+		fmt.Fprint(t, name)
+		for i := range r.Points {
+			fmt.Fprintf(t, "\t%s\t%s\t%s", get(func(x [2]timing) float64 { return x[i].Median }),
+				get(func(x [2]timing) float64 { return x[i].Mean }), get(func(x [2]timing) float64 { return x[i].P99 }))
+		}
+		fmt.Fprintf(t, "\t%s\t%s\n", get(func(x [2]timing) float64 { return x[1].Median / x[0].Median }), get(func(x [2]timing) float64 { return x[1].Mean / x[0].Mean }))
+	}
+	t.Flush()
+
+	fmt.Fprintf(w, "\nMilliseconds, PostgreSQL just started and nothing in any cache; the first %d requests of each kind to both in turn\n", r.Made/2)
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\t%s: median\tmean\t99%%\t%s: median\tmean\t99%%\tratio of medians\tof means\n", size(0), size(1))
+	for _, name := range growthRows {
+		x := r.Cold[name]
+		fmt.Fprint(t, name)
+		for i := range x {
+			fmt.Fprintf(t, "\t%s\t%s\t%s", figure(x[i].Median), figure(x[i].Mean), figure(x[i].P99))
+		}
+		fmt.Fprintf(t, "\t%s\t%s\n", figure(x[1].Median/x[0].Median), figure(x[1].Mean/x[0].Mean))
+	}
+	t.Flush()
+}
+
+// thousands groups a number's digits.
+func thousands(n int) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
