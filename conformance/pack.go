@@ -105,8 +105,9 @@ func (p *Point) Steps(now time.Time) []authz.Step {
 	return steps
 }
 
-// Settled is when everything is as the cases want it, for steps taken at now.
-func (p *Pack) Settled(now time.Time) time.Time { return now.Add(2 * shortConsent) }
+// Settled is when everything is as the cases want it, if the last of the steps
+// were made at now.
+func Settled(now time.Time) time.Time { return now.Add(shortConsent + time.Second) }
 
 // point finds a metering point by its name. An unknown one is a slip in the
 // tables.

@@ -130,12 +130,7 @@ func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request
 		req.Header.Set("Authorization", "Bearer not-a-token")
 		return req, nil
 	case Foreign:
-		for _, other := range r.pack.Suppliers {
-			if other.Name != s.Name {
-				s = other
-				break
-			}
-		}
+		s = r.pack.other(s)
 	}
 	text, err := r.token(ctx, s)
 	if err != nil {

@@ -45,16 +45,17 @@ The other commands act on an installation: --state DIR is the folder of the demo
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step in the life of keys), 4 a back end was not reachable: try again, 5 findings: what is recorded does not bear out.`
 
 type cli struct {
-	Demo     demoCmd     `cmd:"" help:"Set up and run everything on this machine."`
-	Migrate  migrateCmd  `cmd:"" help:"Bring the database schema up to date."`
-	Ingest   ingestCmd   `cmd:"" help:"Import readings."`
-	Supplier supplierCmd `cmd:"" help:"Suppliers and their certificates."`
-	Supply   supplyCmd   `cmd:"" help:"Metering points: who supplies them, and when."`
-	Consent  consentCmd  `cmd:"" help:"Customers' consents."`
-	Explain  explainCmd  `cmd:"" help:"Make a recorded decision again: who asked what, when, and why it was given or not."`
-	Keys     keysCmd     `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
-	Audit    auditCmd    `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`
-	HSM      hsmCmd      `cmd:"" name:"hsm" help:"Bring your own HSM."`
+	Demo        demoCmd        `cmd:"" help:"Set up and run everything on this machine."`
+	Migrate     migrateCmd     `cmd:"" help:"Bring the database schema up to date."`
+	Ingest      ingestCmd      `cmd:"" help:"Import readings."`
+	Supplier    supplierCmd    `cmd:"" help:"Suppliers and their certificates."`
+	Supply      supplyCmd      `cmd:"" help:"Metering points: who supplies them, and when."`
+	Consent     consentCmd     `cmd:"" help:"Customers' consents."`
+	Explain     explainCmd     `cmd:"" help:"Make a recorded decision again: who asked what, when, and why it was given or not."`
+	Keys        keysCmd        `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
+	Audit       auditCmd       `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`
+	Conformance conformanceCmd `cmd:"" help:"Test metering points: what suppliers must be answered, and whether they are."`
+	HSM         hsmCmd         `cmd:"" name:"hsm" help:"Bring your own HSM."`
 
 	Version kong.VersionFlag `help:"Print the version."`
 }

@@ -84,9 +84,10 @@ type demo struct {
 	layout
 	began time.Time
 
-	progress progress
-	plan     *plan
-	profile  *meter.Profile
+	progress    progress
+	plan        *plan
+	profile     *meter.Profile
+	packSettled time.Time // when the conformance pack is as its cases want it
 
 	mu        sync.Mutex
 	cluster   *devpg.Cluster
@@ -191,6 +192,9 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.facts(ctx, operator); err != nil {
 		return err
 	}
+	if err := d.seedPack(ctx, operator, today); err != nil {
+		return err
+	}
 	if err := d.fill(ctx, operator, today); err != nil {
 		return err
 	}
@@ -201,6 +205,9 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	if err := d.startProcess(ctx, auditorName, nil, "kluis", "audit", "run", "--config", d.operatorFile()); err != nil {
+		return err
+	}
+	if err := d.describePack(ctx); err != nil {
 		return err
 	}
 	if err := d.describe(ctx, operator, today); err != nil {
@@ -464,6 +471,7 @@ Be the supplier %s: get a token, then the monthly register reads of one of its c
 
 The keys, who holds them, and what became of them:  %s keys status --state %s
 Whether any record of an access was altered:        %s audit verify --state %s
+Test metering points for every refusal and edge:    %s conformance list --state %s
 
 Ctrl-C stops everything; the data stays in %s.
 `,
@@ -471,7 +479,7 @@ Ctrl-C stops everything; the data stays in %s.
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
-		filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
+		filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
 }
 
 // once makes the request that greet shows and prints the answer.

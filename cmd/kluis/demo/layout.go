@@ -108,6 +108,8 @@ type progress struct {
 	Metrics    string   `json:"metrics"`
 	Issuer     string   `json:"issuer"`
 	Cryptoserv []string `json:"cryptoservers"`
+
+	Pack packProgress `json:"conformance,omitzero"`
 }
 
 func (l layout) progressFile() string { return l.path("demo.json") }
