@@ -43,12 +43,20 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 		_, err := c.SealStep(ctx, &cryptopb.SealStepRequest{})
 		return err
 	},
+	"TakeStep": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.TakeStep(ctx, &cryptopb.TakeStepRequest{})
+		return err
+	},
 	"SealSupplier": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.SealSupplier(ctx, &cryptopb.SealSupplierRequest{})
 		return err
 	},
 	"SignToken": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.SignToken(ctx, &cryptopb.SignTokenRequest{})
+		return err
+	},
+	"SignStaffToken": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SignStaffToken(ctx, &cryptopb.SignStaffTokenRequest{})
 		return err
 	},
 	"SignControl": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
@@ -237,7 +245,7 @@ func TestImpostor(t *testing.T) {
 // TestRoles: a server answers for the roles whose tokens it holds.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "SealSupplier": "seal", "SignToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
+	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "TakeStep": "seal", "SealSupplier": "seal", "SignToken": "sign", "SignStaffToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
 	everything := map[string][]string{}
 	for m := range methods {
 		everything[m] = []string{"tester"}

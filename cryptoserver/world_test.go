@@ -34,6 +34,7 @@ import (
 	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/journaltest"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 )
 
@@ -48,8 +49,8 @@ const (
 func allow() map[string][]string {
 	return map[string][]string{
 		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
-		"SealStep": {"registrar"}, "SealSupplier": {"registrar"},
-		"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
+		"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"},
+		"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
 		"Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"gateway", "registrar", "custodian"},
 		"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 	}
@@ -70,6 +71,7 @@ type world struct {
 	rotate   *spyRotator
 	journal  *spyJournal
 	verifier *authn.Verifier
+	office   *stafftest.Office // of the grid operator's employees
 	address  string
 	feed     *feedtest.Feed
 	noFeed   bool // set by an option: the test brings it itself
@@ -278,6 +280,7 @@ func worldOn(t testing.TB, h *hsmtest.HSM, opts ...option) *world {
 	var err error
 	w.profile, err = meter.ParseProfile(meter.NL())
 	w.must(err)
+	w.office = stafftest.New(t, w.profile)
 	w.ca, err = devpki.NewCA("operator")
 	w.must(err)
 	tokens := h.Servers[0].Open(t)
@@ -289,12 +292,13 @@ func worldOn(t testing.TB, h *hsmtest.HSM, opts ...option) *world {
 	w.must(err)
 	keys, err := authn.PinnedKeys(jwks)
 	w.must(err)
-	w.verifier, err = authn.NewVerifier(w.clock.now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute})
+	w.verifier, err = authn.NewVerifier(w.clock.now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute, Staff: w.office.Staff()})
 	w.must(err)
 	c := cryptoserver.Config{
 		ID: "cs1", Version: "test", TLS: w.serverTLS("cryptoserver-1"), Allow: allow(),
 		Profile: w.profile, SealKeys: h.SealKeys, Verifier: w.verifier,
 		Issue:   cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Staff:   &cryptoserver.Staff{Operator: w.office.Operator, Identities: w.office.Identities},
 		Tokens:  cryptoserver.Tokens{Open: w.open, Seal: w.seal, Mint: tokens.Minter(), Rotate: w.rotate, Sign: tokens.TokenSigner()},
 		Journal: w.journal,
 		Clock:   w.clock.now, Log: slog.New(slog.NewJSONHandler(w.log, nil)), Registerer: w.reg,
