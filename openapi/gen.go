@@ -717,6 +717,11 @@ type AccessLog struct {
 	//
 	// Example: Europe/Amsterdam
 	TimeZone string `json:"timeZone"`
+
+	// Unreadable Requests in this part of the log whose records, or what a cryptoserver said of their opening, do not verify: whom they concern cannot be told, so that each customer is shown their `interactionId` and nothing else. The operator is told. Empty as a rule.
+	//
+	// Example: []
+	Unreadable []openapi_types.UUID `json:"unreadable"`
 }
 
 // AccessLogEntry One request.
@@ -754,6 +759,11 @@ type AccessLogEntry struct {
 	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
 	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
 
+	// From First local day asked for, of the customer's days only. Absent where no days were asked for.
+	//
+	// Example: 2026-04-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
 	// Granted What was given, or told to be readable; of the customer's days only.
 	Granted []AccessLogGranted `json:"granted"`
 
@@ -762,7 +772,7 @@ type AccessLogEntry struct {
 	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 	InteractionId openapi_types.UUID `json:"interactionId"`
 
-	// Opened How many days of fields were decrypted.
+	// Opened How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were given as well: at most how many of this one's.
 	//
 	// Example: 31
 	Opened int `json:"opened"`
@@ -786,6 +796,11 @@ type AccessLogEntry struct {
 	//
 	// Example: GRANT
 	Step *AccessLogEntryStep `json:"step,omitempty"`
+
+	// To First local day after those asked for.
+	//
+	// Example: 2026-05-01
+	To *openapi_types.Date `json:"to,omitempty"`
 }
 
 // AccessLogEntryOperation What was asked for.
@@ -2740,7 +2755,14 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 
 type BadRequestApplicationProblemPlusJSONResponse Problem
 
-type ConflictApplicationProblemPlusJSONResponse Problem
+type ConflictResponseHeaders struct {
+	RetryAfter *int
+}
+type ConflictApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers ConflictResponseHeaders
+}
 
 type ConsentNotFoundApplicationProblemPlusJSONResponse Problem
 
@@ -3038,10 +3060,13 @@ type CreateConsent409ApplicationProblemPlusJSONResponse struct {
 func (response CreateConsent409ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
 	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3442,10 +3467,13 @@ type GrantConsent409ApplicationProblemPlusJSONResponse struct {
 func (response GrantConsent409ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
 	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3700,10 +3728,13 @@ type RejectConsent409ApplicationProblemPlusJSONResponse struct {
 func (response RejectConsent409ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
 	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3958,10 +3989,13 @@ type RevokeConsent409ApplicationProblemPlusJSONResponse struct {
 func (response RevokeConsent409ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
 	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err

@@ -717,6 +717,11 @@ type AccessLog struct {
 	//
 	// Example: Europe/Amsterdam
 	TimeZone string `json:"timeZone"`
+
+	// Unreadable Requests in this part of the log whose records, or what a cryptoserver said of their opening, do not verify: whom they concern cannot be told, so that each customer is shown their `interactionId` and nothing else. The operator is told. Empty as a rule.
+	//
+	// Example: []
+	Unreadable []openapi_types.UUID `json:"unreadable"`
 }
 
 // AccessLogEntry One request.
@@ -754,6 +759,11 @@ type AccessLogEntry struct {
 	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
 	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
 
+	// From First local day asked for, of the customer's days only. Absent where no days were asked for.
+	//
+	// Example: 2026-04-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
 	// Granted What was given, or told to be readable; of the customer's days only.
 	Granted []AccessLogGranted `json:"granted"`
 
@@ -762,7 +772,7 @@ type AccessLogEntry struct {
 	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 	InteractionId openapi_types.UUID `json:"interactionId"`
 
-	// Opened How many days of fields were decrypted.
+	// Opened How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were given as well: at most how many of this one's.
 	//
 	// Example: 31
 	Opened int `json:"opened"`
@@ -786,6 +796,11 @@ type AccessLogEntry struct {
 	//
 	// Example: GRANT
 	Step *AccessLogEntryStep `json:"step,omitempty"`
+
+	// To First local day after those asked for.
+	//
+	// Example: 2026-05-01
+	To *openapi_types.Date `json:"to,omitempty"`
 }
 
 // AccessLogEntryOperation What was asked for.
@@ -1917,8 +1932,11 @@ type ClientInterface interface {
 	// For the customer, through customer service: every request that named
 	// the metering point and concerned days of the customer's, given or
 	// refused, latest first. Only what concerns the customer of `occupancy`
-	// is shown. As `text/html` it is a statement to print, as `text/csv` a
-	// table; both hold the whole period in one answer. Recorded like any
+	// is shown: requests that named days of that time; and steps of the
+	// customer's consents, and other requests, made in it. As `text/html` it
+	// is a statement to print, as `text/csv` a table; both hold the whole
+	// period in one answer, but at most the latest 10,000 requests: then
+	// they say so, and the header `Link` names the rest. Recorded like any
 	// other request.
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
@@ -2195,8 +2213,11 @@ func (c *Client) GetAccess(ctx context.Context, ean Ean, params *GetAccessParams
 // For the customer, through customer service: every request that named
 // the metering point and concerned days of the customer's, given or
 // refused, latest first. Only what concerns the customer of `occupancy`
-// is shown. As `text/html` it is a statement to print, as `text/csv` a
-// table; both hold the whole period in one answer. Recorded like any
+// is shown: requests that named days of that time; and steps of the
+// customer's consents, and other requests, made in it. As `text/html` it
+// is a statement to print, as `text/csv` a table; both hold the whole
+// period in one answer, but at most the latest 10,000 requests: then
+// they say so, and the header `Link` names the rest. Recorded like any
 // other request.
 //
 // Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
@@ -3266,8 +3287,11 @@ type ClientWithResponsesInterface interface {
 	// For the customer, through customer service: every request that named
 	// the metering point and concerned days of the customer's, given or
 	// refused, latest first. Only what concerns the customer of `occupancy`
-	// is shown. As `text/html` it is a statement to print, as `text/csv` a
-	// table; both hold the whole period in one answer. Recorded like any
+	// is shown: requests that named days of that time; and steps of the
+	// customer's consents, and other requests, made in it. As `text/html` it
+	// is a statement to print, as `text/csv` a table; both hold the whole
+	// period in one answer, but at most the latest 10,000 requests: then
+	// they say so, and the header `Link` names the rest. Recorded like any
 	// other request.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -3459,6 +3483,11 @@ type CreateConsentResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// CreateConsentResponse409Headers the declared response headers of an HTTP 409 response for CreateConsent
+type CreateConsentResponse409Headers struct {
+	RetryAfter *int
+}
+
 // CreateConsentResponse503Headers the declared response headers of an HTTP 503 response for CreateConsent
 type CreateConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3500,6 +3529,8 @@ type CreateConsentResponse struct {
 	Headers201 *CreateConsentResponse201Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *CreateConsentResponse401Headers
+	// Headers409 the parsed response headers for an HTTP 409 response
+	Headers409 *CreateConsentResponse409Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *CreateConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -3734,6 +3765,11 @@ type GrantConsentResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// GrantConsentResponse409Headers the declared response headers of an HTTP 409 response for GrantConsent
+type GrantConsentResponse409Headers struct {
+	RetryAfter *int
+}
+
 // GrantConsentResponse503Headers the declared response headers of an HTTP 503 response for GrantConsent
 type GrantConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3779,6 +3815,8 @@ type GrantConsentResponse struct {
 	Headers200 *GrantConsentResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GrantConsentResponse401Headers
+	// Headers409 the parsed response headers for an HTTP 409 response
+	Headers409 *GrantConsentResponse409Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GrantConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -3896,6 +3934,11 @@ type RejectConsentResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// RejectConsentResponse409Headers the declared response headers of an HTTP 409 response for RejectConsent
+type RejectConsentResponse409Headers struct {
+	RetryAfter *int
+}
+
 // RejectConsentResponse503Headers the declared response headers of an HTTP 503 response for RejectConsent
 type RejectConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3941,6 +3984,8 @@ type RejectConsentResponse struct {
 	Headers200 *RejectConsentResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *RejectConsentResponse401Headers
+	// Headers409 the parsed response headers for an HTTP 409 response
+	Headers409 *RejectConsentResponse409Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *RejectConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4058,6 +4103,11 @@ type RevokeConsentResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// RevokeConsentResponse409Headers the declared response headers of an HTTP 409 response for RevokeConsent
+type RevokeConsentResponse409Headers struct {
+	RetryAfter *int
+}
+
 // RevokeConsentResponse503Headers the declared response headers of an HTTP 503 response for RevokeConsent
 type RevokeConsentResponse503Headers struct {
 	RetryAfter *int
@@ -4103,6 +4153,8 @@ type RevokeConsentResponse struct {
 	Headers200 *RevokeConsentResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *RevokeConsentResponse401Headers
+	// Headers409 the parsed response headers for an HTTP 409 response
+	Headers409 *RevokeConsentResponse409Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *RevokeConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -5157,8 +5209,11 @@ func (c *ClientWithResponses) GetAccessWithResponse(ctx context.Context, ean Ean
 // For the customer, through customer service: every request that named
 // the metering point and concerned days of the customer's, given or
 // refused, latest first. Only what concerns the customer of `occupancy`
-// is shown. As `text/html` it is a statement to print, as `text/csv` a
-// table; both hold the whole period in one answer. Recorded like any
+// is shown: requests that named days of that time; and steps of the
+// customer's consents, and other requests, made in it. As `text/html` it
+// is a statement to print, as `text/csv` a table; both hold the whole
+// period in one answer, but at most the latest 10,000 requests: then
+// they say so, and the header `Link` names the rest. Recorded like any
 // other request.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -5478,6 +5533,16 @@ func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, err
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 409:
+		var headers CreateConsentResponse409Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers409 = &headers
 	case rsp.StatusCode == 503:
 		var headers CreateConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -5791,6 +5856,16 @@ func ParseGrantConsentResponse(rsp *http.Response) (*GrantConsentResponse, error
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 409:
+		var headers GrantConsentResponse409Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers409 = &headers
 	case rsp.StatusCode == 503:
 		var headers GrantConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -5965,6 +6040,16 @@ func ParseRejectConsentResponse(rsp *http.Response) (*RejectConsentResponse, err
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 409:
+		var headers RejectConsentResponse409Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers409 = &headers
 	case rsp.StatusCode == 503:
 		var headers RejectConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6139,6 +6224,16 @@ func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, err
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 409:
+		var headers RevokeConsentResponse409Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers409 = &headers
 	case rsp.StatusCode == 503:
 		var headers RevokeConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
