@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -19,7 +20,7 @@ import (
 )
 
 // accessParams are the parameters of getAccess as text; empty: not given.
-type accessParams struct{ ean, from, to, purpose string }
+type accessParams struct{ ean, from, to, purpose, supplier string }
 
 func boundAccessParams(r openapi.GetAccessRequestObject) accessParams {
 	p := accessParams{ean: r.Ean}
@@ -32,14 +33,18 @@ func boundAccessParams(r openapi.GetAccessRequestObject) accessParams {
 	if r.Params.Purpose != nil {
 		p.purpose = string(*r.Params.Purpose)
 	}
+	if r.Params.Supplier != nil {
+		p.supplier = *r.Params.Supplier
+	}
 	return p
 }
 
 // accessQuery is a dry run understood.
 type accessQuery struct {
-	ean     meter.EAN
-	purpose meter.Purpose  // 0: every purpose
-	days    meter.DayRange // empty: all that is retained
+	ean      meter.EAN
+	purpose  meter.Purpose  // 0: every purpose
+	supplier meter.GLN      // whose access an employee asks about; zero: the caller's own
+	days     meter.DayRange // empty: all that is retained
 }
 
 func (p accessParams) parse() (accessQuery, paramErrors) {
@@ -52,6 +57,11 @@ func (p accessParams) parse() (accessQuery, paramErrors) {
 	if p.purpose != "" {
 		if q.purpose, err = meter.ParsePurpose(p.purpose); err != nil {
 			errs.add("/query/purpose", wantPurpose)
+		}
+	}
+	if p.supplier != "" {
+		if q.supplier, err = meter.ParseGLN(p.supplier); err != nil {
+			errs.add("/query/supplier", wantGLN)
 		}
 	}
 	switch {
@@ -86,7 +96,7 @@ func (p accessParams) parse() (accessQuery, paramErrors) {
 // say.
 func checkAccess(_ *Server, r *http.Request) paramErrors {
 	q := r.URL.Query()
-	_, errs := accessParams{ean: chi.URLParam(r, "ean"), from: q.Get("from"), to: q.Get("to"), purpose: q.Get("purpose")}.parse()
+	_, errs := accessParams{ean: chi.URLParam(r, "ean"), from: q.Get("from"), to: q.Get("to"), purpose: q.Get("purpose"), supplier: q.Get("supplier")}.parse()
 	return errs
 }
 
@@ -106,10 +116,6 @@ func (s *Server) GetAccess(ctx context.Context, r openapi.GetAccessRequestObject
 // access is the dry run: the steps of readings without the opening. Up to the
 // refusal of an unknown or foreign metering point they are the same.
 func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, error) {
-	sealed, err := s.facts.LegalFile(ctx, q.ean)
-	if err != nil {
-		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
-	}
 	now := s.now()
 	if q.days.Empty() {
 		q.days = authz.Retained(s.profile, now)
@@ -117,7 +123,20 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 	rec := s.newRecord(ctx, c.caller, now)
 	rec.EAN, rec.Purpose, rec.Days, rec.Profile = q.ean, q.purpose, q.days, s.profile.Digest()
 	rec.Operation, rec.Outcome = audit.DryRun, audit.Given
-
+	if err := s.onErrand(ctx, c, rec); err != nil {
+		return nil, err
+	}
+	var who authz.Caller = c.caller
+	if !q.supplier.IsZero() {
+		if c.caller.Employee() == nil {
+			return nil, s.refuse(ctx, rec, audit.NoRelation, fail(notPermitted, errors.New("a supplier asks about itself only")))
+		}
+		who = authz.OnBehalfOf(c.caller, q.supplier)
+	}
+	sealed, err := s.facts.LegalFile(ctx, q.ean)
+	if err != nil {
+		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
+	}
 	file, err := s.legalFile(sealed, q.ean)
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
@@ -130,7 +149,7 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 	for _, f := range s.profile.Fields(commodity) {
 		request.Fields = append(request.Fields, f.Code)
 	}
-	a, err := authz.DryRun(c.caller, request, file, s.profile, now)
+	a, err := authz.DryRun(who, request, file, s.profile, now)
 	if err != nil {
 		return nil, s.refuseNoRelation(ctx, rec, err)
 	}

@@ -24,8 +24,9 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 	}
 	h := newHTTPServer(s.handler, s.log)
 	h.TLSConfig = tlsConfig.Clone()
-	// A request is cut off by its own deadline first, with an answer.
-	h.WriteTimeout = s.timeout + recordTimeout + 5*time.Second
+	// A request is cut off by its own deadline first, with an answer: that a
+	// step could not be stored may have to be recorded.
+	h.WriteTimeout = s.timeout + 2*recordTimeout + 5*time.Second
 	return h, nil
 }
 

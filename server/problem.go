@@ -33,19 +33,58 @@ var (
 		detail: "Send an unexpired access token of this API's issuer in the Authorization header, bound to the client certificate in use, which must be registered with the grid operator."}
 	insufficientScope = &problemKind{slug: "insufficient-scope", status: http.StatusForbidden,
 		title:  "Scope missing",
-		detail: "Ask the issuer for a token with the scope readings:read."}
+		detail: "Ask the issuer for a token with the scope that the operation needs: the header WWW-Authenticate names it."}
+	notPermitted = &problemKind{slug: "not-permitted", status: http.StatusForbidden,
+		title:  "Not permitted",
+		detail: "This is not for this kind of caller, or not what the employee's token was issued for: see the contract's table of callers, and get a token for it."}
 	notFound = &problemKind{slug: "not-found", status: http.StatusNotFound,
 		title:  "No such path",
 		detail: "See the API's contract for the paths there are."}
+	consentNotFound = &problemKind{slug: "consent-not-found", status: http.StatusNotFound,
+		title:  "Consent not found",
+		detail: "There is no such consent, or it is none of yours."}
 	meteringPointNotFound = &problemKind{slug: "metering-point-not-found", status: http.StatusNotFound,
 		title:  "Metering point not found",
 		detail: "The metering point is unknown, or none of yours."}
 	methodNotAllowed = &problemKind{slug: "method-not-allowed", status: http.StatusMethodNotAllowed,
 		title:  "Method not allowed",
 		detail: "The header Allow lists the methods of this path."}
+	notAcceptable = &problemKind{slug: "not-acceptable", status: http.StatusNotAcceptable,
+		title:  "Not acceptable",
+		detail: "Accept must allow one of the media types that the contract names for the answer."}
+	consentAnswered = &problemKind{slug: "consent-answered", status: http.StatusConflict,
+		title:  "Consent already answered",
+		detail: "The consent was granted or rejected before, and is not answered twice: get it to see how."}
+	consentLapsed = &problemKind{slug: "consent-lapsed", status: http.StatusConflict,
+		title:  "Request lapsed",
+		detail: "The request was not answered in time, or the customer it was asked of has moved out: a new one is needed."}
+	consentEnded = &problemKind{slug: "consent-ended", status: http.StatusConflict,
+		title:  "Consent ended",
+		detail: "The consent was revoked, has expired, or ended with a move: get it to see which."}
+	tooManyConsents = &problemKind{slug: "too-many-consents", status: http.StatusConflict,
+		title:  "Too many consents",
+		detail: "The supplier has as many consents at this metering point as there may be."}
+	conflict = &problemKind{slug: "conflict", status: http.StatusConflict,
+		title:  "Conflict",
+		detail: "Others changed the facts of this metering point at the same moment, and nothing was stored: try again with the same Idempotency-Key.", retryAfter: 1}
+	preconditionFailed = &problemKind{slug: "precondition-failed", status: http.StatusPreconditionFailed,
+		title:  "Precondition failed",
+		detail: "The consent is not what If-Match says any more: get it anew, and decide again."}
 	contentTooLarge = &problemKind{slug: "content-too-large", status: http.StatusRequestEntityTooLarge,
 		title:  "Content too large",
-		detail: "No operation takes a body: send the request without one."}
+		detail: "Send a shorter body, or none: the contract says which operations take one."}
+	unsupportedMediaType = &problemKind{slug: "unsupported-media-type", status: http.StatusUnsupportedMediaType,
+		title:  "Unsupported media type",
+		detail: "Send the body as application/json, in UTF-8 and without a content coding."}
+	consentNotPossible = &problemKind{slug: "consent-not-possible", status: http.StatusUnprocessableEntity,
+		title:  "Consent not possible",
+		detail: "No rule of the market lets this consent be: ask for a purpose, classes, granularity, days and a validity that a consent can give, on days that the supplier supplies."}
+	idempotencyKeyReused = &problemKind{slug: "idempotency-key-reused", status: http.StatusUnprocessableEntity,
+		title:  "Idempotency key reused",
+		detail: "The Idempotency-Key was used for another request: choose a new one for this."}
+	preconditionRequired = &problemKind{slug: "precondition-required", status: http.StatusPreconditionRequired,
+		title:  "Precondition required",
+		detail: "Send If-Match with the ETag of the consent as you know it."}
 	internalError = &problemKind{slug: "internal-error", status: http.StatusInternalServerError,
 		title:  "Internal error",
 		detail: "A fault of the gateway: contact the grid operator with the interactionId."}
@@ -61,6 +100,9 @@ var (
 	decryptionUnavailable = &problemKind{slug: "decryption-unavailable", status: http.StatusServiceUnavailable,
 		title:  "Decryption unavailable",
 		detail: "No cryptoserver can open the readings now: try again after the time in Retry-After.", retryAfter: 2}
+	sealingUnavailable = &problemKind{slug: "sealing-unavailable", status: http.StatusServiceUnavailable,
+		title:  "Sealing unavailable",
+		detail: "No cryptoserver can seal the step now, and nothing was stored: try again with the same Idempotency-Key after the time in Retry-After.", retryAfter: 2}
 	recordNotWritten = &problemKind{slug: "record-not-written", status: http.StatusServiceUnavailable,
 		title:  "Access record not written",
 		detail: "The access could not be recorded, so nothing is given: try again after the time in Retry-After.", retryAfter: 2}
@@ -71,8 +113,10 @@ var (
 
 // problems is the list as a list.
 var problems = []*problemKind{
-	invalidParameters, unauthenticated, insufficientScope, notFound, meteringPointNotFound,
-	methodNotAllowed, contentTooLarge, internalError, evidenceInvalid, issuerUnavailable, databaseUnavailable, decryptionUnavailable,
+	invalidParameters, unauthenticated, insufficientScope, notPermitted, notFound, consentNotFound, meteringPointNotFound,
+	methodNotAllowed, notAcceptable, consentAnswered, consentLapsed, consentEnded, tooManyConsents, conflict, preconditionFailed,
+	contentTooLarge, unsupportedMediaType, consentNotPossible, idempotencyKeyReused, preconditionRequired,
+	internalError, evidenceInvalid, issuerUnavailable, databaseUnavailable, decryptionUnavailable, sealingUnavailable,
 	recordNotWritten, deadlineExceeded,
 }
 
@@ -80,6 +124,7 @@ var problems = []*problemKind{
 // never sent.
 type failure struct {
 	kind      *problemKind
+	detail    string // instead of the kind's, where more can be said; nothing of the request
 	params    []openapi.ParameterError
 	challenge string // WWW-Authenticate
 	cause     error
@@ -133,11 +178,15 @@ func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error)
 	}
 	f := asFailure(r.Context(), err)
 	ev.fail(f)
+	detail := f.kind.detail
+	if f.detail != "" {
+		detail = f.detail
+	}
 	p := openapi.Problem{
 		Type:          openapi.ProblemType(problemPrefix + f.kind.slug),
 		Title:         f.kind.title,
 		Status:        f.kind.status,
-		Detail:        &f.kind.detail,
+		Detail:        &detail,
 		InteractionId: ev.interaction,
 	}
 	if len(f.params) > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -39,17 +40,23 @@ func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestOb
 // and for one the caller has nothing to do with.
 func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error) {
 	ev := eventOf(ctx)
+	if e := c.caller.Employee(); e != nil && len(q.fields) == 0 && q.class == 0 {
+		q.fields = e.Errand.Fields // all that the errand is for
+	}
+	rec := s.newRecord(ctx, c.caller, s.now())
+	rec.Operation = audit.Readings
+	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
+	rec.Resolution, rec.Kind, rec.Profile = q.resolution, q.kind, s.profile.Digest()
+	if err := s.onErrand(ctx, c, rec); err != nil {
+		return nil, err
+	}
 	ev.evidence = time.Now() // before the statement: no revocation after this is missed by more
 	sealed, err := s.facts.LegalFile(ctx, q.ean)
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
 	}
 	now := s.now()
-	rec := s.newRecord(ctx, c.caller, now)
-	rec.Operation = audit.Readings
-	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
-	rec.Resolution, rec.Kind, rec.Profile = q.resolution, q.kind, s.profile.Digest()
-
+	rec.At = now.UTC().Truncate(time.Microsecond)
 	file, err := s.legalFile(sealed, q.ean)
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
@@ -61,6 +68,9 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		commodity = file.Commodity()
 	}
 	request := q.request(commodity, s.profile)
+	if e := c.caller.Employee(); e != nil && !reads(&e.Errand, request) {
+		return nil, s.refuseErrand(ctx, rec)
+	}
 	grant, withheld, err := authz.Decide(c.caller, request, file, s.profile, now)
 	if err != nil {
 		return nil, s.refuseNoRelation(ctx, rec, err)
@@ -91,6 +101,12 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		return nil, err
 	}
 	return a, nil
+}
+
+// reads says whether an errand is for all that is asked for.
+func reads(e *authz.Errand, r authz.Request) bool {
+	return !slices.ContainsFunc(r.Fields, func(f meter.FieldCode) bool { return !slices.Contains(e.Fields, f) }) &&
+		r.Days.Intersect(e.Days) == r.Days
 }
 
 // legalFile verifies a sealed legal file and that it is of this metering
@@ -152,13 +168,17 @@ func untilDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (s *Server) newRecord(ctx context.Context, c authn.Caller, now time.Time) audit.Record {
-	return audit.Record{
+	r := audit.Record{
 		InteractionID: eventOf(ctx).interaction,
 		At:            now.UTC().Truncate(time.Microsecond),
 		Supplier:      c.Supplier(),
 		TokenID:       c.TokenID(),
 		Certificate:   c.Thumbprint(),
 	}
+	if e := c.Employee(); e != nil {
+		r.Employee, r.Reason = e.Subject, e.Errand.Reason
+	}
+	return r
 }
 
 // record commits an access record, or fails with record-not-written.
@@ -221,11 +241,13 @@ type body struct {
 	secret bool
 }
 
-func (b *body) write(w http.ResponseWriter) error {
+func (b *body) write(w http.ResponseWriter) error { return b.writeStatus(w, http.StatusOK) }
+
+func (b *body) writeStatus(w http.ResponseWriter, status int) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(b.json)))
-	w.WriteHeader(http.StatusOK)
+	w.WriteHeader(status)
 	_, err := w.Write(b.json)
 	if b.secret {
 		clear(b.json)

@@ -1,7 +1,8 @@
-// Package server is the REST API of Kluis: it authenticates a supplier, has
-// authz decide, fetches and opens only what was granted, records the access,
-// and answers. The contract is openapi/openapi.yaml; docs/REQUEST-CYCLE.md
-// tells the way of a request.
+// Package server is the REST API of Kluis: it authenticates a supplier or an
+// employee, has authz decide, fetches and opens only what was granted, has
+// steps of consents sealed and stores them, records the access, and answers.
+// The contract is openapi/openapi.yaml; docs/REQUEST-CYCLE.md tells the way of
+// a request.
 //
 // Nothing leaves before its access record is durable, and an error never
 // carries data: a handler returns either an answer or an error, the public
@@ -15,6 +16,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -110,6 +112,59 @@ type Opened struct {
 	Receipt  []byte           // verbatim
 }
 
+// Sealer has a step of a consent applied and signed by a cryptoserver, which
+// judges it again on the caller's own evidence.
+type Sealer interface {
+	// TakeStep returns the next version of the legal file, sealed. It fails
+	// with ErrNoCryptoserver when none can serve, with ErrTokenRefused or
+	// ErrEvidenceRefused when a cryptoserver refuses what the gateway accepted,
+	// and with the errors of authz.Permit.
+	TakeStep(ctx context.Context, r StepRequest) ([]byte, error)
+}
+
+// StepRequest is a step of a consent with all evidence for it.
+type StepRequest struct {
+	Token     string // the caller's access token, as presented
+	Supplier  []byte // sealed record of the token's client
+	LegalFile []byte // sealed, the version before
+	Step      authz.Step
+}
+
+// Steps finds consents, and keeps the steps of their lives.
+type Steps interface {
+	// Consent returns the metering points at which the index has a consent of
+	// this id, with their current sealed legal files: one at most, if nobody
+	// meddled. An index is no evidence.
+	Consent(ctx context.Context, id [16]byte) ([]Candidate, error)
+	// Stored returns what was stored under a caller's idempotency key; nil when
+	// nothing was.
+	Stored(ctx context.Context, caller meter.GLN, key [32]byte) (*StoredStep, error)
+	// Store stores the new version of the legal file, its index of consents, the
+	// idempotency key and the access record, all or none of them. It fails with
+	// ErrConflict when one of them is there already, and nothing was stored;
+	// after any other error it may have been stored or not.
+	Store(ctx context.Context, n NewStep) error
+}
+
+// ErrConflict: somebody else stored this version, or this key, first.
+var ErrConflict = errors.New("stored by another writer first")
+
+// StoredStep is what an idempotency key stands for.
+type StoredStep struct {
+	Request [32]byte // SHA-256 of what was asked
+	Consent [16]byte
+}
+
+// NewStep is a step to be stored.
+type NewStep struct {
+	File   *authz.LegalFile // the new version
+	Sealed []byte           // that it was verified from
+	Caller meter.GLN
+	Key    [32]byte // SHA-256 of the idempotency key
+	Stored StoredStep
+	Record audit.Record
+}
+
 // Recorder keeps the access log.
 type Recorder interface {
 	// Record returns without an error only once the record is durable.
@@ -141,6 +196,8 @@ type Config struct {
 	Facts          Facts
 	Rows           Rows
 	Opener         Opener
+	Sealer         Sealer
+	Steps          Steps
 	Recorder       Recorder
 	Health         Health
 	PublicURL      string        // https://host:port, for links
@@ -158,6 +215,8 @@ type Server struct {
 	facts    Facts
 	rows     Rows
 	opener   Opener
+	sealer   Sealer
+	steps    Steps
 	recorder Recorder
 	health   Health
 	public   *url.URL
@@ -172,7 +231,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
-		c.Recorder == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -183,7 +242,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
-		recorder: c.Recorder, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
+		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
 	}
 	if s.metrics, err = newMetrics(c.Metrics); err != nil {
 		return nil, err
@@ -192,7 +251,13 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.router(s.validate(doc))
+	may := make([]*callers, len(routes))
+	for i := range routes {
+		if may[i], err = callersOf(doc, &routes[i]); err != nil {
+			return nil, err
+		}
+	}
+	s.handler = s.router(may, s.validate(doc))
 	return s, nil
 }
 
@@ -203,7 +268,8 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // route is one operation of the contract.
 type route struct {
 	method, path string
-	token        bool     // wants an access token with scope readings:read
+	token        bool     // wants an access token; of whom, the contract says
+	body         bool     // has a body; no other may be sent one
 	query        []string // the query parameters there are
 	// check finds the faults of the parameters that the contract's language
 	// cannot express; nil when there are none.
@@ -224,8 +290,32 @@ var routes = []route{
 	},
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/access", token: true,
-		query: []string{"purpose", "from", "to"}, check: checkAccess,
+		query: []string{"purpose", "supplier", "from", "to"}, check: checkAccess,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccess },
+	},
+	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/consents", token: true, check: checkEAN,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListConsents },
+	},
+	{
+		method: http.MethodPost, path: "/v1/consents", token: true, body: true, check: checkNewConsent,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.CreateConsent },
+	},
+	{
+		method: http.MethodGet, path: "/v1/consents/{id}", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetConsent },
+	},
+	{
+		method: http.MethodPost, path: "/v1/consents/{id}/grant", token: true, body: true, check: checkGrant,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GrantConsent },
+	},
+	{
+		method: http.MethodPost, path: "/v1/consents/{id}/reject", token: true, check: checkIfMatch,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.RejectConsent },
+	},
+	{
+		method: http.MethodPost, path: "/v1/consents/{id}/revoke", token: true, check: checkIfMatch,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.RevokeConsent },
 	},
 	{
 		method: http.MethodGet, path: "/v1/status", token: true,
@@ -241,7 +331,7 @@ var routes = []route{
 	},
 }
 
-func (s *Server) router(validate func(*route) func(http.Handler) http.Handler) http.Handler {
+func (s *Server) router(may []*callers, validate func(*route) func(http.Handler) http.Handler) http.Handler {
 	strict := openapi.NewStrictHandlerWithOptions(s, nil, openapi.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc:  s.writeFailure,
 		ResponseErrorHandlerFunc: s.writeFailure,
@@ -256,15 +346,26 @@ func (s *Server) router(validate func(*route) func(http.Handler) http.Handler) h
 	mux.Use(s.observe)
 	for i := range routes {
 		rt := &routes[i]
-		chain := chi.Chain(s.enter(rt), s.authenticate(rt), validate(rt))
+		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt))
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
 	mux.NotFound(func(w http.ResponseWriter, r *http.Request) { s.writeFailure(w, r, fail(notFound, nil)) })
 	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Allow", http.MethodGet) // every route there is
+		w.Header().Set("Allow", allowed(mux, r.URL.Path))
 		s.writeFailure(w, r, fail(methodNotAllowed, nil))
 	})
 	return mux
+}
+
+// allowed lists the methods that a path has.
+func allowed(mux *chi.Mux, path string) string {
+	var methods []string
+	for _, m := range []string{http.MethodGet, http.MethodPost} { // those of the routes
+		if mux.Match(chi.NewRouteContext(), m, path) {
+			methods = append(methods, m)
+		}
+	}
+	return strings.Join(methods, ", ")
 }
 
 // call is the state of one request on its way through the chain.
@@ -273,6 +374,7 @@ type call struct {
 	caller   authn.Caller
 	token    string
 	supplier []byte // sealed record
+	body     []byte // of an operation that has one
 }
 
 type callKey struct{}
@@ -296,7 +398,7 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 			defer cancel()
 			r = r.WithContext(context.WithValue(ctx, callKey{}, &call{route: rt}))
-			if r.ContentLength != 0 { // also -1, chunked
+			if r.ContentLength > maxBody || !rt.body && r.ContentLength != 0 { // also -1, chunked
 				s.writeFailure(w, r, fail(contentTooLarge, nil))
 				return
 			}
@@ -313,14 +415,15 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 	}
 }
 
-// authenticate finds out who calls, or refuses.
-func (s *Server) authenticate(rt *route) func(http.Handler) http.Handler {
-	if !rt.token {
+// authenticate finds out who calls, or refuses: by the contract's table of
+// callers; nil is an operation that wants no token.
+func (s *Server) authenticate(may *callers) func(http.Handler) http.Handler {
+	if may == nil {
 		return func(next http.Handler) http.Handler { return next }
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := s.identify(r, callOf(r.Context())); err != nil {
+			if err := s.identify(r, callOf(r.Context()), may); err != nil {
 				s.writeFailure(w, r, err)
 				return
 			}
@@ -329,7 +432,7 @@ func (s *Server) authenticate(rt *route) func(http.Handler) http.Handler {
 	}
 }
 
-func (s *Server) identify(r *http.Request, c *call) error {
+func (s *Server) identify(r *http.Request, c *call, may *callers) error {
 	ctx := r.Context()
 	raw, err := authn.Bearer(r.Header)
 	if err != nil {
@@ -354,13 +457,50 @@ func (s *Server) identify(r *http.Request, c *call) error {
 			return fail(evidenceInvalid, fmt.Errorf("supplier record: %w", err))
 		}
 	}
-	caller, err := token.Authenticate(record, authn.ScopeReadings, s.now())
+	caller, err := admit(token, record, may, s.now())
+	if !caller.Supplier().IsZero() { // who is refused as a caller is somebody
+		eventOf(ctx).supplier = caller.Supplier()
+	}
 	if err != nil {
-		return refuseCaller(err)
+		return err
 	}
 	c.caller, c.token, c.supplier = caller, raw, sealed
-	eventOf(ctx).supplier = caller.Supplier()
 	return nil
+}
+
+// admit makes the caller of a token, for an operation that may be called as the
+// contract says. Who is somebody, but of another kind, gets not-permitted.
+func admit(token *authn.Token, record *authz.Supplier, may *callers, now time.Time) (authn.Caller, error) {
+	staff, err := token.Authenticate(record, authn.ScopeStaff, now)
+	switch {
+	case err == nil && (staff.Employee() == nil || !may.allows(staff.Employee())):
+		return staff, fail(notPermitted, errors.New("no operation for this role or errand"))
+	case err == nil:
+		return staff, nil
+	case !errors.Is(err, authn.ErrInsufficientScope):
+		return authn.Caller{}, refuseCaller(err)
+	}
+	var refused error
+	for _, scope := range may.scopes {
+		caller, err := token.Authenticate(record, scope, now)
+		if err == nil {
+			return caller, nil
+		}
+		if refused == nil {
+			refused = refuseCaller(err)
+		}
+	}
+	if len(may.scopes) > 0 {
+		return authn.Caller{}, refused
+	}
+	for _, scope := range supplierScopes() {
+		if caller, err := token.Authenticate(record, scope, now); err == nil {
+			return caller, fail(notPermitted, errors.New("no operation for suppliers"))
+		} else if refused == nil {
+			refused = refuseCaller(err)
+		}
+	}
+	return authn.Caller{}, refused
 }
 
 // refuseCaller answers an error of authn, the text of which holds nothing of

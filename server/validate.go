@@ -15,6 +15,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	middleware "github.com/oapi-codegen/nethttp-middleware"
 
+	"kluis/meter"
 	"kluis/openapi"
 )
 
@@ -39,6 +40,7 @@ func (s *Server) validate(doc *openapi3.T) func(*route) func(http.Handler) http.
 		DoNotValidateServers: true,
 		Options: openapi3filter.Options{
 			MultiError:         true,
+			ExcludeRequestBody: true,                                  // read before, and judged more strictly: see readBody
 			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // done before: see authenticate
 		},
 		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, opts middleware.ErrorHandlerOpts) {
@@ -112,8 +114,12 @@ func contractErrors(err error, errs *paramErrors) bool {
 			errs.add(p.Pointer, p.Reason)
 		}
 		return true
+	// What the validator lets pass and the binding does not.
 	case *openapi.InvalidParamFormatError:
-		errs.add("/query/"+e.ParamName, wantDay) // what the validator lets pass and the binding does not
+		errs.add("/query/"+e.ParamName, wantDay)
+		return true
+	case *openapi.TooManyValuesForParamError: // of headers; elsewhere repetition is found before
+		errs.add("/header/"+e.ParamName, "must be sent once")
 		return true
 	}
 	return false
@@ -140,6 +146,14 @@ func wanted(p *openapi3.Parameter) string {
 		return wantEAN
 	case p.Name == "cursor":
 		return wantCursor
+	case p.Name == "supplier":
+		return wantGLN
+	case p.Name == "id":
+		return "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12"
+	case p.Name == "Idempotency-Key":
+		return "must be 1 to 128 printable ASCII characters, without spaces"
+	case p.Name == "If-Match":
+		return wantIfMatch
 	}
 	return "does not follow the contract"
 }
@@ -179,6 +193,39 @@ func checkQueryString(r *http.Request, known []string) paramErrors {
 // cannot say.
 func checkReadings(s *Server, r *http.Request) paramErrors {
 	_, errs := sentReadingsParams(chi.URLParam(r, "ean"), r.URL.Query()).parse(s.profile)
+	return errs
+}
+
+// checkEAN does the same where there is nothing but a metering point,
+func checkEAN(_ *Server, r *http.Request) paramErrors {
+	var errs paramErrors
+	if _, err := meter.ParseEAN(chi.URLParam(r, "ean")); err != nil {
+		errs.add("/path/ean", wantEAN)
+	}
+	return errs
+}
+
+// checkNewConsent for createConsent,
+func checkNewConsent(_ *Server, r *http.Request) paramErrors {
+	c := callOf(r.Context())
+	_, errs := parseNewConsent(c.body, c.caller.Employee() != nil)
+	return errs
+}
+
+// checkGrant for grantConsent,
+func checkGrant(s *Server, r *http.Request) paramErrors {
+	_, errs := parseConsentAnswer(callOf(r.Context()).body)
+	return append(errs, checkIfMatch(s, r)...)
+}
+
+// checkIfMatch for the other steps of a consent,
+func checkIfMatch(_ *Server, r *http.Request) paramErrors {
+	var errs paramErrors
+	if tag := r.Header.Get("If-Match"); tag != "" {
+		if _, err := parseIfMatch(tag); err != nil {
+			errs.add("/header/If-Match", wantIfMatch)
+		}
+	}
 	return errs
 }
 

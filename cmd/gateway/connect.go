@@ -89,6 +89,8 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Facts:          facts{db},
 		Rows:           rows{db},
 		Opener:         opener{pool, profile.Digest()},
+		Sealer:         sealer{pool, profile.Digest()},
+		Steps:          steps{db},
 		Recorder:       db,
 		Health:         health{db, pool, profile.Digest()},
 		PublicURL:      cfg.PublicURL,
@@ -104,11 +106,15 @@ type facts struct{ *postgres.Gateway }
 
 func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]server.Candidate, error) {
 	found, err := f.Gateway.Candidates(ctx, gln, after, limit)
+	return candidates(found), err
+}
+
+func candidates(found []postgres.Candidate) []server.Candidate {
 	out := make([]server.Candidate, len(found))
 	for i, c := range found {
 		out[i] = server.Candidate(c)
 	}
-	return out, err
+	return out
 }
 
 // rows gives the database's runs of stored days the server's type.
@@ -154,6 +160,48 @@ func (o opener) Open(ctx context.Context, r server.OpenRequest) (server.Opened, 
 		}
 	}
 	return opened, nil
+}
+
+// sealer asks the pool of cryptoservers.
+type sealer struct {
+	pool    *client.Client
+	profile [32]byte
+}
+
+func (s sealer) TakeStep(ctx context.Context, r server.StepRequest) ([]byte, error) {
+	sealed, err := s.pool.TakeStep(ctx, client.TakeStepRequest{
+		AccessToken: r.Token, SupplierRecord: r.Supplier, Profile: s.profile, Previous: r.LegalFile, Step: r.Step,
+	})
+	if err != nil {
+		return nil, openError(err)
+	}
+	return sealed, nil
+}
+
+// steps gives what the database has of consents the server's types.
+type steps struct{ *postgres.Gateway }
+
+func (s steps) Consent(ctx context.Context, id [16]byte) ([]server.Candidate, error) {
+	found, err := s.Gateway.Consent(ctx, id)
+	return candidates(found), err
+}
+
+func (s steps) Stored(ctx context.Context, caller meter.GLN, key [32]byte) (*server.StoredStep, error) {
+	k, err := s.IdempotencyKey(ctx, caller, key)
+	if k == nil || err != nil {
+		return nil, err
+	}
+	return &server.StoredStep{Request: k.Request, Consent: k.Consent}, nil
+}
+
+func (s steps) Store(ctx context.Context, n server.NewStep) error {
+	err := s.StoreStep(ctx, n.File, n.Sealed, postgres.IdempotencyKey{
+		Caller: n.Caller, Key: n.Key, Request: n.Stored.Request, Consent: n.Stored.Consent,
+	}, n.Record)
+	if errors.Is(err, postgres.ErrConflict) {
+		return fmt.Errorf("%w: %w", server.ErrConflict, err)
+	}
+	return err
 }
 
 // openError says what a failure means to the caller. A server that cannot

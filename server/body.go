@@ -1,0 +1,259 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"kluis/meter"
+)
+
+// maxBody bounds the body of the operations that have one.
+const maxBody = 8 << 10
+
+// readBody takes in the whole body of an operation that has one, bounded, and
+// puts it back for the generated code. What is in it is judged later, together
+// with the parameters.
+func (s *Server) readBody(rt *route) func(http.Handler) http.Handler {
+	if !rt.body {
+		return func(next http.Handler) http.Handler { return next }
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !isJSON(r.Header) {
+				s.writeFailure(w, r, fail(unsupportedMediaType, nil))
+				return
+			}
+			b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+			if _, long := errors.AsType[*http.MaxBytesError](err); long {
+				s.writeFailure(w, r, fail(contentTooLarge, nil))
+				return
+			}
+			if err != nil {
+				s.writeFailure(w, r, failParams(paramErrors{{Pointer: "/body", Reason: "broke off: send it whole"}}))
+				return
+			}
+			callOf(r.Context()).body = b
+			r.Body = io.NopCloser(bytes.NewReader(b))
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// isJSON says whether the body is said to be application/json, in UTF-8 as
+// JSON is (RFC 8259, 8.1), and not encoded once more.
+func isJSON(h http.Header) bool {
+	if len(h.Values("Content-Type")) != 1 || len(h.Values("Content-Encoding")) > 0 {
+		return false
+	}
+	media, params, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil || media != "application/json" {
+		return false
+	}
+	charset, said := params["charset"]
+	return len(params) == 0 || len(params) == 1 && said && strings.EqualFold(charset, "utf-8")
+}
+
+var errJSON = errors.New("malformed JSON")
+
+// members takes a JSON object apart. Unlike encoding/json it refuses members
+// that are there twice, tells "ean" from "EAN", and takes nothing after it.
+func members(b []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(b) {
+		return nil, errJSON
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return nil, errJSON
+	}
+	m := map[string]json.RawMessage{}
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return nil, errJSON
+		}
+		name, ok := t.(string)
+		if !ok {
+			return nil, errJSON
+		}
+		var v json.RawMessage
+		if err := dec.Decode(&v); err != nil {
+			return nil, errJSON
+		}
+		if _, twice := m[name]; twice {
+			return nil, errors.New("a member twice")
+		}
+		m[name] = v
+	}
+	if t, err := dec.Token(); err != nil || t != json.Delim('}') {
+		return nil, errJSON
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errJSON
+	}
+	return m, nil
+}
+
+// bodyReader reads the members of a body, and collects what is wrong with
+// them. No fault repeats what was sent, nor a name that is not the contract's.
+type bodyReader struct {
+	m    map[string]json.RawMessage
+	errs paramErrors
+}
+
+// newBodyReader takes a body that may have the members known.
+func newBodyReader(b []byte, known ...string) *bodyReader {
+	r := &bodyReader{}
+	var err error
+	if r.m, err = members(b); err != nil {
+		r.errs.add("/body", "must be one JSON object, without repeated members, and nothing after it")
+		return r
+	}
+	for name := range r.m {
+		if !slices.Contains(known, name) {
+			r.errs.add("/body", "must hold no unknown members; known are "+strings.Join(known, ", "))
+		}
+	}
+	return r
+}
+
+// text reads a string. absent: there is none, which is a fault if it is
+// required, unless the whole body is one.
+func (r *bodyReader) text(name string, required bool, want string) (s string, ok bool) {
+	v, there := r.m[name]
+	if !there {
+		if required && r.m != nil {
+			r.errs.add("/body/"+name, "is required")
+		}
+		return "", false
+	}
+	if v[0] != '"' || json.Unmarshal(v, &s) != nil {
+		r.errs.add("/body/"+name, want)
+		return "", false
+	}
+	return s, true
+}
+
+// member reads a string as what it stands for.
+func member[T any](r *bodyReader, name string, required bool, want string, parse func(string) (T, error)) (v T, ok bool) {
+	s, ok := r.text(name, required, want)
+	if !ok {
+		return v, false
+	}
+	v, err := parse(s)
+	if err != nil {
+		var none T
+		r.errs.add("/body/"+name, want)
+		return none, false
+	}
+	return v, true
+}
+
+// newConsent is the body of createConsent, understood.
+type newConsent struct {
+	ean         meter.EAN
+	supplier    meter.GLN // zero: not said
+	purpose     meter.Purpose
+	classes     []meter.Class // ascending
+	granularity meter.Resolution
+	days        meter.DayRange // To is meter.MaxDay when open
+	validUntil  time.Time      // UTC
+	evidence    string
+}
+
+const (
+	wantGLN        = "must be a GLN: 13 digits, the last a valid GS1 check digit"
+	wantClasses    = "must be a list of different classes: registers, intervals"
+	wantResolution = "must be one of PT15M, PT1H, P1D, P1M"
+	wantInstant    = "must be a time in whole seconds, such as 2027-06-01T00:00:00Z (RFC 3339), from 1970 on"
+	wantEvidence   = "must be a reference to the evidence, in 1 to 128 printable bytes on one line"
+)
+
+// parseNewConsent reads it; an employee must say for which supplier.
+func parseNewConsent(b []byte, employee bool) (newConsent, paramErrors) {
+	r := newBodyReader(b, "ean", "supplier", "purpose", "classes", "granularity", "from", "to", "validUntil", "evidence")
+	var c newConsent
+	c.ean, _ = member(r, "ean", true, wantEAN, meter.ParseEAN)
+	c.supplier, _ = member(r, "supplier", employee, wantGLN, meter.ParseGLN)
+	c.purpose, _ = member(r, "purpose", true, wantPurpose, meter.ParsePurpose)
+	c.classes = r.classes()
+	c.granularity, _ = member(r, "granularity", true, wantResolution, meter.ParseResolution)
+	from, fromOK := member(r, "from", true, wantDay, meter.ParseDay)
+	c.days = meter.DayRange{From: from, To: meter.MaxDay}
+	if to, ok := member(r, "to", false, wantDay, meter.ParseDay); ok {
+		if c.days.To = to; fromOK && c.days.Empty() {
+			r.errs.add("/body/to", "must be later than from")
+		}
+	}
+	c.validUntil, _ = member(r, "validUntil", true, wantInstant, parseInstant)
+	c.evidence, _ = member(r, "evidence", true, wantEvidence, parseEvidence)
+	if len(r.errs) > 0 {
+		return newConsent{}, r.errs
+	}
+	return c, nil
+}
+
+func (r *bodyReader) classes() []meter.Class {
+	v, there := r.m["classes"]
+	if !there {
+		if r.m != nil {
+			r.errs.add("/body/classes", "is required")
+		}
+		return nil
+	}
+	var names []*string
+	if json.Unmarshal(v, &names) != nil || len(names) == 0 {
+		r.errs.add("/body/classes", wantClasses)
+		return nil
+	}
+	var classes []meter.Class
+	for _, name := range names {
+		if name == nil {
+			r.errs.add("/body/classes", wantClasses)
+			return nil
+		}
+		class, err := meter.ParseClass(*name)
+		if err != nil || slices.Contains(classes, class) {
+			r.errs.add("/body/classes", wantClasses)
+			return nil
+		}
+		classes = append(classes, class)
+	}
+	slices.Sort(classes)
+	return classes
+}
+
+// parseConsentAnswer reads the body of grantConsent: the reference of the
+// evidence.
+func parseConsentAnswer(b []byte) (evidence string, errs paramErrors) {
+	r := newBodyReader(b, "evidence")
+	evidence, _ = member(r, "evidence", true, wantEvidence, parseEvidence)
+	return evidence, r.errs
+}
+
+func parseInstant(s string) (time.Time, error) {
+	var t time.Time
+	if err := t.UnmarshalText([]byte(s)); err != nil { // as RFC 3339 says, and no more
+		return t, err
+	}
+	if t = t.UTC(); t.Nanosecond() != 0 || strings.ContainsAny(s, ".,") || t.Unix() <= 0 || t.Year() > 9999 {
+		return t, fmt.Errorf("out of range")
+	}
+	return t, nil
+}
+
+func parseEvidence(s string) (string, error) {
+	if s == "" || len(s) > 128 || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+		return "", errors.New("not printable")
+	}
+	return s, nil
+}
