@@ -14,6 +14,8 @@ const (
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
+	QueryAccessLog  = queryAccessLog
+	QuerySuppliers  = querySuppliers
 	QueryScan       = queryScan
 	QueryCount      = queryCount
 	QueryUnder      = queryUnder

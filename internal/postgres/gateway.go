@@ -24,10 +24,10 @@ const roleGateway = "kluis_gateway"
 
 // Gateway is the gateway's way to the database: it reads sealed facts, the
 // indexes, and granted ciphertext, adds steps of consents that a cryptoserver
-// sealed, and appends to the access log.
+// sealed, appends to the access log, and reads it back for the customer.
 type Gateway struct {
 	store
-	supplier, legalFile, candidates, consent, idempotency, blocks, keys, stored, record, lastStored *sqlx.Stmt
+	supplier, legalFile, candidates, consent, idempotency, blocks, keys, stored, record, accessLog, suppliers, lastStored *sqlx.Stmt
 }
 
 const (
@@ -100,6 +100,8 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.keys:        queryKeys,
 		&g.stored:      queryStored,
 		&g.record:      queryRecord,
+		&g.accessLog:   queryAccessLog,
+		&g.suppliers:   querySuppliers,
 		&g.lastStored:  queryLastStored,
 	})
 	if err != nil {
@@ -394,8 +396,8 @@ func (g *Gateway) Record(ctx context.Context, r audit.Record) error {
 	})
 	if err = wrap(ctx, op, err); errors.Is(err, ErrConflict) {
 		// Most likely our own: the connection broke after the commit, and
-		// database/sql sent the statement again. Which it is cannot be told
-		// without reading the log, which the gateway may not do.
+		// database/sql sent the statement again. To tell the two apart would
+		// take another statement over a connection that is no good.
 		return fmt.Errorf("postgres: %s: %w: there is one of this interaction already", op, ErrUnavailable)
 	}
 	return err
