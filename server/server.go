@@ -483,7 +483,7 @@ func admit(token *authn.Token, record *authz.Supplier, may *callers, now time.Ti
 	var refused error
 	for _, scope := range may.scopes {
 		caller, err := token.Authenticate(record, scope, now)
-		if err == nil {
+		if err == nil && caller.Employee() == nil {
 			return caller, nil
 		}
 		if refused == nil {
