@@ -16,6 +16,7 @@ import (
 
 	"kluis/authz"
 	"kluis/cmd/kluis/backend"
+	"kluis/internal/audit"
 	"kluis/meter"
 )
 
@@ -217,7 +218,7 @@ func explained(e *backend.Explanation) explanationView {
 	v := explanationView{
 		Interaction: uuid.UUID(r.InteractionID).String(), At: r.At, Supplier: r.Supplier.String(), Name: e.Supplier,
 		Certificate: hex.EncodeToString(r.Certificate[:]), Outcome: r.Outcome.String(), Verdict: string(e.Verdict), Why: e.Why,
-		Request: requestView{DryRun: r.Outcome.IsDryRun(), Fields: fieldNames(e, r.Fields)},
+		Request: requestView{DryRun: r.Operation == audit.DryRun, Fields: fieldNames(e, r.Fields)},
 		Facts:   []factLine{}, Rules: []ruleView{}, Answer: lineViews(e, e.Lines), Differences: changeViews(e, e.Differences, e.File),
 		Later: lineViews(e, e.Later), OnOpening: lineViews(e, e.OnOpening),
 	}
@@ -296,7 +297,15 @@ func hindsightVerdict(e *backend.Explanation) string {
 
 func fileOf(f *authz.LegalFile) fileView {
 	digest := f.Digest()
-	return fileView{Version: f.Version(), SealedAt: f.SealedAt(), Step: stepText(f.Step()), Actor: f.Actor(), Digest: hex.EncodeToString(digest[:])}
+	return fileView{Version: f.Version(), SealedAt: f.SealedAt(), Step: stepText(f.Step()), Actor: actorText(f.Actor()), Digest: hex.EncodeToString(digest[:])}
+}
+
+// actorText names no party: what is printed may be shown to another.
+func actorText(a authz.Actor) string {
+	if a.Kind == authz.ByOperator {
+		return a.String()
+	}
+	return "the " + a.Kind.String()
 }
 
 // stepText says what a step did, without naming a party.
@@ -310,6 +319,19 @@ func stepText(s authz.Step) string {
 		return "set supply " + span(s.Days)
 	case authz.GrantConsent:
 		return "granted consent " + uuid.UUID(s.ID).String()
+	case authz.RequestConsent:
+		return "asked for consent " + uuid.UUID(s.ID).String()
+	case authz.AcceptConsent:
+		return "accepted consent " + uuid.UUID(s.ID).String()
+	case authz.RejectConsent:
+		return "rejected consent " + uuid.UUID(s.ID).String()
+	case authz.CorrectSupply:
+		if s.Supplier.IsZero() {
+			return "corrected supply: nobody " + span(s.Days)
+		}
+		return "corrected supply " + span(s.Days)
+	case authz.CorrectMove:
+		return fmt.Sprintf("corrected a move: it was not on %s but on %s", s.Was, s.Is)
 	case authz.RevokeConsent:
 		return "revoked consent " + uuid.UUID(s.ID).String()
 	case authz.SetOptOut:
@@ -364,7 +386,7 @@ func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 		if c.Supplier != r.Supplier || c.Days.Intersect(near).Empty() || r.Purpose != 0 && c.Purpose != r.Purpose {
 			continue
 		}
-		out = append(out, factLine{"consent", days(c.Days), consentText(c)})
+		out = append(out, factLine{"consent", days(c.Days), consentText(e, f, c)})
 	}
 	for _, o := range f.OptOuts() {
 		if !o.Intersect(near).Empty() {
@@ -374,11 +396,11 @@ func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 	return out
 }
 
-func consentText(c authz.Consent) string {
-	text := fmt.Sprintf("%s: %s %s %v, of the customer since %s, valid %s to %s, evidence %q", uuid.UUID(c.ID), c.Purpose, c.Granularity, c.Classes,
-		c.Occupancy, c.ValidFrom.Format(time.RFC3339), c.ValidUntil.Format(time.RFC3339), c.Evidence)
-	if !c.Revoked.IsZero() {
-		text += ", revoked " + c.Revoked.At.Format(time.RFC3339)
+func consentText(e *backend.Explanation, f *authz.LegalFile, c authz.Consent) string {
+	text := fmt.Sprintf("%s: %s %s %v, of the customer since %s, valid until %s, evidence %q", uuid.UUID(c.ID), c.Purpose, c.Granularity, c.Classes,
+		c.Occupancy, c.ValidUntil.Format(time.RFC3339), c.Evidence)
+	if e.Profile != nil {
+		text += "; then " + f.Standing(&c, e.Profile, e.Record.At).String()
 	}
 	return text
 }
@@ -430,33 +452,34 @@ func ruled(e *backend.Explanation, r *backend.Ruling, on meter.DaySet, f *authz.
 		v := &rulingView{Given: true, Granularity: r.Granularity.String(), Kind: r.Kind.String(), Basis: r.Basis.String(), Rule: r.Rule}
 		v.Why = "on " + v.Basis + " by rule " + v.Rule
 		if r.Basis == meter.Consent {
-			v.Why += consentsOf(e, r, on, f, true)
+			v.Why += consentsOf(e, r, on, f)
 		}
 		return v
 	}
 	v := &rulingView{Reason: r.Reason.String(), Why: reasonWords[r.Reason]}
 	switch r.Reason {
 	case meter.ConsentRevoked, meter.ConsentExpired:
-		v.Why += consentsOf(e, r, on, f, false)
+		v.Why += consentsOf(e, r, on, f)
 	}
 	return v
 }
 
 // consentsOf names the caller's consents that bear on a ruling.
-func consentsOf(e *backend.Explanation, r *backend.Ruling, on meter.DaySet, f *authz.LegalFile, inForce bool) string {
+func consentsOf(e *backend.Explanation, r *backend.Ruling, on meter.DaySet, f *authz.LegalFile) string {
 	if f == nil || e.Profile == nil {
 		return ""
 	}
 	field, _ := e.Profile.FieldByCode(r.Field)
 	var ids []string
 	for _, c := range f.Consents() {
-		switch usable := c.Given() && c.Revoked.IsZero() && !e.Record.At.Before(c.ValidFrom) && e.Record.At.Before(c.ValidUntil); {
+		stands := f.Standing(&c, e.Profile, e.Record.At)
+		switch {
 		case c.Supplier != e.Record.Supplier || c.Purpose != r.Purpose || !slices.Contains(c.Classes, field.Class):
-		case on.Intersect(meter.NewDaySet(c.Days)).Empty(), inForce && !usable, r.Reason == meter.ConsentRevoked && c.Revoked.IsZero():
-		case !c.Revoked.IsZero():
+		case on.Intersect(meter.NewDaySet(c.Days)).Empty(), r.Given != (stands == authz.StandsActive), r.Reason == meter.ConsentRevoked && stands != authz.StandsRevoked:
+		case stands == authz.StandsRevoked:
 			ids = append(ids, fmt.Sprintf("%s, revoked %s", uuid.UUID(c.ID), c.Revoked.At.Format(time.RFC3339)))
 		default:
-			ids = append(ids, uuid.UUID(c.ID).String())
+			ids = append(ids, fmt.Sprintf("%s, %s", uuid.UUID(c.ID), stands))
 		}
 	}
 	if len(ids) == 0 {

@@ -10,8 +10,11 @@ import (
 )
 
 type supplyCmd struct {
-	Set  supplySetCmd  `cmd:"" help:"Register a supplier at a metering point for some days; registers the metering point when it is new."`
-	Show supplyShowCmd `cmd:"" help:"Show a metering point's legal file."`
+	Set         supplySetCmd         `cmd:"" help:"Register a supplier at a metering point for some days; registers the metering point when it is new."`
+	Show        supplyShowCmd        `cmd:"" help:"Show a metering point's legal file."`
+	Import      supplyImportCmd      `cmd:"" help:"Take over an extract of the central connection register (CSV)."`
+	Correct     supplyCorrectCmd     `cmd:"" help:"Correct who supplied, backdated."`
+	CorrectMove supplyCorrectMoveCmd `cmd:"" help:"Correct the day of a move, backdated."`
 }
 
 type supplySetCmd struct {

@@ -123,10 +123,28 @@ func (e *Explanation) Clean() bool { return e.Verdict != Differs && e.Hindsight.
 
 // recordCaller is the caller that a record names. It can only be decided
 // about; production callers come from verified tokens.
-type recordCaller meter.GLN
+type recordCaller struct {
+	gln      meter.GLN
+	employee *authz.Employee
+}
 
-func (c recordCaller) Supplier() meter.GLN       { return meter.GLN(c) }
-func (c recordCaller) Employee() *authz.Employee { return nil }
+func (c recordCaller) Supplier() meter.GLN       { return c.gln }
+func (c recordCaller) Employee() *authz.Employee { return c.employee }
+
+// callerOf makes the caller of a record. Of an employee's errand it says the
+// reason, and the rest is the request: an errand for less would have been
+// refused. The roles that serve customers are treated alike.
+func callerOf(r *audit.Record) recordCaller {
+	c := recordCaller{gln: r.Supplier}
+	if r.Employee == "" {
+		return c
+	}
+	c.employee = &authz.Employee{Subject: r.Employee, Role: authz.Agent, Errand: authz.Errand{Kind: authz.ErrandReadings, EAN: r.EAN, Reason: r.Reason, Days: r.Days, Fields: r.Fields}}
+	if r.Operation == audit.DryRun {
+		c.employee.Errand = authz.Errand{Kind: authz.ErrandView, EAN: r.EAN, Reason: r.Reason}
+	}
+	return c
+}
 
 // Explain makes the decisions of an interaction again, of one metering point
 // when ean is not zero. profile is the file of the market profile, for when it
@@ -170,10 +188,13 @@ func (l *AuditLog) explain(ctx context.Context, k leaf.Key, profile []byte) (*Ex
 	}
 	r := &e.Record
 	switch {
-	case r.EAN.IsZero():
+	case r.Operation == audit.List:
 		e.Verdict, e.Why = Undecided, "It was a list of metering points: nothing was decided about one."
 		return e, nil
-	case r.FileVersion == 0 && (r.Outcome == audit.Failed || r.Outcome == audit.DryRunFailed):
+	case r.Operation != audit.Readings && r.Operation != audit.DryRun:
+		e.Verdict, e.Why = Undecided, "Readings were not asked for, nor which there might be: nothing was decided about them."
+		return e, nil
+	case r.FileVersion == 0 && r.Outcome == audit.Failed:
 		e.Verdict, e.Why = Undecided, "It failed before anything was decided: the stored facts did not verify. Nothing was given."
 		return e, nil
 	}
@@ -372,11 +393,13 @@ func (l *AuditLog) noRelation(ctx context.Context, e *Explanation) error {
 	}
 	e.Verdict = Agrees
 	switch {
-	case r.Outcome != audit.NoRelation && r.Outcome != audit.DryRunNoRelation:
+	case r.Outcome != audit.NoRelation:
 		e.Verdict, e.Why = Differs, "The record names no legal file, but says that something was decided."
 		return nil
 	case e.File == nil:
 		e.Why = "At that time the metering point had no legal file: it was unknown."
+	case r.Employee != "":
+		e.Why = "The employee was not sent for this, or serves no customers."
 	case !e.File.Relates(r.Supplier):
 		e.Why = fmt.Sprintf("By version %d of the legal file, the newest then, the caller had never had anything to do with the metering point.", e.File.Version())
 	case r.At.Sub(e.File.SealedAt()) <= storedWithin:
@@ -410,8 +433,8 @@ func (d decision) add(r Ruling, days meter.DaySet) {
 // authz.ErrNoRelation.
 func (e *Explanation) decide(f *authz.LegalFile, at time.Time) (decision, error) {
 	r, d := &e.Record, decision{}
-	c := recordCaller(r.Supplier)
-	if r.Outcome.IsDryRun() {
+	c := callerOf(r)
+	if r.Operation == audit.DryRun {
 		a, err := authz.DryRun(c, authz.AccessRequest{EAN: r.EAN, Purpose: r.Purpose, Days: r.Days, Fields: r.Fields}, f, e.Profile, at)
 		if err != nil {
 			return nil, err
@@ -561,7 +584,7 @@ var openingReasons = []meter.Reason{meter.FinerThanStored, meter.KindNotAvailabl
 // compare holds the record against the decision made again.
 func (e *Explanation) compare(then decision) error {
 	r, was := &e.Record, recorded(&e.Record)
-	if r.Outcome.IsDryRun() {
+	if r.Operation == audit.DryRun {
 		// The record of a dry run says no purposes (a rule is of one), and not
 		// what is withheld.
 		given, _ := then.split()
