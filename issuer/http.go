@@ -103,6 +103,7 @@ func writeFailure(w http.ResponseWriter, f *failure) error {
 type event struct {
 	route    string
 	supplier meter.GLN // claimed by the caller; zero until parsed
+	exchange bool      // a token exchange
 }
 
 type handler func(http.ResponseWriter, *http.Request, *event) error
@@ -195,6 +196,9 @@ func (is *Issuer) log(ctx context.Context, e *event, status int, d time.Duration
 	attrs := []slog.Attr{slog.String("route", e.route), slog.Int("status", status), slog.Duration("duration", d)}
 	if !e.supplier.IsZero() {
 		attrs = append(attrs, slog.String("client_id", e.supplier.String()))
+	}
+	if e.exchange {
+		attrs = append(attrs, slog.Bool("exchange", true))
 	}
 	if f != nil {
 		attrs = append(attrs, slog.String("error", f.code), slog.String("reason", f.reason))

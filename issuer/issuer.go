@@ -7,6 +7,10 @@
 // its sealed record, verified here and again by the cryptoserver. The issuer
 // holds no keys and keeps no state.
 //
+// The grid operator's own client, its customer-service portal, exchanges an
+// employee's ID token for a token of one errand (RFC 8693, RFC 9396), which
+// names the employee and is bound to the portal's certificate.
+//
 //	POST /oauth2/token                            the token endpoint
 //	GET  /oauth2/jwks                             public keys (RFC 7517)
 //	GET  /.well-known/oauth-authorization-server  metadata (RFC 8414)
@@ -43,14 +47,21 @@ type Suppliers interface {
 // expires. Its errors wrap ErrClientRefused when the cryptoserver does not
 // accept supplier, certificate or scope, and ErrUnavailable when none could
 // serve now.
+//
+// SignStaffToken does so for an errand of the employee whom an ID token names.
+// ErrEmployeeRefused and ErrErrandRefused come with a method Text() string,
+// which says what the portal is to be told.
 type TokenSigner interface {
 	SignToken(ctx context.Context, record []byte, thumbprint [32]byte, scopes []string, lifetime time.Duration) (string, time.Time, error)
+	SignStaffToken(ctx context.Context, record []byte, thumbprint [32]byte, idToken, errand string, lifetime time.Duration) (string, time.Time, error)
 }
 
 // The errors of a TokenSigner that are answered in their own way.
 var (
-	ErrClientRefused = errors.New("the cryptoserver refuses the supplier, certificate or scope")
-	ErrUnavailable   = errors.New("no cryptoserver serves")
+	ErrClientRefused   = errors.New("the cryptoserver refuses the supplier, certificate or scope")
+	ErrEmployeeRefused = errors.New("the cryptoserver refuses the employee's ID token")
+	ErrErrandRefused   = errors.New("the cryptoserver refuses the errand")
+	ErrUnavailable     = errors.New("no cryptoserver serves")
 )
 
 const (
@@ -62,13 +73,14 @@ const (
 	readyEvery     = time.Second
 )
 
-// Config is what an Issuer is made of. Everything is required.
+// Config is what an Issuer is made of. Everything is required but Operator.
 type Config struct {
 	URL       string // issuer identifier: https://host[:port], without a path
 	JWKS      []byte // public keys of the cryptoservers' sign role
 	SealKeys  *authz.SealKeys
 	Suppliers Suppliers
 	Signer    TokenSigner
+	Operator  meter.GLN // the grid operator's own client; zero: no tokens are exchanged
 	// Ready says whether both back ends serve; it returns by its context's
 	// deadline. It is asked at most once a second.
 	Ready func(ctx context.Context) error
@@ -100,13 +112,19 @@ func New(c Config) (*Issuer, error) {
 		return nil, fmt.Errorf("issuer: %w", err)
 	}
 	is := &Issuer{Config: c}
+	scopes := []string{authn.ScopeReadings, authn.ScopeConsents}
+	var details []string
+	if is.exchanges() {
+		scopes, details = append(scopes, authn.ScopeStaff), authn.ErrandTypes()
+	}
 	if is.metadata, err = json.MarshalIndent(metadata{
 		Issuer:           c.URL,
 		TokenEndpoint:    c.URL + "/oauth2/token",
 		JWKSURI:          c.URL + "/oauth2/jwks",
-		ScopesSupported:  []string{authn.ScopeReadings},
+		ScopesSupported:  scopes,
 		ResponseTypes:    []string{},
-		GrantTypes:       []string{grantType},
+		GrantTypes:       is.grantTypes(),
+		DetailsTypes:     details,
 		AuthMethods:      []string{"tls_client_auth"},
 		CertificateBound: true,
 	}, "", "  "); err != nil {
@@ -116,7 +134,7 @@ func New(c Config) (*Issuer, error) {
 	return is, nil
 }
 
-// metadata is RFC 8414, clause 2, and RFC 8705, clause 3.3. No response type is
+// metadata is RFC 8414, clause 2, RFC 8705, clause 3.3, and RFC 9396, clause 10. No response type is
 // supported, but the member is required.
 type metadata struct {
 	Issuer           string   `json:"issuer"`
@@ -125,6 +143,7 @@ type metadata struct {
 	ScopesSupported  []string `json:"scopes_supported"`
 	ResponseTypes    []string `json:"response_types_supported"`
 	GrantTypes       []string `json:"grant_types_supported"`
+	DetailsTypes     []string `json:"authorization_details_types_supported,omitempty"`
 	AuthMethods      []string `json:"token_endpoint_auth_methods_supported"`
 	CertificateBound bool     `json:"tls_client_certificate_bound_access_tokens"`
 }

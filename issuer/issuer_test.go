@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -198,6 +199,8 @@ func TestRequestRefused(t *testing.T) {
 		"scope twice":                {body(good + "&scope=a&scope=b"), 400, "invalid_request"},
 		"scope not registered":       {body(form("scope", "consents:write").Encode()), 400, "invalid_scope"},
 		"scope partly registered":    {body(form("scope", authn.ScopeReadings+" admin").Encode()), 400, "invalid_scope"},
+		"scope of employees":         {body(form("scope", authn.ScopeStaff).Encode()), 400, "invalid_scope"},
+		"errand of a supplier":       {body(form("authorization_details", "[]").Encode()), 400, "invalid_authorization_details"},
 		"scope malformed":            {body(form("scope", "a  b").Encode()), 400, "invalid_scope"},
 		"scope repeated":             {body(form("scope", authn.ScopeReadings+" "+authn.ScopeReadings).Encode()), 400, "invalid_scope"},
 		"scope with a quote":         {body(form("scope", `"`).Encode()), 400, "invalid_scope"},
@@ -355,11 +358,19 @@ func TestPublicEndpoints(t *testing.T) {
   "token_endpoint": "https://issuer.kluis.example/oauth2/token",
   "jwks_uri": "https://issuer.kluis.example/oauth2/jwks",
   "scopes_supported": [
-    "readings:read"
+    "readings:read",
+    "consents:write",
+    "customer-service"
   ],
   "response_types_supported": [],
   "grant_types_supported": [
-    "client_credentials"
+    "client_credentials",
+    "urn:ietf:params:oauth:grant-type:token-exchange"
+  ],
+  "authorization_details_types_supported": [
+    "urn:kluis:errand:readings",
+    "urn:kluis:errand:view",
+    "urn:kluis:errand:step"
   ],
   "token_endpoint_auth_methods_supported": [
     "tls_client_auth"
@@ -520,32 +531,48 @@ func TestBodyCutOff(t *testing.T) {
 	t.Parallel()
 	r := httptest.NewRequest(http.MethodPost, "/oauth2/token", io.MultiReader(strings.NewReader(form().Encode()), iotest.ErrReader(io.ErrUnexpectedEOF)))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req, err := parseTokenRequest(r)
+	form, err := parameters(r)
 	var f *failure
-	if !errors.As(err, &f) || f.reason != "body_unreadable" || req.clientID != "" {
-		t.Errorf("%+v, %v", req, err)
+	if !errors.As(err, &f) || f.reason != "body_unreadable" || form != nil {
+		t.Errorf("%+v, %v", form, err)
 	}
 }
 
 func FuzzTokenRequest(f *testing.F) {
-	for _, s := range []string{form().Encode(), form("scope", "a b").Encode(), "grant_type=client_credentials&client_id=%00", "&&=&", "a=b;c=d", "%zz"} {
+	for _, s := range []string{
+		form().Encode(), form("scope", "a b").Encode(), exchangeForm("x", "[{}]").Encode(), exchangeForm("x", "").Encode(), "grant_type=client_credentials&client_id=%00", "&&=&", "a=b;c=d", "%zz",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
 		r := httptest.NewRequest(http.MethodPost, "/oauth2/token", strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req, err := parseTokenRequest(r)
+		form, err := parameters(r)
+		var fail *failure
 		if err != nil {
-			var fail *failure
-			if !errors.As(err, &fail) || fail.status < 400 || fail.status > 499 || req.clientID != "" {
-				t.Fatalf("%+v, %v", req, err)
+			if !errors.As(err, &fail) || fail.status < 400 || fail.status > 499 || form != nil {
+				t.Fatalf("%+v, %v", form, err)
 			}
 			return
 		}
 		v, err := url.ParseQuery(body)
-		if err != nil || len(v["grant_type"]) != 1 || v.Get("grant_type") != grantType || len(v["client_id"]) != 1 ||
-			v.Get("client_id") != req.clientID || req.clientID == "" || strings.Join(req.scopes, " ") != v.Get("scope") {
-			t.Fatalf("%q read as %+v", body, req)
+		if err != nil || v.Encode() != form.Encode() {
+			t.Fatalf("%q read as %+v", body, form)
+		}
+		for name, values := range form {
+			if len(values) != 1 || slices.Contains(otherCredentials, name) {
+				t.Fatalf("%q read as %+v", body, form)
+			}
+		}
+		errand, err := checkExchange(form)
+		if err != nil {
+			if !errors.As(err, &fail) || fail.status != 400 || errand != "" {
+				t.Fatalf("%q, %v", errand, err)
+			}
+			return
+		}
+		if errand == "" || errand != v.Get("authorization_details") || v.Get("subject_token") == "" || v.Get("subject_token_type") != typeIDToken || v.Get("actor_token")+v.Get("audience")+v.Get("resource") != "" {
+			t.Fatalf("%q read as an exchange for %q", body, errand)
 		}
 	})
 }

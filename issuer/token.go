@@ -18,144 +18,85 @@ import (
 	"kluis/meter"
 )
 
+// The grant types (RFC 6749, clause 4.4; RFC 8693, clause 2.1).
 const (
-	grantType = "client_credentials"
-	maxBody   = 8 << 10
+	grantClientCredentials = "client_credentials"
+	grantTokenExchange     = "urn:ietf:params:oauth:grant-type:token-exchange"
 )
+
+// maxBody lets an ID token in with every group of a person, and an errand.
+const maxBody = 32 << 10
 
 // otherCredentials are the parameters of client authentication methods that
 // are not served; a request must use one method only (RFC 6749, clause 2.3).
 var otherCredentials = []string{"client_secret", "client_assertion", "client_assertion_type"}
 
-// tokenRequest is a well-formed request, its client not yet authenticated.
-type tokenRequest struct {
-	clientID string
-	scopes   []string // nil: whatever the supplier may have
-}
-
-// parseTokenRequest is RFC 6749, clauses 3.2 and 4.4.2: parameters in the form
-// body only, none repeated, an empty one is an omitted one, unknown ones are
-// ignored.
-func parseTokenRequest(r *http.Request) (tokenRequest, error) {
-	var none tokenRequest
+// parameters is RFC 6749, clause 3.2: parameters in the form body only, none
+// repeated, an empty one is an omitted one, unknown ones are ignored. Their
+// client is not yet authenticated.
+func parameters(r *http.Request) (url.Values, error) {
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
-		return none, invalidRequest("parameters_in_query", "Parameters belong into the body, not into the URL.")
+		return nil, invalidRequest("parameters_in_query", "Parameters belong into the body, not into the URL.")
 	}
 	if len(r.Header.Values("Authorization")) > 0 {
-		return none, invalidRequest("authorization_header", "Clients authenticate with their TLS certificate only: leave the Authorization header out.")
+		return nil, invalidRequest("authorization_header", "Clients authenticate with their TLS certificate only: leave the Authorization header out.")
 	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, hasCharset := params["charset"]
 	if err != nil || media != "application/x-www-form-urlencoded" || hasCharset && !strings.EqualFold(charset, "utf-8") || len(r.Header.Values("Content-Type")) > 1 {
-		return none, invalidRequest("content_type", "The body must be application/x-www-form-urlencoded.")
+		return nil, invalidRequest("content_type", "The body must be application/x-www-form-urlencoded.")
 	}
 	body, err := io.ReadAll(r.Body)
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return none, &failure{status: http.StatusRequestEntityTooLarge, code: codeInvalidRequest, reason: "body_too_large",
+		return nil, &failure{status: http.StatusRequestEntityTooLarge, code: codeInvalidRequest, reason: "body_too_large",
 			description: fmt.Sprintf("The body must not exceed %d bytes.", maxBody)}
 	case err != nil:
-		return none, invalidRequest("body_unreadable", "The body could not be read.")
+		return nil, invalidRequest("body_unreadable", "The body could not be read.")
 	}
 	form, err := url.ParseQuery(string(body))
 	if err != nil {
-		return none, invalidRequest("malformed_form", "The body is not a valid form.")
+		return nil, invalidRequest("malformed_form", "The body is not a valid form.")
 	}
 	for _, v := range form {
 		if len(v) > 1 {
-			return none, invalidRequest("repeated_parameter", "A parameter is repeated.")
+			return nil, invalidRequest("repeated_parameter", "A parameter is repeated.")
 		}
 	}
 	for _, name := range otherCredentials {
 		if form.Has(name) {
-			return none, invalidRequest("other_credentials", "Clients authenticate with their TLS certificate only: leave client_secret and client_assertion out.")
+			return nil, invalidRequest("other_credentials", "Clients authenticate with their TLS certificate only: leave client_secret and client_assertion out.")
 		}
 	}
-	switch form.Get("grant_type") {
-	case grantType:
-	case "":
-		return none, invalidRequest("no_grant_type", "The parameter grant_type is missing: it must be client_credentials.")
-	default:
-		return none, &failure{status: http.StatusBadRequest, code: "unsupported_grant_type", reason: "grant_type",
-			description: "The only grant type is client_credentials."}
-	}
-	req := tokenRequest{clientID: form.Get("client_id")}
-	if req.clientID == "" {
-		return none, invalidRequest("no_client_id", "The parameter client_id is missing: it is the supplier's GLN.")
-	}
-	if s := form.Get("scope"); s != "" {
-		var ok bool
-		if req.scopes, ok = authn.ParseScope(s); !ok {
-			return none, invalidScope("malformed_scope")
-		}
-	}
-	return req, nil
+	return form, nil
 }
 
 // token is the token endpoint.
 func (is *Issuer) token(w http.ResponseWriter, r *http.Request, e *event) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	req, err := parseTokenRequest(r)
+	form, err := parameters(r)
 	if err != nil {
 		return err
 	}
-	leaf, err := authn.LeafThumbprint(r.TLS)
-	if err != nil {
-		return invalidClient("no_client_certificate")
-	}
-	gln, err := meter.ParseGLN(req.clientID)
-	if err != nil {
-		return invalidClient("client_id_not_a_gln")
-	}
-	e.supplier = gln
-
 	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 	defer cancel()
-	sealed, record, err := is.registration(ctx, gln)
+	var answer *tokenResponse
+	switch grant := form.Get("grant_type"); {
+	case grant == grantClientCredentials:
+		answer, err = is.clientCredentials(ctx, r, form, e)
+	case grant == grantTokenExchange && is.exchanges():
+		answer, err = is.exchange(ctx, r, form, e)
+	case grant == "":
+		err = invalidRequest("no_grant_type", "The parameter grant_type is missing: it must be "+strings.Join(is.grantTypes(), " or ")+".")
+	default:
+		err = &failure{status: http.StatusBadRequest, code: "unsupported_grant_type", reason: "grant_type",
+			description: "The parameter grant_type must be " + strings.Join(is.grantTypes(), " or ") + "."}
+	}
 	if err != nil {
 		return err
 	}
-	now := is.Now()
-	// Whether the client is unknown, suspended, or known by another
-	// certificate: the same statement ran, nothing was signed, and the answer
-	// is the same.
-	if record == nil {
-		return invalidClient("unknown_client")
-	}
-	if err := record.Accepts(leaf, now); err != nil {
-		return &failure{status: http.StatusUnauthorized, code: codeInvalidClient, reason: "certificate_not_accepted",
-			description: clientDescription, cause: err}
-	}
-	scopes := req.scopes
-	if scopes == nil {
-		scopes = record.Scopes()
-	}
-	if len(scopes) == 0 {
-		return invalidScope("no_scope_registered")
-	}
-	for _, s := range scopes {
-		if !slices.Contains(record.Scopes(), s) {
-			return invalidScope("scope_not_registered")
-		}
-	}
-
-	raw, expires, err := is.Signer.SignToken(ctx, sealed, leaf, scopes, lifetime)
-	switch {
-	case errors.Is(err, ErrClientRefused): // revoked since, or the clocks differ
-		return &failure{status: http.StatusUnauthorized, code: codeInvalidClient, reason: "cryptoserver_refused",
-			description: clientDescription, cause: err}
-	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return unavailable("cryptoserver_unavailable", err)
-	case err != nil:
-		return internal("signing_failed", err)
-	}
-	body, err := json.Marshal(tokenResponse{
-		AccessToken: raw,
-		TokenType:   "Bearer",
-		ExpiresIn:   max(0, int64(expires.Sub(now)/time.Second)),
-		Scope:       strings.Join(scopes, " "),
-	})
+	body, err := json.Marshal(answer)
 	if err != nil {
 		return internal("encoding", err)
 	}
@@ -165,12 +106,120 @@ func (is *Issuer) token(w http.ResponseWriter, r *http.Request, e *event) error 
 	return writeFailed(err)
 }
 
-// tokenResponse is RFC 6749, clause 5.1.
+func (is *Issuer) grantTypes() []string {
+	if is.exchanges() {
+		return []string{grantClientCredentials, grantTokenExchange}
+	}
+	return []string{grantClientCredentials}
+}
+
+// clientCredentials gives a supplier a token (RFC 6749, clause 4.4.2).
+func (is *Issuer) clientCredentials(ctx context.Context, r *http.Request, form url.Values, e *event) (*tokenResponse, error) {
+	var scopes []string // nil: whatever the supplier may have
+	if s := form.Get("scope"); s != "" {
+		var ok bool
+		if scopes, ok = authn.ParseScope(s); !ok {
+			return nil, invalidScope("malformed_scope")
+		}
+	}
+	if form.Get("authorization_details") != "" {
+		return nil, invalidDetails("details_of_a_supplier", "Tokens of suppliers have no authorization_details: leave the parameter out.", nil)
+	}
+	c, err := is.authenticate(ctx, r, form, e)
+	if err != nil {
+		return nil, err
+	}
+	// The scope of employees comes with an employee only, whose record it is in.
+	held := slices.DeleteFunc(c.record.Scopes(), func(s string) bool { return s == authn.ScopeStaff })
+	if scopes == nil {
+		scopes = held
+	}
+	if len(scopes) == 0 {
+		return nil, invalidScope("no_scope_registered")
+	}
+	for _, s := range scopes {
+		if !slices.Contains(held, s) {
+			return nil, invalidScope("scope_not_registered")
+		}
+	}
+	raw, expires, err := is.Signer.SignToken(ctx, c.sealed, c.leaf, scopes, lifetime)
+	if err != nil {
+		return nil, signingFailed(err)
+	}
+	return is.bearer(raw, expires, scopes), nil
+}
+
+// client is an authenticated client.
+type client struct {
+	leaf   [32]byte // thumbprint of its certificate
+	sealed []byte
+	record *authz.Supplier
+}
+
+// authenticate is tls_client_auth (RFC 8705, clause 2.1): the certificate is in
+// the sealed record of the client_id.
+func (is *Issuer) authenticate(ctx context.Context, r *http.Request, form url.Values, e *event) (client, error) {
+	var c client
+	id := form.Get("client_id")
+	if id == "" {
+		return c, invalidRequest("no_client_id", "The parameter client_id is missing: it is the supplier's GLN, or the grid operator's for its portal.")
+	}
+	var err error
+	if c.leaf, err = authn.LeafThumbprint(r.TLS); err != nil {
+		return c, invalidClient("no_client_certificate")
+	}
+	gln, err := meter.ParseGLN(id)
+	if err != nil {
+		return c, invalidClient("client_id_not_a_gln")
+	}
+	e.supplier = gln
+	if c.sealed, c.record, err = is.registration(ctx, gln); err != nil {
+		return c, err
+	}
+	// Whether the client is unknown, suspended, or known by another
+	// certificate: the same statement ran, nothing was signed, and the answer
+	// is the same.
+	if c.record == nil {
+		return c, invalidClient("unknown_client")
+	}
+	if err := c.record.Accepts(c.leaf, is.Now()); err != nil {
+		return c, &failure{status: http.StatusUnauthorized, code: codeInvalidClient, reason: "certificate_not_accepted",
+			description: clientDescription, cause: err}
+	}
+	return c, nil
+}
+
+// signingFailed is what the cryptoservers' answer means to a client.
+func signingFailed(err error) error {
+	switch {
+	case errors.Is(err, ErrClientRefused): // revoked since, or the clocks differ
+		return &failure{status: http.StatusUnauthorized, code: codeInvalidClient, reason: "cryptoserver_refused",
+			description: clientDescription, cause: err}
+	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return unavailable("cryptoserver_unavailable", err)
+	}
+	return internal("signing_failed", err)
+}
+
+func (is *Issuer) bearer(raw string, expires time.Time, scopes []string) *tokenResponse {
+	return &tokenResponse{
+		AccessToken: raw,
+		TokenType:   "Bearer",
+		ExpiresIn:   max(0, int64(expires.Sub(is.Now())/time.Second)),
+		Scope:       strings.Join(scopes, " "),
+	}
+}
+
+// tokenResponse is RFC 6749, clause 5.1, and what RFC 8693, clause 2.2.1, and
+// RFC 9396, clause 7, add to it.
 type tokenResponse struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
 	ExpiresIn   int64  `json:"expires_in"` // seconds
 	Scope       string `json:"scope"`
+
+	IssuedTokenType      string          `json:"issued_token_type,omitempty"`
+	AuthorizationDetails json.RawMessage `json:"authorization_details,omitempty"`
 }
 
 // registration returns a supplier's record, sealed and verified; nil when

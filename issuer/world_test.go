@@ -21,6 +21,7 @@ import (
 	"kluis/authz"
 	"kluis/internal/authn"
 	"kluis/internal/devpki"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 )
 
@@ -68,6 +69,7 @@ type softSigner struct {
 	key    *ecdsa.PrivateKey
 	kid    string
 	seals  *authz.SealKeys
+	office *stafftest.Office
 	signed int
 	fails  func(ctx context.Context) error
 }
@@ -88,6 +90,46 @@ func (s *softSigner) SignToken(ctx context.Context, sealed []byte, thumbprint [3
 	}
 	c := authn.TokenClaims{Issuer: issuerURL, Audience: audience, Client: record.GLN(), Scopes: scopes,
 		Thumbprint: thumbprint, IssuedAt: time.Now(), Lifetime: lifetime}
+	raw, err := authn.SignToken(s.key, s.kid, c)
+	return raw, c.ExpiresAt(), err
+}
+
+// told is an error with a text for the portal, as a cryptoserver's.
+type told struct {
+	kind error
+	text string
+}
+
+func (e told) Error() string { return e.kind.Error() + ": " + e.text }
+func (e told) Unwrap() error { return e.kind }
+func (e told) Text() string  { return e.text }
+
+// SignStaffToken signs what a cryptoserver would.
+func (s *softSigner) SignStaffToken(ctx context.Context, sealed []byte, thumbprint [32]byte, idToken, errand string, lifetime time.Duration) (string, time.Time, error) {
+	s.mu.Lock()
+	s.signed++
+	fails := s.fails
+	s.mu.Unlock()
+	if fails != nil {
+		if err := fails(ctx); err != nil {
+			return "", time.Time{}, err
+		}
+	}
+	record, err := s.seals.Supplier(sealed)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	id, err := s.office.Identities.Verify(ctx, idToken, time.Now())
+	if err != nil {
+		return "", time.Time{}, told{ErrEmployeeRefused, "sign in again (" + authn.Reason(err) + ")"}
+	}
+	parsed, err := authn.ParseErrand([]byte(errand), s.office.Profile)
+	if err != nil {
+		return "", time.Time{}, told{ErrErrandRefused, err.Error()}
+	}
+	c := authn.TokenClaims{Issuer: issuerURL, Audience: audience, Client: record.GLN(), Scopes: []string{authn.ScopeStaff},
+		Thumbprint: thumbprint, IssuedAt: time.Now(), Lifetime: lifetime,
+		Employee: &authn.Employee{Employee: authz.Employee{Subject: id.Subject, Role: id.Role, Errand: parsed}, Profile: s.office.Profile}}
 	raw, err := authn.SignToken(s.key, s.kid, c)
 	return raw, c.ExpiresAt(), err
 }
@@ -125,6 +167,8 @@ type world struct {
 	a, b        tls.Certificate // registered for A and for B
 	revoked     tls.Certificate // registered for A, revoked
 	strangers   tls.Certificate // of the suppliers' CA, registered for nobody
+	portal      tls.Certificate // registered for the grid operator itself
+	office      *stafftest.Office
 	addr        string
 	stop        context.CancelFunc
 	served      chan error
@@ -154,11 +198,12 @@ func newWorld(t *testing.T) *world {
 	client := func(name string) tls.Certificate {
 		return must[tls.Certificate](t)(w.suppliers.Issue(devpki.Leaf{CommonName: name}))
 	}
-	w.a, w.b, w.revoked, w.strangers = client("A"), client("B"), client("A, old"), client("nobody")
+	w.a, w.b, w.revoked, w.strangers, w.portal = client("A"), client("B"), client("A, old"), client("nobody"), client("portal")
+	w.office = stafftest.New(t, must[*meter.Profile](t)(meter.ParseProfile(meter.NL())))
 
 	seals := must[*authz.SealKeys](t)(authz.NewSealKeys(&w.sealer.PublicKey))
 	key := newKey(t)
-	w.signer = &softSigner{key: key, kid: must[string](t)(authn.KeyID(&key.PublicKey)), seals: seals}
+	w.signer = &softSigner{key: key, kid: must[string](t)(authn.KeyID(&key.PublicKey)), seals: seals, office: w.office}
 	w.registry = &registry{records: map[string][]byte{
 		glnA: w.seal(authz.SupplierFacts{GLN: gln(t, glnA), Name: "A", Scopes: []string{authn.ScopeReadings}, Certificates: []authz.Certificate{
 			{Thumbprint: authn.Thumbprint(w.a.Leaf), NotAfter: w.a.Leaf.NotAfter},
@@ -167,12 +212,13 @@ func newWorld(t *testing.T) *world {
 		glnB: w.seal(authz.SupplierFacts{GLN: gln(t, glnB), Name: "B", Scopes: []string{authn.ScopeReadings, "other:scope"}, Certificates: []authz.Certificate{
 			{Thumbprint: authn.Thumbprint(w.b.Leaf), NotAfter: w.b.Leaf.NotAfter},
 		}}),
+		stafftest.GLN: w.seal(w.office.Facts(w.portal.Leaf)),
 	}}
 
 	jwks := must[[]byte](t)(authn.JWKS(&key.PublicKey))
 	var err error
 	w.issuer, err = New(Config{
-		URL: issuerURL, JWKS: jwks, SealKeys: seals, Suppliers: w.registry, Signer: w.signer,
+		URL: issuerURL, JWKS: jwks, SealKeys: seals, Suppliers: w.registry, Signer: w.signer, Operator: w.office.Operator,
 		Ready: func(ctx context.Context) error {
 			w.readyChecks++
 			if w.ready == nil {
@@ -186,7 +232,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.verifier = must[*authn.Verifier](t)(authn.NewVerifier(time.Now, authn.Issuer{
-		URL: issuerURL, Audience: audience, Keys: must[authn.Keys](t)(authn.PinnedKeys(jwks)), MaxLifetime: authn.MaxLifetime}))
+		URL: issuerURL, Audience: audience, Keys: must[authn.Keys](t)(authn.PinnedKeys(jwks)), MaxLifetime: authn.MaxLifetime, Staff: w.office.Staff()}))
 
 	cert := must[tls.Certificate](t)(w.operator.Issue(devpki.Leaf{CommonName: "issuer", Hosts: []string{"127.0.0.1"}}))
 	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))

@@ -21,6 +21,7 @@ import (
 	"kluis/internal/config"
 	"kluis/internal/postgres"
 	"kluis/issuer"
+	"kluis/meter"
 )
 
 // version is set by the linker.
@@ -101,12 +102,19 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 
+	var operator meter.GLN
+	if cfg.OperatorGLN != "" {
+		if operator, err = meter.ParseGLN(cfg.OperatorGLN); err != nil {
+			return fmt.Errorf("operator_gln: %w", err)
+		}
+	}
 	is, err := issuer.New(issuer.Config{
 		URL:       cfg.URL,
 		JWKS:      jwks,
 		SealKeys:  sealKeys,
 		Suppliers: db,
 		Signer:    signer{pool},
+		Operator:  operator,
 		Ready:     func(ctx context.Context) error { return errors.Join(db.Database(ctx), signs(ctx, pool)) },
 		Now:       time.Now,
 		Log:       log,
@@ -129,13 +137,26 @@ type signer struct{ pool *client.Client }
 
 func (s signer) SignToken(ctx context.Context, record []byte, thumbprint [32]byte, scopes []string, lifetime time.Duration) (string, time.Time, error) {
 	raw, expires, err := s.pool.SignToken(ctx, record, thumbprint, scopes, lifetime)
-	switch {
-	case errors.Is(err, client.ErrSupplierRefused):
-		err = fmt.Errorf("%w: %w", issuer.ErrClientRefused, err)
-	case errors.Is(err, client.ErrUnavailable):
-		err = fmt.Errorf("%w: %w", issuer.ErrUnavailable, err)
+	return raw, expires, translate(err)
+}
+
+func (s signer) SignStaffToken(ctx context.Context, record []byte, thumbprint [32]byte, idToken, errand string, lifetime time.Duration) (string, time.Time, error) {
+	raw, expires, err := s.pool.SignStaffToken(ctx, record, thumbprint, idToken, errand, lifetime)
+	return raw, expires, translate(err)
+}
+
+func translate(err error) error {
+	for theirs, ours := range map[error]error{
+		client.ErrSupplierRefused: issuer.ErrClientRefused,
+		client.ErrEmployeeRefused: issuer.ErrEmployeeRefused,
+		client.ErrErrandRefused:   issuer.ErrErrandRefused,
+		client.ErrUnavailable:     issuer.ErrUnavailable,
+	} {
+		if errors.Is(err, theirs) {
+			return fmt.Errorf("%w: %w", ours, err)
+		}
 	}
-	return raw, expires, err
+	return err
 }
 
 // signs is nil when a cryptoserver serves the sign role.
