@@ -1,10 +1,6 @@
 package authz
 
-import (
-	"slices"
-
-	"kluis/meter"
-)
+import "kluis/meter"
 
 // ---- CorrectSupply
 
@@ -44,13 +40,28 @@ func (s CorrectSupply) apply(f *facts, _ moment) error {
 		add(corrected)
 	}
 	switch {
-	case slices.Equal(out, f.supply):
+	case s.stands(f):
 		return refuse("it is recorded so already; nothing to do")
 	case len(out) > maxSupplyPeriods:
 		return refuse("more than %d supply periods", maxSupplyPeriods)
 	}
 	f.supply = out
 	return nil
+}
+
+// stands says whether the facts say so already.
+func (s CorrectSupply) stands(f *facts) bool {
+	var all, own []meter.DayRange
+	for _, p := range f.supply {
+		all = append(all, p.Days)
+		if p.Supplier == s.Supplier {
+			own = append(own, p.Days)
+		}
+	}
+	if s.Supplier.IsZero() {
+		return len(overlapping(all, s.Days)) == 0
+	}
+	return within([]meter.DayRange{s.Days}, own)
 }
 
 // ---- CorrectMove

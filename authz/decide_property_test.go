@@ -30,18 +30,32 @@ type verdict struct {
 }
 
 type oracle struct {
-	me  meter.GLN
-	r   Request
-	f   *LegalFile
-	m   market
-	now time.Time
+	me    meter.GLN // unless staff
+	staff bool      // an employee, for the customer of today
+	r     Request
+	b     *book
+	m     market
+	now   time.Time
+
+	stands []string // each consent of the book
 }
 
-// rules of the purpose asked for that rest on facts there are.
+func newOracle(me meter.GLN, r Request, b *book, m market, now time.Time) oracle {
+	o := oracle{me: me, r: r, b: b, m: m, now: now}
+	for i := range b.consents {
+		o.stands = append(o.stands, b.stands(&b.consents[i], m.ConsentTerms(), now))
+	}
+	return o
+}
+
+// rules of the purpose asked for that rest on facts there are, for who asks.
 func (o oracle) rules() []meter.Rule {
 	known := map[meter.Basis]meter.Occasion{
 		meter.SupplyPeriodic: meter.AllDays, meter.SupplyDaily: meter.AllDays, meter.Consent: meter.AllDays,
 		meter.SwitchBasis: meter.SupplyBoundary, meter.MoveBasis: meter.OccupancyBoundary,
+	}
+	if o.staff {
+		known = map[meter.Basis]meter.Occasion{meter.CustomerServiceBasis: meter.AllDays}
 	}
 	return slices.DeleteFunc(o.m.Rules(o.r.Purpose), func(r meter.Rule) bool {
 		on, ok := known[r.Basis]
@@ -53,17 +67,7 @@ func gives(r meter.Rule, c meter.Class) bool {
 	return slices.Contains(r.Classes, c) && (c == meter.Registers || r.On == meter.AllDays)
 }
 
-func (o oracle) supplied(d meter.Day) bool {
-	return slices.ContainsFunc(o.f.SupplyPeriods(), func(s SupplyPeriod) bool { return s.Supplier == o.me && s.Days.Contains(d) })
-}
-
-func (o oracle) occupied(d meter.Day) bool {
-	return slices.ContainsFunc(o.f.Occupancies(), func(c Occupancy) bool { return c.Days.Contains(d) })
-}
-
-func (o oracle) opted(d meter.Day) bool {
-	return slices.ContainsFunc(o.f.OptOuts(), func(r meter.DayRange) bool { return r.Contains(d) })
-}
+func (o oracle) supplied(d meter.Day) bool { return o.b.supplied(o.me, d) }
 
 // sides are the days at the caller's side of what begins or ends with the
 // read at the start of d.
@@ -77,11 +81,11 @@ func (o oracle) sides(on meter.Occasion, d meter.Day) (sides []meter.Day) {
 		}
 		return sides
 	}
-	for _, c := range o.f.Occupancies() {
-		if c.Days.From == d && o.supplied(d) {
+	if before, after := at(&o.b.customer, d-1), at(&o.b.customer, d); before != after {
+		if after != 0 && o.supplied(d) {
 			sides = append(sides, d)
 		}
-		if c.Days.To == d && o.supplied(d-1) {
+		if before != 0 && o.supplied(d-1) {
 			sides = append(sides, d-1)
 		}
 	}
@@ -109,18 +113,15 @@ var nearness = []meter.Reason{
 	meter.KindNotAvailable, meter.PartialPeriod,
 }
 
-func (o oracle) today() meter.Day {
-	y, m, d := o.now.In(amsterdam).Date()
-	return meter.DayFromDate(y, m, d)
-}
+func (o oracle) today() meter.Day { return localDay(o.now) }
 
 func finestStored(f meter.Field) meter.Resolution { return slices.Min(f.Stored) }
 
 // offers finds what grants the field on the day, whole months aside, and the
 // reasons of what does not.
 func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []meter.Reason) {
-	supplied, occupied, opted := o.supplied(d), o.occupied(d), o.opted(d)
-	for i, rule := range o.rules() {
+	supplied, occupied, opted := o.supplied(d), o.b.occupied(d), o.b.opted(d)
+	for index, rule := range o.rules() {
 		if !gives(rule, field.Class) || !rule.Days.Contains(d) {
 			continue
 		}
@@ -133,13 +134,18 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 		}
 		if rule.On != meter.AllDays {
 			x, reason := o.single(rule, d)
-			x.index = i
+			x.index = index
 			if reason != 0 {
 				reasons = append(reasons, reason)
 			} else {
 				out = append(out, x)
 			}
 			continue
+		}
+		if rule.Basis == meter.CustomerServiceBasis {
+			// Of who lives there today.
+			occupied = occupied && at(&o.b.customer, d) == at(&o.b.customer, o.today())
+			supplied = true
 		}
 		supplyBasis := rule.Basis != meter.Consent
 		if (supplyBasis || rule.RequiresSupply) && !supplied {
@@ -152,29 +158,24 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 				reasons = append(reasons, meter.NotOccupied)
 				continue
 			}
-			found = append(found, offer{index: i, rule: rule, allowed: rule.Granularity})
+			found = append(found, offer{index: index, rule: rule, allowed: rule.Granularity})
 		} else {
 			reasons = append(reasons, meter.NoConsent)
-			for _, c := range o.f.Consents() {
-				if c.Supplier != o.me || c.Purpose != o.r.Purpose || !slices.Contains(c.Classes, field.Class) || !c.Days.Contains(d) {
+			for i := range o.b.consents {
+				c := &o.b.consents[i]
+				if c.given.IsZero() || c.scope.Supplier != o.me || c.scope.Purpose != o.r.Purpose || !slices.Contains(c.scope.Classes, field.Class) || !c.scope.Days.Contains(d) {
 					continue
 				}
-				var home Occupancy
-				for _, h := range o.f.Occupancies() {
-					if h.Days.From == c.Occupancy {
-						home = h
-					}
-				}
-				switch {
-				case c.State == ConsentRevoked:
+				switch stands := o.stands[i]; {
+				case stands == "REVOKED":
 					reasons = append(reasons, meter.ConsentRevoked)
-				case !c.ValidUntil.After(o.now), o.overByMarket(c, home):
+				case stands != "ACTIVE":
 					reasons = append(reasons, meter.ConsentExpired)
-				case c.ValidFrom.After(o.now):
-				case !home.Days.Contains(d):
+				case c.given.After(o.now):
+				case at(&o.b.customer, d) != c.customer:
 					reasons = append(reasons, meter.NotOccupied)
 				default:
-					found = append(found, offer{index: i, rule: rule, consent: c.ID, allowed: max(rule.Granularity, c.Granularity)})
+					found = append(found, offer{index: index, rule: rule, consent: c.id, allowed: max(rule.Granularity, c.scope.Granularity)})
 				}
 			}
 		}
@@ -212,8 +213,8 @@ func (o oracle) offers(field meter.Field, d meter.Day) (out []offer, reasons []m
 func (o oracle) single(rule meter.Rule, d meter.Day) (offer, meter.Reason) {
 	x := offer{rule: rule, allowed: rule.Granularity, granularity: meter.P1D}
 	sides := o.sides(rule.On, d)
-	lived := slices.DeleteFunc(slices.Clone(sides), func(s meter.Day) bool { return !o.occupied(s) })
-	open := slices.DeleteFunc(slices.Clone(lived), func(s meter.Day) bool { return !rule.DespiteOptOut && o.opted(s) })
+	lived := slices.DeleteFunc(slices.Clone(sides), func(s meter.Day) bool { return !o.b.occupied(s) })
+	open := slices.DeleteFunc(slices.Clone(lived), func(s meter.Day) bool { return !rule.DespiteOptOut && o.b.opted(s) })
 	switch asked := o.r.Resolution; {
 	case !o.supplied(d-1) && !o.supplied(d):
 		return x, meter.NoSupply
@@ -235,14 +236,6 @@ func (o oracle) single(rule meter.Rule, d meter.Day) (offer, meter.Reason) {
 	return x, 0
 }
 
-// overByMarket says whether the market ends the consent before its own end.
-func (o oracle) overByMarket(c Consent, home Occupancy) bool {
-	terms := o.m.ConsentTerms()
-	y, m, d := c.ValidFrom.In(amsterdam).Date()
-	last := meter.DayFromDate(y, m, d)
-	return o.today() >= last.AddMonths(terms.LongestMonths) || terms.EndedByMove && o.today() >= home.Days.To
-}
-
 // dailyRegister says whether a request for that day's register reads, by day,
 // would find an offer.
 func (o oracle) dailyRegister(d meter.Day) bool {
@@ -255,7 +248,7 @@ func (o oracle) decide() map[fieldDay]verdict {
 	out := map[fieldDay]verdict{}
 	for _, code := range o.r.Fields {
 		field, known := o.m.FieldByCode(code)
-		known = known && field.Commodity == o.f.Commodity()
+		known = known && field.Commodity == o.b.commodity
 		for d := o.r.Days.From; d < o.r.Days.To; d++ {
 			out[fieldDay{code, d}] = o.verdict(field, known, d)
 		}
@@ -481,8 +474,21 @@ func (d dice) world() world {
 				State:      ConsentActive,
 				Evidence:   "dossier",
 			}
-			if d.once(5) {
+			if o, ok := w.facts.occupancyAt(meter.DayOf(at, amsterdam)); ok && !d.once(8) {
+				c.Occupancy = o.Days.From // else a move was corrected since
+			}
+			if d.once(3) {
+				c.Requested, c.Answer = by(at), "call"
+			}
+			switch d.IntN(12) {
+			case 0, 1:
 				c.State, c.Revoked = ConsentRevoked, by(at)
+			case 2:
+				c.State, c.Requested, c.Answered, c.Answer = ConsentRequested, by(at), ConsentEvent{}, ""
+			case 3:
+				c.State, c.Requested, c.Answer = ConsentRejected, by(at), ""
+			case 4:
+				c.State, c.Requested, c.Answered, c.Revoked, c.Answer = ConsentRevoked, by(at), ConsentEvent{}, by(at), ""
 			}
 			w.facts.consents = append(w.facts.consents, c)
 		}
@@ -684,7 +690,7 @@ func TestDecideAgreesWithOracle(t *testing.T) {
 			if err != nil {
 				continue
 			}
-			o := oracle{me: me, r: w.r, f: f, m: w.market, now: w.now}
+			o := newOracle(me, w.r, openBook(f), w.market, w.now)
 			got, want := verdicts(t, w.r, g, withheld), o.decide()
 			for k, v := range want {
 				if got[k] != v {
@@ -788,7 +794,9 @@ func (d dice) narrow(w world) world {
 		case 4:
 			c[i].Granularity = min(c[i].Granularity+1, meter.P1M)
 		case 5:
-			c[i].State, c[i].Revoked = ConsentRevoked, c[i].Answered
+			if c[i].State == ConsentActive {
+				c[i].State, c[i].Revoked = ConsentRevoked, c[i].Answered
+			}
 		case 6:
 			c[i].ValidUntil = c[i].ValidFrom.Add(time.Hour)
 		case 7:

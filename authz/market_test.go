@@ -508,7 +508,7 @@ func TestMarketsAgreeWithOracle(t *testing.T) {
 					if err != nil {
 						continue
 					}
-					o := oracle{me: me, r: w.r, f: f, m: p, now: w.now}
+					o := newOracle(me, w.r, openBook(f), p, w.now)
 					got, want := verdicts(t, w.r, g, withheld), o.decide()
 					for k, v := range want {
 						if got[k] != v {
