@@ -201,7 +201,7 @@ func TestClientGone(t *testing.T) {
 // away the answer says so, is recorded, and comes back by itself.
 func TestCryptoserversStopped(t *testing.T) {
 	t.Parallel()
-	p, err := startPool(hsmtest.New(t))
+	p, err := startPool(t, hsmtest.New(t))
 	if err != nil {
 		t.Fatal(err)
 	}

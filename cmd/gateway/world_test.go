@@ -39,6 +39,7 @@ import (
 	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 	"kluis/openapi"
 	"kluis/server"
@@ -93,6 +94,7 @@ func serviceTLS(name string) *tls.Config {
 
 // pool is two cryptoservers, in all roles.
 type pool struct {
+	office    *stafftest.Office
 	addresses []string
 	hsm       *hsmtest.HSM
 	stops     []func() error
@@ -116,7 +118,7 @@ var shared sharedPool
 func (s *sharedPool) get(t testing.TB) *pool {
 	t.Helper()
 	tokens := hsmtest.New(t)
-	s.once.Do(func() { s.pool, s.err = startPool(tokens) })
+	s.once.Do(func() { s.pool, s.err = startPool(t, tokens) })
 	if s.err != nil {
 		t.Fatal(s.err)
 	}
@@ -130,8 +132,8 @@ func (s *sharedPool) close() error {
 	return s.pool.close()
 }
 
-func startPool(tokens *hsmtest.HSM) (_ *pool, err error) {
-	p := &pool{hsm: tokens}
+func startPool(t testing.TB, tokens *hsmtest.HSM) (_ *pool, err error) {
+	p := &pool{hsm: tokens, office: stafftest.New(t, must(meter.ParseProfile(meter.NL())))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -173,7 +175,7 @@ func (p *pool) start(i int) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := authn.NewVerifier(time.Now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute})
+	verifier, err := authn.NewVerifier(time.Now, authn.Issuer{URL: issuerURL, Audience: audience, Keys: keys, MaxLifetime: 5 * time.Minute, Staff: p.office.Staff()})
 	if err != nil {
 		return err
 	}
@@ -197,11 +199,12 @@ func (p *pool) start(i int) error {
 			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.operator.Pool(),
 		},
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"},
+			"Open": {"gateway"}, "SignStaffToken": {"issuer"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"},
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
 		Profile: must(meter.ParseProfile(meter.NL())), SealKeys: p.hsm.SealKeys, Verifier: verifier,
 		Issue:   cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Staff:   &cryptoserver.Staff{Operator: p.office.Operator, Identities: p.office.Identities},
 		Tokens:  cryptoserver.Tokens{Open: h.Opener(), Seal: h.Sealer(), Mint: h.Minter(), Sign: h.TokenSigner()},
 		Journal: kept,
 		Log:     slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Drain: time.Second,
@@ -269,6 +272,7 @@ type world struct {
 	metrics   *prometheus.Registry
 	url       string
 	a, b      *supplier
+	portal    *supplier   // the grid operator's
 	month     meter.Month // the calendar month before this one
 }
 
@@ -326,6 +330,8 @@ func newWorld(t testing.TB, o options) *world {
 	w.closeAfter(w.ingest.Close)
 	w.a = w.newSupplier(w.gln(1))
 	w.b = w.newSupplier(w.gln(2))
+	w.portal = &supplier{gln: o.pool.office.Operator, cert: portal()}
+	w.register(w.portal, func(f *authz.SupplierFacts) { f.Scopes = []string{authn.ScopeStaff} })
 	w.serve(o)
 	return w
 }
@@ -363,7 +369,8 @@ func (w *world) configFile(o options) string {
 		TLS:         identity("server", a.supplier, devpki.Leaf{CommonName: "gateway", Hosts: []string{"127.0.0.1"}}),
 		DatabaseURL: w.db.URL("kluis_gateway"), ProfileFile: w.write(dir, "nl.yaml", meter.NL()),
 		SealKeysFile:   w.pool.hsm.SealKeysFile,
-		Issuers:        append([]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile}}, o.issuers...),
+		Issuers:        append([]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile, Staff: true}}, o.issuers...),
+		OperatorGLN:    w.pool.office.Operator.String(),
 		Cryptoservers:  config.Cryptoservers{Addresses: w.pool.addresses, TLS: identity("client", a.operator, devpki.Leaf{CommonName: "gateway"})},
 		RequestTimeout: config.Duration(o.timeout),
 	}
@@ -388,8 +395,9 @@ func (w *world) serve(o options) {
 		t.Fatal(err)
 	}
 	w.closeAfter(closeParts)
-	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Recorder: parts.Recorder}
-	parts.Facts, parts.Rows, parts.Opener, parts.Recorder = w.tap, w.tap, w.tap, w.tap
+	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Sealer: parts.Sealer, Recorder: parts.Recorder}
+	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
+	parts.Steps = stepsTap{parts.Steps, w.tap}
 	srv, err := server.New(parts)
 	if err != nil {
 		t.Fatal(err)
@@ -425,7 +433,7 @@ func (w *world) newSupplier(gln string) *supplier {
 func (w *world) register(s *supplier, change func(*authz.SupplierFacts)) {
 	w.t.Helper()
 	facts := authz.SupplierFacts{
-		GLN: s.gln, Name: "Supplier", Scopes: []string{authn.ScopeReadings},
+		GLN: s.gln, Name: "Supplier", Scopes: []string{authn.ScopeReadings, authn.ScopeConsents},
 		Certificates: []authz.Certificate{{Thumbprint: s.thumbprint(), NotAfter: s.cert.Leaf.NotAfter}},
 	}
 	if change != nil {
@@ -450,11 +458,27 @@ func (w *world) token(s *supplier) string {
 	w.t.Helper()
 	if s.raw == "" {
 		var err error
-		if s.raw, _, err = w.pool.issuer.SignToken(w.t.Context(), s.record, s.thumbprint(), []string{authn.ScopeReadings}, 5*time.Minute); err != nil {
+		if s.raw, _, err = w.pool.issuer.SignToken(w.t.Context(), s.record, s.thumbprint(), []string{authn.ScopeReadings, authn.ScopeConsents}, 5*time.Minute); err != nil {
 			w.t.Fatal(err)
 		}
 	}
 	return s.raw
+}
+
+// portal is the certificate of the customer service's portal.
+var portal = sync.OnceValue(func() tls.Certificate {
+	return must(authorities().supplier.Issue(devpki.Leaf{CommonName: "portal"}))
+})
+
+// staffToken has a cryptoserver sign an access token for an employee's errand.
+func (w *world) staffToken(subject string, role authz.Role, errand authz.Errand) string {
+	w.t.Helper()
+	o := w.pool.office
+	raw, _, err := w.pool.issuer.SignStaffToken(w.t.Context(), w.portal.record, w.portal.thumbprint(), o.IDToken(subject, time.Now(), role), o.Errand(errand), 5*time.Minute)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return raw
 }
 
 // legalFile takes steps on a metering point and stores each version.
@@ -695,6 +719,7 @@ type tap struct {
 	server.Facts
 	server.Rows
 	server.Opener
+	server.Sealer
 	server.Recorder
 
 	mu     sync.Mutex
@@ -704,6 +729,9 @@ type tap struct {
 	stored func(context.Context, []authz.Grant, server.Rows) ([]server.StoredRun, error)
 	facts  func(context.Context) error
 	opened func(server.OpenRequest)
+	seal   func(context.Context, server.StepRequest, server.Sealer) ([]byte, error)
+	find   func(context.Context) error
+	store  func(context.Context, server.NewStep, server.Steps) error
 }
 
 func (p *tap) note(call string) {
@@ -763,6 +791,43 @@ func (p *tap) Open(ctx context.Context, r server.OpenRequest) (server.Opened, er
 		p.opened(r)
 	}
 	return p.Opener.Open(ctx, r)
+}
+
+func (p *tap) TakeStep(ctx context.Context, r server.StepRequest) ([]byte, error) {
+	p.note("seal")
+	if p.seal != nil {
+		return p.seal(ctx, r, p.Sealer)
+	}
+	return p.Sealer.TakeStep(ctx, r)
+}
+
+// stepsTap is the tap on server.Steps.
+type stepsTap struct {
+	server.Steps
+	tap *tap
+}
+
+func (p stepsTap) Consent(ctx context.Context, id [16]byte) ([]server.Candidate, error) {
+	p.tap.note("consent")
+	if p.tap.find != nil {
+		if err := p.tap.find(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return p.Steps.Consent(ctx, id)
+}
+
+func (p stepsTap) Stored(ctx context.Context, caller meter.GLN, key [32]byte) (*server.StoredStep, error) {
+	p.tap.note("key")
+	return p.Steps.Stored(ctx, caller, key)
+}
+
+func (p stepsTap) Store(ctx context.Context, n server.NewStep) error {
+	p.tap.note("store")
+	if p.tap.store != nil {
+		return p.tap.store(ctx, n, p.Steps)
+	}
+	return p.Steps.Store(ctx, n)
 }
 
 func (p *tap) Record(ctx context.Context, r audit.Record) error {
