@@ -49,7 +49,15 @@ func minimal(w *world, m *market) map[string]func() error {
 	}
 	digest := w.profile.Digest()
 	d := day("2024-04-10")
+	w.mayAsk(m.new)
 	return map[string]func() error{
+		"TakeStep": func() error {
+			_, err := w.raw(w.clientTLS("gateway")).TakeStep(w.t.Context(), &cryptopb.TakeStepRequest{
+				AccessToken: w.consentToken(m.new), SupplierRecord: m.new.record, ProfileDigest: digest[:],
+				Previous: m.file, Step: request(m.new, 0x21).Encode(),
+			})
+			return err
+		},
 		"Open": func() error {
 			_, err := w.raw(w.clientTLS("gateway")).Open(w.t.Context(), &cryptopb.OpenRequest{
 				AccessToken: w.token(m.new), SupplierRecord: m.new.record, ProfileDigest: digest[:],
