@@ -22,6 +22,7 @@ package devpg
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -70,6 +71,8 @@ type Config struct {
 	NoSync bool
 	// MaxConnections is PostgreSQL's limit; 0: 200.
 	MaxConnections int
+	// SharedBuffers is PostgreSQL's own cache ("4GB"); empty: 64MB.
+	SharedBuffers string
 }
 
 // Cluster is a running PostgreSQL.
@@ -354,7 +357,7 @@ func arguments(c *Cluster, cfg Config) []string {
 		"unix_socket_directories=" + quoteSetting(c.socket),
 		"unix_socket_permissions=0700",
 		"max_connections=" + strconv.Itoa(max),
-		"shared_buffers=64MB",
+		"shared_buffers=" + cmp.Or(cfg.SharedBuffers, "64MB"),
 		"fsync=" + onOff,
 		"full_page_writes=" + onOff,
 		"synchronous_commit=on",
