@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,7 @@ func TestBench(t *testing.T) {
 	}
 	var progress, out bytes.Buffer
 	file := filepath.Join(dir, "figures", "bench.json")
-	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, soakBlocks: 50_000, progress: &progress}
+	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, soakBlocks: 50_000, firstForeign: 5, progress: &progress}
 	if err := runAll(t.Context(), o, &out, file); err != nil {
 		t.Fatalf("%v\n%s", err, progress.Bytes())
 	}
@@ -58,8 +59,22 @@ func TestBench(t *testing.T) {
 		t.Errorf("probes %+v, dry run %+v", r.Probes, r.DryRun)
 	}
 	for _, p := range r.Probes {
-		if p.Pairs == 0 || p.UnknownMS <= 0 || p.ForeignMS <= 0 || p.Later < 0 || p.Later > 1 {
+		if p.Pairs == 0 || p.UnknownMS <= 0 || p.ForeignMS <= 0 || p.Later < 0 || p.Later > 1 || p.Least > p.Difference || p.Difference > p.Most {
 			t.Errorf("%+v", p)
+		}
+	}
+	if len(r.Evidence) != 7 {
+		t.Errorf("evidence: %+v", r.Evidence)
+	}
+	for _, p := range r.Evidence {
+		if x := r.Rounds[0][p.Name][1]; p.Times == 0 || x.Operations == 0 || x.MedianMS <= 0 || x.total() <= 0 || !strings.Contains(out.String(), p.Name) {
+			t.Errorf("evidence, %s: %+v", p.Name, x)
+		}
+	}
+	for _, n := range clients {
+		seen, fresh := r.sumEvidence(r.Rounds[0], false, n, run.total), r.sumEvidence(r.Rounds[0], true, n, run.total)
+		if seen <= r.Rounds[0][partCommit][n].total() || fresh <= seen {
+			t.Errorf("evidence of a request: %g ms, new %g ms", seen, fresh)
 		}
 	}
 	for _, name := range []string{kluisWarm, kluisCold, hsmWarm, hsmCold, sqlFloor, tlsFloor, tlsCached} {
@@ -124,17 +139,22 @@ func TestGrowth(t *testing.T) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		t.Fatal(err)
 	}
-	if r.Points != [2]int{200, 400} || len(r.Warm) != 1 {
+	if r.Points != [2]int{200, 400} || len(r.Cached) != 1 || len(r.Buffered) != 1 {
 		t.Errorf("%+v", r)
 	}
-	for _, name := range growthRows {
-		for _, x := range append([]growthRound{r.Cold}, r.Warm...) {
+	for _, name := range growthRows() {
+		for _, x := range append([]growthRound{r.Cold, r.Cached[0]}, r.Buffered...) {
 			if a, b := x[name][0], x[name][1]; min(a.Median, b.Median, a.Mean, b.Mean) <= 0 || a.P99 < a.Median || b.P99 < b.Median {
 				t.Errorf("%s: %+v", name, x[name])
 			}
 		}
 		if !strings.Contains(out.String(), "\n"+name+" ") {
 			t.Errorf("%s is not in the table:\n%s", name, out.String())
+		}
+	}
+	for _, part := range growthParts() {
+		if x := r.Pages[part]; x[0] < 1 || x[1] < 1 || x[1] > 300 {
+			t.Errorf("%s: %v pages", part, x)
 		}
 	}
 	for _, x := range r.Tables {
@@ -167,6 +187,30 @@ func TestBatchShapes(t *testing.T) {
 		}
 		if blocks != shape.blocks || math.Abs(bytes/float64(blocks)/want-1) > 0.04 {
 			t.Errorf("%s: %d blocks of %.1f bytes", shape.name, blocks, bytes/float64(blocks))
+		}
+	}
+}
+
+// Of ten thousand medians of known draws the interval holds the true one in some
+// 95 %.
+func TestBetween(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, n := range []int{1, 20, 200, 201} {
+		holds := 0
+		for range 10_000 {
+			below := 0 // of n draws
+			for range n {
+				below += r.IntN(2)
+			}
+			if least, most := between(n); least < 0 || most >= n {
+				t.Fatalf("%d: %d to %d", n, least, most)
+			} else if least < below && below <= most || n == 1 {
+				holds++
+			}
+		}
+		if holds < 9_400 {
+			t.Errorf("of %d values: it holds the median in %d of 10000", n, holds)
 		}
 	}
 }

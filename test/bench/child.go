@@ -71,6 +71,7 @@ type (
 		For         time.Duration `json:"for"`
 		Concurrency int           `json:"concurrency"`
 		Cold        bool          `json:"cold"`
+		Record      bool          `json:"record"` // of the statements: only the commit
 		Batch       int           `json:"batch"`  // of the PKCS#11 loop
 		Rewrap      bool          `json:"rewrap"` // its keys, instead of opening its blocks
 		Proved      bool          `json:"proved"` // and back, to compare

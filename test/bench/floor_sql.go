@@ -164,7 +164,11 @@ func (p *sqlPart) work(o order) (partAnswer, error) {
 	runtime.GC()
 	cpu := selfCPU()
 	var err error
-	a.Took, a.Wall, err = repeat(o.For, o.Concurrency, func(i int) error { return p.once(&p.conns[i]) })
+	once := p.once
+	if o.Record {
+		once = p.commit
+	}
+	a.Took, a.Wall, err = repeat(o.For, o.Concurrency, func(i int) error { return once(&p.conns[i]) })
 	a.CPU = selfCPU() - cpu
 	return a, err
 }
@@ -190,9 +194,14 @@ func (p *sqlPart) once(c *sqlConn) error {
 			return fmt.Errorf("%s: %w", q.name, err)
 		}
 	}
+	return p.commit(c)
+}
+
+// commit stores a record.
+func (p *sqlPart) commit(c *sqlConn) error {
 	var salt [16]byte
 	rand.Read(salt[:]) // never fails
-	_, err := c.stmt["queryRecord"].ExecContext(ctx, p.EAN, uuid.NewString(), p.GLN, int64(1), p.Record, p.Receipt, salt[:])
+	_, err := c.stmt["queryRecord"].ExecContext(context.Background(), p.EAN, uuid.NewString(), p.GLN, int64(1), p.Record, p.Receipt, salt[:])
 	return err
 }
 

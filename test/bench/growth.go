@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -37,6 +38,7 @@ const (
 	growthPage      = 100  // of a list
 	growthDays      = 2    // of blocks that all others have
 	growthRecords   = 2    // of each metering point in the access log
+	growthBuffers   = "4GB"
 
 	growthBytes = 24 << 10 // on disk by metering point, generously
 )
@@ -56,16 +58,18 @@ func noise(n int) []byte {
 
 // growthReport is all of it.
 type growthReport struct {
-	Date    time.Time     `json:"date"`
-	Machine string        `json:"machine"`
-	Load    string        `json:"load_average"` // before, and after
-	Version string        `json:"postgresql"`
-	Points  [2]int        `json:"metering_points"`
-	Tables  []growthTable `json:"tables"`
-	Seconds float64       `json:"filling_seconds"`
-	Made    int           `json:"requests"` // of each kind, in a round; cold half as many
-	Cold    growthRound   `json:"cold"`
-	Warm    []growthRound `json:"warm"`
+	Date     time.Time             `json:"date"`
+	Machine  string                `json:"machine"`
+	Load     string                `json:"load_average"` // before, and after
+	Version  string                `json:"postgresql"`
+	Points   [2]int                `json:"metering_points"`
+	Tables   []growthTable         `json:"tables"`
+	Seconds  float64               `json:"filling_seconds"`
+	Made     int                   `json:"requests"` // of each kind, in a round; cold half as many
+	Pages    map[string][2]float64 `json:"pages"`
+	Cold     growthRound           `json:"cold"`
+	Cached   []growthRound         `json:"cached"`   // everything in the operating system's cache
+	Buffered []growthRound         `json:"buffered"` // the indexes in PostgreSQL's own
 }
 
 type growthRound map[string][2]timing
@@ -93,23 +97,46 @@ func newTiming(took []time.Duration) timing {
 	return timing{Median: ms(took[n/2]), Mean: ms(sum) / float64(n), P99: ms(took[min(n-1, n*99/100)])}
 }
 
-// What is timed: requests as a whole, and their statements.
+// The statements that are timed.
 const (
-	readingsSum = "readings request"
-	listSum     = "list"
-	dryRunSum   = "dry run"
-
 	partSupplier   = "  supplier record"
 	partFile       = "  legal file"
 	partBlocks     = "  blocks of a month"
 	partKeys       = "  data keys"
 	partRecord     = "  access record"
 	partCandidates = "  a page of 100"
+	partListRecord = "  its record"
 	partStored     = "  stored days"
+	partDryRecord  = "  record of the dry run"
 )
 
-// growthRows are the rows of the report, in order.
-var growthRows = []string{readingsSum, partSupplier, partFile, partBlocks, partKeys, partRecord, listSum, partCandidates, dryRunSum, partStored}
+// growthRequests are the requests they are of.
+var growthRequests = []struct {
+	name  string
+	parts []string
+}{
+	{"readings request", []string{partSupplier, partFile, partBlocks, partKeys, partRecord}},
+	{"list", []string{partSupplier, partCandidates, partListRecord}},
+	{"dry run", []string{partSupplier, partFile, partStored, partDryRecord}},
+}
+
+// growthRows are the rows of the report: requests, each with the statements that
+// none before it has.
+func growthRows() (rows []string) {
+	for _, r := range growthRequests {
+		rows = append(rows, r.name)
+		for _, p := range r.parts {
+			if !slices.Contains(rows, p) {
+				rows = append(rows, p)
+			}
+		}
+	}
+	return rows
+}
+
+func growthParts() []string {
+	return slices.DeleteFunc(growthRows(), func(s string) bool { return !strings.HasPrefix(s, " ") })
+}
 
 // growth is a run.
 type growth struct {
@@ -138,7 +165,7 @@ func measureGrowth(ctx context.Context, o options, dir string, points [2]int) (_
 		return nil, err
 	}
 	r := &growthReport{Date: time.Now().UTC(), Machine: machine(), Load: loadAverage(), Points: points, Made: o.growthRequests}
-	if err := g.start(ctx); err != nil {
+	if err := g.start(ctx, ""); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(g.disconnect(), g.stop(), err) }()
@@ -158,18 +185,18 @@ func measureGrowth(ctx context.Context, o options, dir string, points [2]int) (_
 		return nil, err
 	}
 
-	g.progressf("cold")
 	data, err := g.dataDirectory(ctx)
 	if err != nil {
 		return nil, err
 	}
+	g.progressf("cold")
 	if err := g.stop(); err != nil {
 		return nil, err
 	}
 	if err := eachFile(data, forget); err != nil {
 		return nil, err
 	}
-	if err := g.start(ctx); err != nil {
+	if err := g.start(ctx, ""); err != nil {
 		return nil, err
 	}
 	if err := g.connect(ctx); err != nil {
@@ -178,24 +205,71 @@ func measureGrowth(ctx context.Context, o options, dir string, points [2]int) (_
 	if r.Cold, err = g.round(ctx, r.Made/2); err != nil {
 		return nil, err
 	}
+	if r.Pages, err = g.pages(ctx, r.Made/2); err != nil {
+		return nil, fmt.Errorf("pages: %w", err)
+	}
 
 	g.progressf("reading everything once")
 	if err := eachFile(data, readOnce); err != nil {
 		return nil, err
 	}
-	if _, err := g.round(ctx, r.Made); err != nil {
+	if r.Cached, err = g.warm(ctx, r.Made); err != nil {
 		return nil, err
 	}
-	for i := range g.rounds {
-		g.progressf("round %d of %d", i+1, g.rounds)
-		rd, err := g.round(ctx, r.Made)
-		if err != nil {
-			return nil, err
-		}
-		r.Warm = append(r.Warm, rd)
+	g.progressf("with %s of shared buffers", growthBuffers)
+	if err := errors.Join(g.disconnect(), g.stop()); err != nil {
+		return nil, err
+	}
+	if err := g.start(ctx, growthBuffers); err != nil {
+		return nil, err
+	}
+	if err := g.prewarm(ctx); err != nil {
+		return nil, fmt.Errorf("reading indexes into shared buffers: %w", err)
+	}
+	if err := g.connect(ctx); err != nil {
+		return nil, err
+	}
+	if r.Buffered, err = g.warm(ctx, r.Made); err != nil {
+		return nil, err
 	}
 	r.Load += "; after: " + loadAverage()
 	return r, nil
+}
+
+// warm runs rounds, and one before them that does not count.
+func (g *growth) warm(ctx context.Context, n int) ([]growthRound, error) {
+	if _, err := g.round(ctx, n); err != nil {
+		return nil, err
+	}
+	var out []growthRound
+	for i := range g.rounds {
+		g.progressf("round %d of %d", i+1, g.rounds)
+		rd, err := g.round(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rd)
+	}
+	return out, nil
+}
+
+// prewarm reads the indexes into PostgreSQL's own cache, where those of a server
+// that runs for a while are.
+func (g *growth) prewarm(ctx context.Context) error {
+	for i := range g.points {
+		db, err := g.as(devpg.Superuser, g.name(i))
+		if err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, `CREATE EXTENSION IF NOT EXISTS pg_prewarm`)
+		if err == nil {
+			_, err = db.ExecContext(ctx, `SELECT pg_prewarm(indexrelid) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE c.relowner = $1::regrole AND c.relkind = 'r'`, migrations.RoleOwner)
+		}
+		if err := errors.Join(err, db.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (g *growth) progressf(format string, args ...any) {
@@ -215,8 +289,8 @@ func (g *growth) enoughDisk() error {
 	return nil
 }
 
-func (g *growth) start(ctx context.Context) (err error) {
-	g.cluster, err = devpg.Start(ctx, devpg.Config{Dir: filepath.Join(g.dir, "postgres"), Roles: migrations.Roles()})
+func (g *growth) start(ctx context.Context, buffers string) (err error) {
+	g.cluster, err = devpg.Start(ctx, devpg.Config{Dir: filepath.Join(g.dir, "postgres"), Roles: migrations.Roles(), SharedBuffers: buffers})
 	return err
 }
 
@@ -327,91 +401,84 @@ func (g *growth) round(ctx context.Context, n int) (growthRound, error) {
 	}
 	for i := range n {
 		for j := range g.dbs {
-			if err := g.requests(ctx, (i+j)%len(g.dbs)); err != nil {
-				return nil, err
+			for _, request := range growthRequests {
+				if err := g.request(ctx, (i+j)%len(g.dbs), request.name, request.parts); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}
 	r := growthRound{}
-	for _, name := range growthRows {
+	for _, name := range growthRows() {
 		r[name] = [2]timing{newTiming(g.dbs[0].took[name]), newTiming(g.dbs[1].took[name])}
 	}
 	return r, nil
 }
 
-// requests does the statements of a readings request, a list and a dry run, in
-// their order. Facts and records are those of any metering point, blocks and
-// keys of one that has a month of them.
-func (g *growth) requests(ctx context.Context, which int) error {
-	d, points := g.dbs[which], g.points[which]
-	random := func() (ean, gln int64) {
-		n := mathrand.IntN(points)
-		return growthEAN(n), g.facts.supplierOf(n)
-	}
-	withMonth := func() int64 {
-		return growthEAN(mathrand.IntN(min(growthSample, points)) * (points / min(growthSample, points)))
-	}
+// request does the statements of a request, in their order.
+func (g *growth) request(ctx context.Context, which int, name string, parts []string) error {
+	d := g.dbs[which]
 	var sum time.Duration
-	do := func(part, name string, want int, args ...any) error {
-		began := time.Now()
-		n, err := fetch(ctx, d.stmt[name], args)
-		took := time.Since(began)
-		if err == nil && (n < want || want > 1 && n > want) {
-			err = fmt.Errorf("%d rows instead of %d", n, want)
-		}
+	for _, part := range parts {
+		took, err := g.statement(ctx, which, part)
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s of%s: %w", name, part, err)
 		}
+		d.took[part] = append(d.took[part], took)
 		sum += took
-		if part != "" {
-			d.took[part] = append(d.took[part], took)
-		}
-		return nil
 	}
-	record := func(part string, ean, gln, outcome int64, record, receipt []byte) error {
-		var salt [16]byte
-		rand.Read(salt[:]) // never fails
-		return do(part, "queryRecord", 0, ean, uuid.NewString(), gln, outcome, record, receipt, salt[:])
-	}
-	total := func(name string) {
-		d.took[name] = append(d.took[name], sum)
-		sum = 0
-	}
-
-	ean, gln := random()
-	read := withMonth()
-	fields, from, to, keys := g.asked(read, g.days)
-	err := errors.Join(
-		do(partSupplier, "querySupplier", 1, gln),
-		do(partFile, "queryLegalFile", 1, ean),
-		do(partBlocks, "queryBlocks", 4*32+2*31, read, pq.Array(fields), pq.Array(from), pq.Array(to)),
-		do(partKeys, "queryKeys", len(keys), read, pq.Array(keys)),
-		record(partRecord, ean, gln, 1, growthRecord, growthReceipt))
-	total(readingsSum)
-
-	_, gln = random()
-	after := growthEAN(mathrand.IntN(points / 2))
-	err = errors.Join(err,
-		do("", "querySupplier", 1, gln),
-		do(partCandidates, "queryCandidates", 1, gln, after, growthPage),
-		record("", 0, gln, 1, growthRecord[:growthListed], []byte{}))
-	total(listSum)
-
-	ean, gln = random()
-	read = withMonth()
-	fields, from, to, _ = g.asked(read, meter.DayRange{From: g.days.To - 730, To: g.days.To})
-	err = errors.Join(err,
-		do("", "querySupplier", 1, gln),
-		do("", "queryLegalFile", 1, ean),
-		do(partStored, "queryStored", 1, read, pq.Array(fields), pq.Array(from), pq.Array(to)),
-		record("", ean, gln, 1, growthRecord, []byte{}))
-	total(dryRunSum)
-	return err
+	d.took[name] = append(d.took[name], sum)
+	return nil
 }
 
-// asked are runs of days as the gateway asks for them, and the data keys of a
-// month.
-func (g *growth) asked(ean int64, days meter.DayRange) (fields, from, to []int64, keys []string) {
+// statement does one. Facts and records are those of any metering point, blocks
+// and keys of one that has a month of them.
+func (g *growth) statement(ctx context.Context, which int, part string) (time.Duration, error) {
+	points := g.points[which]
+	n := mathrand.IntN(points)
+	ean, gln := growthEAN(n), g.facts.supplierOf(n)
+	read := growthEAN(mathrand.IntN(min(growthSample, points)) * (points / min(growthSample, points)))
+	month := 4*32 + 2*31
+	var name string
+	var rows int // at least
+	var args []any
+	switch part {
+	case partSupplier:
+		name, rows, args = "querySupplier", 1, []any{gln}
+	case partFile:
+		name, rows, args = "queryLegalFile", 1, []any{ean}
+	case partBlocks:
+		name, rows, args = "queryBlocks", month, g.asked(read, g.days)
+	case partKeys:
+		name, rows, args = "queryKeys", len(growthKeys), []any{read, pq.Array(g.keysOf(read))}
+	case partCandidates:
+		name, rows, args = "queryCandidates", 1, []any{gln, growthEAN(mathrand.IntN(points / 2)), growthPage}
+	case partStored:
+		name, rows, args = "queryStored", 1, g.asked(read, meter.DayRange{From: g.days.To - 730, To: g.days.To})
+	default:
+		salt := noise(16)
+		name = "queryRecord"
+		switch part {
+		case partRecord:
+			args = []any{ean, uuid.NewString(), gln, int64(1), growthRecord, growthReceipt, salt}
+		case partDryRecord:
+			args = []any{ean, uuid.NewString(), gln, int64(1), growthRecord, []byte{}, salt}
+		case partListRecord:
+			args = []any{int64(0), uuid.NewString(), gln, int64(1), growthRecord[:growthListed], []byte{}, salt}
+		}
+	}
+	began := time.Now()
+	got, err := fetch(ctx, g.dbs[which].stmt[name], args)
+	took := time.Since(began)
+	if err == nil && got < rows {
+		err = fmt.Errorf("%d rows instead of %d", got, rows)
+	}
+	return took, err
+}
+
+// asked are runs of days as the gateway asks for them.
+func (g *growth) asked(ean int64, days meter.DayRange) []any {
+	var fields, from, to []int64
 	for _, f := range g.fields {
 		end := days.To
 		if f.Class == meter.Registers {
@@ -419,11 +486,65 @@ func (g *growth) asked(ean int64, days meter.DayRange) (fields, from, to []int64
 		}
 		fields, from, to = append(fields, int64(f.Code)), append(from, int64(days.From)), append(to, int64(end))
 	}
-	month := g.days.From.Month()
+	return []any{ean, pq.Array(fields), pq.Array(from), pq.Array(to)}
+}
+
+// keysOf are the data keys of a month.
+func (g *growth) keysOf(ean int64) (keys []string) {
 	for _, k := range growthKeys {
-		keys = append(keys, growthKeyID(ean, k.class, month+k.month))
+		keys = append(keys, growthKeyID(ean, k.class, g.days.From.Month()+k.month))
 	}
-	return fields, from, to, keys
+	return keys
+}
+
+// pages counts which pages of tables and indexes each statement looks at, found
+// in a cache or not: that depends on no machine.
+func (g *growth) pages(ctx context.Context, n int) (map[string][2]float64, error) {
+	out := map[string][2]float64{}
+	for i, d := range g.dbs {
+		super, err := g.as(devpg.Superuser, g.name(i))
+		if err != nil {
+			return nil, err
+		}
+		looked := func() (n float64, err error) {
+			if _, err := d.db.ExecContext(ctx, `SELECT pg_stat_force_next_flush()`); err != nil {
+				return 0, err
+			}
+			err = super.QueryRowContext(ctx, `SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()`).Scan(&n)
+			return n, err
+		}
+		// What looking itself costs is counted with nothing between.
+		count := func(f func() error) (float64, error) {
+			before, err1 := looked()
+			err2 := f()
+			after, err3 := looked()
+			return after - before, errors.Join(err1, err2, err3)
+		}
+		if _, err := count(func() error { return nil }); err != nil { // catalogues, once
+			return nil, errors.Join(err, super.Close())
+		}
+		own, err := count(func() error { return nil })
+		for _, part := range growthParts() {
+			var pages float64
+			if err == nil {
+				pages, err = count(func() error {
+					for range n {
+						if _, err := g.statement(ctx, i, part); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			x := out[part]
+			x[i] = (pages - own) / float64(n)
+			out[part] = x
+		}
+		if err := errors.Join(err, super.Close()); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // growthKeys are the data keys of a month: registers have their closing read
@@ -444,7 +565,8 @@ func growthEAN(n int) int64 { return 871687_000000_000000 + int64(n)*10 }
 func (r *growthReport) print(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s, %s; load average before: %s\n", r.Date.Format("2006-01-02 15:04 MST"), r.Machine, r.Version, r.Load)
 	size := func(i int) string { return thousands(r.Points[i]) }
-	fmt.Fprintf(w, "\nTwo databases, of %s and of %s metering points, filled in %.0f s\n", size(0), size(1), r.Seconds)
+	fmt.Fprintf(w, "\nTwo databases, of %s and of %s metering points, filled in %.0f s. Requests to both in turn: %d round(s) of %d of each kind, cold ones half as many; median of the rounds (least-greatest)\n",
+		size(0), size(1), r.Seconds, len(r.Buffered), r.Made)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\trows\tMB with indexes\trows\tMB with indexes")
 	for _, x := range r.Tables {
@@ -452,13 +574,27 @@ func (r *growthReport) print(w io.Writer) {
 	}
 	t.Flush()
 
-	fmt.Fprintf(w, "\nMilliseconds, everything in the operating system's cache; %d rounds of %d requests of each kind to both in turn; median of the rounds (least-greatest)\n", len(r.Warm), r.Made)
+	fmt.Fprintln(w, "\nPages of tables and indexes that a statement looks at, in the mean")
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "\t%s: median\tmean\t99%%\t%s: median\tmean\t99%%\tratio of medians\tof means\n", size(0), size(1))
-	for _, name := range growthRows {
+	fmt.Fprintf(t, "\t%s\t%s\n", size(0), size(1))
+	for _, name := range growthParts() {
+		fmt.Fprintf(t, "%s\t%.1f\t%.1f\n", name, r.Pages[name][0], r.Pages[name][1])
+	}
+	t.Flush()
+
+	r.printTimes(w, fmt.Sprintf("%s of shared buffers, the indexes in them, everything else in the operating system's cache", growthBuffers), r.Buffered)
+	r.printTimes(w, "64 MB of shared buffers, everything in the operating system's cache", r.Cached)
+	r.printTimes(w, "PostgreSQL just started, and nothing in any cache", []growthRound{r.Cold})
+}
+
+func (r *growthReport) printTimes(w io.Writer, what string, rounds []growthRound) {
+	fmt.Fprintf(w, "\nMilliseconds: %s\n", what)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\t%s: median\tmean\t99%%\t%s: median\tmean\t99%%\tratio of medians\tof means\n", thousands(r.Points[0]), thousands(r.Points[1]))
+	for _, name := range growthRows() {
 		get := func(f func([2]timing) float64) string {
-			v := make([]float64, len(r.Warm))
-			for i, rd := range r.Warm {
+			v := make([]float64, len(rounds))
+			for i, rd := range rounds {
 				v[i] = f(rd[name])
 			}
 			return spread(v)
@@ -469,19 +605,6 @@ func (r *growthReport) print(w io.Writer) {
 				get(func(x [2]timing) float64 { return x[i].Mean }), get(func(x [2]timing) float64 { return x[i].P99 }))
 		}
 		fmt.Fprintf(t, "\t%s\t%s\n", get(func(x [2]timing) float64 { return x[1].Median / x[0].Median }), get(func(x [2]timing) float64 { return x[1].Mean / x[0].Mean }))
-	}
-	t.Flush()
-
-	fmt.Fprintf(w, "\nMilliseconds, PostgreSQL just started and nothing in any cache; the first %d requests of each kind to both in turn\n", r.Made/2)
-	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "\t%s: median\tmean\t99%%\t%s: median\tmean\t99%%\tratio of medians\tof means\n", size(0), size(1))
-	for _, name := range growthRows {
-		x := r.Cold[name]
-		fmt.Fprint(t, name)
-		for i := range x {
-			fmt.Fprintf(t, "\t%s\t%s\t%s", figure(x[i].Median), figure(x[i].Mean), figure(x[i].P99))
-		}
-		fmt.Fprintf(t, "\t%s\t%s\n", figure(x[1].Median/x[0].Median), figure(x[1].Mean/x[0].Mean))
 	}
 	t.Flush()
 }

@@ -42,7 +42,7 @@ func main() {
 	if *short {
 		o.rounds, o.slice = 1, 500*time.Millisecond
 	}
-	o.growthRequests = 600
+	o.growthRequests, o.firstForeign = 600, 200
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	exit(runAll(ctx, o, os.Stdout, *file))
@@ -64,7 +64,10 @@ type options struct {
 	slice      time.Duration // of one measurement of Kluis; those of the floor take half
 	soakBlocks int64         // blocks over which memory is watched
 	profile    time.Duration
-	progress   io.Writer
+	// firstForeign is how many metering points of others are made to be asked for
+	// the first time, for each operation.
+	firstForeign int
+	progress     io.Writer
 
 	batch int // to load the cryptoservers alone with; 0: whole requests
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -32,14 +33,17 @@ type run struct {
 	CPU        map[string]float64 `json:"cpu_ms"` // per operation, by process
 }
 
-// clientCPU is the one process that is not counted.
-const clientCPU = "client"
+// Processes that are not counted: nobody waits for the auditor.
+const (
+	clientCPU  = "client"
+	auditorCPU = "auditor"
+)
 
-// total is the CPU of an operation but for the client's.
+// total is the CPU of an operation but for the client's and the auditor's.
 func (r run) total() float64 {
 	t := 0.0
 	for process, ms := range r.CPU {
-		if process != clientCPU {
+		if process != clientCPU && process != auditorCPU {
 			t += ms
 		}
 	}
@@ -78,6 +82,7 @@ type bench struct {
 	sql     *part
 	tls     *part
 	made    int // requests to Kluis
+	proof   *evidence
 	service *service
 	loops   []*part // over the service's batches
 	rotate  *part   // on the first rotate token
@@ -138,6 +143,7 @@ func (b *bench) requests(ctx context.Context, r *report) error {
 	if err := b.startFloor(ctx); err != nil {
 		return err
 	}
+	r.Evidence = b.proof.parts
 	b.say("warming up")
 	if _, err := b.round(ctx, b.slice/4); err != nil {
 		return err
@@ -187,6 +193,9 @@ func (b *bench) stop() error {
 		if p != nil {
 			errs = append(errs, p.in.Close(), p.stop())
 		}
+	}
+	if b.proof != nil {
+		errs = append(errs, b.proof.close())
 	}
 	if b.client != nil {
 		b.client.http.CloseIdleConnections()
@@ -258,7 +267,10 @@ func (b *bench) startFloor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.tls, err = startPart("tls", h)
+	if b.tls, err = startPart("tls", h); err != nil {
+		return err
+	}
+	b.proof, err = b.newEvidence(ctx, b.service.profile, filepath.Join(b.state, "bench-journal"))
 	return err
 }
 
@@ -275,7 +287,8 @@ func (b *bench) round(ctx context.Context, slice time.Duration) (round, error) {
 		}{
 			{kluisWarm, func() (run, error) { return b.kluis(ctx, b.warm, slice, n) }},
 			{hsmWarm, func() (run, error) { return b.hsmRun(slice/2, n, false) }},
-			{sqlFloor, func() (run, error) { return b.sqlRun(slice/2, n) }},
+			{sqlFloor, func() (run, error) { return b.sqlRun(slice/2, n, false) }},
+			{partCommit, func() (run, error) { return b.sqlRun(slice/4, n, true) }},
 			{tlsFloor, func() (run, error) { return b.tlsRun(ctx, "/verify", slice/2, n) }},
 			{tlsCached, func() (run, error) { return b.tlsRun(ctx, "/cached", slice/2, n) }},
 			{kluisCold, func() (run, error) { return b.kluis(ctx, b.cold, slice, n) }},
@@ -293,6 +306,13 @@ func (b *bench) round(ctx context.Context, slice time.Duration) (round, error) {
 			}
 			rd[m.name][n] = r
 		}
+	}
+	parts, err := b.proof.measure(slice / 8)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	for name, r := range parts {
+		rd[name] = map[int]run{1: r}
 	}
 	return rd, nil
 }
@@ -316,7 +336,7 @@ func (b *bench) kluis(ctx context.Context, p pool, d time.Duration, n int) (run,
 // usage is the CPU time so far of all who serve a request, and of the client.
 func (b *bench) usage(p pool) (map[string]time.Duration, error) {
 	u := map[string]time.Duration{clientCPU: selfCPU()}
-	var errs [3]error
+	var errs [4]error
 	u["gateway"], errs[0] = cpuOf(p.gateway)
 	for i, pid := range p.cryptoservers {
 		var err error
@@ -324,6 +344,7 @@ func (b *bench) usage(p pool) (map[string]time.Duration, error) {
 		errs[1] = errors.Join(errs[1], err)
 	}
 	u["postgresql"], errs[2] = cpuOfTree(b.ready.PostgresPID)
+	u[auditorCPU], errs[3] = cpuOf(b.ready.AuditorPID)
 	return u, errors.Join(errs[:]...)
 }
 
@@ -370,12 +391,13 @@ func loopRun(parts []*part, o order) (run, error) {
 	return newRun(took, wall, map[string]time.Duration{"loop": cpu}), nil
 }
 
-func (b *bench) sqlRun(d time.Duration, n int) (run, error) {
+// sqlRun measures the statements of a request, or only the commit of its record.
+func (b *bench) sqlRun(d time.Duration, n int, record bool) (run, error) {
 	before, err := cpuOfTree(b.ready.PostgresPID)
 	if err != nil {
 		return run{}, err
 	}
-	a, err := b.sql.work(order{For: d, Concurrency: n})
+	a, err := b.sql.work(order{For: d, Concurrency: n, Record: record})
 	if err != nil {
 		return run{}, err
 	}

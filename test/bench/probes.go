@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"kluis/authz"
+	"kluis/meter"
 )
 
 // A supplier that probes may not tell another's metering point from one that
@@ -25,6 +29,11 @@ type probing struct {
 	// Later is the share of pairs in which the foreign one was answered later:
 	// a half when there is nothing to see, give or take 1/sqrt(pairs).
 	Later float64 `json:"foreign_later"`
+	// Difference is the median by which the foreign one was answered later than
+	// the unknown one asked for beside it, and what it lies between with 95 %.
+	Difference float64 `json:"difference_ms"`
+	Least      float64 `json:"difference_least_ms"`
+	Most       float64 `json:"difference_most_ms"`
 }
 
 // probes measures readings and dry runs of metering points of others, beside
@@ -34,14 +43,9 @@ func (b *bench) probes(ctx context.Context, r *report, d time.Duration) error {
 	if err := b.client.authorise(ctx); err != nil {
 		return err
 	}
-	var foreign []string
-	for _, p := range b.ready.MeteringPoints {
-		if len(p.Access) > 0 && !slices.ContainsFunc(p.Access, func(a access) bool { return a.Supplier == b.ready.Suppliers[b.supplier].ID }) {
-			foreign = append(foreign, p.EAN)
-		}
-	}
-	if len(foreign) < 2 {
-		return errors.New("the demo has no metering points of other suppliers")
+	foreign, err := b.foreign(ctx, 2*b.firstForeign)
+	if err != nil {
+		return fmt.Errorf("metering points of another supplier: %w", err)
 	}
 	next := 0
 	unknown := func() string {
@@ -88,6 +92,7 @@ func (b *bench) probes(ctx context.Context, r *report, d time.Duration) error {
 // changes from pair to pair.
 func (p *probing) measure(ask func(string) (time.Duration, error), least int, d time.Duration, unknown func() string, foreign func(int) string) error {
 	var times [2][]time.Duration
+	var more []time.Duration // that the foreign one took
 	later := 0.0
 	for end := time.Now().Add(d); p.Pairs < least || time.Now().Before(end); p.Pairs++ {
 		eans := [2]string{unknown(), foreign(p.Pairs)}
@@ -100,6 +105,7 @@ func (p *probing) measure(ask func(string) (time.Duration, error), least int, d 
 			}
 			times[j] = append(times[j], took[j])
 		}
+		more = append(more, took[1]-took[0])
 		switch {
 		case took[1] > took[0]:
 			later++
@@ -109,7 +115,56 @@ func (p *probing) measure(ask func(string) (time.Duration, error), least int, d 
 	}
 	p.UnknownMS, p.ForeignMS = ms(median(times[0])), ms(median(times[1]))
 	p.Later = later / float64(p.Pairs)
+	p.Difference = ms(median(more))
+	least, most := between(len(more))
+	p.Least, p.Most = ms(more[least]), ms(more[most])
 	return nil
+}
+
+// between is where in n sorted values the median of what they are drawn from
+// lies with 95 %: how many of n fall below it is binomial.
+func between(n int) (least, most int) {
+	half := 1.96 * math.Sqrt(float64(n)) / 2
+	return max(0, int(math.Floor(float64(n)/2-half))), min(n-1, int(math.Ceil(float64(n)/2+half)))
+}
+
+// foreign makes metering points that another supplier supplies, sealed as in
+// earnest, and stores them. Nobody has asked for them.
+func (b *bench) foreign(ctx context.Context, n int) ([]string, error) {
+	var other meter.GLN
+	for i, s := range b.ready.Suppliers {
+		if i != b.supplier {
+			var err error
+			if other, err = meter.ParseGLN(s.ID); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if other == (meter.GLN{}) {
+		return nil, errors.New("the demo has one supplier")
+	}
+	var out []string
+	days := meter.DayRange{From: b.days.From - 100, To: meter.MaxDay}
+	for i := range n {
+		text := withCheckDigit(fmt.Sprintf("87197%012d", i))
+		ean, err := meter.ParseEAN(text)
+		if err != nil {
+			return nil, err
+		}
+		var file []byte
+		for version, step := range []authz.Step{
+			authz.Register{EAN: ean, Commodity: meter.Electricity}, authz.SetOccupancy{Days: days}, authz.SetSupply{Supplier: other, Days: days},
+		} {
+			if file, err = b.service.registrar.SealStep(ctx, file, step); err != nil {
+				return nil, err
+			}
+			if _, err := b.db.ExecContext(ctx, `INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, ean.Int64(), version+1, file); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, text)
+	}
+	return out, nil
 }
 
 func median(d []time.Duration) time.Duration {
@@ -156,13 +211,14 @@ func (b *bench) ownDryRun(ctx context.Context, r *report, d time.Duration) error
 func (r *report) printProbes(w io.Writer) {
 	fmt.Fprintln(w, "\nUnknown metering points beside other suppliers', asked for in turn, one request at a time")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\tpairs\tunknown ms\tforeign ms\tforeign later")
+	fmt.Fprintln(t, "\tpairs\tunknown ms\tforeign ms\tforeign later\tmedian of the differences, us (95 %)")
 	for _, p := range r.Probes {
 		name := p.Operation
 		if p.First {
 			name += ", never asked for before"
 		}
-		fmt.Fprintf(t, "%s\t%d\t%.3f\t%.3f\t%.0f %%\n", name, p.Pairs, p.UnknownMS, p.ForeignMS, 100*p.Later)
+		fmt.Fprintf(t, "%s\t%d\t%.3f\t%.3f\t%.0f %%\t%+.1f (%+.1f to %+.1f)\n", name, p.Pairs, p.UnknownMS, p.ForeignMS, 100*p.Later,
+			1000*p.Difference, 1000*p.Least, 1000*p.Most)
 	}
 	t.Flush()
 	fmt.Fprintf(w, "The dry run of an own metering point, all that is retained: median %s ms, 99%% %s ms\n", figure(r.DryRun.MedianMS), figure(r.DryRun.P99MS))

@@ -24,6 +24,7 @@ type report struct {
 	Rounds    []round                  `json:"rounds"`
 	Most      run                      `json:"most_clients"`
 	Memory    map[string]*memoryReport `json:"memory_mb"`
+	Evidence  []evidencePart           `json:"evidence"` // the figures are in the rounds
 	Probes    []probing                `json:"probes"`
 	DryRun    run                      `json:"dry_run"`
 	Service   [][]throughput           `json:"service"` // by round
@@ -123,6 +124,7 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s; load average before: %s\n", r.Date.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
 	if len(r.Rounds) > 0 {
 		r.printRequests(w)
+		r.printEvidence(w)
 		r.printProbes(w)
 	}
 	if len(r.Service) > 0 {

@@ -45,6 +45,7 @@ type readyFile struct {
 		PID int `json:"pid"`
 	} `json:"cryptoservers"`
 	GatewayPID  int    `json:"gateway_pid"`
+	AuditorPID  int    `json:"auditor_pid"`
 	PostgresPID int    `json:"postgres_pid"`
 	State       string `json:"state"`
 }
@@ -264,6 +265,7 @@ type subject struct {
 	days     meter.DayRange
 	fields   []meter.Field
 	keys     []envelope.KeyRecord
+	ids      []envelope.BlockID
 	items    []hsmItem
 }
 
@@ -373,6 +375,7 @@ func (w *world) readRows(ctx context.Context, s *subject) error {
 			}
 			id := envelope.BlockID{EAN: s.ean, Field: f.Code, Day: meter.Day(day), Resolution: meter.Resolution(resolution),
 				Version: uint32(version), KeyID: c.KeyID}
+			s.ids = append(s.ids, id)
 			s.items = append(s.items, hsmItem{Key: at[c.KeyID], IV: c.IV, AAD: id.AppendAAD(nil), Data: c.Body})
 		}
 		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
