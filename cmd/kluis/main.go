@@ -51,6 +51,7 @@ type cli struct {
 	Supplier    supplierCmd    `cmd:"" help:"Suppliers and their certificates."`
 	Supply      supplyCmd      `cmd:"" help:"Metering points: who supplies them, and when."`
 	Consent     consentCmd     `cmd:"" help:"Customers' consents."`
+	Staff       staffCmd       `cmd:"" help:"Demo only: tokens of the grid operator's employees."`
 	Explain     explainCmd     `cmd:"" help:"Make a recorded decision again: who asked what, when, and why it was given or not."`
 	Keys        keysCmd        `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
 	Audit       auditCmd       `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`

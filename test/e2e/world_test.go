@@ -30,6 +30,7 @@ type readyFile struct {
 	CAFile         string          `json:"ca_file"`
 	Audience       string          `json:"audience"`
 	Suppliers      []readySupplier `json:"suppliers"`
+	Portal         readyPortal     `json:"portal"`
 	MeteringPoints []readyPoint    `json:"metering_points"`
 	DatabaseURL    string          `json:"database_url"`
 	Cryptoservers  []struct {
@@ -50,6 +51,16 @@ type readySupplier struct {
 	ClientID        string `json:"client_id"`
 	CertificateFile string `json:"certificate_file"`
 	KeyFile         string `json:"key_file"`
+}
+
+// readyPortal is the customer-service portal, a client with a certificate.
+type readyPortal struct {
+	ClientID         string `json:"client_id"`
+	CertificateFile  string `json:"certificate_file"`
+	KeyFile          string `json:"key_file"`
+	IdentityProvider string `json:"identity_provider"`
+	IdentityAudience string `json:"identity_audience"`
+	IdentityDir      string `json:"identity_dir"`
 }
 
 type readyPoint struct {

@@ -154,6 +154,9 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.writePKI(d.plan); err != nil {
 		return err
 	}
+	if err := d.writeIdentity(); err != nil {
+		return err
+	}
 	// The cluster's lock also keeps a second demo out of this folder, so
 	// nothing that a running one uses is written before it is held.
 	if err := d.startDatabase(ctx); err != nil {
@@ -469,6 +472,10 @@ Be the supplier %s: get a token, then the monthly register reads of one of its c
     -H "Authorization: Bearer $TOKEN" \
     '%s'
 
+Be an employee who serves its customer: a token for one errand, from the development identity provider.
+
+  %s staff token --state %s --ean %s --view --reason 'customer on the line'
+
 The keys, who holds them, and what became of them:  %s keys status --state %s
 Whether any record of an access was altered:        %s audit verify --state %s
 Test metering points for every refusal and edge:    %s conformance list --state %s
@@ -479,6 +486,7 @@ Ctrl-C stops everything; the data stays in %s.
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
+		filepath.Join(d.BinDir, "kluis"), d.dir, p.EAN,
 		filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
 }
 

@@ -13,6 +13,7 @@ import (
 	"kluis/authz"
 	"kluis/cmd/kluis/backend"
 	"kluis/ingest"
+	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/devpg"
 	"kluis/meter"
@@ -39,12 +40,19 @@ func (d *demo) facts(ctx context.Context, operator config.Operator) error {
 			return err
 		}
 		_, err = reg.ChangeSupplier(ctx, s.gln, func(*authz.Supplier) (authz.SupplierFacts, error) {
-			return authz.SupplierFacts{GLN: s.gln, Name: s.name, Scopes: []string{"readings:read"},
+			return authz.SupplierFacts{GLN: s.gln, Name: s.name, Scopes: []string{authn.ScopeReadings, authn.ScopeConsents},
 				Certificates: []authz.Certificate{{Thumbprint: sha256.Sum256(cert.Raw), NotAfter: cert.NotAfter.UTC()}}}, nil
 		})
 		if err != nil {
 			return err
 		}
+	}
+	portal, err := d.operatorFacts()
+	if err != nil {
+		return err
+	}
+	if _, err := reg.ChangeSupplier(ctx, portal.GLN, func(*authz.Supplier) (authz.SupplierFacts, error) { return portal, nil }); err != nil {
+		return err
 	}
 	for _, pt := range d.plan.points {
 		_, err := reg.ChangeLegalFile(ctx, pt.ean, func(current *authz.LegalFile) ([]authz.Step, error) {
@@ -189,7 +197,7 @@ func (d *demo) describe(ctx context.Context, operator config.Operator, today met
 	defer reg.Close()
 	r := readyFile{
 		GatewayURL: "https://" + d.progress.Gateway, IssuerURL: "https://" + d.progress.Issuer, MetricsURL: "http://" + d.progress.Metrics + "/metrics",
-		CAFile: d.operatorCAFile(), Audience: audience, DatabaseURL: d.cluster.URL(devpg.Superuser, "kluis"), State: d.dir,
+		CAFile: d.operatorCAFile(), Audience: audience, DatabaseURL: d.cluster.URL(devpg.Superuser, "kluis"), State: d.dir, Portal: d.readyPortal(),
 	}
 	for _, s := range d.plan.suppliers {
 		cert, key := d.supplierPair(s)

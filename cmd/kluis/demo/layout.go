@@ -89,10 +89,9 @@ func (l layout) supplierPair(s supplier) (cert, key string) {
 	return l.path("pki", s.file+".crt"), l.path("pki", s.file+".key")
 }
 
-// stateFormat changes when a state folder of before cannot be gone on with. In
-// the first the tokens of the rotate role were missing: they would need the
-// KEK, which cannot leave the others.
-const stateFormat = 1
+// stateFormat changes when a state folder of before cannot be gone on with:
+// its keys, which cannot be taken out, or what is sealed in it.
+const stateFormat = 2
 
 // progress is what the demo remembers of how far its set-up came; it is
 // written after each part, so that an interrupted set-up goes on there.
@@ -137,7 +136,7 @@ func (l layout) loadProgress() (progress, error) {
 		return p, fmt.Errorf("%s is damaged (%w); remove %s to start afresh", l.progressFile(), err, l.dir)
 	}
 	if p.Format != stateFormat {
-		return p, fmt.Errorf("the demo in %s was made by another version of this program, and its keys cannot be taken out to go on with: remove the folder to start afresh, or choose another with --state (make demo STATE=dir)", l.dir)
+		return p, fmt.Errorf("the demo in %s was made by another version of this program and cannot be gone on with: remove the folder to start afresh, or choose another with --state (make demo STATE=dir)", l.dir)
 	}
 	return p, nil
 }
@@ -258,7 +257,8 @@ func (l layout) writePKI(pl *plan) error {
 			return err
 		}
 	}
-	return nil
+	_, _, err = suppliers.IssueFiles(dir, portalName, devpki.Leaf{CommonName: portalName})
+	return err
 }
 
 // writeProfile copies the Dutch profile once, with a retention that lets old
@@ -285,7 +285,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 		return config.Cryptoservers{Addresses: p.Cryptoserv, TLS: l.tls(identity, l.operatorCAFile())}
 	}
 	issuerURL, gatewayURL := "https://"+p.Issuer, "https://"+p.Gateway
-	issuers := []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: l.jwksFile()}}
+	issuers := []config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: l.jwksFile(), Staff: true}}
 	for i := range cryptoserverCount {
 		name := cryptoserverName(i)
 		token := func(role string) config.Token {
@@ -295,13 +295,14 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
 			Allow: map[string][]string{
 				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
-				"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
+				"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignStaffToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
 				"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian", "auditor"},
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
-			Token:  config.TokenIssue{Issuer: issuerURL, Audience: audience},
+			Token:       config.TokenIssue{Issuer: issuerURL, Audience: audience},
+			OperatorGLN: operatorGLN, IdentityProviders: l.identityProviders(),
 			Module: module,
 			Tokens: config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")},
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
@@ -316,13 +317,13 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 	if err := config.Write(l.gatewayConfig(), config.Gateway{
 		Listen: p.Gateway, MetricsListen: p.Metrics, PublicURL: gatewayURL, TLS: l.tls("gateway", l.supplierCAFile()),
 		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(),
-		Issuers: issuers, Cryptoservers: pool("gateway"), RequestTimeout: config.Duration(10 * time.Second),
+		Issuers: issuers, OperatorGLN: operatorGLN, Cryptoservers: pool("gateway"), RequestTimeout: config.Duration(10 * time.Second),
 	}); err != nil {
 		return err
 	}
 	if err := config.Write(l.issuerConfig(), config.IssuerProcess{
 		Listen: p.Issuer, URL: issuerURL, TLS: l.tls("issuer", l.supplierCAFile()), DatabaseURL: dbURL("kluis_issuer"),
-		SealKeysFile: l.sealKeysFile(), JWKSFile: l.jwksFile(), Cryptoservers: pool("issuer"),
+		SealKeysFile: l.sealKeysFile(), JWKSFile: l.jwksFile(), OperatorGLN: operatorGLN, Cryptoservers: pool("issuer"),
 	}); err != nil {
 		return err
 	}

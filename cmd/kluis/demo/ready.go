@@ -19,6 +19,7 @@ type readyFile struct {
 	CAFile         string          `json:"ca_file"` // of the servers' certificates
 	Audience       string          `json:"audience"`
 	Suppliers      []readySupplier `json:"suppliers"`
+	Portal         readyPortal     `json:"portal"`
 	MeteringPoints []readyPoint    `json:"metering_points"`
 	DatabaseURL    string          `json:"database_url"` // as superuser
 	Cryptoservers  []readyProcess  `json:"cryptoservers"`
