@@ -300,17 +300,19 @@ func (pl *registerPlan) supply(r *registerRow, now time.Time) {
 		return
 	}
 	begin, _ := pl.bounds(r.supplier)
-	periods := pl.draft.SupplyPeriods()
+	var open meter.Day // from when on the last period is, if it is open
+	if periods := pl.draft.SupplyPeriods(); len(periods) > 0 {
+		open = periods[len(periods)-1].Days.From
+	}
 	var conflict *stretch
 	for _, have := range supplied(pl.draft) {
-		open := have.days.To == meter.MaxDay
+		lasts := have.days.To == meter.MaxDay
 		switch {
 		case have.days.Intersect(r.supply).Empty():
-		case have.supplier != r.supplier && open && have.days.From < r.supply.From: // it ends with this one
-		case have.supplier == r.supplier && open && slices.Contains(begin, r.supply.From) && periods[len(periods)-1].Days.From < r.supply.To && r.supply.To != meter.MaxDay:
-			// It ended. The period that is open may have begun later than the row's.
-			days := meter.DayRange{From: periods[len(periods)-1].Days.From, To: r.supply.To}
-			pl.step(r, colSupplyTo, authz.SetSupply{Supplier: r.supplier, Days: days}, now)
+		case have.supplier != r.supplier && lasts && open < r.supply.From: // it ends with this one
+		case have.supplier == r.supplier && lasts && slices.Contains(begin, r.supply.From) && open < r.supply.To && r.supply.To != meter.MaxDay:
+			// It ended. The last period may have begun later than the row's.
+			pl.step(r, colSupplyTo, authz.SetSupply{Supplier: r.supplier, Days: meter.DayRange{From: open, To: r.supply.To}}, now)
 			return
 		case conflict == nil:
 			conflict = &have
@@ -327,14 +329,14 @@ func (pl *registerPlan) supply(r *registerRow, now time.Time) {
 	}
 }
 
-// correctSupply corrects whatever the draft says otherwise than the extract, of
-// all days from the first one that the extract speaks of: that is the day on
-// which its first period begins, or on which the legal file has that begin.
+// correctSupply corrects whatever the draft says otherwise than the extract, from
+// the day on which the extract's first period begins, or on which the legal file
+// has it begin: what that supplier supplied up to there is taken for the same.
 func (pl *registerPlan) correctSupply(want []stretch, now time.Time) {
 	have := supplied(pl.draft)
 	from := want[0].days.From
 	for _, h := range have {
-		if h.supplier == want[0].supplier && h.days.From < from && h.days.To > from {
+		if h.supplier == want[0].supplier && h.days.From < from && h.days.To >= from {
 			from = h.days.From
 		}
 	}
