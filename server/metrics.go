@@ -36,7 +36,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"fault"}),
 		evidence: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_gateway_evidence_invalid_total",
-			Help: "Sealed facts in the database that do not verify, by kind: supplier or legal_file. Wants an operator.",
+			Help: "Sealed facts in the database that do not verify, by kind: supplier, legal_file or access_record (as often as somebody looks). Wants an operator.",
 		}, []string{"kind"}),
 		age: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "kluis_gateway_evidence_age_seconds",
@@ -53,6 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m.faults.WithLabelValues(faultDamaged)
 	m.evidence.WithLabelValues("supplier")
 	m.evidence.WithLabelValues("legal_file")
+	m.evidence.WithLabelValues("access_record")
 	return m, errors.Join(errs...)
 }
 

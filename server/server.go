@@ -199,6 +199,7 @@ type Config struct {
 	Sealer         Sealer
 	Steps          Steps
 	Recorder       Recorder
+	AccessLog      AccessLog
 	Health         Health
 	PublicURL      string        // https://host:port, for links
 	RequestTimeout time.Duration // of a whole request
@@ -218,6 +219,7 @@ type Server struct {
 	sealer   Sealer
 	steps    Steps
 	recorder Recorder
+	accesses AccessLog
 	health   Health
 	public   *url.URL
 	timeout  time.Duration
@@ -231,7 +233,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
-		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -242,7 +244,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
-		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
+		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
 	}
 	if s.metrics, err = newMetrics(c.Metrics); err != nil {
 		return nil, err
@@ -296,6 +298,16 @@ var routes = []route{
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/consents", token: true, check: checkEAN,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListConsents },
+	},
+	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/access-log", token: true,
+		query: []string{"from", "to", "occupancy", "supplier", "lang", "cursor", "limit"}, check: checkAccessLog,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc {
+			return func(rw http.ResponseWriter, r *http.Request) {
+				callOf(r.Context()).media = negotiate(r.Header.Values("Accept"))
+				w.GetAccessLog(rw, r)
+			}
+		},
 	},
 	{
 		method: http.MethodPost, path: "/v1/consents", token: true, body: true, check: checkNewConsent,
@@ -375,6 +387,7 @@ type call struct {
 	token    string
 	supplier []byte // sealed record
 	body     []byte // of an operation that has one
+	media    string // of the answer of one that has several; "": Accept allows none
 }
 
 type callKey struct{}

@@ -92,6 +92,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Sealer:         sealer{pool, profile.Digest()},
 		Steps:          steps{db},
 		Recorder:       db,
+		AccessLog:      accesses{db},
 		Health:         health{db, pool, profile.Digest()},
 		PublicURL:      cfg.PublicURL,
 		RequestTimeout: time.Duration(cfg.RequestTimeout),
@@ -125,6 +126,18 @@ func (r rows) Stored(ctx context.Context, grants []authz.Grant) ([]server.Stored
 	out := make([]server.StoredRun, len(found))
 	for i, run := range found {
 		out[i] = server.StoredRun(run)
+	}
+	return out, err
+}
+
+// accesses gives the database's rows of the access log the server's types.
+type accesses struct{ *postgres.Gateway }
+
+func (a accesses) AccessLog(ctx context.Context, ean meter.EAN, after server.LogPlace, since time.Time, limit int) ([]server.LogRow, error) {
+	found, err := a.Gateway.AccessLog(ctx, ean, postgres.LogPlace(after), since, limit)
+	out := make([]server.LogRow, len(found))
+	for i, r := range found {
+		out[i] = server.LogRow{Place: server.LogPlace(r.Place), Record: r.Record, Receipt: r.Receipt}
 	}
 	return out, err
 }

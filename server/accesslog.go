@@ -1,0 +1,606 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+	openapi_types "github.com/oapi-codegen/runtime/types"
+
+	"kluis/authz"
+	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
+	"kluis/meter"
+	"kluis/openapi"
+)
+
+// AccessLog reads back what a Recorder keeps. An error means that the database
+// did not serve.
+type AccessLog interface {
+	// AccessLog returns at most limit rows of a metering point, latest first:
+	// those that follow a place, and were recorded at since or later. Fewer than
+	// limit: there are no more.
+	AccessLog(ctx context.Context, ean meter.EAN, after LogPlace, since time.Time, limit int) ([]LogRow, error)
+	// Suppliers returns the current sealed records of parties; of who has none,
+	// none.
+	Suppliers(ctx context.Context, glns []meter.GLN) (map[meter.GLN][]byte, error)
+}
+
+// LogPlace is a place between the rows of a metering point: after the row of an
+// interaction, recorded at a time. With a zero Interaction it is before all
+// rows of that time.
+type LogPlace struct {
+	At          time.Time // UTC, microseconds
+	Interaction [16]byte
+}
+
+// LogRow is a row of the access log as it is stored.
+type LogRow struct {
+	Place           LogPlace
+	Record, Receipt []byte
+}
+
+const (
+	// maxStatement is how many requests a statement or a table holds.
+	maxStatement = 10_000
+	// logBatch is how many rows are fetched at once.
+	logBatch = 500
+	// logSkew is how far the time at which a request was decided, by a gateway's
+	// clock, may lie from that at which it was recorded, by the database's. The
+	// log is ordered by the second; days are those of the first.
+	logSkew = 10 * time.Minute
+)
+
+// forever is later than any record.
+var forever = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// logBounds bound one answer: its entries, and what is looked at and held for
+// it. What does not fit is in the next one.
+type logBounds struct {
+	entries int
+	rows    int // read, shown or not
+	runs    int // of granted days, of all entries
+}
+
+func pageBounds(limit int) logBounds { return logBounds{entries: limit, rows: 10_000, runs: 20_000} }
+func statementBounds() logBounds {
+	return logBounds{entries: maxStatement, rows: 200_000, runs: 100_000}
+}
+
+// logParams are the parameters of getAccessLog as text; empty: not given.
+type logParams struct{ ean, from, to, occupancy, supplier, lang, cursor, limit string }
+
+func boundLogParams(r openapi.GetAccessLogRequestObject) logParams {
+	p := logParams{ean: r.Ean}
+	for _, d := range []struct {
+		to   *string
+		from *openapi_types.Date
+	}{{&p.from, r.Params.From}, {&p.to, r.Params.To}, {&p.occupancy, r.Params.Occupancy}} {
+		if d.from != nil {
+			*d.to = d.from.String()
+		}
+	}
+	if r.Params.Supplier != nil {
+		p.supplier = *r.Params.Supplier
+	}
+	if r.Params.Lang != nil {
+		p.lang = string(*r.Params.Lang)
+	}
+	if r.Params.Cursor != nil {
+		p.cursor = *r.Params.Cursor
+	}
+	if r.Params.Limit != nil {
+		p.limit = strconv.Itoa(*r.Params.Limit)
+	}
+	return p
+}
+
+// logQuery is a request for the access log understood.
+type logQuery struct {
+	sent      logParams
+	media     string // of the answer; "" when Accept allows none
+	ean       meter.EAN
+	days      meter.DayRange // on which the requests were made
+	occupancy meter.Day
+	chosen    bool      // occupancy was said
+	supplier  meter.GLN // zero: everybody
+	after     LogPlace
+	limit     int
+}
+
+func (p logParams) parse(media string, loc *time.Location) (logQuery, paramErrors) {
+	q := logQuery{sent: p, media: media, days: meter.DayRange{To: meter.MaxDay}, after: LogPlace{At: forever}, limit: defaultLimit}
+	var errs paramErrors
+	var err error
+	if q.ean, err = meter.ParseEAN(p.ean); err != nil {
+		errs.add("/path/ean", wantEAN)
+	}
+	day := func(name, s string, d *meter.Day) bool {
+		if s == "" {
+			return false
+		}
+		v, err := meter.ParseDay(s)
+		if err != nil {
+			errs.add("/query/"+name, wantDay)
+			return false
+		}
+		*d = v
+		return true
+	}
+	day("from", p.from, &q.days.From)
+	if day("to", p.to, &q.days.To) {
+		q.after.At = q.days.To.Start(loc).Add(logSkew).UTC()
+		if q.days.Empty() {
+			errs.add("/query/to", "must be later than from")
+		}
+	}
+	q.chosen = day("occupancy", p.occupancy, &q.occupancy)
+	if p.supplier != "" {
+		if q.supplier, err = meter.ParseGLN(p.supplier); err != nil {
+			errs.add("/query/supplier", wantGLN)
+		}
+	}
+	if p.lang != "" && words[p.lang] == nil {
+		errs.add("/query/lang", "must be one of nl, en")
+	}
+	if p.cursor != "" {
+		if q.after, err = decodeLogCursor(p.cursor); err != nil {
+			errs.add("/query/cursor", wantCursor)
+		}
+	}
+	if p.limit != "" {
+		if q.limit, err = strconv.Atoi(p.limit); err != nil || q.limit < 10 || q.limit > 1000 {
+			errs.add("/query/limit", "must be an integer from 10 to 1000")
+		}
+	}
+	if media == mediaHTML || media == mediaCSV {
+		for name, s := range map[string]string{"cursor": p.cursor, "limit": p.limit} {
+			if s != "" {
+				errs.add("/query/"+name, "must be given for application/json only: other media types hold the whole period")
+			}
+		}
+	}
+	if len(errs) > 0 {
+		slices.SortStableFunc(errs, func(a, b openapi.ParameterError) int { return strings.Compare(a.Pointer, b.Pointer) })
+		return logQuery{}, errs
+	}
+	return q, nil
+}
+
+// checkAccessLog finds the faults of a getAccessLog request that the contract
+// cannot say.
+func checkAccessLog(s *Server, r *http.Request) paramErrors {
+	q := r.URL.Query()
+	_, errs := logParams{
+		ean: chi.URLParam(r, "ean"), from: q.Get("from"), to: q.Get("to"), occupancy: q.Get("occupancy"), supplier: q.Get("supplier"),
+		lang: q.Get("lang"), cursor: q.Get("cursor"), limit: q.Get("limit"),
+	}.parse(negotiate(r.Header.Values("Accept")), s.profile.Location())
+	return errs
+}
+
+// GetAccessLog answers GET /v1/metering-points/{ean}/access-log.
+func (s *Server) GetAccessLog(ctx context.Context, r openapi.GetAccessLogRequestObject) (openapi.GetAccessLogResponseObject, error) {
+	c := callOf(ctx)
+	if c.media == "" {
+		return nil, fail(notAcceptable, nil)
+	}
+	q, errs := boundLogParams(r).parse(c.media, s.profile.Location())
+	if len(errs) > 0 {
+		return nil, failParams(errs)
+	}
+	d, err := s.accessLog(ctx, c, q)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// accessLog takes a request from the legal file, which says whose days are
+// whose, to the committed record. Nothing of the log leaves before.
+func (s *Server) accessLog(ctx context.Context, c *call, q logQuery) (*document, error) {
+	now := s.now()
+	rec := s.newRecord(ctx, c.caller, now)
+	rec.Operation, rec.EAN, rec.Profile = audit.AccessLog, q.ean, s.profile.Digest()
+	if c.caller.Employee() == nil { // the contract's table says so too
+		return nil, fail(notPermitted, errors.New("an access log is for employees"))
+	}
+	if err := s.onErrand(ctx, c, rec); err != nil {
+		return nil, err
+	}
+	sealed, err := s.facts.LegalFile(ctx, q.ean)
+	if err != nil {
+		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
+	}
+	file, err := s.legalFile(sealed, q.ean)
+	if err != nil {
+		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
+	}
+	if file == nil {
+		return nil, s.refuseNoRelation(ctx, rec, authz.ErrNoRelation)
+	}
+	rec = on(rec, file)
+	occupancy, ok := occupancyOf(file, q, meter.DayOf(now, s.profile.Location()))
+	if !ok {
+		return nil, s.refuse(ctx, rec, audit.Refused, failParams(paramErrors{{Pointer: "/query/occupancy", Reason: wantOccupancy}}))
+	}
+
+	v := &logView{profile: s.profile, file: file, occupancy: occupancy, query: q, bounds: pageBounds(q.limit)}
+	if q.media != mediaJSON {
+		v.bounds = statementBounds()
+	}
+	if err := v.collect(ctx, s.accesses); err != nil {
+		return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("access log: %w", err)))
+	}
+	s.metrics.evidence.WithLabelValues("access_record").Add(float64(len(v.unreadable)))
+	if err := s.nameCallers(ctx, v); err != nil {
+		return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("supplier records: %w", err)))
+	}
+	d, err := s.renderLog(ctx, c, v, now)
+	if err != nil {
+		return nil, s.recordFailure(ctx, rec, fmt.Errorf("rendering an access log: %w", err))
+	}
+	rec.Outcome, rec.Days = audit.Given, occupancy.Days
+	if err := s.record(ctx, rec); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+const wantOccupancy = "must be the first day of an occupancy of this metering point; it may be absent only while somebody lives there"
+
+// occupancyOf finds the customer's time at the metering point.
+func occupancyOf(f *authz.LegalFile, q logQuery, today meter.Day) (authz.Occupancy, bool) {
+	if !q.chosen {
+		return f.OccupancyAt(today)
+	}
+	o, ok := f.OccupancyAt(q.occupancy)
+	return o, ok && o.Days.From == q.occupancy
+}
+
+// nameCallers gives callers their names: those of their sealed records, as far
+// as these verify.
+func (s *Server) nameCallers(ctx context.Context, v *logView) error {
+	var glns []meter.GLN
+	for i := range v.entries {
+		if gln := v.entries[i].supplier; !slices.Contains(glns, gln) {
+			glns = append(glns, gln)
+		}
+	}
+	if len(glns) == 0 {
+		return nil
+	}
+	records, err := s.accesses.Suppliers(ctx, glns)
+	if err != nil {
+		return err
+	}
+	names := make(map[meter.GLN]string, len(records))
+	for gln, sealed := range records {
+		record, err := s.seals.Supplier(sealed)
+		if err != nil || record.GLN() != gln {
+			s.metrics.evidence.WithLabelValues("supplier").Inc()
+			continue
+		}
+		names[gln] = record.Name()
+	}
+	for i := range v.entries {
+		if name, ok := names[v.entries[i].supplier]; ok {
+			v.entries[i].Caller.Name = &name
+		}
+	}
+	return nil
+}
+
+// logView is what the customer of an occupancy is shown of the access log.
+//
+// A request is the customer's to see when it concerns the occupancy:
+//   - Readings, and a dry run, that asked for days of which one or more belong
+//     to it: no matter who asked, when, and what came of it.
+//   - A step of a consent, or a look at it, whose consent a customer of this
+//     occupancy was asked for or gave.
+//   - An access log told, of days that belong to it.
+//   - Anything else (a step that made or found no consent, a look at all
+//     consents, an access log refused) made on a day that belongs to it.
+//
+// Days asked for and granted are cut to the occupancy. What is cut off, and all
+// other requests, are another customer's. The read at the start of a day on
+// which customers change is both the last of the one and the first of the
+// other, and counts with the days asked for.
+type logView struct {
+	profile   *meter.Profile
+	file      *authz.LegalFile
+	occupancy authz.Occupancy
+	query     logQuery
+	bounds    logBounds
+
+	entries    []logEntry
+	unreadable []openapi_types.UUID
+	next       *LogPlace // where to go on; nil: that was all
+}
+
+// logEntry is an entry, and what naming its caller takes.
+type logEntry struct {
+	openapi.AccessLogEntry
+	supplier meter.GLN
+}
+
+// collect reads the log, latest first, until an answer is full.
+func (v *logView) collect(ctx context.Context, log AccessLog) error {
+	loc := v.profile.Location()
+	since := time.Unix(0, 0).UTC()
+	if v.query.days.From > 0 {
+		since = v.query.days.From.Start(loc).Add(-logSkew).UTC()
+	}
+	after, rows, runs := v.query.after, 0, 0
+	for {
+		batch, err := log.AccessLog(ctx, v.query.ean, after, since, logBatch)
+		if err != nil {
+			return err
+		}
+		for i := range batch {
+			if len(v.entries)+len(v.unreadable) >= v.bounds.entries || rows >= v.bounds.rows || runs >= v.bounds.runs {
+				v.next = &after
+				return nil
+			}
+			rows++
+			after = batch[i].Place
+			e, concerned, err := v.entry(&batch[i])
+			switch {
+			case err != nil:
+				v.unreadable = append(v.unreadable, after.Interaction)
+			case concerned:
+				v.entries = append(v.entries, e)
+				runs += len(e.Granted)
+			}
+		}
+		if len(batch) < logBatch {
+			return nil
+		}
+	}
+}
+
+var errUnreadable = errors.New("not what a gateway records")
+
+// entry reads a row, and says whether it is one of those asked for. An error:
+// the row is not what a gateway records, so that it cannot be said whom it
+// concerns.
+func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
+	rec, err := audit.Parse(row.Record, row.Receipt)
+	if err != nil {
+		return logEntry{}, false, err
+	}
+	if rec.InteractionID != row.Place.Interaction || rec.EAN != v.file.EAN() {
+		return logEntry{}, false, errUnreadable
+	}
+	opened := 0
+	if len(rec.Receipt) > 0 {
+		rc, err := envelope.ParseReceipt(rec.Receipt)
+		if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier ||
+			rc.TokenID != rec.TokenID || rc.Purpose != rec.Purpose {
+			return logEntry{}, false, errUnreadable
+		}
+		opened = int(rc.Opened)
+	}
+	e := logEntry{supplier: rec.Supplier}
+	e.InteractionId, e.At = rec.InteractionID, rec.At
+	if e.Operation, e.Outcome, err = operationOf(&rec); err != nil {
+		return logEntry{}, false, err
+	}
+	granted, own, whole, err := v.granted(&rec)
+	if err != nil {
+		return logEntry{}, false, err
+	}
+	if !whole {
+		opened = min(opened, own)
+	}
+	e.Opened, e.Granted = opened, granted
+	e.Caller.Gln = rec.Supplier.String()
+	if rec.Employee != "" {
+		e.Caller.Employee, e.Caller.Reason = &rec.Employee, &rec.Reason
+	}
+	if rec.Purpose != 0 {
+		p := openapi.Purpose(rec.Purpose.String())
+		e.Purpose = &p
+	}
+	if rec.Operation == audit.Readings || rec.Operation == audit.DryRun {
+		asked := rec.Days.Intersect(v.occupancy.Days)
+		from, to := date(asked.From), date(asked.To)
+		e.From, e.To = &from, &to
+	}
+	if rec.ConsentID != [16]byte{} {
+		id := openapi_types.UUID(rec.ConsentID)
+		e.ConsentId = &id
+	}
+	if rec.Action != 0 {
+		step := openapi.AccessLogEntryStep(steps[rec.Action])
+		e.Step = &step
+	}
+	made := meter.DayOf(rec.At, v.profile.Location())
+	wanted := v.query.days.Contains(made) && (v.query.supplier.IsZero() || v.query.supplier == rec.Supplier)
+	return e, wanted && v.concerns(&rec, made), nil
+}
+
+// concerns says whether a request is the customer's to see; made is the day it
+// was made on.
+func (v *logView) concerns(rec *audit.Record, made meter.Day) bool {
+	switch rec.Operation {
+	case audit.Readings, audit.DryRun:
+		return !rec.Days.Intersect(v.occupancy.Days).Empty()
+	case audit.AccessLog:
+		if !rec.Days.Empty() {
+			return !rec.Days.Intersect(v.occupancy.Days).Empty()
+		}
+	case audit.Consents, audit.ConsentStep:
+		if c, ok := v.file.Consent(rec.ConsentID); ok {
+			return c.Occupancy == v.occupancy.Days.From
+		}
+	}
+	return v.occupancy.Days.Contains(made)
+}
+
+// granted is what was given, or told to be readable, of the customer's days; on
+// how many days of fields that is at most, reads at the end of a period counted
+// as well; and whether it is all that was granted.
+func (v *logView) granted(rec *audit.Record) (out []openapi.AccessLogGranted, own int, whole bool, err error) {
+	out, whole = []openapi.AccessLogGranted{}, true // [] and not null
+	days := make(map[meter.FieldCode]meter.DaySet)
+	for _, g := range rec.Granted {
+		f, known := v.profile.FieldByCode(g.Field)
+		granularity, basis := openapi.Resolution(g.Granularity.String()), openapi.LegalBasis(g.Basis.String())
+		if !known || !granularity.Valid() || !basis.Valid() {
+			return nil, 0, false, errUnreadable
+		}
+		mine := g.Days.Intersect(meter.NewDaySet(v.occupancy.Days))
+		whole = whole && mine.Equal(g.Days)
+		days[g.Field] = days[g.Field].Union(mine)
+		if rec.Outcome == audit.Failed {
+			continue // decided, and not given
+		}
+		for _, run := range mine.Ranges() {
+			out = append(out, openapi.AccessLogGranted{
+				Field: f.Name, From: date(run.From), To: date(run.To), Granularity: granularity, LegalBasis: basis, Rule: g.Rule,
+			})
+		}
+	}
+	for _, d := range days {
+		own += d.Len() + len(d.Ranges())
+	}
+	return out, own, whole, nil
+}
+
+// steps are the contract's words.
+var steps = map[authz.ConsentAction]string{
+	authz.ActionRegister: "REGISTER", authz.ActionGrant: "GRANT", authz.ActionReject: "REJECT", authz.ActionRevoke: "REVOKE", authz.ActionRequest: "REQUEST",
+}
+
+// operationOf says in the contract's words what was asked, and what came of it.
+func operationOf(rec *audit.Record) (openapi.AccessLogEntryOperation, openapi.AccessLogEntryOutcome, error) {
+	operation, ok := map[audit.Operation]openapi.AccessLogEntryOperation{
+		audit.Readings: openapi.READINGS, audit.DryRun: openapi.DRYRUN, audit.Consents: openapi.CONSENTS,
+		audit.ConsentStep: openapi.CONSENTSTEP, audit.AccessLog: openapi.ACCESSLOG,
+	}[rec.Operation]
+	if !ok { // a list names no metering point
+		return "", "", errUnreadable
+	}
+	outcome, ok := map[audit.Outcome]openapi.AccessLogEntryOutcome{
+		audit.Given: openapi.GIVEN, audit.Partly: openapi.PARTLY, audit.Withheld: openapi.WITHHELD,
+		audit.NoRelation: openapi.REFUSED, audit.Refused: openapi.REFUSED, audit.Failed: openapi.FAILED,
+	}[rec.Outcome]
+	if !ok {
+		return "", "", errUnreadable
+	}
+	return operation, outcome, nil
+}
+
+// renderLog makes the whole answer, in memory.
+func (s *Server) renderLog(ctx context.Context, c *call, v *logView, now time.Time) (*document, error) {
+	interaction := eventOf(ctx).interaction
+	switch v.query.media {
+	case mediaHTML:
+		operator, err := s.seals.Supplier(c.supplier)
+		if err != nil {
+			return nil, err // it was verified a moment ago
+		}
+		return v.html(operator, interaction, now, s.restOf(v))
+	case mediaCSV:
+		return v.csv(now, s.restOf(v))
+	}
+	return v.json(interaction, s.nextOf(v))
+}
+
+func (v *logView) json(interaction uuid.UUID, next *string) (*document, error) {
+	out := openapi.AccessLog{
+		InteractionId: interaction, Ean: v.file.EAN().String(), TimeZone: v.profile.Location().String(),
+		Entries: make([]openapi.AccessLogEntry, len(v.entries)), Unreadable: []openapi_types.UUID{}, // [] and not null
+	}
+	for i := range v.entries {
+		out.Entries[i] = v.entries[i].AccessLogEntry
+	}
+	out.Unreadable = append(out.Unreadable, v.unreadable...)
+	out.Occupancy.From = date(v.occupancy.Days.From)
+	if v.occupancy.Days.To != meter.MaxDay {
+		to := date(v.occupancy.Days.To)
+		out.Occupancy.To = &to
+	}
+	out.Links.Next = next
+	b, err := json.Marshal(out)
+	if err != nil {
+		return nil, err
+	}
+	return &document{media: mediaJSON, body: append(b, '\n')}, nil
+}
+
+// link is the address of another part of what v shows.
+func (s *Server) link(v *logView, change func(url.Values)) string {
+	q := url.Values{"occupancy": {v.occupancy.Days.From.String()}} // said: they may move out before the next page
+	for name, value := range map[string]string{"from": v.query.sent.from, "to": v.query.sent.to, "supplier": v.query.sent.supplier, "lang": v.query.sent.lang} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	change(q)
+	u := *s.public
+	u.Path = "/v1/metering-points/" + v.file.EAN().String() + "/access-log"
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// nextOf is the next page; nil when that was the last.
+func (s *Server) nextOf(v *logView) *string {
+	if v.next == nil {
+		return nil
+	}
+	link := s.link(v, func(q url.Values) {
+		q.Set("cursor", encodeLogCursor(*v.next))
+		q.Set("limit", strconv.Itoa(v.query.limit))
+	})
+	return &link
+}
+
+// rest is what a statement that is full leaves out: the requests of a day, some
+// of which it may have, and of those before.
+type rest struct {
+	day  meter.Day
+	link string
+}
+
+// restOf says where the rest of a statement is; nil when it is whole.
+func (s *Server) restOf(v *logView) *rest {
+	if v.next == nil {
+		return nil
+	}
+	last := meter.DayOf(v.next.At.Add(logSkew), s.profile.Location())
+	return &rest{last, s.link(v, func(q url.Values) { q.Set("to", (last + 1).String()) })}
+}
+
+// document is an answer of one of several media types.
+type document struct {
+	media  string
+	header map[string]string
+	body   []byte
+}
+
+// VisitGetAccessLogResponse sends it.
+func (d *document) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+	h := w.Header()
+	h.Set("Content-Type", d.media)
+	if d.media != mediaJSON {
+		h.Set("Content-Type", d.media+"; charset=utf-8")
+	}
+	h.Set("Content-Length", strconv.Itoa(len(d.body)))
+	h.Set("Vary", "Accept")
+	for name, value := range d.header {
+		h.Set(name, value)
+	}
+	w.WriteHeader(http.StatusOK)
+	_, err := w.Write(d.body)
+	return err
+}

@@ -1,0 +1,312 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	openapi_types "github.com/oapi-codegen/runtime/types"
+
+	"kluis/authz"
+	"kluis/meter"
+	"kluis/openapi"
+)
+
+//go:embed templates/statement.html templates/statement.css
+var templates embed.FS
+
+// The page is one file: its style is in it, and its policy lets a browser load
+// nothing, run nothing and use no other style.
+var (
+	statementCSS      = string(mustRead("templates/statement.css"))
+	statementTemplate = template.Must(template.New("statement").Parse(string(mustRead("templates/statement.html"))))
+	statementPolicy   = "default-src 'none'; style-src 'sha256-" + styleHash(statementCSS) +
+		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+func mustRead(name string) []byte {
+	b, err := templates.ReadFile(name)
+	if err != nil {
+		panic(err) // it is embedded
+	}
+	return b
+}
+
+func styleHash(css string) string {
+	sum := sha256.Sum256([]byte(css))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// statement is what the page shows.
+type statement struct {
+	W   *statementWords
+	CSS template.CSS
+
+	EAN, Commodity          string
+	Operator, OperatorGLN   string
+	Occupancy, Requests     string
+	Filter                  string
+	Made, Zone, Interaction string
+	Counts                  []statementCount
+	Parties                 []statementParty
+	Entries                 []statementEntry
+	Unreadable              []string
+	Cut                     string
+	Bases, Purposes, Others [][2]string
+}
+
+type statementCount struct {
+	N    int
+	What string
+}
+
+// statementParty is all that one party asked for.
+type statementParty struct {
+	Name, GLN             string
+	Requests, Given       int
+	Data, Bases, Purposes []string
+	Latest                string
+
+	codes map[string][]string // what is in the lists, by the contract's words
+}
+
+type statementEntry struct {
+	At               string // RFC 3339
+	Day, Time        string
+	Name, GLN        string
+	Employee, Reason string
+	Asked, Purpose   string
+	AskedDays        string
+	Consent          string
+	Result           string
+	Lead             string
+	Granted          []string
+	Opened           string
+	Reference        string
+}
+
+// html is the statement to print.
+func (v *logView) html(operator *authz.Supplier, interaction uuid.UUID, now time.Time, more *rest) (*document, error) {
+	w, loc := words[v.query.sent.lang], v.profile.Location()
+	st := &statement{
+		W: w, CSS: template.CSS(statementCSS), EAN: v.file.EAN().String(), Commodity: w.Electricity,
+		Operator: operator.Name(), OperatorGLN: operator.GLN().String(),
+		Requests: w.requests(v.query.days), Made: w.day(meter.DayOf(now, loc)) + ", " + now.In(loc).Format("15:04"),
+		Zone: fmt.Sprintf(w.Zone, loc), Interaction: interaction.String(),
+	}
+	if v.file.Commodity() == meter.Gas {
+		st.Commodity = w.Gas
+	}
+	if d := v.occupancy.Days; d.To == meter.MaxDay {
+		st.Occupancy = fmt.Sprintf(w.Since, w.day(d.From))
+	} else {
+		st.Occupancy = fmt.Sprintf(w.Until, w.day(d.From), w.day(d.To-1))
+	}
+	for i := range v.entries {
+		st.Entries = append(st.Entries, w.entry(&v.entries[i], loc))
+	}
+	st.summarise(v.entries, loc)
+	if !v.query.supplier.IsZero() {
+		st.Filter = v.query.supplier.String()
+		if len(st.Parties) > 0 && st.Parties[0].Name != "" {
+			st.Filter = st.Parties[0].Name + ", " + st.Filter
+		}
+	}
+	for _, id := range v.unreadable {
+		st.Unreadable = append(st.Unreadable, id.String())
+	}
+	d := &document{media: mediaHTML, header: map[string]string{
+		"Content-Security-Policy": statementPolicy, "Referrer-Policy": "no-referrer", "Content-Language": w.Lang,
+	}}
+	if more != nil {
+		st.Cut = fmt.Sprintf(w.Cut, len(v.entries), w.day(more.day))
+		d.header["Link"] = "<" + more.link + `>; rel="next"`
+	}
+	var b bytes.Buffer
+	if err := statementTemplate.Execute(&b, st); err != nil {
+		return nil, err
+	}
+	d.body = b.Bytes()
+	return d, nil
+}
+
+// day is a day as people write it.
+func (w *statementWords) day(d meter.Day) string {
+	y, m, dd := d.Date()
+	return fmt.Sprintf("%d %s %d", dd, w.months[m-1], y)
+}
+
+func (w *statementWords) run(from, to openapi_types.Date) string {
+	first, last := meter.DayFromDate(from.Date()), meter.DayFromDate(to.Date())-1
+	if first == last {
+		return w.day(first)
+	}
+	return fmt.Sprintf(w.Range, w.day(first), w.day(last))
+}
+
+// requests says on which days those shown were made.
+func (w *statementWords) requests(d meter.DayRange) string {
+	switch {
+	case d.From == 0 && d.To == meter.MaxDay:
+		return w.AllRequests
+	case d.To == meter.MaxDay:
+		return fmt.Sprintf(w.RequestsSince, w.day(d.From))
+	case d.From == 0:
+		return fmt.Sprintf(w.RequestsUntil, w.day(d.To-1))
+	}
+	return fmt.Sprintf(w.RequestsBetween, w.day(d.From), w.day(d.To-1))
+}
+
+// field is a field's name in words; a profile of another market may have one
+// that has none yet.
+func (w *statementWords) field(name string) string {
+	if s, ok := w.fields[name]; ok {
+		return s
+	}
+	return strings.ReplaceAll(name, "_", " ")
+}
+
+func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
+	at := e.At.In(loc)
+	out := statementEntry{
+		At: at.Format(time.RFC3339), Day: w.day(meter.DayOf(at, loc)), Time: at.Format("15:04"),
+		Name: text(e.Caller.Name), GLN: e.Caller.Gln, Asked: w.operations[e.Operation], Result: w.outcomes[e.Outcome], Reference: e.InteractionId.String(),
+	}
+	if e.Caller.Employee != nil {
+		out.Employee, out.Reason = fmt.Sprintf(w.Employee, *e.Caller.Employee), fmt.Sprintf(w.Reason, text(e.Caller.Reason))
+	}
+	if e.Operation != openapi.READINGS {
+		out.Result = w.otherOutcomes[e.Outcome]
+	}
+	if e.Step != nil {
+		out.Asked = w.steps[*e.Step]
+	}
+	if e.Purpose != nil {
+		out.Purpose = w.purposes[*e.Purpose][0]
+	}
+	if e.From != nil {
+		out.AskedDays = fmt.Sprintf(w.AskedDays, w.run(*e.From, *e.To))
+	}
+	if e.ConsentId != nil {
+		out.Consent = fmt.Sprintf(w.Consent, e.ConsentId)
+	}
+	if e.Operation == openapi.DRYRUN && len(e.Granted) > 0 {
+		out.Lead = w.Told
+	}
+	// Runs that differ in the field only are one line.
+	type line struct {
+		from, to, rule string
+		granularity    openapi.Resolution
+		basis          openapi.LegalBasis
+	}
+	var order []line
+	fields := map[line][]string{}
+	days := map[line]string{}
+	for _, g := range e.Granted {
+		l := line{g.From.String(), g.To.String(), g.Rule, g.Granularity, g.LegalBasis}
+		if fields[l] == nil {
+			order = append(order, l)
+			days[l] = w.run(g.From, g.To)
+		}
+		if f := w.field(g.Field); !slices.Contains(fields[l], f) {
+			fields[l] = append(fields[l], f)
+		}
+	}
+	for _, l := range order {
+		out.Granted = append(out.Granted, fmt.Sprintf("%s: %s, %s. %s: %s (%s).", strings.Join(fields[l], "; "), days[l], w.granularities[l.granularity],
+			w.Basis, w.bases[l.basis][0], fmt.Sprintf(w.Rule, l.rule)))
+	}
+	if e.Opened > 0 {
+		out.Opened = fmt.Sprintf(w.Opened, e.Opened)
+	}
+	return out
+}
+
+// summarise counts, party by party, and explains the words that are used.
+func (st *statement) summarise(entries []logEntry, loc *time.Location) {
+	w := st.W
+	var given, refused, failed, other int
+	index := map[string]int{}
+	used := map[string]bool{}
+	for i := range entries {
+		e := &entries[i]
+		at, ok := index[e.Caller.Gln]
+		if !ok {
+			at = len(st.Parties)
+			index[e.Caller.Gln] = at
+			st.Parties = append(st.Parties, statementParty{
+				Name: text(e.Caller.Name), GLN: e.Caller.Gln, Latest: w.day(meter.DayOf(e.At, loc)), codes: map[string][]string{},
+			})
+		}
+		p := &st.Parties[at]
+		p.Requests++
+		add := func(list, word string) {
+			used[list+word] = true
+			if !slices.Contains(p.codes[list], word) {
+				p.codes[list] = append(p.codes[list], word)
+			}
+		}
+		if e.Purpose != nil {
+			used["purpose"+string(*e.Purpose)] = true
+		}
+		gave := false
+		switch {
+		case e.Outcome == openapi.FAILED:
+			failed++
+		case e.Outcome == openapi.REFUSED || e.Outcome == openapi.WITHHELD:
+			refused++
+		case e.Operation == openapi.READINGS && len(e.Granted) > 0:
+			gave = true
+			given++
+			p.Given++
+		case e.Operation == openapi.READINGS:
+			refused++ // what was given was of days of another's
+		default:
+			other++
+		}
+		for _, g := range e.Granted {
+			used["basis"+string(g.LegalBasis)] = true
+			if gave {
+				add("data", w.field(g.Field)+", "+w.granularities[g.Granularity])
+				add("basis", string(g.LegalBasis))
+			}
+		}
+		if gave && e.Purpose != nil {
+			add("purpose", string(*e.Purpose))
+		}
+	}
+	for i := range st.Parties {
+		p := &st.Parties[i]
+		slices.Sort(p.codes["data"])
+		p.Data = p.codes["data"]
+		for _, b := range p.codes["basis"] {
+			p.Bases = append(p.Bases, w.bases[openapi.LegalBasis(b)][0])
+		}
+		for _, b := range p.codes["purpose"] {
+			p.Purposes = append(p.Purposes, w.purposes[openapi.Purpose(b)][0])
+		}
+	}
+	for _, c := range []statementCount{{len(entries), w.Total}, {given, w.Given}, {refused, w.NotGiven}, {failed, w.Failed}, {other, w.Other}} {
+		if c.N > 0 || c.What == w.Total || c.What == w.Given {
+			st.Counts = append(st.Counts, c)
+		}
+	}
+	for b := range meter.CustomerServiceBasis + 1 {
+		if word := openapi.LegalBasis(b.String()); used["basis"+string(word)] {
+			st.Bases = append(st.Bases, w.bases[word])
+		}
+	}
+	for p := range meter.CustomerService + 1 {
+		if word := openapi.Purpose(p.String()); used["purpose"+string(word)] {
+			st.Purposes = append(st.Purposes, w.purposes[word])
+		}
+	}
+	st.Others = w.terms
+}
