@@ -5,12 +5,17 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"kluis/authz"
 )
 
 // A sealed fact verifies for ever, so an old version of it could be presented
 // again: a consent from before its revocation, a certificate from before it
 // was withdrawn. This server knows no database, but it remembers the newest
 // version it has been shown of each, and refuses an older one.
+//
+// Which legal file is newer its time of sealing says: its number may be that of a
+// step that was sealed and never stored.
 //
 // The memory is bounded and ends with the process. What was sealed here but
 // not presented yet does not count: it may never have been stored.
@@ -22,6 +27,9 @@ const (
 	// was first seen: for requests that had fetched it just before.
 	newestGrace = time.Minute
 )
+
+// sealedAt orders the versions of a legal file.
+func sealedAt(f *authz.LegalFile) uint64 { return uint64(f.SealedAt().UnixMicro()) }
 
 type newest[K comparable] struct {
 	mu   sync.Mutex

@@ -240,7 +240,7 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 		return nil
 	}
 	r.EAN = u.file.EAN()
-	if s.files.outdated(r.EAN, u.file.Version(), now) {
+	if s.files.outdated(r.EAN, sealedAt(u.file), now) {
 		u.file = nil
 		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
 		s.metrics.units.WithLabelValues("evidence_outdated").Inc()

@@ -23,7 +23,7 @@ const (
 )
 
 func (s *Server) supersededFile(f *authz.LegalFile) bool {
-	if f.Version() >= s.control.FileMinimum(f.EAN()) {
+	if s.control.CountsFile(f.EAN(), f.Version(), f.SealedAt()) {
 		return false
 	}
 	s.metrics.units.WithLabelValues("evidence_superseded").Inc()
@@ -50,7 +50,7 @@ func (s *Server) onSupersededFile(previous, next *authz.LegalFile) error {
 		return nil
 	case s.control.Head().At.IsZero():
 		return notToldYet()
-	case previous.Version() >= s.control.FileMinimum(next.EAN()):
+	case s.control.CountsFile(previous.EAN(), previous.Version(), previous.SealedAt()):
 		return nil
 	case authz.Narrows(previous, next):
 		s.log.Warn("a step that takes rights away was taken on a legal file older than the control feed allows: was the database put back?")

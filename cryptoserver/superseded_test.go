@@ -42,7 +42,7 @@ func (w *world) versionOf(file []byte) control.FileMinimum {
 	w.must(err)
 	f, err := keys.LegalFile(file)
 	w.must(err)
-	return control.FileMinimum{EAN: f.EAN(), Version: f.Version()}
+	return control.FileMinimum{EAN: f.EAN(), Version: f.Version(), SealedAt: f.SealedAt()}
 }
 
 // TestReplayAfterARestart: a captured gateway kept a legal file from before a
@@ -121,7 +121,7 @@ func TestReplayAfterARestart(t *testing.T) {
 	}
 	again, err := registrar.SealStep(t.Context(), kept, authz.RevokeConsent{ID: m.consent})
 	w.must(err)
-	if got := w.versionOf(again); got != revoked {
+	if got := w.versionOf(again); got.Version != revoked.Version {
 		t.Errorf("the revocation taken again has %+v", got)
 	}
 	m.step(authz.SetOptOut{Days: days("2024-01-02", "2024-01-03")}) // on the current one
@@ -193,7 +193,7 @@ func TestMinimumsAreOnlyTheCustodians(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	m := w.market()
-	entry, err := control.Entry{At: baseTime, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: 99}}}.Encode()
+	entry, err := control.Entry{At: baseTime, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: 99, SealedAt: baseTime}}}.Encode()
 	w.must(err)
 	for _, identity := range []string{"gateway", "registrar", "ingest", "issuer", "relay"} {
 		head := w.feed.Head()
@@ -202,13 +202,58 @@ func TestMinimumsAreOnlyTheCustodians(t *testing.T) {
 		}
 	}
 	// What says nothing new is not signed: the feed would grow for nothing.
-	w.append(control.Entry{Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: 2}}})
+	w.append(control.Entry{Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: 2, SealedAt: baseTime}}})
 	head := w.feed.Head()
 	for version, fine := range map[uint64]bool{1: false, 2: false, 3: true} {
-		entry, err := control.Entry{At: baseTime, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: version}}}.Encode()
+		entry, err := control.Entry{At: baseTime, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: m.ean, Version: version, SealedAt: baseTime}}}.Encode()
 		w.must(err)
 		if _, err := w.as("custodian").SignControl(t.Context(), head, entry); (err == nil) != fine {
 			t.Errorf("version %d: %v", version, err)
 		}
+	}
+}
+
+// TestForkAhead: a captured gateway with a supplier's token has steps sealed that
+// it does not store, ahead of the day on which a right is taken away: versions
+// of higher numbers, in which the right still is. The control feed says since when
+// a file must be sealed to count, so all of them go with it.
+func TestForkAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.market()
+	w.mayAsk(m.new)
+	r := energy(days("2024-04-01", "2024-04-03"), importIntervals)
+	fork := *m.point
+	for i := range 10 {
+		fork.taken(w.consentToken(m.new), m.new.record, request(m.new, byte(0x40+i)))
+	}
+	ahead := w.versionOf(fork.file)
+	m.step(authz.RevokeConsent{ID: m.consent})
+	revoked := w.versionOf(m.file)
+	if revoked.Version+9 != ahead.Version {
+		t.Fatalf("version %d, and %d ahead", revoked.Version, ahead.Version)
+	}
+	// Until the feed has it, nothing tells the two apart.
+	if got := w.opened(fork.ask(m.new, r)); got.Err != nil || len(got.Series) != 1 {
+		t.Fatalf("the fork does not open what the attack is after: %+v", got)
+	}
+	w.append(control.Entry{Kind: control.MinimumFiles, Files: []control.FileMinimum{revoked}})
+	w.open.opened()
+	if got := w.opened(fork.ask(m.new, r)); !errors.Is(got.Err, client.ErrEvidence) || got.Series != nil {
+		t.Errorf("a version of a higher number from before the revocation: %+v", got)
+	}
+	if n := w.open.opened(); n != 0 {
+		t.Errorf("the token opened %d blocks", n)
+	}
+	if _, err := fork.take(w.consentToken(m.new), m.new.record, request(m.new, 0x60)); !errors.Is(err, client.ErrEvidence) {
+		t.Errorf("a step on it: %v", err)
+	}
+	if _, err := w.as("registrar").SealStep(t.Context(), fork.file, authz.SetSupply{Supplier: m.old.gln, Days: days("2022-01-01", "2022-02-01")}); !errors.Is(err, client.ErrEvidence) {
+		t.Errorf("the registrar's step on it: %v", err)
+	}
+	// Nor do the true ones look old beside it.
+	w.advance(2 * time.Minute)
+	if got := w.opened(m.ask(m.new, energy(days("2024-04-01", "2024-04-03"), importLow))); got.Err != nil || len(got.Series) != 1 {
+		t.Errorf("the true file: %+v", got)
 	}
 }

@@ -48,7 +48,7 @@ func (s *Server) TakeStep(ctx context.Context, req *cryptopb.TakeStepRequest) (*
 	}
 	// A step by token never starts from a version that counts no more, not even
 	// one that takes rights away: who puts a database right is the registrar.
-	if s.files.behind(previous.EAN(), previous.Version(), now) || s.supersededFile(previous) {
+	if s.files.behind(previous.EAN(), sealedAt(previous), now) || s.supersededFile(previous) {
 		return nil, refuse(codes.FailedPrecondition, cryptopb.ReasonEvidenceInvalid,
 			"there is a later version of the legal file than the previous one given: fetch it, and take the step on it", nil)
 	}

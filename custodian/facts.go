@@ -238,7 +238,7 @@ func entryOf(kind FactKind, versions []version) (control.Entry, error) {
 			if err != nil {
 				return e, err
 			}
-			e.Files = append(e.Files, control.FileMinimum{EAN: ean, Version: v.number})
+			e.Files = append(e.Files, control.FileMinimum{EAN: ean, Version: v.number, SealedAt: v.sealedAt})
 			continue
 		}
 		gln, err := meter.GLNFromInt64(v.subject)

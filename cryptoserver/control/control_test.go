@@ -118,7 +118,7 @@ func entries(t testing.TB) map[string]control.Entry {
 		"erase many": {At: at, Kind: control.EraseKeys, Cause: control.CauseReplaced, Keys: []control.KeyID{id(3)}},
 		"before":     {At: at, Kind: control.EraseBefore, Cause: control.CauseRetention, Month: 658},
 		"destroy":    {At: at, Kind: control.DestroyEpoch, Epoch: 1},
-		"files":      {At: at, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: mustEAN(t), Version: 7}, {EAN: laterEAN(t), Version: 1<<63 - 1}}},
+		"files":      {At: at, Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: mustEAN(t), Version: 7, SealedAt: at}, {EAN: laterEAN(t), Version: 1<<63 - 1, SealedAt: at.Add(time.Microsecond)}}},
 		"suppliers":  {At: at, Kind: control.MinimumSuppliers, Suppliers: []control.SupplierMinimum{{GLN: mustGLN(t), Version: 2}}},
 	}
 }
@@ -227,13 +227,16 @@ func TestEntriesRefused(t *testing.T) {
 		"files with a cause":            with("files", func(e *control.Entry) { e.Cause = 1 }),
 		"files with an EAN":             with("files", func(e *control.Entry) { e.EAN = mustEAN(t) }),
 		"files with keys":               with("files", func(e *control.Entry) { e.Keys = []control.KeyID{id(1)} }),
-		"a file of version 0":           with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t)}} }),
-		"a version beyond":              with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t), Version: 1 << 63}} }),
-		"a file of nothing":             with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{Version: 1}} }),
-		"a file twice":                  with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[0], e.Files[0]} }),
-		"files not ascending":           with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[1], e.Files[0]} }),
-		"too many files":                with("files", func(e *control.Entry) { e.Files = make([]control.FileMinimum, control.MaxMinimums+1) }),
-		"a supplier of version 0":       with("suppliers", func(e *control.Entry) { e.Suppliers = []control.SupplierMinimum{{GLN: mustGLN(t)}} }),
+		"a file of version 0":           with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t), SealedAt: at}} }),
+		"a version beyond": with("files", func(e *control.Entry) {
+			e.Files = []control.FileMinimum{{EAN: mustEAN(t), Version: 1 << 63, SealedAt: at}}
+		}),
+		"a file sealed at no time": with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{EAN: mustEAN(t), Version: 1}} }),
+		"a file of nothing":        with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{{Version: 1, SealedAt: at}} }),
+		"a file twice":             with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[0], e.Files[0]} }),
+		"files not ascending":      with("files", func(e *control.Entry) { e.Files = []control.FileMinimum{e.Files[1], e.Files[0]} }),
+		"too many files":           with("files", func(e *control.Entry) { e.Files = make([]control.FileMinimum, control.MaxMinimums+1) }),
+		"a supplier of version 0":  with("suppliers", func(e *control.Entry) { e.Suppliers = []control.SupplierMinimum{{GLN: mustGLN(t)}} }),
 	} {
 		if b, err := e.Encode(); !errors.Is(err, control.ErrEntry) || b != nil {
 			t.Errorf("%s: %x, %v; want ErrEntry", name, b, err)
@@ -352,7 +355,7 @@ func anEntry(t *rapid.T) control.Entry {
 	case 5:
 		e.Kind = control.MinimumFiles
 		for _, of := range someEANs[rapid.IntRange(0, len(someEANs)-1).Draw(t, "from"):] {
-			e.Files = append(e.Files, control.FileMinimum{EAN: of, Version: rapid.Uint64Range(1, 9).Draw(t, "version")})
+			e.Files = append(e.Files, control.FileMinimum{EAN: of, Version: rapid.Uint64Range(1, 9).Draw(t, "version"), SealedAt: at.Add(time.Duration(rapid.IntRange(0, 9).Draw(t, "sealed")) * time.Second)})
 		}
 	case 6:
 		e.Kind, e.Suppliers = control.MinimumSuppliers, []control.SupplierMinimum{{GLN: someGLN, Version: rapid.Uint64Range(1, 9).Draw(t, "version")}}
@@ -380,6 +383,7 @@ type state struct {
 	erased    map[byte]bool
 	count     int
 	minimums  [5]uint64 // of someEANs, and of someGLN
+	sealed    [4]int64  // of someEANs: the second after at from which on a file of any version counts
 }
 
 func stateOf(f *control.Feed) state {
@@ -394,13 +398,16 @@ func stateOf(f *control.Feed) state {
 	}
 	for i, e := range someEANs {
 		s.minimums[i] = f.FileMinimum(e)
+		for !f.CountsFile(e, 9, at.Add(time.Duration(s.sealed[i])*time.Second)) {
+			s.sealed[i]++
+		}
 	}
 	s.minimums[4] = f.SupplierMinimum(someGLN)
 	return s
 }
 
 func same(a, b state) bool {
-	return a.active == b.active && a.before == b.before && a.destroyed == b.destroyed && a.count == b.count && a.minimums == b.minimums && maps.Equal(a.erased, b.erased)
+	return a.active == b.active && a.before == b.before && a.destroyed == b.destroyed && a.count == b.count && a.minimums == b.minimums && a.sealed == b.sealed && maps.Equal(a.erased, b.erased)
 }
 
 // within says that b knows all that a knows.
@@ -414,6 +421,9 @@ func (a state) within(b state) bool {
 	}
 	for i := range a.minimums {
 		ok = ok && a.minimums[i] <= b.minimums[i]
+	}
+	for i := range a.sealed {
+		ok = ok && a.sealed[i] <= b.sealed[i]
 	}
 	return ok
 }
@@ -473,6 +483,7 @@ func TestAnySplitEndsTheSame(t *testing.T) {
 				for _, m := range e.Files {
 					i := slices.Index(someEANs, m.EAN)
 					want.minimums[i] = max(want.minimums[i], m.Version)
+					want.sealed[i] = max(want.sealed[i], int64(m.SealedAt.Sub(at)/time.Second))
 				}
 			case control.MinimumSuppliers:
 				want.minimums[4] = max(want.minimums[4], e.Suppliers[0].Version)
@@ -757,7 +768,7 @@ func FuzzOpenHead(f *testing.F) {
 }
 
 var goldenEntries = map[string]string{
-	"files":      "000000136b6c7569732f636f6e74726f6c2d656e74727902000660ecfb03824005000000020c18d9b52937780400000000000000070c18d9b52937780b7fffffffffffffff",
+	"files":      "000000136b6c7569732f636f6e74726f6c2d656e74727902000660ecfb03824005000000020c18d9b5293778040000000000000007000660ecfb0382400c18d9b52937780b7fffffffffffffff000660ecfb038241",
 	"suppliers":  "000000136b6c7569732f636f6e74726f6c2d656e74727902000660ecfb0382400600000001000007ec803a98440000000000000002",
 	"activate":   "000000136b6c7569732f636f6e74726f6c2d656e74727901000660ecfb03824001000000020000000000000000000000000000000000",
 	"erase":      "000000136b6c7569732f636f6e74726f6c2d656e74727901000660ecfb038240020000000000000000010c18d9b529377804000000020100000000000000000000000000000102000000000000000000000000000002",

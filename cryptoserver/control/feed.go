@@ -34,13 +34,13 @@ type Feed struct {
 	before    meter.Month
 	destroyed map[uint32]bool
 	erased    map[KeyID]struct{}
-	files     minimums // by EAN
-	suppliers minimums // by GLN
+	files     fileMinimums // by EAN
+	suppliers minimums     // by GLN
 }
 
 // NewFeed knows nothing yet.
 func NewFeed() *Feed {
-	return &Feed{activated: map[uint32]bool{}, destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}, files: minimums{}, suppliers: minimums{}}
+	return &Feed{activated: map[uint32]bool{}, destroyed: map[uint32]bool{}, erased: map[KeyID]struct{}{}, files: fileMinimums{}, suppliers: minimums{}}
 }
 
 // Advance follows the feed to a head that was verified. entries are canonical
@@ -103,7 +103,7 @@ func (f *Feed) apply(e *Entry) (erases bool) {
 		return true
 	case MinimumFiles:
 		for _, m := range e.Files {
-			f.files.raise(m.EAN.Int64(), m.Version)
+			f.files.raise(m)
 		}
 	case MinimumSuppliers:
 		for _, m := range e.Suppliers {

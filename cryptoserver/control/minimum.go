@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"kluis/internal/canonical"
 	"kluis/meter"
@@ -14,10 +15,13 @@ import (
 const MaxMinimums = 4096
 
 // FileMinimum says which version of a metering point's legal file is the first
-// that counts.
+// that counts, and when it was sealed. The number alone would not do: whoever
+// has a step sealed and does not store it has a version of a higher number that
+// knows nothing of what was taken away later. It was sealed before that.
 type FileMinimum struct {
-	EAN     meter.EAN
-	Version uint64 // from 1
+	EAN      meter.EAN
+	Version  uint64    // from 1
+	SealedAt time.Time // UTC, microseconds
 }
 
 // SupplierMinimum says which version of a supplier's record is the first that
@@ -41,6 +45,7 @@ func (e Entry) encodeMinimums() ([]byte, error) {
 	for _, m := range e.Files {
 		w.I64(m.EAN.Int64())
 		w.U64(m.Version)
+		w.Time(m.SealedAt)
 	}
 	for _, m := range e.Suppliers {
 		w.I64(m.GLN.Int64())
@@ -72,7 +77,10 @@ func parseMinimums(r *canonical.Reader) (Entry, error) {
 		}
 		var err error
 		if e.Kind == MinimumFiles {
-			m := FileMinimum{Version: version}
+			m := FileMinimum{Version: version, SealedAt: r.Time()}
+			if r.Err() == nil && m.SealedAt.IsZero() {
+				r.Refuse("no time of sealing")
+			}
 			m.EAN, err = meter.EANFromInt64(subject)
 			e.Files = append(e.Files, m)
 		} else {
@@ -106,9 +114,27 @@ type minimums map[int64]uint64
 
 func (m minimums) raise(subject int64, version uint64) { m[subject] = max(m[subject], version) }
 
+// fileMinimums are those of legal files.
+type fileMinimums map[int64]fileMinimum
+
+type fileMinimum struct {
+	version  uint64
+	sealedAt int64 // microseconds
+}
+
+func (m fileMinimums) raise(e FileMinimum) {
+	was := m[e.EAN.Int64()]
+	m[e.EAN.Int64()] = fileMinimum{max(was.version, e.Version), max(was.sealedAt, e.SealedAt.UnixMicro())}
+}
+
+func (m fileMinimums) raises(e FileMinimum) bool {
+	was := m[e.EAN.Int64()]
+	return e.Version > was.version || e.SealedAt.UnixMicro() > was.sealedAt
+}
+
 // raises says whether an entry says anything new.
 func (f *Feed) raises(e Entry) bool {
-	return slices.ContainsFunc(e.Files, func(m FileMinimum) bool { return m.Version > f.files[m.EAN.Int64()] }) ||
+	return slices.ContainsFunc(e.Files, f.files.raises) ||
 		slices.ContainsFunc(e.Suppliers, func(m SupplierMinimum) bool { return m.Version > f.suppliers[m.GLN.Int64()] })
 }
 
@@ -117,7 +143,16 @@ func (f *Feed) raises(e Entry) bool {
 func (f *Feed) FileMinimum(ean meter.EAN) uint64 {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.files[ean.Int64()]
+	return f.files[ean.Int64()].version
+}
+
+// CountsFile says whether a version of a metering point's legal file, sealed at
+// the time, still counts.
+func (f *Feed) CountsFile(ean meter.EAN, version uint64, sealedAt time.Time) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	least := f.files[ean.Int64()]
+	return version >= least.version && (least.version == 0 || sealedAt.UnixMicro() >= least.sealedAt)
 }
 
 // SupplierMinimum is the first version of a supplier's record that counts; 0:
@@ -140,10 +175,10 @@ func (f *Feed) Minimums() (files, suppliers int) {
 func (f *Feed) FileMinimums() []FileMinimum {
 	f.mu.RLock()
 	out := make([]FileMinimum, 0, len(f.files))
-	for subject, version := range f.files {
+	for subject, m := range f.files {
 		ean, err := meter.EANFromInt64(subject)
 		if err == nil { // always: it was parsed
-			out = append(out, FileMinimum{ean, version})
+			out = append(out, FileMinimum{ean, m.version, time.UnixMicro(m.sealedAt).UTC()})
 		}
 	}
 	f.mu.RUnlock()

@@ -31,7 +31,7 @@ func TestMinimums(t *testing.T) {
 	for from := 0; from < len(points); from += control.MaxMinimums {
 		e := control.Entry{At: at, Kind: control.MinimumFiles}
 		for i, p := range points[from:min(from+control.MaxMinimums, len(points))] {
-			e.Files = append(e.Files, control.FileMinimum{EAN: p, Version: uint64(from + i + 1)})
+			e.Files = append(e.Files, control.FileMinimum{EAN: p, Version: uint64(from + i + 1), SealedAt: at})
 		}
 		b := encode(t, e)
 		if len(b) > 1<<17 {
@@ -49,7 +49,7 @@ func TestMinimums(t *testing.T) {
 		t.Fatalf("%d", len(files))
 	}
 	for i, m := range files {
-		if m != (control.FileMinimum{EAN: points[i], Version: uint64(i + 1)}) {
+		if m != (control.FileMinimum{EAN: points[i], Version: uint64(i + 1), SealedAt: at}) {
 			t.Fatalf("%d: %+v", i, m)
 		}
 	}
@@ -66,7 +66,7 @@ func TestMinimums(t *testing.T) {
 		"both older": {[2]uint64{10, 20}, control.ErrOrder}, "both the same": {[2]uint64{100, 200}, control.ErrOrder},
 		"one newer": {[2]uint64{10, 201}, nil},
 	} {
-		e := control.Entry{Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: points[99], Version: c.versions[0]}, {EAN: points[199], Version: c.versions[1]}}}
+		e := control.Entry{Kind: control.MinimumFiles, Files: []control.FileMinimum{{EAN: points[99], Version: c.versions[0], SealedAt: at}, {EAN: points[199], Version: c.versions[1], SealedAt: at}}}
 		if err := f.Check(e); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -93,7 +93,7 @@ func TestMinimumMemory(t *testing.T) {
 	for from := 0; from < n; from += control.MaxMinimums {
 		e := control.Entry{At: at, Kind: control.MinimumFiles}
 		for _, p := range points[from:min(from+control.MaxMinimums, n)] {
-			e.Files = append(e.Files, control.FileMinimum{EAN: p, Version: 5})
+			e.Files = append(e.Files, control.FileMinimum{EAN: p, Version: 5, SealedAt: at})
 		}
 		b := encode(t, e)
 		bytes += len(b)
