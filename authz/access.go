@@ -85,9 +85,8 @@ func DryRun(c Caller, r AccessRequest, f *LegalFile, p *meter.Profile, now time.
 	return dryRun(r, func(q Request) (Grant, []Withheld, error) { return who.decide(q, f, p, now) })
 }
 
-// OnBehalfOf is a caller for whom nothing but DryRun does anything: it says to an
-// employee what a supplier may read. Decide and Permit refuse it, as an errand
-// to view is none to read.
+// OnBehalfOf is a caller for DryRun alone: what a supplier may read, for an
+// employee who asks. Decide and Permit refuse it, whoever asks.
 func OnBehalfOf(employee Caller, supplier meter.GLN) Caller {
 	return onBehalf{employee: employee, supplier: supplier}
 }

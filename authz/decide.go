@@ -135,7 +135,7 @@ type market interface {
 }
 
 func decide(c Caller, r Request, f *LegalFile, p market, now time.Time) (Grant, []Withheld, error) {
-	if c == nil {
+	if _, behalf := c.(onBehalf); c == nil || behalf {
 		return Grant{}, nil, ErrNoRelation
 	}
 	who := reader{supplier: c.Supplier()}

@@ -32,7 +32,7 @@ func markets(t testing.TB) map[string]*meter.Profile {
 
 // inMarket decides for named fields, and writes the decision with the basis in
 // place of the rule, whose name is the market's.
-func inMarket(t *testing.T, p *meter.Profile, f *LegalFile, me meter.GLN, r Request, now time.Time, fields ...string) ([]string, Grant) {
+func inMarket(t *testing.T, p *meter.Profile, f *LegalFile, c Caller, r Request, now time.Time, fields ...string) ([]string, Grant) {
 	t.Helper()
 	r.EAN = home
 	for _, name := range fields {
@@ -42,7 +42,7 @@ func inMarket(t *testing.T, p *meter.Profile, f *LegalFile, me meter.GLN, r Requ
 		}
 		r.Fields = append(r.Fields, field.Code)
 	}
-	g, withheld, err := Decide(caller(me), r, f, p, now)
+	g, withheld, err := Decide(c, r, f, p, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +69,7 @@ func TestMarkets(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		caller  meter.GLN
+		staff   bool
 		request Request
 		field   string
 		want    []string
@@ -139,7 +140,63 @@ func TestMarkets(t *testing.T) {
 			want: []string{low + " 2025-03-15 2025-03-16: NOT_COVERED"},
 		},
 		{
-			name: "an employee is nobody yet", caller: beta, request: Request{Purpose: meter.CustomerService, Days: days("2025-08-01", "2025-08-02")}, field: low,
+			name: "an employee, for who lives there today", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2025-03-13", "2025-03-17")}, field: low,
+			want: []string{
+				low + " 2025-03-13 2025-03-15: NOT_OCCUPIED",
+				low + " 2025-03-15 2025-03-17: P1D REGISTER by CUSTOMER_SERVICE",
+			},
+			reads: "2025-03-15 2025-03-16 2025-03-17",
+		},
+		{
+			name: "quarters too", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2025-03-14", "2025-03-17"), Resolution: meter.PT15M}, field: quarters,
+			want: []string{
+				quarters + " 2025-03-14 2025-03-15: NOT_OCCUPIED",
+				quarters + " 2025-03-15 2025-03-17: PT15M CONSUMPTION by CUSTOMER_SERVICE",
+			},
+			reads: "2025-03-15 2025-03-16",
+		},
+		{
+			name: "and as registers", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2025-12-01", "2025-12-02"), Kind: meter.Register}, field: quarters,
+			want: []string{quarters + " 2025-12-01 2025-12-02: PT15M REGISTER by CUSTOMER_SERVICE"},
+		},
+		{
+			name: "whole months of that customer", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2025-03-01", "2025-05-01"), Resolution: meter.P1M}, field: low,
+			want: []string{
+				low + " 2025-03-01 2025-03-15: NOT_OCCUPIED",
+				low + " 2025-03-15 2025-04-01: PARTIAL_PERIOD",
+				low + " 2025-04-01 2025-05-01: P1M REGISTER by CUSTOMER_SERVICE",
+			},
+			reads: "2025-04-01 2025-05-01",
+		},
+		{
+			name: "not what the meter was not to be read for", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2025-11-09", "2025-11-11")}, field: low,
+			want: []string{
+				low + " 2025-11-09 2025-11-10: P1D REGISTER by CUSTOMER_SERVICE",
+				low + " 2025-11-10 2025-11-11: OPTED_OUT",
+			},
+		},
+		{
+			name: "a day must be over", staff: true, request: Request{Purpose: meter.CustomerService, Days: days("2026-01-19", "2026-01-21")}, field: low,
+			want: []string{
+				low + " 2026-01-19 2026-01-20: P1D REGISTER by CUSTOMER_SERVICE",
+				low + " 2026-01-20 2026-01-21: PERIOD_IN_FUTURE",
+			},
+			reads: "2026-01-19 2026-01-20",
+		},
+		{
+			name: "an employee rests on no supplier's basis", staff: true, request: Request{Purpose: meter.Billing, Days: days("2025-08-01", "2025-09-01")}, field: low,
+			want: []string{low + " 2025-08-01 2025-09-01: PURPOSE_NOT_AVAILABLE"},
+		},
+		{
+			name: "nor on a consent", staff: true, request: Request{Purpose: meter.EnergyManagement, Days: days("2025-08-01", "2025-09-01")}, field: quarters,
+			want: []string{quarters + " 2025-08-01 2025-09-01: PURPOSE_NOT_AVAILABLE"},
+		},
+		{
+			name: "nor on a switch", staff: true, request: Request{Purpose: meter.Switch, Days: days("2025-07-01", "2025-07-02")}, field: low,
+			want: []string{low + " 2025-07-01 2025-07-02: PURPOSE_NOT_AVAILABLE"},
+		},
+		{
+			name: "a supplier rests on no employee's", caller: beta, request: Request{Purpose: meter.CustomerService, Days: days("2025-08-01", "2025-08-02")}, field: low,
 			want: []string{low + " 2025-08-01 2025-08-02: PURPOSE_NOT_AVAILABLE"},
 		},
 		{
@@ -166,7 +223,12 @@ func TestMarkets(t *testing.T) {
 		for country, p := range markets(t) {
 			t.Run(country+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				got, g := inMarket(t, p, story(t), c.caller, c.request, storyNow, c.field)
+				var who Caller = caller(c.caller)
+				if c.staff {
+					field, _ := p.Field(c.field)
+					who = toRead(c.request.Days, field.Code)
+				}
+				got, g := inMarket(t, p, story(t), who, c.request, storyNow, c.field)
 				if !slices.Equal(got, c.want) {
 					t.Errorf("\n got %s\nwant %s", strings.Join(got, "\n     "), strings.Join(c.want, "\n     "))
 				}
@@ -224,7 +286,7 @@ func TestMarketsDiffer(t *testing.T) {
 		},
 	} {
 		for country, p := range markets(t) {
-			if got, _ := inMarket(t, p, story(t), c.caller, c.request, storyNow, c.field); !slices.Equal(got, c.want[country]) {
+			if got, _ := inMarket(t, p, story(t), caller(c.caller), c.request, storyNow, c.field); !slices.Equal(got, c.want[country]) {
 				t.Errorf("%s: %s: %v", country, c.name, got)
 			}
 		}
@@ -332,7 +394,7 @@ func TestBoundaries(t *testing.T) {
 			for i := range want {
 				want[i] = "import_low " + want[i]
 			}
-			got, g := inMarket(t, dutch(t), f, c.caller, Request{Purpose: c.purpose, Days: c.days}, storyNow, "import_low")
+			got, g := inMarket(t, dutch(t), f, caller(c.caller), Request{Purpose: c.purpose, Days: c.days}, storyNow, "import_low")
 			if !slices.Equal(got, want) {
 				t.Errorf("\n got %s\nwant %s", strings.Join(got, "\n     "), strings.Join(want, "\n     "))
 			}

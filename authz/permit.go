@@ -78,13 +78,16 @@ func permit(c Caller, step Step, f *LegalFile, p market, now time.Time) (Actor, 
 	if c == nil || f == nil || f.ean.IsZero() {
 		return Actor{}, ErrNoRelation
 	}
+	if _, behalf := c.(onBehalf); behalf {
+		return Actor{}, ErrNotPermitted
+	}
 	if step == nil {
 		return Actor{}, refuse("no step")
 	}
 	t := taking{f: f, p: p, now: micros(now), terms: p.ConsentTerms(), loc: p.Location()}
 	t.today = meter.DayOf(t.now, t.loc)
 	if e := c.Employee(); e != nil {
-		return Actor{ByCustomer, e.Subject}, t.byEmployee(c, e, step)
+		return Actor{ByCustomer, e.Subject}, t.byEmployee(e, step)
 	}
 	return Actor{BySupplier, c.Supplier().String()}, t.bySupplier(c.Supplier(), step)
 }
@@ -142,10 +145,7 @@ func (t *taking) bySupplier(g meter.GLN, step Step) error {
 	return ErrNotPermitted
 }
 
-func (t *taking) byEmployee(c Caller, e *Employee, step Step) error {
-	if _, behalf := c.(onBehalf); behalf {
-		return ErrNotPermitted
-	}
+func (t *taking) byEmployee(e *Employee, step Step) error {
 	on := &e.Errand
 	if !plainText(e.Subject, maxActor) || !e.Role.serves() || on.Kind != ErrandStep || on.EAN != t.f.ean ||
 		on.Action == ActionRequest || ActionOf(step) == 0 || ActionOf(step) != on.Action {
