@@ -6,7 +6,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/google/uuid"
+
+	"kluis/authz"
 	"kluis/meter"
 )
 
@@ -33,7 +37,15 @@ type Request struct {
 	Query  string `json:"query"` // encoded; "" for none
 	Body   string `json:"body,omitempty"`
 	Token  Token  `json:"token"`
+
+	// Headers of requests that would change something.
+	ContentType    string `json:"contentType,omitempty"`
+	IdempotencyKey string `json:"idempotencyKey,omitempty"`
+	IfMatch        string `json:"ifMatch,omitempty"` // Current: the ETag of the consent, got before
 }
+
+// Current is the ETag that the consent of the request's path has now.
+const Current = "current"
 
 // Token says with which access token a request is made.
 type Token string
@@ -176,6 +188,7 @@ func cases(c calendar, p *Pack) []Case {
 	t.timeLimits()
 	t.lost()
 	t.dryRuns()
+	t.consents()
 	t.problems()
 	return t.all
 }
@@ -612,7 +625,7 @@ func (t *tables) problems() {
 	t.problem("no-token", north, token(None), "Every request needs an access token", anonymous, unauthenticated)
 	t.problem("no-token-at-all", north, token(Garbage), "Something else in its place is the same as none", anonymous, unauthenticated)
 	t.problem("token-of-others", north, token(Foreign), "A token is bound to the certificate it was issued for", anonymous, unauthenticated)
-	t.problem("scope-missing", unscoped, good, "The token lacks the scope readings:read", http.StatusForbidden, "insufficient-scope")
+	t.problem("scope-missing", third, good, "The token lacks the scope readings:read", http.StatusForbidden, "insufficient-scope")
 
 	t.problem("path-unknown", north, Request{Path: "/v1/meters"}, "No such path", http.StatusNotFound, "not-found")
 	method := good
@@ -621,6 +634,64 @@ func (t *tables) problems() {
 	body := good
 	body.Body = "{}"
 	t.problem("with-a-body", north, body, "Requests for readings have no body", http.StatusRequestEntityTooLarge, "content-too-large")
+}
+
+// consents are about what is said of consents, and about requests to change one
+// that are refused: none of them changes anything.
+func (t *tables) consents() {
+	path := func(id [16]byte) string { return "/v1/consents/" + uuid.UUID(id).String() }
+	first := func(p *Point) authz.GrantConsent { return p.consents[0] }
+	registered := ConsentStep{Step: "REGISTERED", By: "OPERATOR"}
+	for _, c := range []struct {
+		point, state, says string
+		steps              []ConsentStep
+	}{
+		{"quarters", "ACTIVE", "The consents at a metering point, with what was done with each", []ConsentStep{registered}},
+		{"consent-revoked", "REVOKED", "One that was revoked", []ConsentStep{registered, {Step: "REVOKED", By: "OPERATOR"}}},
+		{"consent-expired", "EXPIRED", "One of which the time is over", []ConsentStep{registered}},
+		{"move", "ENDED_BY_MOVE", "One of a customer who moved out", []ConsentStep{registered}},
+	} {
+		p := t.pack.point(c.point)
+		g := first(p)
+		t.add(Case{Name: "consents-" + strings.ToLower(strings.ReplaceAll(c.state, "_", "-")), Says: c.says, Supplier: north,
+			Request: Request{Path: pathOf(p.EAN.String(), "consents")},
+			Want: Answer{Status: http.StatusOK, Consents: []Consent{{
+				ID: uuid.UUID(g.ID).String(), EAN: p.EAN.String(), Supplier: t.pack.Suppliers[north].GLN.String(), Purpose: energy,
+				Classes: []string{"intervals"}, Granularity: "PT15M", From: t.long().String(), Evidence: g.Evidence, State: c.state, Steps: c.steps,
+			}}}})
+	}
+
+	quarters, revoked := t.pack.point("quarters"), t.pack.point("consent-revoked")
+	const unknown, alike = "consent-not-found", "consent that is not found"
+	t.problem("consent-unknown", third, Request{Path: path(consentID(quarters.EAN, unknownNumber))}, "No such consent", http.StatusNotFound, unknown).Alike = alike
+	t.problem("consent-of-others", third, Request{Path: path(first(quarters).ID)}, "One that another supplier holds: the same answer, to the byte", http.StatusNotFound, unknown).Alike = alike
+
+	change := func(name, path, body string) Request {
+		return Request{Method: http.MethodPost, Path: path, Body: body, ContentType: "application/json", IdempotencyKey: "conformance-" + name}
+	}
+	yes := change("consent-answered-by-a-supplier", path(first(quarters).ID)+"/grant", `{"evidence":"none"}`)
+	yes.IfMatch = Current
+	t.problem("consent-answered-by-a-supplier", north, yes, "The customer's answer comes from the grid operator's customer service", http.StatusForbidden, "not-permitted")
+	t.problem("access-log-of-a-supplier", north, Request{Path: pathOf(quarters.EAN.String(), "access-log")}, "Who read what is for the customer to see", http.StatusForbidden, "not-permitted")
+
+	back := change("consent-revoked-unseen", path(first(revoked).ID)+"/revoke", "")
+	back.ContentType = ""
+	t.problem("consent-revoked-unseen", north, back, "Whoever changes a consent says which state of it was seen", http.StatusPreconditionRequired, "precondition-required")
+	back.IdempotencyKey, back.IfMatch = "conformance-consent-changed-meanwhile", `"conformance"`
+	t.problem("consent-changed-meanwhile", north, back, "And is refused if it was another", http.StatusPreconditionFailed, "precondition-failed")
+	back.IdempotencyKey, back.IfMatch = "conformance-consent-revoked-twice", Current
+	t.problem("consent-revoked-twice", north, back, "A consent is revoked once", http.StatusConflict, "consent-ended")
+	back.IdempotencyKey = ""
+	t.problem("key-missing", north, back, "Whoever changes a consent names the request, so that it can be sent again", http.StatusBadRequest, "invalid-parameters", "/header/Idempotency-Key")
+
+	asks := func(name, purpose string) Request {
+		return change(name, "/v1/consents", fmt.Sprintf(`{"ean":"%s","purpose":"%s","classes":["intervals"],"granularity":"PT15M","from":"%s","validUntil":"%s","evidence":"conformance"}`,
+			quarters.EAN, purpose, t.monthStart(0), t.midnight(t.today+30).UTC().Format(time.RFC3339)))
+	}
+	t.problem("consent-not-possible", north, asks("consent-not-possible", billing), "A consent for what no rule gives on consent", http.StatusUnprocessableEntity, "consent-not-possible")
+	text := asks("consent-in-plain-text", energy)
+	text.ContentType = "text/plain"
+	t.problem("consent-in-plain-text", north, text, "Bodies are JSON", http.StatusUnsupportedMediaType, "unsupported-media-type")
 }
 
 // Reasons lists the reasons that the cases want to see, each once.

@@ -88,6 +88,20 @@ func (a Answer) facts() *said {
 	for _, l := range a.List {
 		s.add(l.Commodity+" "+strings.Join(l.LegalBases, ", "), "listed %s", l.EAN)
 	}
+	for _, c := range a.Consents {
+		to := "open"
+		if c.To != nil {
+			to = *c.To
+		}
+		of := "consent " + c.ID
+		s.add(fmt.Sprint(c.State), "%s state", of)
+		s.add(fmt.Sprint(c.EAN, " for ", c.Supplier), "%s parties", of)
+		s.add(fmt.Sprint(c.Purpose, " ", c.Classes, " ", c.Granularity, " from ", c.From, " to ", to), "%s scope", of)
+		s.add(c.Evidence, "%s evidence", of)
+		for i, step := range c.Steps {
+			s.add(strings.TrimSpace(fmt.Sprint(step.Step, " by ", step.By, " ", step.Employee)), "%s step %d", of, i+1)
+		}
+	}
 	return s
 }
 
@@ -134,6 +148,10 @@ func (a Answer) Summary() string {
 		}
 	case a.Access != nil:
 		parts = append(parts, fmt.Sprintf("%d runs granted, %d withheld, %d stored", len(a.Access.Granted), len(a.Access.Withheld), len(a.Access.Stored)))
+	case a.Consents != nil:
+		for _, c := range a.Consents {
+			parts = append(parts, "a consent, "+c.State)
+		}
 	default:
 		parts = append(parts, fmt.Sprintf("%d metering points", len(a.List)))
 	}

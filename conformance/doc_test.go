@@ -96,6 +96,16 @@ func asks(p *Pack, c Case) string {
 	out := "`" + what + "`"
 	if c.Request.Body != "" {
 		out += " and a body"
+		if c.Request.ContentType != "" {
+			out += " (`" + c.Request.ContentType + "`)"
+		}
+	}
+	switch c.Request.IfMatch {
+	case "":
+	case Current:
+		out += " and its `ETag` in `If-Match`"
+	default:
+		out += " and `If-Match: " + c.Request.IfMatch + "`"
 	}
 	switch c.Request.Token {
 	case None:

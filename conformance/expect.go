@@ -17,6 +17,7 @@ type Answer struct {
 	Readings *Readings `json:"readings,omitempty"`
 	Access   *Access   `json:"access,omitempty"`
 	List     []Listed  `json:"list,omitempty"`
+	Consents []Consent `json:"consents,omitempty"`
 }
 
 // Readings is the schema of that name in openapi.yaml, but for what is of the
@@ -109,6 +110,28 @@ type Listed struct {
 	EAN        string   `json:"ean"`
 	Commodity  string   `json:"commodity"`
 	LegalBases []string `json:"legalBases"`
+}
+
+// Consent is the schema of that name, but for times and digest.
+type Consent struct {
+	ID          string        `json:"id"`
+	EAN         string        `json:"ean"`
+	Supplier    string        `json:"supplier"`
+	Purpose     string        `json:"purpose"`
+	Classes     []string      `json:"classes"`
+	Granularity string        `json:"granularity"`
+	From        string        `json:"from"`
+	To          *string       `json:"to"`
+	Evidence    string        `json:"evidence"`
+	State       string        `json:"state"`
+	Steps       []ConsentStep `json:"steps"`
+}
+
+// ConsentStep is the schema of that name, but for the time.
+type ConsentStep struct {
+	Step     string `json:"step"`
+	By       string `json:"by"`
+	Employee string `json:"employee,omitempty"` // which no supplier is told
 }
 
 // A ground is a legal basis and the rule of the Dutch profile that is it.

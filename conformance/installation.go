@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -125,6 +126,20 @@ func (i *Installation) Curl(p *Pack, c Case) string {
 		header = ` -H "Authorization: Bearer $TOKEN"`
 	case Garbage:
 		header = ` -H "Authorization: Bearer not-a-token"`
+	}
+	for _, h := range [][2]string{{"Content-Type", c.Request.ContentType}, {"Idempotency-Key", c.Request.IdempotencyKey}} {
+		if h[1] != "" {
+			header += fmt.Sprintf(" -H '%s: %s'", h[0], h[1])
+		}
+	}
+	switch c.Request.IfMatch {
+	case "":
+	case Current:
+		out += fmt.Sprintf("TAG=$(%s -o /dev/null -D - -H \"Authorization: Bearer $TOKEN\" '%s' | sed -n 's/^etag: *\\([^\r]*\\).*/\\1/Ip')\n",
+			as(s.Name), i.GatewayURL+path.Dir(c.Request.Path))
+		header += ` -H "If-Match: $TAG"`
+	default:
+		header += fmt.Sprintf(" -H 'If-Match: %s'", c.Request.IfMatch)
 	}
 	out += as(s.Name) + header
 	if c.Request.Method != http.MethodGet || c.Request.Body != "" {

@@ -55,14 +55,14 @@ type Supplier struct {
 const (
 	north = iota
 	south
-	unscoped
+	third
 )
 
 func suppliers() []Supplier {
 	return []Supplier{
-		{Name: "north", GLN: testGLN(1), Scopes: []string{"readings:read"}, Is: "supplies most of the metering points"},
+		{Name: "north", GLN: testGLN(1), Scopes: []string{"consents:write", "readings:read"}, Is: "supplies most of the metering points"},
 		{Name: "south", GLN: testGLN(2), Scopes: []string{"readings:read"}, Is: "the other supplier: of switches, moves and customers who are none of north's"},
-		{Name: "unscoped", GLN: testGLN(3), Scopes: []string{"consents:write"}, Is: "may not read"},
+		{Name: "third", GLN: testGLN(3), Scopes: []string{"consents:write"}, Is: "may not read, and has no customers"},
 	}
 }
 
@@ -84,7 +84,7 @@ type Point struct {
 	DamagedOn meter.Day
 
 	facts    []authz.Step
-	consents int // there are
+	consents []authz.GrantConsent
 }
 
 // shortConsent is how long a consent lasts that is to have expired: long enough

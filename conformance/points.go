@@ -21,12 +21,14 @@ func supplied(by int, d meter.DayRange) authz.Step {
 // consent is a consent to read intervals, of whoever occupies the
 // metering point when the step is taken.
 func (p *Point) consent(c calendar, to int, finest meter.Resolution) authz.GrantConsent {
-	p.consents++
-	return authz.GrantConsent{
-		ID: consentID(p.EAN, p.consents), Supplier: suppliers()[to].GLN, Purpose: meter.EnergyManagement,
+	n := len(p.consents) + 1
+	g := authz.GrantConsent{
+		ID: consentID(p.EAN, n), Supplier: suppliers()[to].GLN, Purpose: meter.EnergyManagement,
 		Classes: []meter.Class{meter.Intervals}, Granularity: finest, Days: since(c.long()),
-		ValidUntil: c.midnight(c.seeded + 1000).UTC(), Evidence: fmt.Sprintf("conformance-%d", p.consents),
+		ValidUntil: c.midnight(c.seeded + 1000).UTC(), Evidence: fmt.Sprintf("conformance-%d", n),
 	}
+	p.consents = append(p.consents, g)
+	return g
 }
 
 // registers are reads of fields at the start of the days of runs, the last

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"time"
 
@@ -123,6 +124,22 @@ func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request
 	if err != nil {
 		return nil, err
 	}
+	for name, value := range map[string]string{"Content-Type": c.Request.ContentType, "Idempotency-Key": c.Request.IdempotencyKey} {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
+	}
+	switch c.Request.IfMatch {
+	case "":
+	case Current:
+		tag, err := r.tag(ctx, c, s)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("If-Match", tag)
+	default:
+		req.Header.Set("If-Match", c.Request.IfMatch)
+	}
 	switch c.Request.Token {
 	case None:
 		return req, nil
@@ -139,6 +156,30 @@ func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request
 	req.Header.Set("Authorization", "Bearer "+text)
 	return req, nil
 }
+
+// tag gets the consent of a request's path, for its ETag.
+func (r *runner) tag(ctx context.Context, c Case, s Supplier) (string, error) {
+	text, err := r.token(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.Gateway+path.Dir(c.Request.Path), nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+text)
+	res, err := r.Clients[s.Name].Do(req)
+	if err != nil {
+		return "", err
+	}
+	tag := res.Header.Get("ETag")
+	if err := res.Body.Close(); err != nil || tag == "" {
+		return "", fmt.Errorf("GET %s answers %d, and no ETag: %w", path.Dir(c.Request.Path), res.StatusCode, errors.Join(err, errNoTag))
+	}
+	return tag, nil
+}
+
+var errNoTag = errors.New("there is nothing to say If-Match with")
 
 // token is an access token of a supplier (RFC 6749, 4.4; RFC 8705, 2.1).
 func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
@@ -186,6 +227,7 @@ func parseAnswer(status int, body []byte) (a Answer, interaction string, err err
 		Series         json.RawMessage
 		Granted        json.RawMessage
 		MeteringPoints []Listed
+		Consents       []Consent
 		Type           string
 		Errors         []struct{ Pointer string }
 		Links          struct{ Next *string }
@@ -206,7 +248,7 @@ func parseAnswer(status int, body []byte) (a Answer, interaction string, err err
 		a.Access = &Access{}
 		err = json.Unmarshal(body, a.Access)
 	default:
-		a.List = kind.MeteringPoints
+		a.List, a.Consents = kind.MeteringPoints, kind.Consents
 	}
 	if err == nil && kind.Links.Next != nil {
 		err = errors.New("the answer has a further page, and none is wanted")

@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// tag is the ETag of every consent of a perfect installation.
+const tag = `"seen"`
+
 // perfect answers every case as wanted: an installation for trying the runner
 // on, which knows nothing but the pack.
 type perfect struct {
@@ -44,8 +47,15 @@ func (s *perfect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	i := slices.IndexFunc(s.pack.Cases, func(c Case) bool {
 		return c.Request.Target() == r.URL.RequestURI() && c.Request.Method == r.Method && c.Request.Token == used &&
-			s.pack.Suppliers[c.Supplier].Name == supplier && (c.Request.Body != "") == (r.ContentLength > 0)
+			s.pack.Suppliers[c.Supplier].Name == supplier && (c.Request.Body != "") == (r.ContentLength > 0) &&
+			strings.Replace(c.Request.IfMatch, Current, tag, 1) == r.Header.Get("If-Match") &&
+			c.Request.IdempotencyKey == r.Header.Get("Idempotency-Key") && c.Request.ContentType == r.Header.Get("Content-Type")
 	})
+	if i < 0 && r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/consents/") {
+		w.Header().Set("ETag", tag)
+		reply(http.StatusOK, map[string]any{})
+		return
+	}
 	if i < 0 {
 		s.t.Errorf("no case asks %s %s", r.Method, r.URL)
 		reply(http.StatusTeapot, map[string]any{})
@@ -65,6 +75,8 @@ func (s *perfect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		from = want.Readings
 	case want.Access != nil:
 		from = want.Access
+	case want.Consents != nil:
+		from = map[string]any{"consents": want.Consents}
 	default:
 		from = map[string]any{"meteringPoints": want.List}
 	}
@@ -195,6 +207,14 @@ func TestRunnerFails(t *testing.T) {
 		"a listing more": {"list", func(b map[string]any) {
 			b["meteringPoints"] = append(list(b, "meteringPoints"), map[string]any{"ean": "9"})
 		}, "listed 9: is"},
+		"another state": {"consents-active", func(b map[string]any) { first(list(b, "consents"))["state"] = "REVOKED" }, "state: is REVOKED, want ACTIVE"},
+		"a step more": {"consents-active", func(b map[string]any) {
+			c := first(list(b, "consents"))
+			c["steps"] = append(list(c, "steps"), map[string]any{"step": "REVOKED", "by": "CUSTOMER"})
+		}, "step 2: is REVOKED by CUSTOMER, and nothing was wanted"},
+		"an employee named":     {"consents-active", func(b map[string]any) { first(list(first(list(b, "consents")), "steps"))["employee"] = "agent-17" }, "agent-17"},
+		"a consent more":        {"consents-active", func(b map[string]any) { b["consents"] = append(list(b, "consents"), map[string]any{"id": "x"}) }, "consent x state"},
+		"a consent less":        {"consents-active", func(b map[string]any) { b["consents"] = []any{} }, "missing, want ACTIVE"},
 		"a page more":           {"list", func(b map[string]any) { b["links"] = map[string]any{"next": "https://x"} }, "further page"},
 		"a dry run's grant":     {"access-switch", func(b map[string]any) { first(list(b, "granted"))["granularity"] = "PT15M" }, "PT15M"},
 		"a dry run's stored":    {"access-switch", func(b map[string]any) { b["stored"] = []any{} }, "stored of import_low"},
