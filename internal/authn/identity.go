@@ -151,8 +151,10 @@ func (v *Identities) verify(ctx context.Context, raw string, now time.Time) (Ide
 	if id.Subject = iss + "#" + sub; sub == "" || !plainText(id.Subject) {
 		return none, badIdentity("subject_missing_or_too_long")
 	}
-	id.Role, err = p.role(m[p.RoleClaim])
-	return id, err
+	if id.Role, err = p.role(m[p.RoleClaim]); err != nil {
+		return none, err
+	}
+	return id, nil
 }
 
 // times is when the token expires, if it is good now and the employee signed in

@@ -277,7 +277,10 @@ func (t *Token) parseEmployee(m map[string]json.RawMessage) (*employeeClaims, er
 		return nil, invalid("client_not_a_gln")
 	}
 	var e employeeClaims
-	if e.subject, _ = text(m["sub"]); !plainText(e.subject) || e.subject == id {
+	switch e.subject, _ = text(m["sub"]); {
+	case e.subject == id:
+		return nil, invalid("role_or_errand_of_a_supplier")
+	case !plainText(e.subject):
 		return nil, invalid("subject_not_an_employee")
 	}
 	if !slices.Equal(t.scopes, []string{ScopeStaff}) {

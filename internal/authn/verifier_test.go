@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -512,6 +513,10 @@ func FuzzClaims(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	if b, err = json.Marshal(w.newSpec().employee().claims); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
 	f.Add([]byte(`{"exp":1,"exp":2}`))
 	f.Add([]byte(`{"cnf":{"x5t#S256":[{"a":1}]}}`))
 	f.Fuzz(func(t *testing.T, payload []byte) {
@@ -526,7 +531,16 @@ func FuzzClaims(f *testing.F) {
 		if err := json.Unmarshal(payload, &m); err != nil {
 			t.Fatalf("encoding/json refuses %q: %v", payload, err)
 		}
-		if m["sub"] != c.token.client.String() || m["client_id"] != m["sub"] || m["iss"] != c.token.issuer || m["exp"] != float64(c.token.expires.Unix()) {
+		if c.employee != nil {
+			if m["client_id"] != c.token.client.String() || m["sub"] != c.employee.subject || m["scope"] != ScopeStaff || m["sub"] == m["client_id"] ||
+				!slices.Equal(m["roles"].([]any), []any{c.employee.role.String()}) {
+				t.Fatalf("%q read as %+v", payload, c)
+			}
+			return
+		}
+		_, roles := m["roles"]
+		_, errand := m["authorization_details"]
+		if roles || errand || slices.Contains(c.token.scopes, ScopeStaff) || m["sub"] != c.token.client.String() || m["client_id"] != m["sub"] || m["iss"] != c.token.issuer || m["exp"] != float64(c.token.expires.Unix()) {
 			t.Fatalf("%q read as %+v", payload, c)
 		}
 	})
