@@ -188,7 +188,7 @@ func TestSupplierRecordHasTheLastWord(t *testing.T) {
 // sql does what a superuser of the database can do.
 func (w *world) sql(statement string, args ...any) {
 	w.t.Helper()
-	if _, err := w.db.Open(w.t, "kluis_owner").ExecContext(w.t.Context(), statement, args...); err != nil {
+	if _, err := w.owner().ExecContext(w.t.Context(), statement, args...); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -261,10 +261,11 @@ func TestLifeOfARequestedConsent(t *testing.T) {
 
 // stands checks that what is stored of a metering point is whole: the newest
 // legal file verifies, each version is of the one before, the index says what
-// it says, and every step has exactly one record and idempotency key.
+// it says (which is states, if given), and every step has exactly one record and
+// idempotency key.
 func (w *world) stands(e meter.EAN, version uint64, states string) {
 	w.t.Helper()
-	db := w.db.Open(w.t, "kluis_owner")
+	db := w.owner()
 	rows, err := db.QueryContext(w.t.Context(), `SELECT file FROM legal_file WHERE ean = $1 ORDER BY version`, e.Int64())
 	if err != nil {
 		w.t.Fatal(err)
@@ -297,7 +298,10 @@ func (w *world) stands(e meter.EAN, version uint64, states string) {
 	}
 	var want []string
 	for _, k := range file.Consents() {
-		want = append(want, fmt.Sprint(k.State))
+		want = append(want, fmt.Sprint(uint8(k.State)))
+	}
+	if states == "" {
+		states = got
 	}
 	if got != strings.Join(want, ",") || got != states {
 		w.t.Errorf("the index says %q, the file %q, the test %q", got, want, states)

@@ -110,7 +110,7 @@ func TestProcess(t *testing.T) {
 	}
 
 	// A request that waits in the database while the process is told to stop.
-	tx, err := w.db.Open(t, "kluis_owner").BeginTx(t.Context(), nil)
+	tx, err := w.owner().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestProcess(t *testing.T) {
 // waitForLock waits until somebody waits for a lock.
 func (w *world) waitForLock() {
 	w.t.Helper()
-	db := w.db.Open(w.t, "kluis_owner")
+	db := w.owner()
 	for range 1000 {
 		var n int
 		if err := db.QueryRowContext(w.t.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted`).Scan(&n); err != nil {
@@ -176,7 +176,7 @@ func TestPostgresStops(t *testing.T) {
 	if r := ask(); r.status != 200 {
 		t.Fatalf("before: %d %s", r.status, r.body)
 	}
-	locker := w.db.Open(t, "kluis_owner")
+	locker := w.owner()
 	tx, err := locker.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -274,6 +274,14 @@ type world struct {
 	a, b      *supplier
 	portal    *supplier   // the grid operator's
 	month     meter.Month // the calendar month before this one
+	own       sync.Once
+	owned     *sql.DB
+}
+
+// owner is the database as its owner sees it.
+func (w *world) owner() *sql.DB {
+	w.own.Do(func() { w.owned = w.db.Open(w.t, "kluis_owner") })
+	return w.owned
 }
 
 // database is a *pgtest.DB, or one in a cluster of the test's own.
@@ -691,7 +699,7 @@ func (w *world) path(e meter.EAN, query ...string) string {
 // records reads the access log as its owner.
 func (w *world) records() []audit.Record {
 	w.t.Helper()
-	rows, err := w.db.Open(w.t, "kluis_owner").QueryContext(w.t.Context(), `SELECT record, receipt FROM access_log ORDER BY recorded_at`)
+	rows, err := w.owner().QueryContext(w.t.Context(), `SELECT record, receipt FROM access_log ORDER BY recorded_at`)
 	if err != nil {
 		w.t.Fatal(err)
 	}
