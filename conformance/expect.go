@@ -212,9 +212,8 @@ func (e expectation) slotsOf(d meter.Day) []slot {
 	return out
 }
 
-// sum is what was consumed in part of a day.
-func (e expectation) sum(d meter.Day, from, to time.Duration) known {
-	all := e.slotsOf(d)
+// sum is what was consumed in part of a day, of which these are the intervals.
+func sum(all []slot, from, to time.Duration) known {
 	total := known{null: all == nil}
 	for _, s := range all {
 		if from <= s.begins && s.begins < to {
@@ -252,7 +251,7 @@ func (e expectation) values(d meter.Day) []known {
 		}
 		var total known
 		for day := d; day < next; day++ {
-			total = total.plus(e.sum(day, 0, wholeDay))
+			total = total.plus(sum(e.slotsOf(day), 0, wholeDay))
 		}
 		return []known{total}
 	}
@@ -260,14 +259,15 @@ func (e expectation) values(d meter.Day) []known {
 	if e.resolution == "PT1H" {
 		step = time.Hour
 	}
+	all := e.slotsOf(d)
 	var out []known
 	for i := range e.slots(d, step) {
 		from := time.Duration(i) * step
-		v := e.sum(d, from, from+step)
+		v := sum(all, from, from+step)
 		if e.kind == "REGISTER" {
 			v = beside
 			if i > 0 {
-				v = v.plus(e.sum(d, 0, from))
+				v = v.plus(sum(all, 0, from))
 			}
 		}
 		out = append(out, v)
