@@ -443,7 +443,7 @@ func TestHistoriesAgreeWithTheBook(t *testing.T) {
 	seen := map[string]int{}
 	rapid.Check(t, func(t *rapid.T) {
 		seed, length := rapid.Uint64().Draw(t, "seed"), rapid.IntRange(20, 80).Draw(t, "length")
-		for i := range uint64(16) {
+		for i := range uint64(20) {
 			s := newStory(dice{rand.New(rand.NewPCG(seed, i))}, seen)
 			var err error
 			if s.file, err = Apply(nil, Register{home, meter.Electricity}, operator, s.now, amsterdam); err != nil || !s.book.take(Register{home, meter.Electricity}, s.now) {

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -341,6 +342,57 @@ func TestLargestLegalFileFits(t *testing.T) {
 	}
 	if _, err := parseLegalFile(b); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a client makes of a consent's scope, line by line, is what a token names.
+func TestScopeDigest(t *testing.T) {
+	t.Parallel()
+	f := life(t)
+	c, _ := f.Consent(uuid(3))
+	const text = "kluis/consent-scope/1\n" + "871685900000000011\n" + "8712345600020\n" + "ENERGY_MANAGEMENT\n" + "intervals\n" + "PT1H\n" +
+		"2025-07-01\n" + "\n" + "2027-01-01T00:00:00Z\n" + "contract/2026-3\n"
+	if d := c.ScopeDigest(home); hex.EncodeToString(d[:]) != goldenScopeDigest || d != sha256.Sum256([]byte(text)) || d != request(3).Scope().Digest(home) || d != c.Scope().Digest(home) {
+		t.Errorf("digest of the scope %x", d)
+	}
+	if d := c.Digest(home); hex.EncodeToString(d[:]) != goldenConsentDigest {
+		t.Errorf("digest of the consent %x", d)
+	}
+	// Classes in whatever order, a time in whatever zone.
+	g := grant(1, func(g *GrantConsent) {
+		g.Classes, g.Days = []meter.Class{2, 1, 2}, days("2025-01-01", "2026-01-01")
+		g.ValidUntil = time.Date(2026, 7, 1, 0, 0, 0, 999999999, amsterdam)
+	})
+	if d := g.Scope().Digest(home); d != sha256.Sum256([]byte("kluis/consent-scope/1\n871685900000000011\n8712345600013\nENERGY_MANAGEMENT\nregisters,intervals\nPT15M\n"+
+		"2025-01-01\n2026-01-01\n2026-06-30T22:00:00Z\ndossier/2026-17\n")) {
+		t.Errorf("digest %x", d)
+	}
+	if reflect.DeepEqual(g.Classes, []meter.Class{1, 2}) {
+		t.Error("the classes were sorted in place")
+	}
+	// Whatever changes in a consent, its digest does; and only what it permits
+	// changes that of its scope.
+	for name, change := range map[string]struct {
+		f     func(*Consent)
+		scope bool
+	}{
+		"id": {func(c *Consent) { c.ID[0]++ }, false}, "supplier": {func(c *Consent) { c.Supplier = alpha }, true}, "purpose": {func(c *Consent) { c.Purpose = 1 }, true},
+		"classes": {func(c *Consent) { c.Classes = []meter.Class{1} }, true}, "granularity": {func(c *Consent) { c.Granularity = 4 }, true},
+		"from": {func(c *Consent) { c.Days.From++ }, true}, "to": {func(c *Consent) { c.Days.To = day("2026-01-01") }, true},
+		"until": {func(c *Consent) { c.ValidUntil = c.ValidUntil.Add(time.Second) }, true}, "evidence": {func(c *Consent) { c.Evidence += "x" }, true},
+		"occupancy": {func(c *Consent) { c.Occupancy++ }, false}, "state": {func(c *Consent) { c.State = 4 }, false},
+		"asked at": {func(c *Consent) { c.Requested.At = c.Requested.At.Add(time.Microsecond) }, false}, "asked by": {func(c *Consent) { c.Requested.By = operator }, false},
+		"answered at": {func(c *Consent) { c.Answered.At = c.Answered.At.Add(time.Microsecond) }, false}, "answered by": {func(c *Consent) { c.Answered.By.Name = "x" }, false},
+		"revoked": {func(c *Consent) { c.Revoked = by(t0) }, false}, "answer": {func(c *Consent) { c.Answer += "x" }, false},
+	} {
+		k, _ := f.Consent(uuid(3))
+		change.f(&k)
+		if k.Digest(home) == c.Digest(home) || (k.ScopeDigest(home) != c.ScopeDigest(home)) != change.scope {
+			t.Errorf("%s: digests %x and %x", name, k.Digest(home), k.ScopeDigest(home))
+		}
+	}
+	if c.Digest(testEAN(2)) == c.Digest(home) || c.ScopeDigest(testEAN(2)) == c.ScopeDigest(home) {
+		t.Error("the same of another metering point")
 	}
 }
 

@@ -20,6 +20,8 @@ func TestNarrows(t *testing.T) {
 	t0 := instant("2026-06-01T10:00:00Z")
 	base := []Step{Register{EAN: home, Commodity: meter.Electricity}, SetOccupancy{Days: days("2023-01-01", "")}, SetSupply{Supplier: alpha, Days: days("2023-01-01", "")}, consentOf(1)}
 	closed := []Step{Register{EAN: home, Commodity: meter.Electricity}, SetOccupancy{Days: days("2023-01-01", "2024-01-01")}, SetSupply{Supplier: alpha, Days: days("2023-01-01", "2024-01-01")}, SetOptOut{Days: days("2023-02-01", "2023-03-01")}}
+	asked := append(base[:4:4], request(2))
+	two := append(base[:4:4], SetOccupancy{days("2023-06-01", "")})
 	for name, c := range map[string]struct {
 		from []Step
 		step Step
@@ -35,6 +37,20 @@ func TestNarrows(t *testing.T) {
 		"the end of a supply":        {base, SetSupply{Supplier: alpha, Days: days("2023-01-01", "2026-05-01")}, true},
 		"a consent more":             {base, consentOf(2), false},
 		"a revocation":               {base, RevokeConsent{ID: uuid(1)}, true},
+		"a request":                  {base, request(2), false},
+		"a request accepted":         {asked, AcceptConsent{uuid(2), "call/1"}, false},
+		"a request rejected":         {asked, RejectConsent{uuid(2)}, false},
+		"a request withdrawn":        {asked, RevokeConsent{uuid(2)}, false},
+		"a switch that was not":      {base, CorrectSupply{beta, days("2024-01-01", "2024-02-01")}, true},
+		"a supply more, corrected":   {closed, CorrectSupply{beta, days("2024-02-01", "2024-03-01")}, false},
+		"a supply that goes on":      {closed, CorrectSupply{alpha, days("2024-01-01", "2024-03-01")}, true}, // no end read any more
+		"a supply that began before": {closed, CorrectSupply{alpha, days("2022-12-01", "2023-01-01")}, true},
+		"a supply gone":              {base, CorrectSupply{meter.GLN{}, days("2023-01-01", "2023-02-01")}, true},
+		"nobody more":                {two, CorrectSupply{meter.GLN{}, days("2023-06-01", "")}, true},
+		"a move earlier":             {two, CorrectMove{day("2023-06-01"), day("2023-05-01")}, true},
+		"a move later":               {two, CorrectMove{day("2023-06-01"), day("2023-07-01")}, true},
+		"a move in earlier":          {base, CorrectMove{day("2023-01-01"), day("2022-01-01")}, true},
+		"a move out later":           {closed, CorrectMove{day("2024-01-01"), day("2024-02-01")}, true},
 		"an opt-out":                 {base, SetOptOut{Days: days("2026-01-01", "")}, true},
 		"an opt-out longer":          {closed, SetOptOut{Days: days("2023-02-15", "2023-03-02")}, true},
 		"an opt-out taken back":      {closed, EndOptOut{From: day("2023-02-10")}, false},
@@ -183,7 +199,16 @@ func TestWhatDoesNotNarrowGivesNoLess(t *testing.T) {
 			c := consentOf(byte(d.among(1, 9)))
 			c.Days, c.Granularity = d.days(), pick(d, meter.PT15M, meter.P1D)
 			steps = append(steps, SetOccupancy{d.days()}, SetSupply{pick(d, alpha, beta), d.days()}, c, RevokeConsent{uuid(byte(d.among(1, 6)))},
-				SetOptOut{d.days()}, EndOptOut{d.day()})
+				SetOptOut{d.days()}, EndOptOut{d.day()},
+				RequestConsent(c), AcceptConsent{uuid(byte(d.among(1, 9))), "call"}, RejectConsent{uuid(byte(d.among(1, 9)))},
+				CorrectSupply{pick(d, alpha, beta, meter.GLN{}), d.days()}, CorrectSupply{alpha, d.days()}, CorrectMove{d.day(), d.day()})
+			for _, o := range prev.occupancies {
+				steps = append(steps, CorrectMove{o.Days.From, o.Days.From + meter.Day(d.among(-40, 40))}, CorrectMove{o.Days.To, o.Days.To + meter.Day(d.among(-40, 40))})
+			}
+			for _, p := range prev.supply {
+				steps = append(steps, CorrectSupply{p.Supplier, meter.DayRange{From: p.Days.To, To: p.Days.To + meter.Day(d.among(1, 40))}},
+					CorrectSupply{p.Supplier, meter.DayRange{From: p.Days.From - meter.Day(d.among(1, 40)), To: p.Days.From}})
+			}
 		}
 		for _, step := range steps {
 			next, err := Apply(prev, step, operator, prev.sealedAt.Add(time.Minute), amsterdam)

@@ -46,6 +46,16 @@ func TestStepGolden(t *testing.T) {
 		{RevokeConsent{uuid(7)}, "05" + "00000000000000000000000000000007"},
 		{SetOptOut{days("2025-09-01", "2025-10-01")}, "06" + "00004f6c" + "00004f8a"},
 		{EndOptOut{day("2025-09-15")}, "07" + "00004f7a"},
+		{
+			request(7),
+			"08" + "00000000000000000000000000000007" + "000007ec8043c014" + "02" + "00000001" + "02" + "02" +
+				"00004f2e" + "7fffffff" + "000663f6d2342000" + "0000000f" + "636f6e74726163742f323032362d33",
+		},
+		{AcceptConsent{uuid(7), "call/1"}, "09" + "00000000000000000000000000000007" + "00000006" + "63616c6c2f31"},
+		{RejectConsent{uuid(7)}, "0a" + "00000000000000000000000000000007"},
+		{CorrectSupply{alpha, days("2020-01-01", "2025-07-01")}, "0b" + "000007ec8043c00d" + "00004756" + "00004f2e"},
+		{CorrectSupply{meter.GLN{}, days("2020-01-01", "")}, "0b" + "0000000000000000" + "00004756" + "7fffffff"},
+		{CorrectMove{day("2025-03-20"), day("2025-03-15")}, "0c" + "00004ec7" + "00004ec2"},
 	} {
 		want := "00000010" + "6b6c7569732f6c6567616c2d73746570" + "01" + c.hex
 		if got := hex.EncodeToString(c.step.Encode()); got != want {
@@ -158,6 +168,46 @@ func TestSteps(t *testing.T) {
 			c := f.Consents()[0]
 			return c.State == ConsentRevoked && c.Revoked.At.Equal(f.SealedAt())
 		}},
+		{name: "revoke what was rejected", before: append(lived[:2:2], request(1), RejectConsent{uuid(1)}), step: RevokeConsent{uuid(1)}, refused: "rejected"},
+		{name: "withdraw a request", before: append(lived[:2:2], request(1)), step: RevokeConsent{uuid(1)}, check: func(f *LegalFile) bool {
+			c := f.Consents()[0]
+			return c.State == ConsentRevoked && c.Answered.IsZero() && !c.Given()
+		}},
+		{name: "request", before: lived, step: request(1), check: func(f *LegalFile) bool {
+			c := f.Consents()[0]
+			return c.State == ConsentRequested && c.Occupancy == day("2020-01-01") && c.Requested == by(f.SealedAt()) && c.Answered.IsZero() && !c.Given() && f.Relates(beta)
+		}},
+		{name: "request of nobody", before: registered, step: request(1), refused: "set the occupancy first"},
+		{name: "request for days before the customer", before: append(registered[:1:1], SetOccupancy{days("2025-12-01", "")}),
+			step: request(1, func(r *RequestConsent) { r.Days = days("2025-07-01", "2025-08-01") }), check: func(f *LegalFile) bool { return len(f.Consents()) == 1 }},
+		{name: "request twice", before: append(lived[:2:2], request(1)), step: request(1), refused: "new id"},
+		{name: "request that ended already", before: lived, step: request(1, func(r *RequestConsent) { r.ValidUntil = t0 }), refused: "later end"},
+		{name: "request valid to a fraction of a second", before: lived, step: request(1, func(r *RequestConsent) { r.ValidUntil = r.ValidUntil.Add(999 * time.Millisecond) }),
+			check: func(f *LegalFile) bool { return f.Consents()[0].ValidUntil.Equal(instant("2027-01-01T00:00:00Z")) }},
+		{name: "yes", before: append(lived[:2:2], request(1)), step: AcceptConsent{uuid(1), "call/1"}, check: func(f *LegalFile) bool {
+			c := f.Consents()[0]
+			return c.State == ConsentActive && c.Answered == by(f.SealedAt()) && c.ValidFrom.Equal(f.SealedAt()) && c.Answer == "call/1" && c.Evidence == "contract/2026-3"
+		}},
+		{name: "yes without proof", before: append(lived[:2:2], request(1)), step: AcceptConsent{ID: uuid(1)}, refused: "evidence"},
+		{name: "yes to nothing", before: append(lived[:2:2], request(1)), step: AcceptConsent{Evidence: "call/1"}, refused: "give its id"},
+		{name: "yes to what nobody asked", before: append(lived[:2:2], grant(1)), step: AcceptConsent{uuid(1), "call/1"}, refused: "answered already: since"},
+		{name: "yes twice", before: append(lived[:2:2], request(1), AcceptConsent{uuid(1), "call/1"}), step: AcceptConsent{uuid(1), "call/1"}, refused: "answered already: since"},
+		{name: "yes after no", before: append(lived[:2:2], request(1), RejectConsent{uuid(1)}), step: AcceptConsent{uuid(1), "call/1"}, refused: "answered already: since"},
+		{name: "yes to what was withdrawn", before: append(lived[:2:2], request(1), RevokeConsent{uuid(1)}), step: AcceptConsent{uuid(1), "call/1"}, refused: "ended"},
+		{name: "yes after a move", before: append(lived[:2:2], request(1), SetOccupancy{days("2026-01-05", "")}), step: AcceptConsent{uuid(1), "call/1"}, refused: "moved"},
+		{name: "yes of no day", before: append(registered[:1:1], SetOccupancy{days("2025-12-01", "")}, request(1, func(r *RequestConsent) { r.Days = days("2025-07-01", "2025-08-01") })),
+			step: AcceptConsent{uuid(1), "call/1"}, refused: "no day of this customer"},
+		{name: "yes too late", before: append(lived[:2:2], request(1, func(r *RequestConsent) { r.ValidUntil = t0.Add(30 * time.Minute) })), step: AcceptConsent{uuid(1), "call/1"}, refused: "lapsed"},
+		{name: "no", before: append(lived[:2:2], request(1)), step: RejectConsent{uuid(1)}, check: func(f *LegalFile) bool {
+			c := f.Consents()[0]
+			return c.State == ConsentRejected && c.Answered == by(f.SealedAt()) && !c.Given() && c.Answer == ""
+		}},
+		{name: "no twice", before: append(lived[:2:2], request(1), RejectConsent{uuid(1)}), step: RejectConsent{uuid(1)}, refused: "answered already: since"},
+		{name: "no to a consent", before: append(lived[:2:2], grant(1)), step: RejectConsent{uuid(1)}, refused: "answered already: since"},
+		{name: "no after a move", before: append(lived[:2:2], request(1), SetOccupancy{days("2026-01-05", "")}), step: RejectConsent{uuid(1)}, refused: "moved"},
+		{name: "no to an unknown request", before: lived, step: RejectConsent{uuid(1)}, refused: "no consent with this id"},
+		{name: "no to nothing", before: lived, step: RejectConsent{}, refused: "give its id"},
+
 		{name: "revoke twice", before: append(lived[:2:2], grant(1), RevokeConsent{uuid(1)}), step: RevokeConsent{uuid(1)}, refused: "revoked already"},
 		{name: "revoke an unknown consent", before: append(lived[:2:2], grant(1)), step: RevokeConsent{uuid(2)}, refused: "no consent with this id"},
 		{name: "revoke nothing", before: lived, step: RevokeConsent{}, refused: "give its id"},
@@ -295,18 +345,24 @@ func TestDecodeStepRefuses(t *testing.T) {
 	t.Parallel()
 	head := canonical.New(domainStep, versionStep).Encoded()
 	ok := grant(1).Encode()
+	half := grant(1).Encode()
+	half[bytes.Index(half, []byte{0x00, 0x06, 0x63, 0xf6})+7]++
 	for name, b := range map[string][]byte{
-		"nothing":         nil,
-		"no step":         head,
-		"unknown step":    append(bytes.Clone(head), 8),
-		"a tail":          append(bytes.Clone(ok), 0),
-		"cut short":       ok[:len(ok)-1],
-		"another type":    life(t).Payload(),
-		"too long":        make([]byte, maxStep+1),
-		"day 10000":       EndOptOut{lastDay + 1}.Encode(),
-		"open start":      SetOptOut{meter.DayRange{From: meter.MaxDay, To: meter.MaxDay}}.Encode(),
-		"negative end":    SetOptOut{meter.DayRange{From: 3, To: math.MinInt32}}.Encode(),
-		"unknown purpose": grant(1, func(g *GrantConsent) { g.Purpose = 200 }).Encode(),
+		"nothing":          nil,
+		"no step":          head,
+		"unknown step":     append(bytes.Clone(head), 13),
+		"a tail":           append(bytes.Clone(ok), 0),
+		"cut short":        ok[:len(ok)-1],
+		"another type":     life(t).Payload(),
+		"too long":         make([]byte, maxStep+1),
+		"day 10000":        EndOptOut{lastDay + 1}.Encode(),
+		"half a second":    half,
+		"no GLN":           append(append(bytes.Clone(head), 11, 0, 0, 7, 0xec, 0x80, 0x43, 0xc0, 0x0e), CorrectSupply{alpha, days("2020-01-01", "")}.Encode()[len(head)+9:]...),
+		"a move to no day": CorrectMove{1, -1}.Encode(),
+		"a yes of nothing": AcceptConsent{uuid(1), ""}.Encode(),
+		"open start":       SetOptOut{meter.DayRange{From: meter.MaxDay, To: meter.MaxDay}}.Encode(),
+		"negative end":     SetOptOut{meter.DayRange{From: 3, To: math.MinInt32}}.Encode(),
+		"unknown purpose":  grant(1, func(g *GrantConsent) { g.Purpose = 200 }).Encode(),
 	} {
 		if s, err := DecodeStep(b); !errors.Is(err, ErrStep) || s != nil {
 			t.Errorf("%s: %v, %v", name, s, err)
@@ -392,7 +448,7 @@ func genClasses() *rapid.Generator[[]meter.Class] {
 
 func genStep() *rapid.Generator[Step] {
 	return rapid.Custom(func(t *rapid.T) Step {
-		switch rapid.IntRange(1, 9).Draw(t, "kind") {
+		switch rapid.IntRange(1, 15).Draw(t, "kind") {
 		case 1:
 			return SetOccupancy{genDays().Draw(t, "days")}
 		case 2, 3:
@@ -412,6 +468,17 @@ func genStep() *rapid.Generator[Step] {
 			return RevokeConsent{uuid(byte(rapid.IntRange(1, 6).Draw(t, "id")))}
 		case 8:
 			return SetOptOut{genDays().Draw(t, "days")}
+		case 9, 10:
+			return request(byte(rapid.IntRange(1, 6).Draw(t, "id")))
+		case 11:
+			return AcceptConsent{uuid(byte(rapid.IntRange(1, 6).Draw(t, "id"))), "call/1"}
+		case 12:
+			return RejectConsent{uuid(byte(rapid.IntRange(1, 6).Draw(t, "id")))}
+		case 13:
+			return CorrectSupply{genSupplier().Draw(t, "supplier"), genDays().Draw(t, "days")}
+		case 14:
+			was := genDay().Draw(t, "was")
+			return CorrectMove{was, was + meter.Day(rapid.SampledFrom([]int{-30, -1, 1, 40}).Draw(t, "later"))}
 		default:
 			return EndOptOut{genDay().Draw(t, "from")}
 		}
@@ -422,6 +489,8 @@ func FuzzStep(f *testing.F) {
 	for _, s := range []Step{
 		Register{home, meter.Gas}, SetOccupancy{days("2020-01-01", "")}, SetSupply{alpha, days("2020-01-01", "2025-07-01")},
 		grant(7), RevokeConsent{uuid(7)}, SetOptOut{days("2025-09-01", "2025-10-01")}, EndOptOut{day("2025-09-15")},
+		request(7), AcceptConsent{uuid(7), "call/1"}, RejectConsent{uuid(7)}, CorrectSupply{alpha, days("2020-01-01", "")}, CorrectSupply{meter.GLN{}, days("2020-01-01", "2021-01-01")},
+		CorrectMove{day("2025-03-20"), day("2025-03-15")},
 	} {
 		f.Add(s.Encode())
 	}
