@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,7 @@ import (
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/journaltest"
 	"kluis/internal/testing/pgtest"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 )
 
@@ -85,6 +87,8 @@ type world struct {
 	stops     []func() // of the cryptoservers
 	config    config.IssuerProcess
 	cert      tls.Certificate // the supplier's
+	office    *stafftest.Office
+	portal    tls.Certificate // the grid operator's
 	verifier  *authn.Verifier
 }
 
@@ -108,11 +112,12 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
+	w.office = stafftest.New(t, must[*meter.Profile](t)(meter.ParseProfile(meter.NL())))
 	w.seals = must[*authz.SealKeys](t)(authz.NewSealKeys(w.hsm.SealKeys...))
 	addresses := []string{w.startCryptoserver(0), w.startCryptoserver(1)}
 	w.config = config.IssuerProcess{
 		Listen: "127.0.0.1:0", URL: issuerURL, TLS: w.identity("issuer-server", "suppliers.crt", "127.0.0.1"),
-		DatabaseURL: w.db.URL("kluis_issuer"), SealKeysFile: w.hsm.SealKeysFile, JWKSFile: w.hsm.JWKSFile,
+		DatabaseURL: w.db.URL("kluis_issuer"), SealKeysFile: w.hsm.SealKeysFile, JWKSFile: w.hsm.JWKSFile, OperatorGLN: stafftest.GLN,
 		Cryptoservers: config.Cryptoservers{Addresses: addresses, TLS: w.identity("issuer", "operator.crt")},
 	}
 	w.sealer = must[*client.Client](t)(client.New(client.Config{
@@ -127,8 +132,9 @@ func newWorld(t *testing.T) *world {
 	w.registrar = must[*postgres.Registrar](t)(postgres.NewRegistrar(t.Context(), postgres.Config{DSN: w.db.URL("kluis_registrar")}))
 	t.Cleanup(func() { _ = w.registrar.Close() })
 	w.verifier = must[*authn.Verifier](t)(authn.Configured(t.Context(),
-		[]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.hsm.JWKSFile}}, "", nil, slog.New(slog.DiscardHandler)))
+		[]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.hsm.JWKSFile, Staff: true}}, stafftest.GLN, w.office.Profile, slog.New(slog.DiscardHandler)))
 	w.cert = must[tls.Certificate](t)(w.suppliers.Issue(devpki.Leaf{CommonName: "supplier"}))
+	w.portal = must[tls.Certificate](t)(w.suppliers.Issue(devpki.Leaf{CommonName: "portal"}))
 	return w
 }
 
@@ -149,11 +155,12 @@ func (w *world) startCryptoserver(i int) (address string) {
 	s := must[*cryptoserver.Server](w.t)(cryptoserver.New(w.t.Context(), cryptoserver.Config{
 		ID: name, TLS: must[*tls.Config](w.t)(config.ServerTLS(w.identity(name, "operator.crt", "127.0.0.1"))),
 		Allow: map[string][]string{
-			"SignToken": {"issuer"}, "Status": {"issuer"}, "SealSupplier": {"registrar"},
+			"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "Status": {"issuer"}, "SealSupplier": {"registrar"},
 			"SignControl": {"custodian"}, "PutControl": {"custodian"},
 		},
-		Profile: must[*meter.Profile](w.t)(meter.ParseProfile(meter.NL())), SealKeys: w.hsm.SealKeys,
+		Profile: w.office.Profile, SealKeys: w.hsm.SealKeys,
 		Issue:  cryptoserver.Issue{Issuer: issuerURL, Audience: audience},
+		Staff:  &cryptoserver.Staff{Operator: w.office.Operator, Identities: w.office.Identities},
 		Tokens: cryptoserver.Tokens{Seal: h.Sealer(), Sign: h.TokenSigner()}, Journal: journaltest.New(w.t),
 		Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	}))
@@ -180,9 +187,14 @@ func (w *world) register(revoked bool) {
 	if revoked {
 		c.RevokedAt = time.Now().Add(-time.Second)
 	}
-	previous := must[[]byte](w.t)(w.registrar.Supplier(w.t.Context(), g))
-	sealed := must[[]byte](w.t)(w.sealer.SealSupplier(w.t.Context(), previous, authz.SupplierFacts{
-		GLN: g, Name: "Supplier", Scopes: []string{authn.ScopeReadings}, Certificates: []authz.Certificate{c}}))
+	w.store(authz.SupplierFacts{GLN: g, Name: "Supplier", Scopes: []string{authn.ScopeReadings}, Certificates: []authz.Certificate{c}})
+}
+
+// store seals and stores the next version of a record.
+func (w *world) store(f authz.SupplierFacts) {
+	w.t.Helper()
+	previous := must[[]byte](w.t)(w.registrar.Supplier(w.t.Context(), f.GLN))
+	sealed := must[[]byte](w.t)(w.sealer.SealSupplier(w.t.Context(), previous, f))
 	record := must[*authz.Supplier](w.t)(w.seals.Supplier(sealed))
 	if err := w.registrar.StoreSupplier(w.t.Context(), record, sealed); err != nil {
 		w.t.Fatal(err)
@@ -330,6 +342,86 @@ func TestIssuer(t *testing.T) {
 	}
 }
 
+// TestExchange: the portal's certificate, an employee's ID token and an errand,
+// through the issuer as it is shipped, PostgreSQL and real HSMs.
+func TestExchange(t *testing.T) {
+	w := newWorld(t)
+	p := w.start()
+	portal := w.client(&w.portal)
+	errand := authz.Errand{Kind: authz.ErrandView, EAN: must[meter.EAN](t)(meter.ParseEAN("871686870000000016")), Reason: "ticket 4711"}
+	exchange := func(c *http.Client, id, details string) (int, map[string]any) {
+		t.Helper()
+		resp := must[*http.Response](t)(c.PostForm("https://"+p.addr+"/oauth2/token", url.Values{
+			"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "client_id": {stafftest.GLN},
+			"subject_token": {id}, "subject_token_type": {"urn:ietf:params:oauth:token-type:id_token"}, "authorization_details": {details},
+		}))
+		defer resp.Body.Close()
+		var m map[string]any
+		if err := json.NewDecoder(resp.Body).Decode(&m); err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, m
+	}
+	eva := w.office.IDToken("eva", time.Now(), authz.Auditor)
+	if status, _ := exchange(portal, eva, w.office.Errand(errand)); status != http.StatusUnauthorized {
+		t.Errorf("before registration: %d", status)
+	}
+	facts := w.office.Facts(w.portal.Leaf)
+	w.store(facts)
+	status, m := exchange(portal, eva, w.office.Errand(errand))
+	if status != http.StatusOK {
+		t.Fatalf("%d %v", status, m)
+	}
+	raw, _ := m["access_token"].(string)
+	tok := must[*authn.Token](t)(w.verifier.Verify(t.Context(), raw, authn.Thumbprint(w.portal.Leaf)))
+	record := must[*authz.Supplier](t)(w.seals.Supplier(must[[]byte](t)(w.registrar.Supplier(t.Context(), facts.GLN))))
+	caller := must[authn.Caller](t)(tok.Authenticate(record, authn.ScopeStaff, time.Now()))
+	if want := (authz.Employee{Subject: stafftest.Subject("eva"), Role: authz.Auditor, Errand: errand}); !reflect.DeepEqual(caller.Employee(), &want) {
+		t.Errorf("%+v", caller.Employee())
+	}
+
+	w.register(false)
+	readings := strings.ReplaceAll(w.office.Errand(errand), ":view", ":readings")
+	for name, c := range map[string]struct {
+		client      *http.Client
+		id, details string
+		status      int
+		code, told  string
+	}{
+		"a supplier's certificate": {w.client(&w.cert), eva, w.office.Errand(errand), 401, "invalid_client", "certificate"},
+		"another provider's":       {portal, stafftest.New(t, w.office.Profile).IDToken("eva", time.Now(), authz.Agent), w.office.Errand(errand), 400, "invalid_request", "identity provider"},
+		"signed in too long ago":   {portal, w.office.IDToken("eva", time.Now().Add(-2*time.Hour), authz.Agent), w.office.Errand(errand), 400, "invalid_request", "sign in again"},
+		"no role":                  {portal, w.office.IDToken("eva", time.Now()), w.office.Errand(errand), 400, "invalid_request", "role"},
+		"half an errand":           {portal, eva, readings, 400, "invalid_authorization_details", "from must be"},
+		"more than the role may": {portal, eva, w.office.Errand(authz.Errand{Kind: authz.ErrandReadings, EAN: errand.EAN, Days: meter.DayRange{From: 20000, To: 20001}, Fields: []meter.FieldCode{1}}),
+			400, "invalid_authorization_details", "role (auditor)"},
+	} {
+		status, m := exchange(c.client, c.id, c.details)
+		told, _ := m["error_description"].(string)
+		if status != c.status || m["error"] != c.code || !strings.Contains(told, c.told) || m["access_token"] != nil {
+			t.Errorf("%s: %d %v", name, status, m)
+		}
+	}
+
+	// The portal's certificate revoked: from the next request on.
+	facts.Certificates[0].RevokedAt = time.Now().Add(-time.Second)
+	w.store(facts)
+	if status, m := exchange(portal, eva, w.office.Errand(errand)); status != http.StatusUnauthorized || m["access_token"] != nil {
+		t.Errorf("after revocation: %d %v", status, m)
+	}
+	w.stops[0]()
+	w.stops[1]()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-p.ended; err != nil {
+		t.Error(err)
+	}
+	if log := p.stdout.String(); strings.Contains(log, "eva") || strings.Contains(log, "eyJ") || strings.Contains(log, "871686870000000016") {
+		t.Errorf("log: %s", log)
+	}
+}
+
 const readyCache = 1100 * time.Millisecond
 
 func TestBackEndsAway(t *testing.T) {
@@ -370,6 +462,7 @@ func TestStartRefused(t *testing.T) {
 		"no JWKS":             {func(c *config.IssuerProcess) { c.JWKSFile = w.hsm.SealKeysFile }, "JWK set"},
 		"another role":        {func(c *config.IssuerProcess) { c.DatabaseURL = w.db.URL("kluis_gateway") }, "must be kluis_issuer"},
 		"database not there":  {func(c *config.IssuerProcess) { c.DatabaseURL = "postgres://kluis_issuer@/x?host=" + w.dir }, "postgres: connect"},
+		"operator's GLN":      {func(c *config.IssuerProcess) { c.OperatorGLN = "8716867000008" }, "operator_gln"},
 		"path in the URL":     {func(c *config.IssuerProcess) { c.URL += "/x" }, "nothing after it"},
 		"address not its own": {func(c *config.IssuerProcess) { c.Listen = "192.0.2.1:1" }, "192.0.2.1:1"},
 	} {
