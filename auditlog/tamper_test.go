@@ -143,6 +143,18 @@ func TestTamperingWhileItRuns(t *testing.T) {
 			}
 			w.settled()
 		}, []auditlog.What{auditlog.NotRecorded}},
+		"a reading put down to an employee": {func(w *world, _, _ [16]byte) {
+			id := newID()
+			record := w.recordOf(id, w.open(id))
+			record.Employee, record.Reason = "https://id.test#kim", "customer on the line"
+			w.check(w.gateway.Record(w.t.Context(), record))
+			_, stop := w.auditing(w.store, w.servers(), w.export)
+			defer stop()
+			for end := time.Now().Add(20 * time.Second); w.verify().Counts[auditlog.ReceiptBad] == 0 && time.Now().Before(end); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			w.settled()
+		}, []auditlog.What{auditlog.ReceiptBad}},
 		"something else opened for a recorded interaction": {func(w *world, first, _ [16]byte) {
 			w.blocks = append(w.blocks, w.seal(2, 7, true))[1:]
 			w.open(first)

@@ -222,7 +222,8 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 				continue
 			}
 			rc, err := envelope.ParseReceipt(rec.Receipt)
-			if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier || rc.TokenID != rec.TokenID {
+			if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier || rc.TokenID != rec.TokenID ||
+				!rc.OfEmployee(rec.Employee, rec.Reason) {
 				v.rep.add(describe(ReceiptBad, row.Key, index))
 				continue
 			}
@@ -409,7 +410,7 @@ func (v *verifier) recorded(ctx context.Context, receipts []receipt, again bool)
 		default:
 			// Two receipts of one interaction: a retry when they are of the same.
 			other, err := envelope.ParseReceipt(row.Receipt)
-			same := err == nil && other.Content == r.Content && other.Supplier == r.Supplier && other.TokenID == r.TokenID && other.LegalFile == r.LegalFile
+			same := err == nil && other.Content == r.Content && other.Supplier == r.Supplier && other.TokenID == r.TokenID && other.Employee == r.Employee && other.LegalFile == r.LegalFile
 			if same {
 				v.rep.add(r.finding(OpenedAgain))
 			} else {

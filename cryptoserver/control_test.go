@@ -324,7 +324,7 @@ func TestRelay(t *testing.T) {
 func signedElsewhere(w *world, h control.Head) []byte {
 	w.t.Helper()
 	s, err := cryptoserver.New(w.t.Context(), cryptoserver.Config{
-		ID: "cs9", TLS: w.serverTLS("cryptoserver-9"), Allow: allow(), Profile: w.profile, SealKeys: w.hsm.SealKeys,
+		ID: "cs9", TLS: w.serverTLS("cryptoserver-9"), Allow: allow(), Profile: w.profile, SealKeys: w.hsm.SealKeys, Verifier: w.verifier,
 		Tokens: cryptoserver.Tokens{Seal: w.seal}, Journal: w.newJournal(), Clock: w.clock.now, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	w.must(err)

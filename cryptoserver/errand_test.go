@@ -8,6 +8,7 @@ import (
 	"kluis/authz"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/envelope"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 )
 
@@ -35,7 +36,7 @@ func TestErrand(t *testing.T) {
 	}
 	token := w.staffToken(portal, "kim", authz.Agent, errand)
 
-	for name, tok := range map[string]string{"agent": token, "supervisor": w.staffToken(portal, "lee", authz.Supervisor, errand)} {
+	for name, tok := range map[string]string{"kim": token, "lee": w.staffToken(portal, "lee", authz.Supervisor, errand)} {
 		w.open.opened()
 		got := w.opened(call(tok, portal.record, m.point, honest))
 		if got.Err != nil || len(got.Series) != 2 || len(got.Withheld) != 0 {
@@ -55,7 +56,7 @@ func TestErrand(t *testing.T) {
 			t.Errorf("%s: the token opened %d blocks, %d were refused", name, opened, len(got.Faults))
 		}
 		r, err := envelope.ParseReceipt(got.Receipt)
-		if err != nil || r.Supplier != portal.gln || r.Purpose != meter.CustomerService || r.Opened != 7 || int(r.Refused) != len(m.rows)-7 {
+		if err != nil || r.Supplier != portal.gln || r.Purpose != meter.CustomerService || r.Employee != envelope.EmployeeDigest(r.TokenID, stafftest.Subject(name), "customer on the line") || r.Opened != 7 || int(r.Refused) != len(m.rows)-7 {
 			t.Errorf("%s: receipt %+v, %v", name, r, err)
 		}
 	}

@@ -411,6 +411,9 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 		Damaged:       u.counts.damaged,
 		Content:       envelope.ContentDigest(w.opened),
 	}
+	if e := caller.Employee(); e != nil {
+		u.receipt.Employee = envelope.EmployeeDigest(u.receipt.TokenID, e.Subject, e.Errand.Reason)
+	}
 	for outcome, n := range map[string]uint32{
 		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate,
 		"damaged": u.counts.damaged, "erased": u.counts.erased,

@@ -20,6 +20,7 @@ type Receipt struct {
 	InteractionID [16]byte
 	Supplier      meter.GLN
 	TokenID       [32]byte // SHA-256 of the token's jti
+	Employee      [32]byte // EmployeeDigest; zero when a supplier asked
 	EAN           meter.EAN
 	Purpose       meter.Purpose
 	LegalFile     [32]byte // digest of its payload
@@ -35,6 +36,9 @@ const (
 	receiptDomain  = "kluis/receipt"
 	receiptVersion = 1
 	maxServerID    = 64
+
+	employeeDomain  = "kluis/receipt-employee"
+	employeeVersion = 1
 
 	openedDomain  = "kluis/opened"
 	openedVersion = 1
@@ -52,6 +56,7 @@ func (r Receipt) Encode() []byte {
 	w.Fixed(r.InteractionID[:])
 	w.I64(r.Supplier.Int64())
 	w.Fixed(r.TokenID[:])
+	w.Fixed(r.Employee[:])
 	w.I64(r.EAN.Int64())
 	w.U8(uint8(r.Purpose))
 	w.Fixed(r.LegalFile[:])
@@ -80,6 +85,7 @@ func ParseReceipt(b []byte) (Receipt, error) {
 	d.Fixed(r.InteractionID[:])
 	gln := d.I64()
 	d.Fixed(r.TokenID[:])
+	d.Fixed(r.Employee[:])
 	ean := d.I64()
 	r.Purpose = meter.Purpose(d.U8())
 	d.Fixed(r.LegalFile[:])
@@ -113,6 +119,27 @@ func ParseReceipt(b []byte) (Receipt, error) {
 		return Receipt{}, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	return r, nil
+}
+
+// EmployeeDigest is what a receipt says of the employee of the grid operator who
+// asked, and why: the subject and the errand's reason of the access token, which
+// the access record names. So nobody can put another employee in the record, and
+// the journal, which is kept when records are pruned, names none.
+func EmployeeDigest(tokenID [32]byte, subject, reason string) [32]byte {
+	w := canonical.New(employeeDomain, employeeVersion)
+	w.Fixed(tokenID[:])
+	w.String(subject)
+	w.String(reason)
+	return sha256.Sum256(w.Encoded())
+}
+
+// OfEmployee says whether the receipt is of what that employee asked for that
+// reason; both empty: of what a supplier asked.
+func (r *Receipt) OfEmployee(subject, reason string) bool {
+	if subject == "" && reason == "" {
+		return r.Employee == [32]byte{}
+	}
+	return r.Employee == EmployeeDigest(r.TokenID, subject, reason)
 }
 
 // Opened is one line of the list that Receipt.Content digests.
