@@ -7,6 +7,11 @@
 //	record := ...                                     // sealed record of token.Client(), verified
 //	caller, err := token.Authenticate(record, authn.ScopeReadings, now)
 //
+// A token speaks of a supplier, its client itself, or of an employee of the
+// grid operator on one errand (RFC 9396): Caller.Employee. There is nothing
+// between the two. Employees sign in elsewhere; Identities verifies their ID
+// tokens for the cryptoserver that signs their access tokens.
+//
 // A process that is not itself the TLS server of the supplier (the
 // cryptoserver) uses VerifyDetached in place of Verify: the token's own
 // binding is then checked against the sealed record only.
