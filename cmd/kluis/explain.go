@@ -602,6 +602,36 @@ func (v *explanationView) print(w io.Writer) error {
 		fmt.Fprintln(w, "  Record: not in the audit log yet; nothing but the database vouches for it.")
 	}
 
+	switch v.Verdict {
+	case string(backend.Agrees):
+		fmt.Fprint(w, "\nAGREES: decided again on this evidence, the answer is the same.")
+	case string(backend.Differs):
+		fmt.Fprint(w, "\nDIFFERS: this evidence does not give what was recorded.")
+	default:
+		fmt.Fprint(w, "\nNOT DECIDED.")
+	}
+	if v.Why != "" {
+		fmt.Fprint(w, " ", v.Why)
+	}
+	fmt.Fprintln(w)
+	if err := printChanges(w, v.Differences, "RECORDED", "DECIDED AGAIN"); err != nil {
+		return err
+	}
+	if h := v.Hindsight; h != nil {
+		if h.Verdict != "" {
+			fmt.Fprintf(w, "\nTODAY: %s\n", h.Verdict)
+		}
+		if err := printChanges(w, h.Changes, "THEN", "BY TODAY'S FILE"); err != nil {
+			return err
+		}
+		for _, f := range h.ChangedBy {
+			fmt.Fprintf(w, "  changed by version %d, sealed at %s: %s, by %s\n", f.Version, f.SealedAt.Format(time.RFC3339), f.Step, f.Actor)
+		}
+		if h.Problem != "" {
+			fmt.Fprintf(w, "\nFINDING: later versions: %s\n", h.Problem)
+		}
+	}
+
 	if v.LegalFile != nil || v.Profile != nil {
 		fmt.Fprintln(w, "\nDecided by")
 	}
@@ -644,36 +674,6 @@ func (v *explanationView) print(w io.Writer) error {
 		fmt.Fprintln(w, "\nGranted, and withheld for what was stored")
 		if err := printLines(w, v.OnOpening, false); err != nil {
 			return err
-		}
-	}
-
-	switch v.Verdict {
-	case string(backend.Agrees):
-		fmt.Fprint(w, "\nAGREES: decided again on this evidence, the answer is the same.")
-	case string(backend.Differs):
-		fmt.Fprint(w, "\nDIFFERS: this evidence does not give what was recorded.")
-	default:
-		fmt.Fprint(w, "\nNOT DECIDED.")
-	}
-	if v.Why != "" {
-		fmt.Fprint(w, " ", v.Why)
-	}
-	fmt.Fprintln(w)
-	if err := printChanges(w, v.Differences, "RECORDED", "DECIDED AGAIN"); err != nil {
-		return err
-	}
-	if h := v.Hindsight; h != nil {
-		if h.Verdict != "" {
-			fmt.Fprintf(w, "\nTODAY: %s\n", h.Verdict)
-		}
-		if err := printChanges(w, h.Changes, "THEN", "BY TODAY'S FILE"); err != nil {
-			return err
-		}
-		for _, f := range h.ChangedBy {
-			fmt.Fprintf(w, "  changed by version %d, sealed at %s: %s, by %s\n", f.Version, f.SealedAt.Format(time.RFC3339), f.Step, f.Actor)
-		}
-		if h.Problem != "" {
-			fmt.Fprintf(w, "\nFINDING: later versions: %s\n", h.Problem)
 		}
 	}
 	return nil
