@@ -508,6 +508,49 @@ func TestTakeStepFailsOver(t *testing.T) {
 	}
 }
 
+// TestTakeStepSaysWhy: what authz says of a step arrives as what it is, with its
+// text, and is no failure of the server's.
+func TestTakeStepSaysWhy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m, portal := w.market(), w.portal()
+	w.mayAsk(m.new)
+	r, late := request(m.new, 0x21), request(m.new, 0x22)
+	answer := func(action authz.ConsentAction, r authz.RequestConsent) string {
+		return w.staffToken(portal, "kim", authz.Agent, errand(m.ean, action, r))
+	}
+	w.taken(m, r)
+	w.taken(m, late)
+	m.taken(answer(authz.ActionReject, r), portal.record, authz.RejectConsent{ID: r.ID})
+	m.taken(w.consentToken(m.new), m.new.record, authz.RevokeConsent{ID: m.consent})
+	w.advance(31 * 24 * time.Hour)
+	for i := len(m.legalFile().Consents()); i < authz.MaxConsents; i++ {
+		w.taken(m, request(m.new, byte(0x40+i)))
+	}
+	for _, c := range []struct {
+		name, token string
+		record      []byte
+		step        authz.Step
+		want        error
+		text        string
+	}{
+		{"rejected before", answer(authz.ActionGrant, r), portal.record, authz.AcceptConsent{ID: r.ID, Evidence: "call-1"}, authz.ErrConsentAnswered, "asked for"},
+		{"not answered in time", answer(authz.ActionGrant, late), portal.record, authz.AcceptConsent{ID: late.ID, Evidence: "call-1"}, authz.ErrConsentLapsed, "in time"},
+		{"revoked before", w.consentToken(m.new), m.new.record, authz.RevokeConsent{ID: m.consent}, authz.ErrConsentEnded, "asked for"},
+		{"too many", w.consentToken(m.new), m.new.record, request(m.new, 0x23), authz.ErrTooManyConsents, "64"},
+	} {
+		_, err := m.take(c.token, c.record, c.step)
+		if !errors.Is(err, c.want) || !errors.Is(err, authz.ErrStep) || !errors.Is(err, client.ErrRefused) || errors.Is(err, client.ErrUnavailable) {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		var e *client.Error
+		if !errors.As(err, &e) || !strings.Contains(e.Text(), c.text) || strings.Contains(e.Text(), c.want.Error()) || strings.Count(err.Error(), c.want.Error()) != 1 {
+			t.Errorf("%s: the text is %q", c.name, err)
+		}
+	}
+}
+
 // TestPointsPerToken: with one supplier's token a captured gateway opens so many
 // metering points and no more.
 func TestPointsPerToken(t *testing.T) {
@@ -567,6 +610,11 @@ func TestPointsPerToken(t *testing.T) {
 	q.AccessToken, q.Units[0].Blocks = tok, nil
 	if got := w.opened(q); got.Err != nil {
 		t.Errorf("nothing to open: %v", got.Err)
+	}
+	known := points[0].ask(by, r)
+	known.AccessToken, known.Units = tok, append(known.Units, q.Units...)
+	if got, err := w.as("gateway").Open(t.Context(), known); err != nil || len(got) != 2 {
+		t.Errorf("nothing to open, beside one that is known: %v", err)
 	}
 	if _, err := open(w.token(by), points[2:]...); err != nil {
 		t.Errorf("another token: %v", err)
