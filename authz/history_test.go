@@ -159,7 +159,7 @@ func (s *tale) someID() [16]byte {
 // operate takes a step of the registrar's.
 func (s *tale) operate(t *rapid.T) {
 	var step Step
-	switch s.IntN(14) {
+	switch s.IntN(18) {
 	case 0:
 		step = SetOccupancy{s.days()}
 	case 1, 2, 3:
@@ -177,7 +177,14 @@ func (s *tale) operate(t *rapid.T) {
 	case 11:
 		step = EndOptOut{s.near()}
 	case 12:
-		step = pick[Step](s.dice, AcceptConsent{s.someID(), "letter"}, RejectConsent{s.someID()}, RevokeConsent{s.someID()}, s.terms(alpha), GrantConsent(s.terms(beta)))
+		step = pick[Step](s.dice, AcceptConsent{s.someID(), "letter"}, RejectConsent{s.someID()}, RevokeConsent{s.someID()}, s.terms(alpha))
+	case 13, 14: // the registrar is not held to the market's terms
+		g := GrantConsent(s.terms(pick(s.dice, alpha, alpha, beta)))
+		g.ValidUntil = s.now.AddDate(s.among(1, 4), 0, 0).Truncate(time.Second)
+		step = g
+	case 15, 16: // a move that is near
+		from := s.today() + meter.Day(s.among(-3, 30))
+		step = SetOccupancy{meter.DayRange{From: from, To: meter.MaxDay}}
 	default:
 		step = Register{home, meter.Gas}
 	}
@@ -317,7 +324,7 @@ func (s *tale) answer(t *rapid.T) {
 // read asks for values, and for the standing of consents.
 func (s *tale) read(t *rapid.T) {
 	r := Request{
-		EAN: home, Purpose: pick(s.dice, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.Billing),
+		EAN: home, Purpose: pick(s.dice, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.EnergyManagement, meter.Billing, meter.CustomerService),
 		Resolution: meter.Resolution(pick(s.dice, 0, 0, 0, 1, 2, 3, 4)), Kind: meter.Kind(s.IntN(3)),
 		Fields: pick(s.dice, []meter.FieldCode{1}, []meter.FieldCode{6}, []meter.FieldCode{1, 5, 6, 8}, []meter.FieldCode{1, 99}),
 	}
@@ -325,6 +332,17 @@ func (s *tale) read(t *rapid.T) {
 	r.Days = meter.DayRange{From: from, To: from + meter.Day(s.among(1, 40))}
 	if s.once(3) {
 		r.Days = meter.DayRange{From: from.Month().First(), To: (from.Month() + 2).First()}
+	}
+	me := pick(s.dice, alpha, alpha, beta, gamma)
+	if n := len(s.file.consents); n > 0 && s.once(2) { // what a consent might give
+		c := s.file.consents[s.IntN(n)]
+		o, _ := s.file.OccupancyAt(c.Occupancy)
+		if days := c.Days.Intersect(o.Days).Intersect(meter.DayRange{From: s.today() - 400, To: s.today() + 1}); !days.Empty() {
+			from := days.From + meter.Day(s.IntN(days.Len()))
+			r.Days = meter.DayRange{From: from, To: min(days.To, from+meter.Day(s.among(1, 40))) + meter.Day(pick(s.dice, 0, 0, 1))}
+			me, r.Purpose, r.Fields = c.Supplier, c.Purpose, []meter.FieldCode{1, 6}
+			r.Resolution, r.Kind = pick(s.dice, r.Resolution, 0, meter.P1D), pick(s.dice, r.Kind, 0)
+		}
 	}
 	for i := range s.file.consents {
 		c := &s.file.consents[i]
@@ -335,7 +353,6 @@ func (s *tale) read(t *rapid.T) {
 		s.seen[got]++
 	}
 	var c Caller
-	me := pick(s.dice, alpha, alpha, beta, gamma)
 	o := newOracle(me, r, s.book, s.market, s.now)
 	related := s.book.relates(me)
 	if s.once(4) {
@@ -463,6 +480,7 @@ func TestHistoriesAgreeWithTheBook(t *testing.T) {
 					s.answer(t)
 				case 6:
 					s.pass()
+					s.read(t)
 				default:
 					s.read(t)
 				}
