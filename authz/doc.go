@@ -6,12 +6,16 @@
 //
 // Everything that decides who may read one metering point is in its
 // [LegalFile]: who lived there when ([Occupancy]), who supplied it when
-// ([SupplyPeriod]), what customers permitted ([Consent]) and on which days
-// they opted out of remote reading. A legal file is never edited. A [Step]
-// says what changed ("supplier B from 1 July"), and [Apply] turns the file and
-// the step into the next version: a pure function, so that anyone can check
-// it afterwards. Each version names the digest of the one before, the step
-// taken and who took it.
+// ([SupplyPeriod]), what customers were asked for and permitted ([Consent]) and
+// on which days they opted out of remote reading. A legal file is never edited,
+// also not to correct it. A [Step] says what changed ("supplier B from 1 July"),
+// and [Apply] turns the file and the step into the next version: a pure
+// function, so that anyone can check it afterwards. Each version names the
+// digest of the one before, the step taken and who took it ([Actor]).
+//
+// Who may take a step by token, a supplier or an employee of the grid operator
+// on an [Errand] for the customer, is for [Permit] to say, by the market profile
+// and the time. What became of a consent by then is its [Standing].
 //
 // Nobody has to trust the database that stores these files. The cryptoserver
 // signs every version with a key in its HSM ([Seal]); whoever uses one first
@@ -23,7 +27,7 @@
 //
 // # The decision
 //
-// [Decide] takes an authenticated caller, a [Request], the legal file, the
+// [Decide] takes an authenticated [Caller], a [Request], the legal file, the
 // market profile and the time. The profile's rules say what the law gives for
 // a purpose: which classes of fields, how fine, on which days and how far back,
 // and resting on which basis. The legal file says on which days the facts for
