@@ -88,6 +88,8 @@ type explanationView struct {
 	At          time.Time      `json:"at"`
 	Supplier    string         `json:"supplier"` // GLN
 	Name        string         `json:"supplierName,omitempty"`
+	Employee    string         `json:"employee,omitempty"` // of the grid operator, and what for
+	Reason      string         `json:"reason,omitempty"`
 	Certificate string         `json:"certificate"` // SHA-256
 	EAN         string         `json:"ean,omitempty"`
 	Request     requestView    `json:"request"`
@@ -108,7 +110,7 @@ type explanationView struct {
 }
 
 type requestView struct {
-	DryRun     bool     `json:"dryRun"`
+	Operation  string   `json:"operation"`
 	Purpose    string   `json:"purpose,omitempty"` // none: every purpose
 	From       string   `json:"from,omitempty"`
 	To         string   `json:"to,omitempty"` // exclusive
@@ -218,12 +220,15 @@ func explained(e *backend.Explanation) explanationView {
 	v := explanationView{
 		Interaction: uuid.UUID(r.InteractionID).String(), At: r.At, Supplier: r.Supplier.String(), Name: e.Supplier,
 		Certificate: hex.EncodeToString(r.Certificate[:]), Outcome: r.Outcome.String(), Verdict: string(e.Verdict), Why: e.Why,
-		Request: requestView{DryRun: r.Operation == audit.DryRun, Fields: fieldNames(e, r.Fields)},
+		Employee: r.Employee, Reason: r.Reason,
+		Request: requestView{Operation: r.Operation.String(), Fields: fieldNames(e, r.Fields)},
 		Facts:   []factLine{}, Rules: []ruleView{}, Answer: lineViews(e, e.Lines), Differences: changeViews(e, e.Differences, e.File),
 		Later: lineViews(e, e.Later), OnOpening: lineViews(e, e.OnOpening),
 	}
 	if !r.EAN.IsZero() {
 		v.EAN = r.EAN.String()
+	}
+	if !r.Days.Empty() {
 		v.Request.From, v.Request.To = r.Days.From.String(), r.Days.To.String()
 	}
 	if r.Purpose != 0 {
@@ -561,18 +566,16 @@ func (v *explanationView) print(w io.Writer) error {
 		who = v.Name + " (" + v.Supplier + ")"
 	}
 	fmt.Fprintf(w, "Interaction %s, %s\n", v.Interaction, v.At.Format(time.RFC3339Nano))
-	ask := "asked for"
-	if v.Request.DryRun {
-		ask = "asked what it may read of"
+	if v.Employee != "" {
+		who = fmt.Sprintf("Employee %q, for %q,", v.Employee, v.Reason)
 	}
-	switch {
-	case v.EAN == "":
-		fmt.Fprintf(w, "  %s asked for its metering points.\n", who)
-	default:
-		purpose := v.Request.Purpose
-		if purpose == "" {
-			purpose = "any purpose"
+	switch v.Request.Operation {
+	case audit.Readings.String(), audit.DryRun.String():
+		ask := "asked for"
+		if v.Request.Operation == audit.DryRun.String() {
+			ask = "asked what may be read of"
 		}
+		purpose := cmp.Or(v.Request.Purpose, "any purpose")
 		fmt.Fprintf(w, "  %s %s %s for %s, %s to %s", who, ask, v.EAN, purpose, v.Request.From, v.Request.To)
 		if v.Request.Resolution != "" {
 			fmt.Fprintf(w, ", at %s", v.Request.Resolution)
@@ -584,6 +587,8 @@ func (v *explanationView) print(w io.Writer) error {
 			fmt.Fprintf(w, ":\n  %s", strings.Join(v.Request.Fields, ", "))
 		}
 		fmt.Fprintln(w, ".")
+	default:
+		fmt.Fprintf(w, "  %s: %s %s\n", who, strings.ReplaceAll(v.Request.Operation, "_", " "), v.EAN)
 	}
 	fmt.Fprintf(w, "  Outcome: %s. Certificate sha256 %s...\n", strings.ReplaceAll(v.Outcome, "_", " "), v.Certificate[:16])
 	if o := v.Opening; o != nil {

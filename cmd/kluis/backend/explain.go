@@ -192,7 +192,7 @@ func (l *AuditLog) explain(ctx context.Context, k leaf.Key, profile []byte) (*Ex
 		e.Verdict, e.Why = Undecided, "It was a list of metering points: nothing was decided about one."
 		return e, nil
 	case r.Operation != audit.Readings && r.Operation != audit.DryRun:
-		e.Verdict, e.Why = Undecided, "Readings were not asked for, nor which there might be: nothing was decided about them."
+		e.Verdict, e.Why = Undecided, "It was not about readings: nothing was decided about any."
 		return e, nil
 	case r.FileVersion == 0 && r.Outcome == audit.Failed:
 		e.Verdict, e.Why = Undecided, "It failed before anything was decided: the stored facts did not verify. Nothing was given."
@@ -272,7 +272,7 @@ func (l *AuditLog) readRecord(ctx context.Context, e *Explanation, k leaf.Key) e
 		return evidence("receipt: %w", err)
 	}
 	if rc.InteractionID != r.InteractionID || rc.Supplier != r.Supplier || rc.TokenID != r.TokenID || rc.EAN != r.EAN || rc.Purpose != r.Purpose ||
-		rc.LegalFile != r.LegalFile || rc.FileVersion != r.FileVersion || rc.Profile != r.Profile {
+		rc.LegalFile != r.LegalFile || rc.FileVersion != r.FileVersion || rc.Profile != r.Profile || !rc.OfEmployee(r.Employee, r.Reason) {
 		return evidence("the cryptoserver's receipt is of another request, or of a decision on other evidence, than the record")
 	}
 	e.Receipt = &rc
