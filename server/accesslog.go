@@ -384,7 +384,7 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 	if len(rec.Receipt) > 0 {
 		rc, err := envelope.ParseReceipt(rec.Receipt)
 		if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier ||
-			rc.TokenID != rec.TokenID || rc.Purpose != rec.Purpose {
+			rc.TokenID != rec.TokenID || rc.Purpose != rec.Purpose || !rc.OfEmployee(rec.Employee, rec.Reason) {
 			return logEntry{}, false, errUnreadable
 		}
 		opened = int(rc.Opened)
@@ -509,7 +509,7 @@ func (s *Server) renderLog(ctx context.Context, c *call, v *logView, now time.Ti
 		if err != nil {
 			return nil, err // it was verified a moment ago
 		}
-		return v.html(operator, interaction, now, s.restOf(v))
+		return v.html(operator.Name(), operator.GLN(), interaction, now, s.restOf(v))
 	case mediaCSV:
 		return v.csv(now, s.restOf(v))
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/google/uuid"
 	openapi_types "github.com/oapi-codegen/runtime/types"
 
-	"kluis/authz"
 	"kluis/meter"
 	"kluis/openapi"
 )
@@ -93,11 +92,11 @@ type statementEntry struct {
 }
 
 // html is the statement to print.
-func (v *logView) html(operator *authz.Supplier, interaction uuid.UUID, now time.Time, more *rest) (*document, error) {
+func (v *logView) html(operator string, gln meter.GLN, interaction uuid.UUID, now time.Time, more *rest) (*document, error) {
 	w, loc := words[v.query.sent.lang], v.profile.Location()
 	st := &statement{
 		W: w, CSS: template.CSS(statementCSS), EAN: v.file.EAN().String(), Commodity: w.Electricity,
-		Operator: operator.Name(), OperatorGLN: operator.GLN().String(),
+		Operator: operator, OperatorGLN: gln.String(),
 		Requests: w.requests(v.query.days), Made: w.day(meter.DayOf(now, loc)) + ", " + now.In(loc).Format("15:04"),
 		Zone: fmt.Sprintf(w.Zone, loc), Interaction: interaction.String(),
 	}
@@ -107,7 +106,7 @@ func (v *logView) html(operator *authz.Supplier, interaction uuid.UUID, now time
 	if d := v.occupancy.Days; d.To == meter.MaxDay {
 		st.Occupancy = fmt.Sprintf(w.Since, w.day(d.From))
 	} else {
-		st.Occupancy = fmt.Sprintf(w.Until, w.day(d.From), w.day(d.To-1))
+		st.Occupancy = w.span(d.From, d.To-1)
 	}
 	for i := range v.entries {
 		st.Entries = append(st.Entries, w.entry(&v.entries[i], loc))
@@ -148,6 +147,15 @@ func (w *statementWords) run(from, to openapi_types.Date) string {
 	if first == last {
 		return w.day(first)
 	}
+	return w.span(first, last)
+}
+
+// span is from one day to another, and says their year once if they share it.
+func (w *statementWords) span(first, last meter.Day) string {
+	y, m, d := first.Date()
+	if ly, _, _ := last.Date(); ly == y {
+		return fmt.Sprintf(w.Range, fmt.Sprintf("%d %s", d, w.months[m-1]), w.day(last))
+	}
 	return fmt.Sprintf(w.Range, w.day(first), w.day(last))
 }
 
@@ -180,7 +188,7 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 		Name: text(e.Caller.Name), GLN: e.Caller.Gln, Asked: w.operations[e.Operation], Result: w.outcomes[e.Outcome], Reference: e.InteractionId.String(),
 	}
 	if e.Caller.Employee != nil {
-		out.Employee, out.Reason = fmt.Sprintf(w.Employee, *e.Caller.Employee), fmt.Sprintf(w.Reason, text(e.Caller.Reason))
+		out.Employee, out.Reason = fmt.Sprintf(w.Employee, short(*e.Caller.Employee)), fmt.Sprintf(w.Reason, text(e.Caller.Reason))
 	}
 	if e.Operation != openapi.READINGS {
 		out.Result = w.otherOutcomes[e.Outcome]
@@ -227,6 +235,14 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 		out.Opened = fmt.Sprintf(w.Opened, e.Opened)
 	}
 	return out
+}
+
+// short leaves out of an employee's subject which identity provider it is of.
+func short(subject string) string {
+	if _, s, ok := strings.Cut(subject, "#"); ok && s != "" {
+		return s
+	}
+	return subject
 }
 
 // summarise counts, party by party, and explains the words that are used.

@@ -12,7 +12,7 @@ type statementWords struct {
 	MeteringPoint, Operator, Occupancy, Made, Requests, Filter string
 	Zone                                                       string // format: zone
 	Number                                                     string // the statement's own
-	Since, Until                                               string // formats: days
+	Since                                                      string // format: day
 	AllRequests, RequestsSince, RequestsUntil, RequestsBetween string
 	Electricity, Gas                                           string
 	InShort                                                    string
@@ -59,11 +59,11 @@ var englishWords = statementWords{
 		"Requests that were refused are shown as well. It holds no meter readings.",
 	MeteringPoint: "Metering point (EAN)", Operator: "Grid operator", Occupancy: "Your time there", Made: "Made on", Requests: "Requests shown",
 	Filter: "Only requests by", Zone: "All times are local (%s).", Number: "Reference of this statement",
-	Since: "since %s", Until: "%s to %s",
+	Since:       "since %s",
 	AllRequests: "all", RequestsSince: "made on %s or later", RequestsUntil: "made on %s or earlier", RequestsBetween: "made from %s to %s",
 	Electricity: "electricity", Gas: "gas",
 	InShort: "In short",
-	Total:   "requests", Given: "times readings were given", NotGiven: "times refused or not given", Failed: "times failed", Other: "other requests, without readings",
+	Total:   "in all", Given: "with readings given", NotGiven: "refused or not given", Failed: "failed", Other: "other, without readings",
 	Nobody: "Nobody asked for your data in this period.",
 	Who:    "Who", Times: "Requests", TimesGiven: "Readings given", Data: "Which readings", Basis: "Legal basis", Purpose: "Purpose", Latest: "Latest request",
 	AllTitle: "All requests", When: "When", Asked: "What was asked", Result: "What came of it",
@@ -90,9 +90,9 @@ var englishWords = statementWords{
 		"If you do not agree with how your data are used, tell us first. You may also complain to the data protection authority of your country.",
 	},
 	fields: map[string]string{
-		"import_low": "Consumption, low tariff (meter reading)", "import_normal": "Consumption, normal tariff (meter reading)",
-		"export_low": "Feed-in, low tariff (meter reading)", "export_normal": "Feed-in, normal tariff (meter reading)",
-		"gas": "Gas (meter reading)", "import_intervals": "Consumption through the day", "export_intervals": "Feed-in through the day",
+		"import_low": "Consumption, low tariff (reading)", "import_normal": "Consumption, normal tariff (reading)",
+		"export_low": "Feed-in, low tariff (reading)", "export_normal": "Feed-in, normal tariff (reading)",
+		"gas": "Gas (reading)", "import_intervals": "Consumption through the day", "export_intervals": "Feed-in through the day",
 		"gas_intervals": "Gas through the day",
 	},
 	operations: map[openapi.AccessLogEntryOperation]string{
@@ -144,11 +144,11 @@ var dutchWords = statementWords{
 		"Ook verzoeken die zijn geweigerd staan erin. Er staan geen meterstanden in.",
 	MeteringPoint: "Aansluiting (EAN)", Operator: "Netbeheerder", Occupancy: "Uw tijd daar", Made: "Gemaakt op", Requests: "Getoonde verzoeken",
 	Filter: "Alleen verzoeken van", Zone: "Alle tijden zijn plaatselijke tijden (%s).", Number: "Kenmerk van dit overzicht",
-	Since: "sinds %s", Until: "%s t/m %s",
+	Since:       "sinds %s",
 	AllRequests: "alle", RequestsSince: "gedaan vanaf %s", RequestsUntil: "gedaan t/m %s", RequestsBetween: "gedaan van %s t/m %s",
 	Electricity: "elektriciteit", Gas: "gas",
 	InShort: "In het kort",
-	Total:   "verzoeken", Given: "keer zijn meetgegevens gegeven", NotGiven: "keer geweigerd of niet gegeven", Failed: "keer mislukt", Other: "andere verzoeken, zonder meetgegevens",
+	Total:   "in totaal", Given: "keer meetgegevens gegeven", NotGiven: "keer geweigerd of niet gegeven", Failed: "keer mislukt", Other: "keer iets anders, zonder meetgegevens",
 	Nobody: "Niemand heeft in deze periode om uw gegevens gevraagd.",
 	Who:    "Wie", Times: "Verzoeken", TimesGiven: "Gegevens gegeven", Data: "Welke gegevens", Basis: "Grondslag", Purpose: "Doel", Latest: "Laatste verzoek",
 	AllTitle: "Alle verzoeken", When: "Wanneer", Asked: "Wat is gevraagd", Result: "Wat kwam ervan",
@@ -175,9 +175,9 @@ var dutchWords = statementWords{
 		"Bent u het niet eens met het gebruik van uw gegevens? Laat het ons dan eerst weten. U kunt ook een klacht indienen bij de gegevensbeschermingsautoriteit van uw land.",
 	},
 	fields: map[string]string{
-		"import_low": "Verbruik laag tarief (meterstand)", "import_normal": "Verbruik normaal tarief (meterstand)",
-		"export_low": "Teruglevering laag tarief (meterstand)", "export_normal": "Teruglevering normaal tarief (meterstand)",
-		"gas": "Gas (meterstand)", "import_intervals": "Verbruik door de dag heen", "export_intervals": "Teruglevering door de dag heen",
+		"import_low": "Verbruik laag tarief (stand)", "import_normal": "Verbruik normaal tarief (stand)",
+		"export_low": "Teruglevering laag tarief (stand)", "export_normal": "Teruglevering normaal tarief (stand)",
+		"gas": "Gas (stand)", "import_intervals": "Verbruik door de dag heen", "export_intervals": "Teruglevering door de dag heen",
 		"gas_intervals": "Gas door de dag heen",
 	},
 	operations: map[openapi.AccessLogEntryOperation]string{
