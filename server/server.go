@@ -314,7 +314,7 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.CreateConsent },
 	},
 	{
-		method: http.MethodGet, path: "/v1/consents/{id}", token: true,
+		method: http.MethodGet, path: "/v1/consents/{id}", token: true, check: checkID,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetConsent },
 	},
 	{

@@ -13,6 +13,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
 	middleware "github.com/oapi-codegen/nethttp-middleware"
 
 	"kluis/meter"
@@ -56,6 +57,13 @@ func (s *Server) validate(doc *openapi3.T) func(*route) func(http.Handler) http.
 				if errs := checkQueryString(r, rt.query); len(errs) > 0 {
 					s.writeFailure(w, r, s.refuseParams(r, failParams(errs)))
 					return
+				}
+				// Before the generated code, which is easily pleased, reads it.
+				if rt.check != nil {
+					if errs := rt.check(s, r); len(errs) > 0 {
+						s.writeFailure(w, r, failParams(errs))
+						return
+					}
 				}
 				next.ServeHTTP(w, r)
 			}))
@@ -149,7 +157,7 @@ func wanted(p *openapi3.Parameter) string {
 	case p.Name == "supplier":
 		return wantGLN
 	case p.Name == "id":
-		return "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12"
+		return wantID
 	case p.Name == "Idempotency-Key":
 		return "must be 1 to 128 printable ASCII characters, without spaces"
 	case p.Name == "If-Match":
@@ -160,6 +168,7 @@ func wanted(p *openapi3.Parameter) string {
 
 const (
 	wantEAN    = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
+	wantID     = "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, not all of them 0"
 	wantCursor = "must be the cursor of a link given by this API"
 )
 
@@ -205,6 +214,15 @@ func checkEAN(_ *Server, r *http.Request) paramErrors {
 	return errs
 }
 
+// checkID where there is nothing but a consent,
+func checkID(_ *Server, r *http.Request) paramErrors {
+	var errs paramErrors
+	if id, err := uuid.Parse(chi.URLParam(r, "id")); err != nil || id == uuid.Nil {
+		errs.add("/path/id", wantID)
+	}
+	return errs
+}
+
 // checkNewConsent for createConsent,
 func checkNewConsent(_ *Server, r *http.Request) paramErrors {
 	c := callOf(r.Context())
@@ -219,8 +237,8 @@ func checkGrant(s *Server, r *http.Request) paramErrors {
 }
 
 // checkIfMatch for the other steps of a consent,
-func checkIfMatch(_ *Server, r *http.Request) paramErrors {
-	var errs paramErrors
+func checkIfMatch(s *Server, r *http.Request) paramErrors {
+	errs := checkID(s, r)
 	if tag := r.Header.Get("If-Match"); tag != "" {
 		if _, err := parseIfMatch(tag); err != nil {
 			errs.add("/header/If-Match", wantIfMatch)

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,13 +25,16 @@ import (
 	"kluis/openapi/client"
 )
 
+// until is in a year.
+var until = sync.OnceValue(func() string { return time.Now().AddDate(1, 0, 0).UTC().Format(time.RFC3339) })
+
 // form is the body of createConsent; nil leaves a member out.
 type form map[string]any
 
 func (w *world) form(e meter.EAN, change form) form {
 	f := form{
 		"ean": e.String(), "purpose": "ENERGY_MANAGEMENT", "classes": []string{"intervals"}, "granularity": "PT15M", "from": "2020-01-01",
-		"validUntil": time.Now().AddDate(1, 0, 0).UTC().Truncate(time.Second).Format(time.RFC3339), "evidence": "contract-4711",
+		"validUntil": until(), "evidence": "contract-4711",
 	}
 	for k, v := range change {
 		if f[k] = v; v == nil {
