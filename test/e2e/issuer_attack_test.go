@@ -85,7 +85,7 @@ func TestIssuedToken(t *testing.T) {
 	}
 }
 
-// Guards: parseTokenRequest, the sealed record in Issuer.token and, were that
+// Guards: parameters, the sealed record in Issuer.authenticate and, were that
 // gone, the cryptoserver's own look at it in SignToken.
 func TestIssuerRefuses(t *testing.T) {
 	t.Parallel()
@@ -121,11 +121,11 @@ func TestIssuerRefuses(t *testing.T) {
 		"no client id":               {who: c, body: form("grant_type", "client_credentials"), status: 400, code: "invalid_request"},
 		"no grant type":              {who: c, body: form("client_id", c.clientID), status: 400, code: "invalid_request"},
 		"unknown grant":              {who: c, body: form("grant_type", "password", "client_id", c.clientID), status: 400, code: "unsupported_grant_type"},
-		"token exchange":             {who: c, body: form("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "client_id", c.clientID), status: 400, code: "unsupported_grant_type"},
+		"token exchange of nothing":  {who: c, body: form("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "client_id", c.clientID), status: 400, code: "invalid_request"},
 		"repeated grant type":        {who: c, body: good + "&grant_type=client_credentials", status: 400, code: "invalid_request"},
 		"repeated client id":         {who: c, body: good + "&client_id=" + b.clientID, status: 400, code: "invalid_request"},
-		"scope that is not its own":  {who: c, body: good + "&scope=consents:write", status: 400, code: "invalid_scope"},
-		"one scope too many":         {who: c, body: good + "&scope=readings:read+consents:write", status: 400, code: "invalid_scope"},
+		"scope that is not its own":  {who: c, body: good + "&scope=customer-service", status: 400, code: "invalid_scope"},
+		"one scope too many":         {who: c, body: good + "&scope=readings:read+customer-service", status: 400, code: "invalid_scope"},
 		"malformed scope":            {who: c, body: good + "&scope=readings:read++x", status: 400, code: "invalid_scope"},
 		"parameters in the query":    {who: c, path: "/oauth2/token?" + good, status: 400, code: "invalid_request"},
 		"both":                       {who: c, path: "/oauth2/token?scope=x", body: good, status: 400, code: "invalid_request"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,7 +68,7 @@ func (s *secrets) ofState(state string, r readyFile) error {
 			return fs.SkipDir
 		}
 		isPIN := filepath.Base(filepath.Dir(path)) == "pins"
-		isKey := strings.HasSuffix(path, ".key") && filepath.Base(filepath.Dir(path)) == "pki"
+		isKey := strings.HasSuffix(path, ".key") && slices.Contains([]string{"pki", "identity"}, filepath.Base(filepath.Dir(path)))
 		if d.IsDir() || !isPIN && !isKey {
 			return nil
 		}

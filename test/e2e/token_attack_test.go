@@ -263,8 +263,15 @@ func TestTokensOfAnExternalIssuer(t *testing.T) {
 		"subject of nobody":          {claims: claims{"sub": "8712999999990", "client_id": "8712999999990"}, reason: "record_of_another_supplier"},
 		"subject is no GLN":          {claims: claims{"sub": "admin", "client_id": "admin"}, reason: "subject_not_a_gln"},
 		"client is not the subject":  {claims: claims{"client_id": b.clientID}, reason: "client_is_not_subject"},
-		"scope twice":                {claims: claims{"scope": "readings:read readings:read"}, reason: "malformed_scope"},
-		"scope as a list":            {claims: claims{"scope": []string{"readings:read"}}, reason: "malformed_scope"},
+		"a role besides":             {claims: claims{"roles": []string{"agent"}}, reason: "role_or_errand_of_a_supplier"},
+		"an errand besides":          {claims: claims{"authorization_details": []any{}}, reason: "role_or_errand_of_a_supplier"},
+		"the scope of employees":     {claims: claims{"scope": "readings:read customer-service"}, reason: "scope_of_employees"},
+		"an employee": {claims: claims{
+			"sub": "https://login.example#eva", "client_id": w.ready.Portal.ClientID, "scope": "customer-service", "roles": []string{"agent"},
+			"authorization_details": []claims{{"type": "urn:kluis:errand:view", "ean": point.EAN, "reason": "x"}},
+		}, reason: "issuer_names_no_employees"},
+		"scope twice":     {claims: claims{"scope": "readings:read readings:read"}, reason: "malformed_scope"},
+		"scope as a list": {claims: claims{"scope": []string{"readings:read"}}, reason: "malformed_scope"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			token := e.sign(t, "PS256", tc.header, e.good(a).with(tc.claims))
