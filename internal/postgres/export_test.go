@@ -14,6 +14,8 @@ const (
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
+	QueryConsent    = queryConsent
+	QueryKeyed      = queryIdempotency
 	QueryAccessLog  = queryAccessLog
 	QuerySuppliers  = querySuppliers
 	QueryScan       = queryScan

@@ -37,6 +37,8 @@ func TestPlans(t *testing.T) {
 	exec(`INSERT INTO supply_period SELECT ean, 1 + ean % 60, '2025-01-01' FROM generate_series(1, 3000) ean`)
 	exec(`INSERT INTO consent SELECT ean, gen_random_uuid(), 1 + ean % 60, 2, '2025-01-01', NULL, now() FROM generate_series(1, 3000) ean`)
 
+	exec(`INSERT INTO idempotency_key SELECT 1 + n % 60, sha256(n::text::bytea), sha256('x'), gen_random_uuid(), now() FROM generate_series(1, 3000) n`)
+
 	for _, analysed := range []bool{false, true} {
 		if analysed {
 			exec(`ANALYZE`)
@@ -73,6 +75,13 @@ func TestPlans(t *testing.T) {
 			},
 			"legal file": {
 				postgres.QueryLegalFile, "bigint", "1500", []string{"Index Scan Backward using legal_file_pkey"}, false,
+			},
+			"consent": {
+				postgres.QueryConsent, "uuid", "'00000000-0000-0000-0000-000000000001'",
+				[]string{"consent_by_id", "Index Scan Backward using legal_file_pkey"}, true, // few rows, if any
+			},
+			"idempotency key": {
+				postgres.QueryKeyed, "bigint, bytea", `1, '\x00'`, []string{"idempotency_key_pkey"}, true,
 			},
 			"candidates": {
 				postgres.QueryCandidates, "bigint, bigint, int", "1, 900, 20",
