@@ -90,7 +90,8 @@ type explanationView struct {
 	Name        string         `json:"supplierName,omitempty"`
 	Employee    string         `json:"employee,omitempty"` // of the grid operator, and what for
 	Reason      string         `json:"reason,omitempty"`
-	Certificate string         `json:"certificate"` // SHA-256
+	About       string         `json:"about,omitempty"` // supplier of whom an employee asked what it may read
+	Certificate string         `json:"certificate"`     // SHA-256
 	EAN         string         `json:"ean,omitempty"`
 	Request     requestView    `json:"request"`
 	Outcome     string         `json:"outcome"`
@@ -230,6 +231,9 @@ func explained(e *backend.Explanation) explanationView {
 	}
 	if !r.Days.Empty() {
 		v.Request.From, v.Request.To = r.Days.From.String(), r.Days.To.String()
+	}
+	if !e.Behalf.IsZero() {
+		v.About = e.Behalf.String()
 	}
 	if r.Purpose != 0 {
 		v.Request.Purpose = r.Purpose.String()
@@ -378,8 +382,12 @@ func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 	near := meter.DayRange{From: r.Days.From - 1, To: r.Days.To + 1} // switches and moves are boundaries
 	out := []factLine{}
 	for _, s := range f.SupplyPeriods() {
-		if s.Supplier == r.Supplier && !s.Days.Intersect(near).Empty() {
-			out = append(out, factLine{"supply", days(s.Days), "by the caller"})
+		if s.Supplier == e.About() && !s.Days.Intersect(near).Empty() {
+			by := "by the caller"
+			if !e.Behalf.IsZero() {
+				by = "by the supplier asked about"
+			}
+			out = append(out, factLine{"supply", days(s.Days), by})
 		}
 	}
 	for _, o := range f.Occupancies() {
@@ -388,7 +396,7 @@ func factLines(e *backend.Explanation, f *authz.LegalFile) []factLine {
 		}
 	}
 	for _, c := range f.Consents() {
-		if c.Supplier != r.Supplier || c.Days.Intersect(near).Empty() || r.Purpose != 0 && c.Purpose != r.Purpose {
+		if c.Supplier != e.About() || c.Days.Intersect(near).Empty() || r.Purpose != 0 && c.Purpose != r.Purpose {
 			continue
 		}
 		out = append(out, factLine{"consent", days(c.Days), consentText(e, f, c)})
@@ -479,7 +487,7 @@ func consentsOf(e *backend.Explanation, r *backend.Ruling, on meter.DaySet, f *a
 	for _, c := range f.Consents() {
 		stands := f.Standing(&c, e.Profile, e.Record.At)
 		switch {
-		case c.Supplier != e.Record.Supplier || c.Purpose != r.Purpose || !slices.Contains(c.Classes, field.Class):
+		case c.Supplier != e.About() || c.Purpose != r.Purpose || !slices.Contains(c.Classes, field.Class):
 		case on.Intersect(meter.NewDaySet(c.Days)).Empty(), r.Given != (stands == authz.StandsActive), r.Reason == meter.ConsentRevoked && stands != authz.StandsRevoked:
 		case stands == authz.StandsRevoked:
 			ids = append(ids, fmt.Sprintf("%s, revoked %s", uuid.UUID(c.ID), c.Revoked.At.Format(time.RFC3339)))
@@ -574,6 +582,9 @@ func (v *explanationView) print(w io.Writer) error {
 		ask := "asked for"
 		if v.Request.Operation == audit.DryRun.String() {
 			ask = "asked what may be read of"
+			if v.About != "" {
+				ask = "asked what " + v.About + " may read of"
+			}
 		}
 		purpose := cmp.Or(v.Request.Purpose, "any purpose")
 		fmt.Fprintf(w, "  %s %s %s for %s, %s to %s", who, ask, v.EAN, purpose, v.Request.From, v.Request.To)

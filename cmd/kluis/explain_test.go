@@ -374,6 +374,120 @@ func TestExplainDryRun(t *testing.T) {
 	}
 }
 
+// staff is an employee of the grid operator.
+type staff struct {
+	gln meter.GLN
+	e   authz.Employee
+}
+
+func (c staff) Supplier() meter.GLN       { return c.gln }
+func (c staff) Employee() *authz.Employee { return &c.e }
+
+// TestExplainEmployee: what an employee read, or was told, and what for.
+func TestExplainEmployee(t *testing.T) {
+	t.Parallel()
+	w := newExplainWorld(t)
+	week := meter.DayRange{From: w.today - 10, To: w.today - 3}
+	sealed, err := w.gateway.LegalFile(t.Context(), w.ean)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := w.seals.LegalFile(sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	operator, err := meter.ParseGLN("8712000000035")
+	if err != nil {
+		t.Fatal(err)
+	}
+	low, _ := w.profile.Field("import_low")
+	const subject, reason = "https://idp.example#jan", "ticket-4711"
+	base := audit.Record{Supplier: operator, Employee: subject, Reason: reason, EAN: w.ean, Days: week, Fields: []meter.FieldCode{low.Code}, Profile: w.profile.Digest(),
+		Outcome: audit.Given, LegalFile: f.Digest(), FileVersion: f.Version()}
+	record := func(change func(*audit.Record)) string {
+		r := base
+		r.InteractionID, r.At = uuid.New(), time.Now().UTC().Truncate(time.Microsecond)
+		change(&r)
+		if err := w.gateway.Record(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		return uuid.UUID(r.InteractionID).String()
+	}
+	reading := func(digest [32]byte) func(*audit.Record) {
+		return func(r *audit.Record) {
+			r.Operation, r.Purpose = audit.Readings, meter.CustomerService
+			who := staff{operator, authz.Employee{Subject: subject, Role: authz.Supervisor, Errand: authz.Errand{Kind: authz.ErrandReadings, EAN: w.ean, Reason: reason,
+				Days: meter.DayRange{From: week.From - 5, To: week.To + 5}, Fields: []meter.FieldCode{low.Code, low.Code + 1}}}}
+			grant, withheld, err := authz.Decide(who, authz.Request{EAN: w.ean, Purpose: r.Purpose, Days: r.Days, Fields: r.Fields}, f, w.profile, r.At)
+			if err != nil || grant.Empty() {
+				t.Fatal(err, withheld)
+			}
+			r.Granted = audit.GrantedItems(grant)
+			r.Receipt = envelope.Receipt{ServerID: "cryptoserver-1", BootID: [16]byte{1}, Sequence: 1, At: r.At, InteractionID: r.InteractionID, Supplier: operator,
+				Employee: digest, EAN: w.ean, Purpose: r.Purpose, LegalFile: r.LegalFile, FileVersion: r.FileVersion, Profile: r.Profile, Opened: 8}.Encode()
+		}
+	}
+	id := record(reading(envelope.EmployeeDigest([32]byte{}, subject, reason)))
+	if code, v, complaint := w.explain(id); code != exitOK || v.Verdict != "AGREES" || v.Employee != subject || v.Reason != reason || v.Answer[0].Basis != "CUSTOMER_SERVICE" {
+		t.Errorf("exit code %d: %s%+v", code, complaint, v)
+	}
+	if out := w.must("explain", "--interaction", id, "--ean", testEAN); !strings.Contains(out, `Employee "`+subject+`", for "ticket-4711", asked for `+testEAN) {
+		t.Error(out)
+	}
+	// Another employee's name in the record.
+	id = record(reading(envelope.EmployeeDigest([32]byte{}, "https://idp.example#piet", reason)))
+	if code, _, complaint := w.explain(id); code != exitFindings || !strings.Contains(complaint, "receipt is of another request") {
+		t.Errorf("exit code %d: %s", code, complaint)
+	}
+
+	told := func(who authz.Caller) func(*audit.Record) {
+		return func(r *audit.Record) {
+			r.Operation = audit.DryRun
+			a, err := authz.DryRun(who, authz.AccessRequest{EAN: w.ean, Days: r.Days, Fields: r.Fields}, f, w.profile, r.At)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Granted = audit.AccessItems(a)
+		}
+	}
+	view := func(role authz.Role) authz.Caller {
+		return staff{operator, authz.Employee{Subject: subject, Role: role, Errand: authz.Errand{Kind: authz.ErrandView, EAN: w.ean, Reason: reason}}}
+	}
+	for name, c := range map[string]struct {
+		who   authz.Caller
+		about string
+		given bool
+	}{
+		"its own":                {view(authz.Agent), "", true},
+		"its own, of an auditor": {view(authz.Auditor), "", false},
+		"a supplier's":           {authz.OnBehalfOf(view(authz.Agent), w.gln), testGLN, true},
+	} {
+		code, v, complaint := w.explain(record(told(c.who)))
+		if code != exitOK || v.Verdict != "AGREES" || v.About != c.about || c.given != slices.ContainsFunc(v.Answer, func(l lineView) bool { return l.Given }) {
+			t.Errorf("%s: exit code %d: %s%+v", name, code, complaint, v)
+		}
+	}
+	id = record(func(r *audit.Record) {
+		told(view(authz.Agent))(r)
+		r.Granted[0].Rule = "another"
+	})
+	if code, v, _ := w.explain(id); code != exitFindings || v.Verdict != "DIFFERS" || v.About != "" {
+		t.Errorf("exit code %d: %+v", code, v)
+	}
+	id = record(func(r *audit.Record) {
+		r.Operation, r.Outcome, r.LegalFile, r.FileVersion = audit.DryRun, audit.NoRelation, [32]byte{}, 0
+	})
+	if code, v, _ := w.explain(id); code != exitOK || v.Verdict != "AGREES" || !strings.Contains(v.Why, "was not sent for this") {
+		t.Errorf("exit code %d: %+v", code, v)
+	}
+	id = record(func(r *audit.Record) {
+		r.Operation, r.Fields, r.Profile, r.LegalFile, r.FileVersion = audit.AccessLog, nil, [32]byte{}, [32]byte{}, 0
+	})
+	if code, v, _ := w.explain(id); code != exitOK || v.Verdict != "NOT_DECIDED" || v.Request.Operation != "access_log" {
+		t.Errorf("exit code %d: %+v", code, v)
+	}
+}
+
 // TestExplainTampered: a record that its evidence does not bear out, and
 // evidence that is not what was decided on.
 func TestExplainTampered(t *testing.T) {

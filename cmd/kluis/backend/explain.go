@@ -90,6 +90,10 @@ type Explanation struct {
 	FirstUsed time.Time         // of the profile; zero when it was given by hand
 	File      *authz.LegalFile  // by which it was decided; nil: there was none
 	Supplier  string            // name, as its record says now; "" when there is none
+	// Behalf is the supplier of whom an employee's dry run told what it may read.
+	// The record does not name it: it is the one of whom that is true. Zero: none.
+	Behalf meter.GLN
+	role   authz.Role // of the employee; the record does not say it either
 
 	Verdict Verdict
 	Why     string // of the verdict, where it needs words
@@ -131,17 +135,21 @@ type recordCaller struct {
 func (c recordCaller) Supplier() meter.GLN       { return c.gln }
 func (c recordCaller) Employee() *authz.Employee { return c.employee }
 
-// callerOf makes the caller of a record. Of an employee's errand it says the
+// caller makes the caller of the record. Of an employee's errand it says the
 // reason, and the rest is the request: an errand for less would have been
 // refused. The roles that serve customers are treated alike.
-func callerOf(r *audit.Record) recordCaller {
+func (e *Explanation) caller() authz.Caller {
+	r := &e.Record
 	c := recordCaller{gln: r.Supplier}
 	if r.Employee == "" {
 		return c
 	}
-	c.employee = &authz.Employee{Subject: r.Employee, Role: authz.Agent, Errand: authz.Errand{Kind: authz.ErrandReadings, EAN: r.EAN, Reason: r.Reason, Days: r.Days, Fields: r.Fields}}
+	c.employee = &authz.Employee{Subject: r.Employee, Role: e.role, Errand: authz.Errand{Kind: authz.ErrandReadings, EAN: r.EAN, Reason: r.Reason, Days: r.Days, Fields: r.Fields}}
 	if r.Operation == audit.DryRun {
 		c.employee.Errand = authz.Errand{Kind: authz.ErrandView, EAN: r.EAN, Reason: r.Reason}
+	}
+	if !e.Behalf.IsZero() {
+		return authz.OnBehalfOf(c, e.Behalf)
 	}
 	return c
 }
@@ -179,7 +187,7 @@ func (l *AuditLog) Explain(ctx context.Context, interaction uuid.UUID, ean meter
 }
 
 func (l *AuditLog) explain(ctx context.Context, k leaf.Key, profile []byte) (*Explanation, error) {
-	e := &Explanation{Leaf: -1}
+	e := &Explanation{Leaf: -1, role: authz.Agent}
 	if err := l.readRecord(ctx, e, k); err != nil {
 		return nil, err
 	}
@@ -216,7 +224,50 @@ func (l *AuditLog) explain(ctx context.Context, k leaf.Key, profile []byte) (*Ex
 	if err := e.compare(then); err != nil {
 		return nil, err
 	}
+	if e.Verdict == Differs && r.Operation == audit.DryRun && r.Employee != "" {
+		if then, err = e.sentFor(then); err != nil {
+			return nil, err
+		}
+	}
 	return e, l.hindsight(ctx, e, then)
+}
+
+// sentFor looks for what an employee's dry run was about, which the record does
+// not say: what an employee may read who serves no customers, or what a supplier
+// may. Where it was nothing of that, all stays as it was.
+func (e *Explanation) sentFor(own decision) (decision, error) {
+	type errand struct {
+		role   authz.Role
+		behalf meter.GLN
+	}
+	errands := []errand{{role: authz.Auditor}}
+	for _, s := range e.File.SupplyPeriods() {
+		errands = append(errands, errand{authz.Agent, s.Supplier})
+	}
+	for _, c := range e.File.Consents() {
+		errands = append(errands, errand{authz.Agent, c.Supplier})
+	}
+	for _, on := range errands {
+		e.role, e.Behalf = on.role, on.behalf
+		then, err := e.decide(e.File, e.Record.At)
+		if err != nil {
+			continue
+		}
+		if err := e.compare(then); err != nil || e.Verdict == Agrees {
+			return then, err
+		}
+	}
+	e.role, e.Behalf = authz.Agent, meter.GLN{}
+	return own, e.compare(own)
+}
+
+// About is the supplier whose rights were decided about; the grid operator's
+// own GLN where it was its employee's.
+func (e *Explanation) About() meter.GLN {
+	if !e.Behalf.IsZero() {
+		return e.Behalf
+	}
+	return e.Record.Supplier
 }
 
 // readRecord finds the record, and proves that it is what was logged.
@@ -399,7 +450,7 @@ func (l *AuditLog) noRelation(ctx context.Context, e *Explanation) error {
 	case e.File == nil:
 		e.Why = "At that time the metering point had no legal file: it was unknown."
 	case r.Employee != "":
-		e.Why = "The employee was not sent for this, or serves no customers."
+		e.Why = "The employee was not sent for this or serves no customers, or asked about a supplier that has nothing to do with it."
 	case !e.File.Relates(r.Supplier):
 		e.Why = fmt.Sprintf("By version %d of the legal file, the newest then, the caller had never had anything to do with the metering point.", e.File.Version())
 	case r.At.Sub(e.File.SealedAt()) <= storedWithin:
@@ -433,7 +484,7 @@ func (d decision) add(r Ruling, days meter.DaySet) {
 // authz.ErrNoRelation.
 func (e *Explanation) decide(f *authz.LegalFile, at time.Time) (decision, error) {
 	r, d := &e.Record, decision{}
-	c := callerOf(r)
+	c := e.caller()
 	if r.Operation == audit.DryRun {
 		a, err := authz.DryRun(c, authz.AccessRequest{EAN: r.EAN, Purpose: r.Purpose, Days: r.Days, Fields: r.Fields}, f, e.Profile, at)
 		if err != nil {
