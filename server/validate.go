@@ -40,9 +40,11 @@ func (s *Server) validate(doc *openapi3.T) func(*route) func(http.Handler) http.
 	contract := middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
 		DoNotValidateServers: true,
 		Options: openapi3filter.Options{
-			MultiError:         true,
-			ExcludeRequestBody: true,                                  // read before, and judged more strictly: see readBody
-			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // done before: see authenticate
+			MultiError: true,
+			// A default is not what was sent: whether a parameter was may count.
+			SkipSettingDefaults: true,
+			ExcludeRequestBody:  true,                                  // read before, and judged more strictly: see readBody
+			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // done before: see authenticate
 		},
 		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, opts middleware.ErrorHandlerOpts) {
 			if opts.MatchedRoute == nil { // an escaped slash: a path to the router, none to the contract

@@ -406,6 +406,7 @@ func (w *world) serve(o options) {
 	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Sealer: parts.Sealer, Recorder: parts.Recorder}
 	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
 	parts.Steps = stepsTap{parts.Steps, w.tap}
+	parts.AccessLog = logTap{w.tap, parts.AccessLog}
 	srv, err := server.New(parts)
 	if err != nil {
 		t.Fatal(err)
@@ -740,6 +741,8 @@ type tap struct {
 	seal   func(context.Context, server.StepRequest, server.Sealer) ([]byte, error)
 	find   func(context.Context) error
 	store  func(context.Context, server.NewStep, server.Steps) error
+	logged func(context.Context) error
+	names  func(context.Context) error
 }
 
 func (p *tap) note(call string) {
