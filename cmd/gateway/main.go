@@ -34,7 +34,8 @@ var version = "unknown"
 const gcPercent = 200
 
 // drainExtra is how much longer than the request timeout the process waits for
-// requests under way once it is told to stop: they may still write records.
+// requests under way once it is told to stop: they may still store steps and
+// write records.
 const drainExtra = 10 * time.Second
 
 type cli struct {
