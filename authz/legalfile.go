@@ -144,7 +144,8 @@ func (f *facts) occupancyAt(d meter.Day) (Occupancy, bool) {
 	return Occupancy{}, false
 }
 
-// Relates says whether the supplier ever had a supply period or a consent.
+// Relates says whether the supplier ever had a supply period or a consent, or
+// asked for one.
 func (f *LegalFile) Relates(g meter.GLN) bool { return f.parties[g] != nil }
 
 // Payload is the canonical encoding ("kluis/legal-file"), the bytes signed.

@@ -87,9 +87,15 @@ func permit(c Caller, step Step, f *LegalFile, p market, now time.Time) (Actor, 
 	t := taking{f: f, p: p, now: micros(now), terms: p.ConsentTerms(), loc: p.Location()}
 	t.today = meter.DayOf(t.now, t.loc)
 	if e := c.Employee(); e != nil {
-		return Actor{ByCustomer, e.Subject}, t.byEmployee(e, step)
+		if err := t.byEmployee(e, step); err != nil {
+			return Actor{}, err
+		}
+		return Actor{ByCustomer, e.Subject}, nil
 	}
-	return Actor{BySupplier, c.Supplier().String()}, t.bySupplier(c.Supplier(), step)
+	if err := t.bySupplier(c.Supplier(), step); err != nil {
+		return Actor{}, err
+	}
+	return Actor{BySupplier, c.Supplier().String()}, nil
 }
 
 // taking is what one call of Permit works with.
