@@ -27,6 +27,7 @@ import (
 	"kluis/internal/devpki"
 	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 )
 
@@ -414,8 +415,19 @@ func TestServeRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "chmod 700"},
-		"no probe key": {func(c *config.Cryptoserver) { c.ProbeKeyFile = in.write("empty.bin", nil) }, "probe"},
-		"bad profile":  {func(c *config.Cryptoserver) { c.ProfileFile = in.write("bad.yaml", []byte("country: NL\nfoo: 1\n")) }, "foo"},
+		"identity provider without keys": {func(c *config.Cryptoserver) {
+			c.OperatorGLN = stafftest.GLN
+			provider := stafftest.New(t, nil).Configured(t.TempDir())
+			provider.JWKSFile = in.write("no-keys.json", []byte(`{"keys":[]}`))
+			c.IdentityProviders = []config.IdentityProvider{provider}
+		}, "it holds no keys"},
+		"employees of nobody": {func(c *config.Cryptoserver) {
+			c.OperatorGLN = "8716867000008" // the check digit
+			c.IdentityProviders = []config.IdentityProvider{stafftest.New(t, nil).Configured(t.TempDir())}
+		}, "operator_gln"},
+		"tokens for employees of nobody": {func(c *config.Cryptoserver) { c.OperatorGLN, c.Issuers[0].Staff = "8716867000008", true }, "operator_gln"},
+		"no probe key":                   {func(c *config.Cryptoserver) { c.ProbeKeyFile = in.write("empty.bin", nil) }, "probe"},
+		"bad profile":                    {func(c *config.Cryptoserver) { c.ProfileFile = in.write("bad.yaml", []byte("country: NL\nfoo: 1\n")) }, "foo"},
 	} {
 		cfg := in.config(0)
 		cfg.ID = "refused"

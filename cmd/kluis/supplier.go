@@ -30,7 +30,7 @@ type supplierAddCmd struct {
 	GLN          glnFlag  `help:"The supplier's GLN (EAN-13)." required:"" name:"gln" placeholder:"GLN"`
 	Name         string   `help:"Its name; for a new supplier, or to change it." placeholder:"NAME"`
 	Certificate  []string `help:"PEM file of a client certificate it may call with; may be repeated." type:"existingfile" placeholder:"FILE"`
-	Scope        []string `help:"Scopes it may be given (default for a new supplier: readings:read)." placeholder:"SCOPE"`
+	Scope        []string `help:"Scopes it may be given: readings:read, consents:write (default for a new supplier: readings:read); customer-service for the grid operator's own portal." placeholder:"SCOPE"`
 	RevokeOthers bool     `help:"Revoke its other certificates: the end of a rotation."`
 }
 

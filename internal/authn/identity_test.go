@@ -321,3 +321,14 @@ func FuzzIdentity(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkIdentity(b *testing.B) {
+	w, v := identityWorld(b)
+	raw := w.idSpec().sign(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := v.Verify(b.Context(), raw, noon); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -567,6 +567,20 @@ func BenchmarkVerifyFirst(b *testing.B) {
 	}
 }
 
+func BenchmarkVerifyEmployeeFirst(b *testing.B) {
+	w := newWorld(b)
+	s := w.newSpec().employee()
+	s.claims["authorization_details"] = json.RawMessage(readingsJSON)
+	raw := s.sign(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.verifier.cache.Purge()
+		if _, err := w.verifier.Verify(b.Context(), raw, leaf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkVerifyCached(b *testing.B) {
 	w := newWorld(b)
 	raw := w.newSpec().sign(b)
