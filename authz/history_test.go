@@ -292,6 +292,10 @@ func (s *tale) answer(t *rapid.T) {
 	}
 	id := s.someID()
 	step := pick[Step](s.dice, AcceptConsent{id, "call"}, AcceptConsent{id, "call"}, AcceptConsent{id, "call"}, RejectConsent{id}, RevokeConsent{id}, GrantConsent(s.terms(pick(s.dice, alpha, beta, gamma))))
+	if k, ok := s.file.Consent(id); ok && s.once(8) { // the same word of the customer again
+		s.ids++
+		step = GrantConsent{uuid(byte(s.ids)), k.Supplier, k.Purpose, k.Classes, k.Granularity, k.Days, k.ValidUntil, k.Evidence}
+	}
 	c := toTake(step, s.file)
 	if s.once(6) { // what the token does not say
 		switch on := &c.e.Errand; s.IntN(9) {
