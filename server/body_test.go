@@ -11,6 +11,8 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 
+	"kluis/authz"
+	"kluis/internal/authn"
 	"kluis/meter"
 	"kluis/openapi"
 )
@@ -281,6 +283,44 @@ func FuzzIfMatch(f *testing.F) {
 			t.Fatalf("%q: %q, and again %q", s, tags, again)
 		}
 	})
+}
+
+// A supplier's tag changes with whatever the supplier sees, and with nothing
+// else: out of it, it could guess the rest.
+func TestTagsTellSuppliersNothing(t *testing.T) {
+	t.Parallel()
+	ean := mustEAN(t, testEAN)
+	at := time.Date(2026, 5, 1, 9, 0, 0, 123456000, time.UTC)
+	consent := authz.Consent{
+		ID: [16]byte{1}, Purpose: meter.Billing, Classes: []meter.Class{meter.Registers}, Granularity: meter.P1D, ValidFrom: at, ValidUntil: at.AddDate(1, 0, 0),
+		Occupancy: 19000, State: authz.ConsentActive, Evidence: "contract", Answer: "call",
+		Requested: authz.ConsentEvent{At: at, By: authz.Actor{Kind: authz.BySupplier, Name: "8712423000018"}},
+		Answered:  authz.ConsentEvent{At: at, By: authz.Actor{Kind: authz.ByCustomer, Name: "agent-17"}},
+	}
+	tag := tagOf(authn.Caller{}, ean, consent)
+	for name, tc := range map[string]struct {
+		change func(*authz.Consent)
+		same   bool
+	}{
+		"the employee":       {func(k *authz.Consent) { k.Answered.By.Name = "agent-18" }, true},
+		"the occupancy":      {func(k *authz.Consent) { k.Occupancy++ }, true},
+		"the answer's proof": {func(k *authz.Consent) { k.Answer = "letter" }, true},
+		"the state":          {func(k *authz.Consent) { k.State = authz.ConsentRevoked }, false},
+		"in what capacity":   {func(k *authz.Consent) { k.Answered.By.Kind = authz.ByOperator }, false},
+		"when":               {func(k *authz.Consent) { k.Answered.At = at.Add(time.Microsecond) }, false},
+		"another event":      {func(k *authz.Consent) { k.Revoked = k.Answered }, false},
+		"the id":             {func(k *authz.Consent) { k.ID[15]++ }, false},
+		"the evidence":       {func(k *authz.Consent) { k.Evidence = "other" }, false},
+	} {
+		k := consent
+		tc.change(&k)
+		if (tagOf(authn.Caller{}, ean, k) == tag) != tc.same {
+			t.Errorf("%s: the tag stays: %v", name, !tc.same)
+		}
+		if consent.Answered.By.Name != "agent-17" {
+			t.Fatal("the consent itself was changed")
+		}
+	}
 }
 
 // The same request makes the same consent, whoever it reaches; another caller's

@@ -58,7 +58,7 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 	var mine []authz.Consent
 	for _, k := range file.Consents() {
 		if sees(c.caller, &k) {
-			mine = append(mine, visible(c.caller, k))
+			mine = append(mine, k)
 		}
 	}
 	slices.SortFunc(mine, func(x, y authz.Consent) int {
@@ -192,18 +192,20 @@ func sees(c authn.Caller, k *authz.Consent) bool {
 	return c.Employee() != nil || k.Supplier == c.Supplier()
 }
 
-// visible is a consent as the caller sees it: suppliers do not learn which
-// employee took a step, not by guessing what the entity tag is of either.
-func visible(c authn.Caller, k authz.Consent) authz.Consent {
-	if c.Employee() != nil {
-		return k
-	}
-	for _, e := range []*authz.ConsentEvent{&k.Requested, &k.Answered, &k.Revoked} {
-		if e.By.Kind != authz.BySupplier {
-			e.By.Name = ""
+// tagOf is the entity tag of a consent as the caller sees it. A supplier knows
+// all of a consent but which employee took a step, on what evidence, and since
+// when the customer has been there; so none of that is in its tag, from which
+// it could be guessed.
+func tagOf(c authn.Caller, ean meter.EAN, k authz.Consent) string {
+	if c.Employee() == nil {
+		k.Occupancy, k.Answer = 0, ""
+		for _, e := range []*authz.ConsentEvent{&k.Requested, &k.Answered, &k.Revoked} {
+			if e.By.Kind != authz.BySupplier {
+				e.By.Name = ""
+			}
 		}
 	}
-	return k
+	return entityTag(k.Digest(ean))
 }
 
 // began is when a consent was asked for, or registered.
@@ -227,12 +229,11 @@ func (s *Server) consentAnswer(c authn.Caller, file *authz.LegalFile, id [16]byt
 	if !ok {
 		return nil, fail(evidenceInvalid, errors.New("the legal file lacks a consent that was stored in it"))
 	}
-	k = visible(c, k)
 	rendered, err := json.Marshal(s.renderConsent(c, file, &k, now))
 	if err != nil {
 		return nil, fmt.Errorf("rendering a consent: %w", err)
 	}
-	return &consentAnswer{body{json: append(rendered, '\n')}, id, entityTag(k.Digest(file.EAN()))}, nil
+	return &consentAnswer{body{json: append(rendered, '\n')}, id, tagOf(c, file.EAN(), k)}, nil
 }
 
 func (a *consentAnswer) respond(w http.ResponseWriter, status int) error {
@@ -261,7 +262,8 @@ func (a *consentAnswer) VisitRevokeConsentResponse(w http.ResponseWriter) error 
 	return a.respond(w, http.StatusOK)
 }
 
-// renderConsent says what a consent, made visible to the caller, is now.
+// renderConsent says what a consent is now, to its caller: suppliers do not
+// learn which employee took a step.
 func (s *Server) renderConsent(c authn.Caller, file *authz.LegalFile, k *authz.Consent, now time.Time) openapi.Consent {
 	scope := k.ScopeDigest(file.EAN())
 	out := openapi.Consent{

@@ -194,11 +194,8 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 	if stored != nil {
 		return s.repeat(ctx, c, a, *rec, h.file, stored, now)
 	}
-	if !a.makes() {
-		seen := visible(c.caller, h.consent)
-		if !a.tags.match(entityTag(seen.Digest(h.file.EAN()))) {
-			return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, fail(preconditionFailed, nil))
-		}
+	if !a.makes() && !a.tags.match(tagOf(c.caller, h.file.EAN(), h.consent)) {
+		return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, fail(preconditionFailed, nil))
 	}
 	actor, err := authz.Permit(c.caller, a.step, h.file, s.profile, now)
 	if err != nil {
