@@ -27,6 +27,7 @@ type Installation struct {
 	IssuerURL  string          `json:"issuer_url"`
 	CAFile     string          `json:"ca_file"` // of the servers' certificates
 	Seeded     string          `json:"seeded"`  // the day on which the pack was seeded, YYYY-MM-DD
+	Settled    time.Time       `json:"settled"` // from when on the pack is as its cases want it: a consent in it must have expired
 	Damaged    bool            `json:"damaged"` // whether the block that is to be damaged was
 	Suppliers  map[string]Pair `json:"suppliers"`
 }
@@ -66,12 +67,30 @@ func LoadInstallation(path string) (*Installation, error) {
 	return &i, nil
 }
 
+// Write writes such a file, in one step.
+func (i *Installation) Write(path string) error {
+	b, err := json.MarshalIndent(i, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(append(b, '\n'))
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
 // requestTimeout bounds a request of the runner.
 const requestTimeout = 30 * time.Second
 
 // Target opens the certificates.
 func (i *Installation) Target() (Target, error) {
-	t := Target{Gateway: i.GatewayURL, Issuer: i.IssuerURL, Clients: map[string]*http.Client{}, Damaged: i.Damaged}
+	t := Target{Gateway: i.GatewayURL, Issuer: i.IssuerURL, Clients: map[string]*http.Client{}, Settled: i.Settled, Damaged: i.Damaged}
 	var err error
 	if t.Seeded, err = meter.ParseDay(i.Seeded); err != nil {
 		return Target{}, fmt.Errorf("%w: seeded: %w", ErrInstallation, err)

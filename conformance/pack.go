@@ -88,8 +88,8 @@ type Point struct {
 }
 
 // shortConsent is how long a consent lasts that is to have expired: long enough
-// for the clock of a cryptoserver that is a little ahead.
-const shortConsent = 3 * time.Second
+// for a cryptoserver that is slow, or whose clock is a little ahead.
+const shortConsent = 5 * time.Second
 
 // Steps are the steps of the legal file, taken now. A consent that is there to
 // have expired does so shortly after.

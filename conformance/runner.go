@@ -25,6 +25,8 @@ type Target struct {
 	Clients map[string]*http.Client
 	// Seeded is the day on which the pack was seeded.
 	Seeded meter.Day
+	// Settled is from when on the pack is as its cases want it.
+	Settled time.Time
 	// Damaged says that the block of Point.Damaged was damaged.
 	Damaged bool
 }
@@ -257,8 +259,14 @@ func parseAnswer(status int, body []byte) (a Answer, interaction string, err err
 }
 
 // Ask learns from an installation what the pack must know of it, and which day
-// it is there, and makes the pack that was seeded.
+// it is there, and makes the pack that was seeded. It waits for the seconds that
+// a pack just seeded needs to settle.
 func Ask(ctx context.Context, t Target) (*Pack, error) {
+	select {
+	case <-time.After(time.Until(t.Settled)):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	all := suppliers()
 	r := &runner{Target: t, pack: &Pack{Suppliers: all}, tokens: map[string]token{}}
 	c := Case{Supplier: north, Request: Request{Method: http.MethodGet, Path: "/v1/status", Token: Own}}

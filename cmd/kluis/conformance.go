@@ -2,19 +2,29 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	"kluis/authz"
+	"kluis/cmd/kluis/backend"
+	"kluis/cmd/kluis/demo"
 	"kluis/conformance"
+	"kluis/internal/config"
+	"kluis/meter"
 )
 
 type conformanceCmd struct {
 	Run  conformanceRunCmd  `cmd:"" help:"Make the requests, and say of each whether it was answered as it must be."`
 	List conformanceListCmd `cmd:"" help:"Explain the cases, with the commands that make each request by hand."`
+	Seed conformanceSeedCmd `cmd:"" help:"Store the metering points in an installation for tests; the demo has them."`
 }
 
 // packTarget says which installation, and which cases.
@@ -210,4 +220,103 @@ func (c *conformanceListCmd) Run(ctx context.Context, s streams) error {
 		rows = append(rows, []string{k.Name, p.Suppliers[k.Supplier].Name, k.Says})
 	}
 	return table(s.out, rows)
+}
+
+type conformanceSeedCmd struct {
+	Config       string `help:"Operator's configuration file. Default: $$KLUIS_CONFIG." type:"path" placeholder:"FILE" env:"KLUIS_CONFIG" required:""`
+	Certificates string `help:"Folder with the test suppliers' client certificates and keys, of the suppliers' CA: north.crt, north.key, south.crt and so on." type:"existingdir" placeholder:"DIR" required:""`
+	GatewayURL   string `name:"gateway-url" help:"Base URL of the API, as suppliers reach it." placeholder:"URL" required:""`
+	IssuerURL    string `name:"issuer-url" help:"Base URL of the issuer." placeholder:"URL" required:""`
+	CAFile       string `name:"ca-file" help:"The authority of these two servers' certificates." type:"existingfile" placeholder:"FILE" required:""`
+	Installation string `help:"Where to write how to reach the installation, for run and list. If it is there, what was interrupted goes on." type:"path" placeholder:"FILE" required:""`
+}
+
+// Help says more than fits a line.
+func (conformanceSeedCmd) Help() string {
+	return `Registers the test suppliers, takes the steps of the metering points' legal files, stores their readings, and erases one customer's, each as it is done for real ones: it needs the rights of the registrar, of ingest and of the custodian. The numbers begin with 952, which GS1 keeps for demonstrations, so no real customer is touched; seed installations for tests all the same. What was stored stays: an installation can be seeded once.`
+}
+
+func (c *conformanceSeedCmd) Run(ctx context.Context, s streams) error {
+	conf, err := config.Load[config.Operator](c.Config)
+	if err != nil {
+		return err
+	}
+	profile, err := backend.Profile(conf)
+	if err != nil {
+		return err
+	}
+	seeded := meter.DayOf(time.Now(), profile.Location())
+	i, err := conformance.LoadInstallation(c.Installation)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := unseeded(ctx, conf, profile, seeded); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	default:
+		if seeded, err = meter.ParseDay(i.Seeded); err != nil {
+			return fmt.Errorf("%s: %w", c.Installation, err)
+		}
+	}
+	pack, err := demo.PackOf(profile, seeded)
+	if err != nil {
+		return err
+	}
+	next := conformance.Installation{GatewayURL: c.GatewayURL, IssuerURL: c.IssuerURL, CAFile: c.CAFile, Seeded: seeded.String(), Suppliers: map[string]conformance.Pair{}}
+	certs := map[string]*x509.Certificate{}
+	for _, by := range pack.Suppliers {
+		pair := conformance.Pair{CertificateFile: filepath.Join(c.Certificates, by.Name+".crt"), KeyFile: filepath.Join(c.Certificates, by.Name+".key")}
+		cert, err := readCertificate(pair.CertificateFile)
+		if err == nil {
+			err = acceptable(cert, conf.SuppliersCAFile, time.Now())
+		}
+		if err != nil {
+			return fmt.Errorf("certificate of the test supplier %s: %w", by.Name, err)
+		}
+		certs[by.Name], next.Suppliers[by.Name] = cert, pair
+	}
+	if _, err := next.Target(); err != nil { // the keys are there, too
+		return err
+	}
+	// Kept before anything is stored: what is begun goes on with the same days.
+	if err := next.Write(c.Installation); err != nil {
+		return err
+	}
+	_, next.Settled, err = demo.SeedPack(ctx, conf, seeded, func(by conformance.Supplier) (*x509.Certificate, error) { return certs[by.Name], nil })
+	if err != nil {
+		return fmt.Errorf("%w\nTo go on, run the same command again", err)
+	}
+	if err := next.Write(c.Installation); err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "Seeded: %d test suppliers, %d metering points. Next: kluis conformance run --installation %s\n", len(pack.Suppliers), len(pack.Points), c.Installation)
+	return nil
+}
+
+// unseeded refuses an installation that has metering points of the pack.
+func unseeded(ctx context.Context, conf config.Operator, profile *meter.Profile, seeded meter.Day) error {
+	pack, err := demo.PackOf(profile, seeded)
+	if err != nil {
+		return err
+	}
+	reg, err := backend.OpenRegistrar(ctx, conf)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	known := false
+	for _, p := range pack.Points {
+		_, err := reg.ChangeLegalFile(ctx, p.EAN, func(current *authz.LegalFile) ([]authz.Step, error) {
+			known = known || current != nil
+			return nil, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if known {
+		return errors.New("the installation has metering points of the pack: it was seeded before, and what was stored stays. Give the file that was written then as --installation, or seed a new installation")
+	}
+	return nil
 }

@@ -3,7 +3,7 @@ package demo
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"time"
@@ -20,17 +20,17 @@ import (
 
 // packProgress is what the demo remembers of the conformance pack.
 type packProgress struct {
-	Seeded string `json:"seeded,omitempty"` // the day of seeding, YYYY-MM-DD
-	Done   bool   `json:"done,omitempty"`   // all of it is stored
+	Seeded  string    `json:"seeded,omitempty"` // the day of seeding, YYYY-MM-DD
+	Done    bool      `json:"done,omitempty"`   // all of it is stored
+	Settled time.Time `json:"settled,omitzero"` // from when on it is as its cases want it
 }
 
 func (l layout) testSupplierPair(s conformance.Supplier) (cert, key string) {
 	return l.path("pki", "conformance-"+s.Name+".crt"), l.path("pki", "conformance-"+s.Name+".key")
 }
 
-// seedPack stores the conformance pack, once: its test suppliers, legal files
-// and readings. The case of a damaged block is left out: damage is a finding of
-// the audit, and a demo begins without any.
+// seedPack stores the conformance pack, once. The case of a damaged block is
+// left out: damage is a finding of the audit, and a demo begins without any.
 func (d *demo) seedPack(ctx context.Context, operator config.Operator, today meter.Day) error {
 	if d.progress.Pack.Done {
 		return nil
@@ -46,39 +46,65 @@ func (d *demo) seedPack(ctx context.Context, operator config.Operator, today met
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.progressFile(), err)
 	}
-	market := conformance.Market{Location: d.profile.Location(), RetentionMonths: d.profile.RetentionMonths()}
-	pack, err := conformance.New(market, seeded, seeded)
-	if err != nil {
-		return err
-	}
-	if err := d.packFacts(ctx, operator, pack); err != nil {
-		return fmt.Errorf("conformance pack: %w", err)
-	}
-	d.packSettled = conformance.Settled(time.Now())
-	if err := d.packReadings(ctx, operator, pack, market); err != nil {
-		return fmt.Errorf("conformance pack: %w", err)
-	}
-	d.say("conformance pack: %d test metering points, %d cases", len(pack.Points), len(pack.Cases))
-	d.progress.Pack.Done = true
-	return d.save(d.progress)
-}
-
-func (d *demo) packFacts(ctx context.Context, operator config.Operator, pack *conformance.Pack) error {
-	reg, err := backend.OpenRegistrar(ctx, operator)
-	if err != nil {
-		return err
-	}
-	defer reg.Close()
 	ca, err := devpki.LoadOrCreateCA(d.path("pki"), "supplier-ca", "")
 	if err != nil {
 		return err
 	}
-	for _, s := range pack.Suppliers {
+	pack, settled, err := SeedPack(ctx, operator, seeded, func(s conformance.Supplier) (*x509.Certificate, error) {
 		if _, _, err := ca.IssueFiles(d.path("pki"), "conformance-"+s.Name, devpki.Leaf{CommonName: "conformance " + s.Name}); err != nil {
-			return err
+			return nil, err
 		}
 		certFile, _ := d.testSupplierPair(s)
-		cert, err := readCertificate(certFile)
+		return readCertificate(certFile)
+	})
+	if err != nil {
+		return fmt.Errorf("conformance pack: %w", err)
+	}
+	d.say("conformance pack: %d test metering points, %d cases", len(pack.Points), len(pack.Cases))
+	d.progress.Pack.Done, d.progress.Pack.Settled = true, settled
+	return d.save(d.progress)
+}
+
+// PackOf is the conformance pack of an installation, as it is on the day of its
+// seeding.
+func PackOf(p *meter.Profile, seeded meter.Day) (*conformance.Pack, error) {
+	if p.Country() != "NL" {
+		return nil, fmt.Errorf("the conformance pack is of the Dutch market profile, and this one is of %s", p.Country())
+	}
+	return conformance.New(marketOf(p), seeded, seeded)
+}
+
+func marketOf(p *meter.Profile) conformance.Market {
+	return conformance.Market{Location: p.Location(), RetentionMonths: p.RetentionMonths()}
+}
+
+// SeedPack stores the conformance pack: test suppliers with their certificates,
+// legal files, readings, and the erasure of some. It may be called again, with
+// the same day, to go on with what was interrupted. The pack is as its cases
+// want it from the time returned on: a consent in it must have expired.
+func SeedPack(ctx context.Context, operator config.Operator, seeded meter.Day, certificate func(conformance.Supplier) (*x509.Certificate, error)) (*conformance.Pack, time.Time, error) {
+	reg, err := backend.OpenRegistrar(ctx, operator)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer reg.Close()
+	pack, err := PackOf(reg.Profile, seeded)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if err := packFacts(ctx, reg, pack, certificate); err != nil {
+		return nil, time.Time{}, err
+	}
+	settled := conformance.Settled(time.Now())
+	if err := packReadings(ctx, operator, pack); err != nil {
+		return nil, time.Time{}, err
+	}
+	return pack, settled, packErasures(ctx, operator, pack)
+}
+
+func packFacts(ctx context.Context, reg *backend.Registrar, pack *conformance.Pack, certificate func(conformance.Supplier) (*x509.Certificate, error)) error {
+	for _, s := range pack.Suppliers {
+		cert, err := certificate(s)
 		if err != nil {
 			return err
 		}
@@ -107,7 +133,7 @@ func (d *demo) packFacts(ctx context.Context, operator config.Operator, pack *co
 	return nil
 }
 
-func (d *demo) packReadings(ctx context.Context, operator config.Operator, pack *conformance.Pack, market conformance.Market) error {
+func packReadings(ctx context.Context, operator config.Operator, pack *conformance.Pack) error {
 	in, err := backend.OpenIngest(ctx, operator)
 	if err != nil {
 		return err
@@ -116,14 +142,14 @@ func (d *demo) packReadings(ctx context.Context, operator config.Operator, pack 
 	first, second := make([]ingest.Point, 0, len(pack.Points)), []ingest.Point{}
 	for i := range pack.Points {
 		p := &pack.Points[i]
-		stored, corrected := p.Blocks(market)
+		stored, corrected := p.Blocks(marketOf(in.Profile))
 		for into, blocks := range map[*[]ingest.Point][]conformance.Block{&first: stored, &second: corrected} {
 			if len(blocks) == 0 {
 				continue
 			}
 			point := ingest.Point{EAN: p.EAN}
 			for _, b := range blocks {
-				f, ok := d.profile.Field(b.Field)
+				f, ok := in.Profile.Field(b.Field)
 				if !ok {
 					return fmt.Errorf("the market profile has no field %s", b.Field)
 				}
@@ -137,11 +163,11 @@ func (d *demo) packReadings(ctx context.Context, operator config.Operator, pack 
 			return err
 		}
 	}
-	return d.packErasures(ctx, operator, pack)
+	return nil
 }
 
 // packErasures erases as an operator does: by an entry of the control feed.
-func (d *demo) packErasures(ctx context.Context, operator config.Operator, pack *conformance.Pack) error {
+func packErasures(ctx context.Context, operator config.Operator, pack *conformance.Pack) error {
 	k, err := backend.OpenCustodian(ctx, operator, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -158,31 +184,21 @@ func (d *demo) packErasures(ctx context.Context, operator config.Operator, pack 
 	return nil
 }
 
-// describePack writes the file that `kluis conformance run` goes by, once the
-// pack is as its cases want it: a consent in it must have expired.
-func (d *demo) describePack(ctx context.Context) error {
-	select {
-	case <-time.After(time.Until(d.packSettled)):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// describePack writes the file that `kluis conformance run` goes by.
+func (d *demo) describePack() error {
 	seeded, err := meter.ParseDay(d.progress.Pack.Seeded)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.progressFile(), err)
 	}
-	pack, err := conformance.New(conformance.Market{Location: d.profile.Location(), RetentionMonths: d.profile.RetentionMonths()}, seeded, seeded)
+	pack, err := PackOf(d.profile, seeded)
 	if err != nil {
 		return err
 	}
 	i := conformance.Installation{GatewayURL: "https://" + d.progress.Gateway, IssuerURL: "https://" + d.progress.Issuer,
-		CAFile: d.operatorCAFile(), Seeded: d.progress.Pack.Seeded, Suppliers: map[string]conformance.Pair{}}
+		CAFile: d.operatorCAFile(), Seeded: d.progress.Pack.Seeded, Settled: d.progress.Pack.Settled, Suppliers: map[string]conformance.Pair{}}
 	for _, s := range pack.Suppliers {
 		cert, key := d.testSupplierPair(s)
 		i.Suppliers[s.Name] = conformance.Pair{CertificateFile: cert, KeyFile: key}
 	}
-	b, err := json.MarshalIndent(i, "", "  ")
-	if err != nil {
-		return err
-	}
-	return writeFile(d.path(conformance.InstallationName), append(b, '\n'), 0o644)
+	return i.Write(d.path(conformance.InstallationName))
 }

@@ -84,10 +84,9 @@ type demo struct {
 	layout
 	began time.Time
 
-	progress    progress
-	plan        *plan
-	profile     *meter.Profile
-	packSettled time.Time // when the conformance pack is as its cases want it
+	progress progress
+	plan     *plan
+	profile  *meter.Profile
 
 	mu        sync.Mutex
 	cluster   *devpg.Cluster
@@ -210,7 +209,7 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.startProcess(ctx, auditorName, nil, "kluis", "audit", "run", "--config", d.operatorFile()); err != nil {
 		return err
 	}
-	if err := d.describePack(ctx); err != nil {
+	if err := d.describePack(); err != nil {
 		return err
 	}
 	if err := d.describe(ctx, operator, today); err != nil {
