@@ -312,3 +312,47 @@ func TestNewVerifierNeedsAnOperator(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingBetween tries every combination of what tells the two kinds of
+// token apart, each signed properly: there are suppliers' and employees', and
+// all else is refused.
+func TestNothingBetween(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	absent := "absent"
+	suppliers, employees := 0, 0
+	for _, sub := range []string{supplier, operator, employeeSubject} {
+		for _, client := range []string{supplier, operator} {
+			for _, scope := range []string{absent, ScopeReadings, ScopeStaff, ScopeReadings + " " + ScopeStaff} {
+				for _, roles := range []string{absent, `[]`, `["agent"]`, `["agent","auditor"]`} {
+					for _, errand := range []string{absent, `[]`, viewJSON, viewJSON[:len(viewJSON)-1] + "," + viewJSON[1:]} {
+						s := w.newSpec()
+						s.claims["sub"], s.claims["client_id"], s.claims["scope"] = sub, client, scope
+						s.claims["roles"], s.claims["authorization_details"] = json.RawMessage(roles), json.RawMessage(errand)
+						for k, v := range map[string]string{"scope": scope, "roles": roles, "authorization_details": errand} {
+							if v == absent {
+								delete(s.claims, k)
+							}
+						}
+						isSupplier := sub == client && !strings.Contains(scope, ScopeStaff) && roles == absent && errand == absent
+						isEmployee := sub == employeeSubject && client == operator && scope == ScopeStaff && roles == `["agent"]` && errand == viewJSON
+						tok, err := w.verifier.Verify(t.Context(), s.sign(t), leaf)
+						switch {
+						case (err == nil) != (isSupplier || isEmployee):
+							t.Errorf("sub %s, client %s, scope %s, roles %s, errand %s: %v", sub, client, scope, roles, errand, err)
+						case isSupplier && tok.employee == nil && tok.Client().String() == sub:
+							suppliers++
+						case isEmployee && tok.employee != nil && tok.Client().String() == operator:
+							employees++
+						case err == nil:
+							t.Errorf("sub %s, client %s: read as %+v", sub, client, tok)
+						}
+					}
+				}
+			}
+		}
+	}
+	if suppliers != 4 || employees != 1 {
+		t.Errorf("%d suppliers' and %d employees' tokens, want 4 and 1", suppliers, employees)
+	}
+}

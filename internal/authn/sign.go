@@ -72,8 +72,8 @@ func (c TokenClaims) check() error {
 		if slices.Contains(c.Scopes, ScopeStaff) {
 			return errors.New("the scope of employees is for tokens that name one")
 		}
-	} else if !slices.Equal(c.Scopes, []string{ScopeStaff}) || !plainText(e.Subject) || e.Subject == c.Client.String() || e.Profile == nil || !e.Role.May(e.Errand.Kind) {
-		return errors.New("an employee's token has a subject of 1 to 128 printable bytes, the scope of employees only, and an errand that the role may have")
+	} else if !slices.Equal(c.Scopes, []string{ScopeStaff}) || !namesEmployee(e.Subject) || e.Profile == nil || !e.Role.May(e.Errand.Kind) {
+		return errors.New("an employee's token has a subject of 1 to 128 printable bytes that is no GLN, the scope of employees only, and an errand that the role may have")
 	}
 	return nil
 }

@@ -280,7 +280,7 @@ func (t *Token) parseEmployee(m map[string]json.RawMessage) (*employeeClaims, er
 	switch e.subject, _ = text(m["sub"]); {
 	case e.subject == id:
 		return nil, invalid("role_or_errand_of_a_supplier")
-	case !plainText(e.subject):
+	case !namesEmployee(e.subject):
 		return nil, invalid("subject_not_an_employee")
 	}
 	if !slices.Equal(t.scopes, []string{ScopeStaff}) {
@@ -296,6 +296,13 @@ func (t *Token) parseEmployee(m map[string]json.RawMessage) (*employeeClaims, er
 	}
 	e.errand = m["authorization_details"]
 	return &e, nil
+}
+
+// namesEmployee says whether a subject can be an employee's: one line, and no
+// GLN, which names a party of the market.
+func namesEmployee(sub string) bool {
+	_, err := meter.ParseGLN(sub)
+	return plainText(sub) && err != nil
 }
 
 // of is who the claims name, if the issuer may name employees of the token's
