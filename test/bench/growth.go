@@ -68,8 +68,8 @@ type growthReport struct {
 	Made     int                   `json:"requests"` // of each kind, in a round; cold half as many
 	Pages    map[string][2]float64 `json:"pages"`
 	Cold     growthRound           `json:"cold"`
-	Cached   []growthRound         `json:"cached"`   // everything in the operating system's cache
-	Buffered []growthRound         `json:"buffered"` // the indexes in PostgreSQL's own
+	Cached   []growthRound         `json:"cached"`   // everything read once before
+	Buffered []growthRound         `json:"buffered"` // and the indexes in PostgreSQL's own cache
 }
 
 type growthRound map[string][2]timing
@@ -582,8 +582,8 @@ func (r *growthReport) print(w io.Writer) {
 	}
 	t.Flush()
 
-	r.printTimes(w, fmt.Sprintf("%s of shared buffers, the indexes in them, everything else in the operating system's cache", growthBuffers), r.Buffered)
-	r.printTimes(w, "64 MB of shared buffers, everything in the operating system's cache", r.Cached)
+	r.printTimes(w, fmt.Sprintf("%s of shared buffers, the indexes in them; everything else read once before, into the operating system's cache as far as there is room", growthBuffers), r.Buffered)
+	r.printTimes(w, "64 MB of shared buffers; everything read once before", r.Cached)
 	r.printTimes(w, "PostgreSQL just started, and nothing in any cache", []growthRound{r.Cold})
 }
 

@@ -30,6 +30,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "`number` of rounds")
 	flag.DurationVar(&o.slice, "slice", 2*time.Second, "how long Kluis is measured at a time")
 	flag.BoolVar(&o.onlyService, "service", false, "measure the cryptoservers by themselves only")
+	flag.BoolVar(&o.onlyRequests, "requests", false, "measure whole requests only")
 	flag.Int64Var(&o.soakBlocks, "memory", 0, "instead of measuring speed, open this `number` of blocks and see what memory the cryptoservers take")
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
 	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
@@ -74,7 +75,7 @@ type options struct {
 	growth         int // metering points of the large database
 	growthRequests int // of each kind, in a round
 
-	onlyMemory, onlyService bool
+	onlyMemory, onlyService, onlyRequests bool
 }
 
 // growthSmall is how many metering points the small database has.

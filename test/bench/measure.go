@@ -125,11 +125,13 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 			return nil, err
 		}
 	}
-	if err := b.services(ctx, r); err != nil {
-		return nil, err
-	}
-	if r.Soak, err = b.soak(ctx, o.soakBlocks); err != nil {
-		return nil, err
+	if !o.onlyRequests {
+		if err := b.services(ctx, r); err != nil {
+			return nil, err
+		}
+		if r.Soak, err = b.soak(ctx, o.soakBlocks); err != nil {
+			return nil, err
+		}
 	}
 	// No record, no data.
 	if n, err := b.recorded(ctx, b.subject); err != nil || n != b.made {
