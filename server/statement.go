@@ -290,7 +290,8 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 		for _, g := range e.Granted {
 			used["basis"+string(g.LegalBasis)] = true
 			if gave {
-				add("data", w.field(g.Field)+", "+w.granularities[g.Granularity])
+				add("data", w.field(g.Field))
+				add("data"+w.field(g.Field), w.granularities[g.Granularity])
 				add("basis", string(g.LegalBasis))
 			}
 		}
@@ -301,7 +302,9 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 	for i := range st.Parties {
 		p := &st.Parties[i]
 		slices.Sort(p.codes["data"])
-		p.Data = p.codes["data"]
+		for _, f := range p.codes["data"] {
+			p.Data = append(p.Data, f+": "+strings.Join(p.codes["data"+f], ", "))
+		}
 		for _, b := range p.codes["basis"] {
 			p.Bases = append(p.Bases, w.bases[openapi.LegalBasis(b)][0])
 		}
