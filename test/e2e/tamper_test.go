@@ -672,11 +672,12 @@ func TestDatabaseRoles(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
-		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile"}
+		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key"}
 	may := map[string]map[string]string{
-		"kluis_gateway": {"supplier": "S", "legal_file": "S", "supply_period": "S", "consent": "S", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I"},
-		"kluis_issuer":  {"supplier": "S"},
-		"kluis_ingest":  {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
+		"kluis_gateway": {"supplier": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
+			"idempotency_key": "SI"},
+		"kluis_issuer": {"supplier": "S"},
+		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
 			"supply_period": "SID", "consent": "SID"},
 		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S",
@@ -733,6 +734,8 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "kind"
 				case "market_profile":
 					column = "digest"
+				case "idempotency_key":
+					column = "gln"
 				}
 				attempt(has("S"), `SELECT * FROM `+table+` LIMIT 1`)
 				attempt(has("I"), `INSERT INTO `+table+` DEFAULT VALUES`)
@@ -745,10 +748,16 @@ func TestDatabaseRoles(t *testing.T) {
 				attempt(false, `CREATE TRIGGER mine BEFORE INSERT ON `+table+` EXECUTE FUNCTION suppress_redundant_updates_trigger()`)
 				attempt(has("S"), `COPY `+table+` TO STDOUT`)
 			}
-			// Reading the log back, in every way there is.
-			attempt(role == "kluis_auditor", `SELECT record FROM access_log`)
-			attempt(false, `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
+			// Reading the log back, in every way there is: the gateway tells customers
+			// what is in it, but for the salts, without which nothing can be proved.
+			attempt(role == "kluis_gateway" || role == "kluis_auditor", `SELECT record FROM access_log`)
+			attempt(role == "kluis_auditor", `SELECT salt FROM access_log`)
+			attempt(role == "kluis_gateway", `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
 				VALUES (0, gen_random_uuid(), 0, 1, '', '', decode(repeat('00', 16), 'hex')) RETURNING record`)
+			attempt(false, `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
+				VALUES (0, gen_random_uuid(), 0, 1, '', '', decode(repeat('00', 16), 'hex')) RETURNING salt`)
+			// Nor does it say when a request was first made.
+			attempt(false, `INSERT INTO idempotency_key (gln, key_digest, request, consent_id, stored_at) VALUES (0, '', '', gen_random_uuid(), now())`)
 			attempt(role == "kluis_gateway" || role == "kluis_custodian" || role == "kluis_auditor", `SELECT ciphertext FROM sealed_block`)
 			attempt(role == "kluis_gateway" || role == "kluis_ingest" || role == "kluis_custodian", `SELECT content_mac FROM sealed_block`)
 			attempt(role == "kluis_gateway", `SELECT stored_at FROM ingest_batch`)
