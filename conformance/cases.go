@@ -265,19 +265,19 @@ func (t *tables) clocks() {
 			[]Series{t.of(quarters, consent, "import_intervals", "CONSUMPTION", "PT15M", around)})
 
 		q.more = with("fields", "import_intervals", "resolution", "PT1H")
-		t.readings(d.name+"-hours", north, q, fmt.Sprintf("The same in hours: %d of them", d.h),
+		t.readings(d.name+"-hours", north, q, fmt.Sprintf("The days around it in hours: %d on the day itself", d.h),
 			[]Series{t.of(quarters, consent, "import_intervals", "CONSUMPTION", "PT1H", around)})
 
 		q.more = with("fields", "import_intervals", "resolution", "P1D")
-		t.readings(d.name+"-days", north, q, "The same in days: the sum of all intervals there are",
+		t.readings(d.name+"-days", north, q, fmt.Sprintf("Such a day as one value: the sum of its %d quarter-hours", d.q),
 			[]Series{t.of(quarters, consent, "import_intervals", "CONSUMPTION", "P1D", around)})
 
 		q.more = with("fields", "import_low")
-		t.readings(d.name+"-reads", north, q, "Register reads at local midnight, with the offset of then",
+		t.readings(d.name+"-reads", north, q, fmt.Sprintf("Register reads around the day on which %s: at local midnight, with the offset of then", d.says),
 			[]Series{t.of(quarters, daily, "import_low", "REGISTER", "P1D", around)})
 
 		q = question{gas, around, energy, with("fields", "gas_intervals")}
-		t.readings(d.name+"-gas", north, q, fmt.Sprintf("Gas on that day: %d hours", d.h),
+		t.readings(d.name+"-gas", north, q, fmt.Sprintf("Gas on the day on which %s: %d hours", d.says, d.h),
 			[]Series{t.of(gas, consent, "gas_intervals", "CONSUMPTION", "PT1H", around)})
 	}
 }
@@ -294,7 +294,7 @@ func (t *tables) granularity() {
 
 	t.readings("month-of-quarters", north, question{quarters, days(month, end), energy, named}, "A month of quarter-hours, with the customer's consent",
 		[]Series{interval(quarters, "PT15M", days(month, end))})
-	t.readings("month-as-one-value", north, question{quarters, days(month, end), energy, at("P1M")}, "The same month as one value",
+	t.readings("month-as-one-value", north, question{quarters, days(month, end), energy, at("P1M")}, "A month of quarter-hours as one value",
 		[]Series{interval(quarters, "P1M", days(month, end))})
 
 	t.readings("hours-granted", north, question{hours, three, energy, named}, "No resolution said: hours, which is what the consent is for",
@@ -322,7 +322,7 @@ func (t *tables) gaps() {
 		[]Series{t.of(gaps, consent, "import_intervals", "CONSUMPTION", "PT15M", four)})
 	t.readings("gaps-in-hours", north, question{gaps, four, energy, at("PT1H")}, "An hour of which a part is not known is null; one with an estimate is an estimate",
 		[]Series{t.of(gaps, consent, "import_intervals", "CONSUMPTION", "PT1H", four)})
-	t.readings("gaps-in-days", north, question{gaps, four, energy, at("P1D")}, "So is a day",
+	t.readings("gaps-in-days", north, question{gaps, four, energy, at("P1D")}, "A day of which a part is not known is null",
 		[]Series{t.of(gaps, consent, "import_intervals", "CONSUMPTION", "P1D", four)})
 	t.readings("gaps-as-registers", north, question{gaps, days(month, month+2), energy, with("fields", "import_intervals", "kind", "REGISTER")},
 		"The register at the start of each quarter-hour is not known after a gap in the day",
@@ -331,9 +331,9 @@ func (t *tables) gaps() {
 	five := days(month, month+5)
 	t.readings("a-missing-read", north, question{gaps, five, energy, with("fields", "import_low")}, "The read that is missing is null",
 		[]Series{t.of(gaps, daily, "import_low", "REGISTER", "P1D", five)})
-	t.readings("around-a-missing-read", north, question{gaps, five, energy, with("fields", "import_low", "kind", "CONSUMPTION")}, "The day before it and its own have no consumption",
+	t.readings("around-a-missing-read", north, question{gaps, five, energy, with("fields", "import_low", "kind", "CONSUMPTION")}, "Around a missing read, two days have no consumption",
 		[]Series{t.of(gaps, daily, "import_low", "CONSUMPTION", "P1D", five)})
-	t.readings("the-month-over-a-missing-read", north, question{gaps, days(month, end), billing, with("fields", "import_low", "kind", "CONSUMPTION")}, "The month has its consumption all the same",
+	t.readings("the-month-over-a-missing-read", north, question{gaps, days(month, end), billing, with("fields", "import_low", "kind", "CONSUMPTION")}, "The month has its consumption, whatever is missing within",
 		[]Series{t.of(gaps, periodic, "import_low", "CONSUMPTION", "P1M", days(month, end))})
 
 	silent := t.pack.point("silent")
@@ -377,7 +377,7 @@ func (t *tables) switches() {
 	q = question{p, days(month, end), billing, low}
 	t.readings("switch-billing-old-supplier", north, q, "A month in which the supply ends is not to be had as one", []Series{},
 		run("import_low", days(month, turn), meter.PartialPeriod), run("import_low", days(turn, end), meter.NoSupply))
-	t.readings("switch-billing-new-supplier", south, q, "Nor is one in which it begins", []Series{},
+	t.readings("switch-billing-new-supplier", south, q, "A month in which the supply begins is not to be had as one", []Series{},
 		run("import_low", days(month, turn), meter.NoSupply), run("import_low", days(turn, end), meter.PartialPeriod))
 }
 
@@ -404,7 +404,7 @@ func (t *tables) moves() {
 	q := question{both, days(turn, turn+1), "MOVE", low}
 	read := []Series{t.of(both, atMove, "import_low", "REGISTER", "P1D", q.days)}
 	t.readings("move-read-of-who-left", north, q, "The read at the move, to the supplier of who left", read)
-	t.readings("move-read-of-who-came", south, q, "And to the supplier of who came", read)
+	t.readings("move-read-of-who-came", south, q, "The read at the move, to the supplier of who came", read)
 	t.readings("moved-and-switched", south, question{both, around, energy, low}, "The new customer's supplier is given nothing of the time before",
 		[]Series{t.of(both, daily, "import_low", "REGISTER", "P1D", days(turn, turn+2))}, run("import_low", days(turn-2, turn), meter.NoSupply))
 }
@@ -420,7 +420,7 @@ func (t *tables) customers() {
 	t.readings("vacant", north, question{vacant, days(month+3, month+14), energy, low}, "Days on which nobody lived there are withheld; a run on each side, with a closing read each",
 		[]Series{t.of(vacant, daily, "import_low", "REGISTER", "P1D", days(month+3, month+5), days(month+12, month+14))},
 		run("import_low", days(month+5, month+12), meter.NotOccupied))
-	t.readings("vacant-billing", north, question{vacant, days(month, end), billing, low}, "And the month is not to be had as one", []Series{},
+	t.readings("vacant-billing", north, question{vacant, days(month, end), billing, low}, "A month in which nobody lived there for a time is not to be had as one", []Series{},
 		run("import_low", days(month, month+5), meter.PartialPeriod), run("import_low", days(month+5, month+12), meter.NotOccupied),
 		run("import_low", days(month+12, end), meter.PartialPeriod))
 
@@ -428,12 +428,12 @@ func (t *tables) customers() {
 	off := month + 5
 	t.readings("opted-out-reads", north, question{out, days(off-2, off+2), energy, low}, "No register reads from the day on which remote reading was switched off",
 		[]Series{t.of(out, daily, "import_low", "REGISTER", "P1D", days(off-2, off))}, run("import_low", days(off, off+2), meter.OptedOut))
-	t.readings("opted-out-intervals", north, question{out, days(off-2, off+2), energy, quarters}, "Nor intervals, for all the consent",
+	t.readings("opted-out-intervals", north, question{out, days(off-2, off+2), energy, quarters}, "No intervals from the day on which remote reading was switched off, for all the consent",
 		[]Series{t.of(out, consent, "import_intervals", "CONSUMPTION", "PT15M", days(off-2, off))}, run("import_intervals", days(off, off+2), meter.OptedOut))
 	q := question{out, days(turn, turn+1), "SWITCH", low}
 	read := []Series{t.of(out, atSwitch, "import_low", "REGISTER", "P1D", q.days)}
 	t.readings("opted-out-switch-old-supplier", north, q, "The read at a switch is given all the same, to the old supplier", read)
-	t.readings("opted-out-switch-new-supplier", south, q, "And to the new one", read)
+	t.readings("opted-out-switch-new-supplier", south, q, "The read at a switch is given all the same, to the new supplier", read)
 	t.readings("opted-out-not-told", south, question{out, days(turn, turn+2), energy, quarters}, "Who lacks consent is not told that the customer opted out", []Series{},
 		run("import_intervals", days(turn, turn+2), meter.NoConsent))
 
@@ -442,7 +442,7 @@ func (t *tables) customers() {
 		reason     meter.Reason
 	}{
 		{"consent-revoked", "A consent that was revoked gives nothing, of no day", meter.ConsentRevoked},
-		{"consent-expired", "One of which the time is over neither", meter.ConsentExpired},
+		{"consent-expired", "A consent of which the time is over gives nothing either", meter.ConsentExpired},
 	} {
 		p := t.pack.point(c.name)
 		t.readings(c.name, north, question{p, two, energy, quarters}, c.says, []Series{}, run("import_intervals", two, c.reason))
@@ -481,16 +481,16 @@ func (t *tables) meters() {
 	registers := with("fields", "import_intervals", "kind", "REGISTER")
 	t.readings("intervals-as-registers", north, question{quarters, two, energy, registers}, "The register at the start of each quarter-hour; no closing read",
 		[]Series{t.of(quarters, consent, "import_intervals", "REGISTER", "PT15M", two)})
-	t.readings("no-register-beside-intervals", north, question{bare, two, energy, registers}, "Which needs a register that was stored beside them", []Series{},
+	t.readings("no-register-beside-intervals", north, question{bare, two, energy, registers}, "Registers of intervals need a register that was stored beside them", []Series{},
 		run("import_intervals", two, meter.KindNotAvailable))
-	t.readings("intervals-without-a-register", north, question{bare, two, energy, with("fields", "import_intervals")}, "The quarter-hours themselves are there",
+	t.readings("intervals-without-a-register", north, question{bare, two, energy, with("fields", "import_intervals")}, "Quarter-hours without a register are given as consumption",
 		[]Series{t.of(bare, consent, "import_intervals", "CONSUMPTION", "PT15M", two)})
 
 	corrected := t.pack.point("corrected")
 	three := days(month, month+3)
-	t.readings("corrected-reads", north, question{corrected, three, energy, with("fields", "import_low")}, "The correction counts, and only it",
+	t.readings("corrected-reads", north, question{corrected, three, energy, with("fields", "import_low")}, "The correction of a read counts, and only it",
 		[]Series{t.of(corrected, daily, "import_low", "REGISTER", "P1D", three)})
-	t.readings("corrected-quarters", north, question{corrected, three, energy, with("fields", "import_intervals")}, "The same of quarter-hours",
+	t.readings("corrected-quarters", north, question{corrected, three, energy, with("fields", "import_intervals")}, "The correction of quarter-hours counts, and only it",
 		[]Series{t.of(corrected, consent, "import_intervals", "CONSUMPTION", "PT15M", three)})
 }
 
@@ -521,9 +521,9 @@ func (t *tables) lost() {
 
 	damaged := t.pack.point("damaged")
 	five := days(month, month+5)
-	t.readings("damaged", north, question{damaged, five, energy, low}, "What does not open is null, and said",
+	t.readings("damaged", north, question{damaged, five, energy, low}, "A read that does not open is null, and said",
 		[]Series{t.of(damaged, daily, "import_low", "REGISTER", "P1D", five)}, run("import_low", days(damaged.DamagedOn, damaged.DamagedOn+1), meter.Damaged)).Damage = true
-	t.readings("damaged-consumption", north, question{damaged, five, energy, with("fields", "import_low", "kind", "CONSUMPTION")}, "And what would be computed from it is null",
+	t.readings("damaged-consumption", north, question{damaged, five, energy, with("fields", "import_low", "kind", "CONSUMPTION")}, "What would be computed from a read that does not open is null",
 		[]Series{t.of(damaged, daily, "import_low", "CONSUMPTION", "P1D", five)}, run("import_low", days(damaged.DamagedOn, damaged.DamagedOn+1), meter.Damaged)).Damage = true
 }
 
@@ -595,14 +595,14 @@ func (t *tables) problems() {
 		})
 	}
 	const bad, invalid = http.StatusBadRequest, "invalid-parameters"
-	t.problem("period-reversed", north, set("from", two.To.String(), "to", two.From.String()), "to must be later than from", bad, invalid, "/query/to")
+	t.problem("period-reversed", north, set("from", two.To.String(), "to", two.From.String()), "A period ends after it begins", bad, invalid, "/query/to")
 	t.problem("period-too-long", north, set("from", (month-367).String(), "to", month.String()), "At most 366 days", bad, invalid, "/query/to")
 	t.problem("a-day-that-is-none", north, set("from", "2026-02-30"), "Days must exist", bad, invalid, "/query/from")
 	t.problem("purpose-missing", north, edit(func(v url.Values) { v.Del("purpose") }), "Every request says what it is for", bad, invalid, "/query/purpose")
 	t.problem("field-unknown", north, set("fields", "import_low,heat"), "Fields are those of the market's catalogue", bad, invalid, "/query/fields")
 	t.problem("fields-and-class", north, set("class", "registers"), "Fields, or a class, or neither", bad, invalid, "/query/class")
 	t.problem("parameter-unknown", north, set("limit", "1"), "A parameter that is not known is no parameter to be ignored", bad, invalid, "/query")
-	t.problem("parameter-repeated", north, edit(func(v url.Values) { v.Add("purpose", billing) }), "Nor is one that is given twice", bad, invalid, "/query/purpose")
+	t.problem("parameter-repeated", north, edit(func(v url.Values) { v.Add("purpose", billing) }), "A parameter that is given twice is refused", bad, invalid, "/query/purpose")
 	t.problem("several-faults", north, set("from", two.To.String(), "to", two.From.String(), "purpose", "CURIOSITY", "resolution", "PT5M"), "All faults at once",
 		bad, invalid, "/query/purpose", "/query/resolution", "/query/to")
 	wrong := []byte(plain.EAN.String())
@@ -614,10 +614,10 @@ func (t *tables) problems() {
 		name, says, ean string
 	}{
 		{"metering-point-unknown", "No such metering point", testEAN(unknownNumber).String()},
-		{"metering-point-of-others", "One with which the caller never had anything to do: the same answer, to the byte", foreign.EAN.String()},
+		{"metering-point-of-others", "A metering point with which the caller never had anything to do: the same answer as to an unknown one, to the byte", foreign.EAN.String()},
 	} {
 		t.problem(c.name, north, Request{Path: pathOf(c.ean, "readings"), Query: good.Query}, c.says, gone, unknown).Alike = "readings of an unknown metering point"
-		t.problem(c.name+"-access", north, Request{Path: pathOf(c.ean, "access"), Query: question{nil, two, energy, nil}.query()}, "The same of dry runs", gone, unknown).Alike = "dry run of an unknown metering point"
+		t.problem(c.name+"-access", north, Request{Path: pathOf(c.ean, "access"), Query: question{nil, two, energy, nil}.query()}, c.says + "; of a dry run", gone, unknown).Alike = "dry run of an unknown metering point"
 	}
 
 	token := func(k Token) Request { r := good; r.Token = k; return r }
@@ -647,9 +647,9 @@ func (t *tables) consents() {
 		steps              []ConsentStep
 	}{
 		{"quarters", "ACTIVE", "The consents at a metering point, with what was done with each", []ConsentStep{registered}},
-		{"consent-revoked", "REVOKED", "One that was revoked", []ConsentStep{registered, {Step: "REVOKED", By: "OPERATOR"}}},
-		{"consent-expired", "EXPIRED", "One of which the time is over", []ConsentStep{registered}},
-		{"move", "ENDED_BY_MOVE", "One of a customer who moved out", []ConsentStep{registered}},
+		{"consent-revoked", "REVOKED", "A consent that was revoked, in the list of consents", []ConsentStep{registered, {Step: "REVOKED", By: "OPERATOR"}}},
+		{"consent-expired", "EXPIRED", "A consent of which the time is over, in the list", []ConsentStep{registered}},
+		{"move", "ENDED_BY_MOVE", "A consent of a customer who moved out, in the list", []ConsentStep{registered}},
 	} {
 		p := t.pack.point(c.point)
 		g := first(p)
@@ -664,7 +664,7 @@ func (t *tables) consents() {
 	quarters, revoked := t.pack.point("quarters"), t.pack.point("consent-revoked")
 	const unknown, alike = "consent-not-found", "consent that is not found"
 	t.problem("consent-unknown", third, Request{Path: path(consentID(quarters.EAN, unknownNumber))}, "No such consent", http.StatusNotFound, unknown).Alike = alike
-	t.problem("consent-of-others", third, Request{Path: path(first(quarters).ID)}, "One that another supplier holds: the same answer, to the byte", http.StatusNotFound, unknown).Alike = alike
+	t.problem("consent-of-others", third, Request{Path: path(first(quarters).ID)}, "A consent that another supplier holds: the same answer as to an unknown one, to the byte", http.StatusNotFound, unknown).Alike = alike
 
 	change := func(name, path, body string) Request {
 		return Request{Method: http.MethodPost, Path: path, Body: body, ContentType: "application/json", IdempotencyKey: "conformance-" + name}
@@ -678,7 +678,7 @@ func (t *tables) consents() {
 	back.ContentType = ""
 	t.problem("consent-revoked-unseen", north, back, "Whoever changes a consent says which state of it was seen", http.StatusPreconditionRequired, "precondition-required")
 	back.IdempotencyKey, back.IfMatch = "conformance-consent-changed-meanwhile", `"conformance"`
-	t.problem("consent-changed-meanwhile", north, back, "And is refused if it was another", http.StatusPreconditionFailed, "precondition-failed")
+	t.problem("consent-changed-meanwhile", north, back, "A change is refused if another state of the consent was seen", http.StatusPreconditionFailed, "precondition-failed")
 	back.IdempotencyKey, back.IfMatch = "conformance-consent-revoked-twice", Current
 	t.problem("consent-revoked-twice", north, back, "A consent is revoked once", http.StatusConflict, "consent-ended")
 	back.IdempotencyKey = ""
@@ -691,7 +691,7 @@ func (t *tables) consents() {
 	t.problem("consent-not-possible", north, asks("consent-not-possible", billing), "A consent for what no rule gives on consent", http.StatusUnprocessableEntity, "consent-not-possible")
 	text := asks("consent-in-plain-text", energy)
 	text.ContentType = "text/plain"
-	t.problem("consent-in-plain-text", north, text, "Bodies are JSON", http.StatusUnsupportedMediaType, "unsupported-media-type")
+	t.problem("consent-in-plain-text", north, text, "A body must be JSON", http.StatusUnsupportedMediaType, "unsupported-media-type")
 }
 
 // Reasons lists the reasons that the cases want to see, each once.
