@@ -617,7 +617,7 @@ func (t *tables) problems() {
 		{"metering-point-of-others", "A metering point with which the caller never had anything to do: the same answer as to an unknown one, to the byte", foreign.EAN.String()},
 	} {
 		t.problem(c.name, north, Request{Path: pathOf(c.ean, "readings"), Query: good.Query}, c.says, gone, unknown).Alike = "readings of an unknown metering point"
-		t.problem(c.name+"-access", north, Request{Path: pathOf(c.ean, "access"), Query: question{nil, two, energy, nil}.query()}, c.says + "; of a dry run", gone, unknown).Alike = "dry run of an unknown metering point"
+		t.problem(c.name+"-access", north, Request{Path: pathOf(c.ean, "access"), Query: question{nil, two, energy, nil}.query()}, c.says+"; of a dry run", gone, unknown).Alike = "dry run of an unknown metering point"
 	}
 
 	token := func(k Token) Request { r := good; r.Token = k; return r }
