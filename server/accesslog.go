@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -58,6 +59,9 @@ const (
 	// clock, may lie from that at which it was recorded, by the database's. The
 	// log is ordered by the second; days are those of the first.
 	logSkew = 10 * time.Minute
+	// maxLogged bounds what one request leaves in the log of records that do not
+	// verify; the answer lists them all.
+	maxLogged = 20
 )
 
 // forever is later than any record.
@@ -241,6 +245,9 @@ func (s *Server) accessLog(ctx context.Context, c *call, q logQuery) (*document,
 		return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("access log: %w", err)))
 	}
 	s.metrics.evidence.WithLabelValues("access_record").Add(float64(len(v.unreadable)))
+	for _, id := range v.unreadable[:min(len(v.unreadable), maxLogged)] {
+		s.log.LogAttrs(ctx, slog.LevelError, "access record does not verify", slog.String("interactionId", eventOf(ctx).interaction.String()), slog.String("record", id.String()))
+	}
 	if err := s.nameCallers(ctx, v); err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("supplier records: %w", err)))
 	}

@@ -421,6 +421,9 @@ func TestAccessLogTampered(t *testing.T) {
 	if got := w.metric("kluis_gateway_evidence_invalid_total", "kind", "access_record"); got != 2 {
 		t.Errorf("metric %v", got)
 	}
+	if log := w.log.String(); strings.Count(log, "access record does not verify") != 2 || !strings.Contains(log, `"record":"`+ids[0]) || strings.Contains(log, e.String()) {
+		t.Errorf("log %s", log)
+	}
 	if page := string(w.logAs("text/html", token, logPath(e)).body); !strings.Contains(page, ids[0]) || !strings.Contains(page, "do not verify") {
 		t.Error("the statement says nothing of it")
 	}
