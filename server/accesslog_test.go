@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
@@ -630,6 +631,40 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
+func FuzzNegotiate(f *testing.F) {
+	for _, s := range []string{"", "*/*", "text/html;q=0.5, text/csv", "text/*;q=0, */*", "a/b;c=\"d,e\"", ";q=1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, accept string) {
+		switch got := negotiate([]string{accept}); got {
+		case "", mediaJSON, mediaHTML, mediaCSV:
+			// A type that is refused by name is not chosen.
+			if got != "" && strings.TrimSpace(accept) == got+";q=0" {
+				t.Fatal(got)
+			}
+		default:
+			t.Fatalf("%q", got)
+		}
+	})
+}
+
+// FuzzDefused: no cell, however made, begins a formula or holds a control
+// character, and a cell of plain words stays as it is.
+func FuzzDefused(f *testing.F) {
+	for _, s := range hostile {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, cell string) {
+		got := defused(cell)
+		if regexp.MustCompile(`^[\s"]*[=+@|%＝＋－＠-]`).MatchString(got) || strings.ContainsFunc(got, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Fatalf("%q becomes %q", cell, got)
+		}
+		if regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 .:_=+-]*$`).MatchString(cell) && got != cell {
+			t.Fatalf("%q becomes %q", cell, got)
+		}
+	})
+}
+
 // storyLog are the requests of the golden statements, latest first.
 func storyLog(t testing.TB) fakeLog {
 	t.Helper()
@@ -754,7 +789,7 @@ func TestStatementGolden(t *testing.T) {
 		t.Errorf("%v", d.header)
 	}
 	empty := viewOf(t, twoCustomers(t), "2024-01-01", func(p *logParams) { p.lang = "nl" })
-	if d, err = empty.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, nil); err != nil || !strings.Contains(string(d.body), dutchWords.Nobody) ||
+	if d, err = empty.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, nil); err != nil || !strings.Contains(string(d.body), wordsNL.Nobody) ||
 		!strings.Contains(string(d.body), "1 januari 2024 t/m 28 februari 2026") {
 		t.Errorf("%s, %v", d.body, err)
 	}

@@ -48,9 +48,9 @@ type statementWords struct {
 }
 
 // words are the languages there are; "" stands for the first choice.
-var words = map[string]*statementWords{"": &englishWords, "en": &englishWords, "nl": &dutchWords}
+var words = map[string]*statementWords{"": &wordsEN, "en": &wordsEN, "nl": &wordsNL}
 
-var englishWords = statementWords{
+var wordsEN = statementWords{
 	Lang: "en",
 	months: [12]string{"January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
 		"November", "December"},
@@ -135,7 +135,7 @@ var englishWords = statementWords{
 	},
 }
 
-var dutchWords = statementWords{
+var wordsNL = statementWords{
 	Lang: "nl",
 	months: [12]string{"januari", "februari", "maart", "april", "mei", "juni", "juli", "augustus", "september", "oktober",
 		"november", "december"},
