@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lib/pq"
-
 	"kluis/authz"
 	"kluis/cryptoserver/envelope"
 	"kluis/internal/devpg"
@@ -213,7 +211,7 @@ func copyIn(ctx context.Context, db *sql.DB, table string, columns []string, row
 		return err
 	}
 	defer tx.Rollback()
-	st, err := tx.PrepareContext(ctx, pq.CopyIn(table, columns...))
+	st, err := tx.PrepareContext(ctx, "COPY "+table+" ("+strings.Join(columns, ", ")+") FROM STDIN")
 	if err != nil {
 		return err
 	}
@@ -313,7 +311,7 @@ func (g *growth) fillFacts(ctx context.Context, db *sql.DB, points int) error {
 // fillReadings makes blocks of a month for some metering points, and of its last
 // days for all; their keys; and the access log.
 func (g *growth) fillReadings(ctx context.Context, db *sql.DB, points int) error {
-	statements := []string{`CREATE UNLOGGED TABLE bench_field (field integer, class integer, resolution integer, values integer, ciphertext bytea)`}
+	statements := []string{`CREATE UNLOGGED TABLE bench_field (field integer, class integer, resolution integer, slots integer, ciphertext bytea)`}
 	var fields [][]any
 	for _, f := range g.fields {
 		resolution, values, size := meter.P1D, 1, 22
@@ -325,7 +323,7 @@ func (g *growth) fillReadings(ctx context.Context, db *sql.DB, points int) error
 	if err := execAll(ctx, db, statements...); err != nil {
 		return err
 	}
-	if err := copyIn(ctx, db, "bench_field", []string{"field", "class", "resolution", "values", "ciphertext"}, fields); err != nil {
+	if err := copyIn(ctx, db, "bench_field", []string{"field", "class", "resolution", "slots", "ciphertext"}, fields); err != nil {
 		return err
 	}
 	statements = nil
@@ -345,7 +343,7 @@ func (g *growth) fillReadings(ctx context.Context, db *sql.DB, points int) error
 			where += fmt.Sprintf(" AND f.class = %d", meter.Registers)
 		}
 		statements = append(statements, fmt.Sprintf(`INSERT INTO sealed_block (ean, field, day, version, resolution, key_id, value_count, content_mac, ciphertext)
-			SELECT p.ean, f.field, DATE '%s', 1, f.resolution, md5(p.ean || '/' || f.class || '/%d')::uuid, f.values, decode(repeat('5c', 32), 'hex'), f.ciphertext
+			SELECT p.ean, f.field, DATE '%s', 1, f.resolution, md5(p.ean || '/' || f.class || '/%d')::uuid, f.slots, decode(repeat('5c', 32), 'hex'), f.ciphertext
 			FROM bench_point p CROSS JOIN bench_field f WHERE %s`, d, d.Month(), where))
 	}
 	if err := execAll(ctx, db, statements...); err != nil {
