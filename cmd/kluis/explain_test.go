@@ -643,6 +643,20 @@ func TestExplainTampered(t *testing.T) {
 		}
 	}
 
+	// A record and a receipt of another file of this version.
+	id = w.read(q, func(r *audit.Record) {
+		rc, err := envelope.ParseReceipt(r.Receipt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.LegalFile[0] ^= 1
+		rc.LegalFile = r.LegalFile
+		r.Receipt = rc.Encode()
+	})
+	if code, _, complaint := w.kluis("explain", "--interaction", id, "--ean", testEAN); code != exitFindings || !strings.Contains(complaint, "there have been two of them") {
+		t.Errorf("exit code %d: %s", code, complaint)
+	}
+
 	// A profile that is not stored can be given by hand, and no other one.
 	w.exec(`DELETE FROM market_profile`)
 	path := filepath.Join(w.dir, "nl.yaml")

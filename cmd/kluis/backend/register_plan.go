@@ -232,45 +232,24 @@ func (pl *registerPlan) occupancy(r *registerRow, now time.Time) {
 	}
 }
 
-// correctMove moves the boundaries of an occupancy. The order of the two may
-// matter: no occupancy may vanish on the way.
+// correctMove moves the boundaries of an occupancy to those of one that it shares
+// days with.
 func (pl *registerPlan) correctMove(was, want meter.DayRange, now time.Time) bool {
-	type move struct{ was, is meter.Day }
-	var moves []move
-	if was.From != want.From {
-		moves = append(moves, move{was.From, want.From})
-	}
+	draft, steps := pl.draft, slices.Clip(pl.steps)
+	ok := was.From == want.From || pl.try(authz.CorrectMove{Was: was.From, Is: want.From}, now) == nil
 	switch {
-	case was.To == want.To:
-	case was.To == meter.MaxDay:
-		// Its end is set last, when its beginning is right.
-	case want.To == meter.MaxDay:
-		return false
+	case !ok || was.To == want.To:
+	case was.To == meter.MaxDay: // an end is set, and not moved
+		ok = pl.try(authz.SetOccupancy{Days: want}, now) == nil
+	case want.To == meter.MaxDay: // an end cannot be taken back
+		ok = false
 	default:
-		moves = append(moves, move{was.To, want.To})
+		ok = pl.try(authz.CorrectMove{Was: was.To, Is: want.To}, now) == nil
 	}
-	draft, steps := pl.draft, pl.steps
-	take := func(order []move) bool {
-		pl.draft, pl.steps = draft, slices.Clip(steps)
-		for _, m := range order {
-			if pl.try(authz.CorrectMove{Was: m.was, Is: m.is}, now) != nil {
-				return false
-			}
-		}
-		if was.To == meter.MaxDay && want.To != meter.MaxDay && pl.try(authz.SetOccupancy{Days: want}, now) != nil {
-			return false
-		}
-		return slices.Contains(pl.draft.Occupancies(), authz.Occupancy{Days: want})
+	if ok = ok && slices.Contains(pl.draft.Occupancies(), authz.Occupancy{Days: want}); !ok {
+		pl.draft, pl.steps = draft, steps
 	}
-	if take(moves) {
-		return true
-	}
-	slices.Reverse(moves)
-	if take(moves) {
-		return true
-	}
-	pl.draft, pl.steps = draft, steps
-	return false
+	return ok
 }
 
 // bounds says which days the periods of a supplier in the draft begin and end.
