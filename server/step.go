@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -194,26 +195,25 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 	if stored != nil {
 		return s.repeat(ctx, c, a, *rec, h.file, stored, now)
 	}
-	if !a.makes() && !a.tags.match(tagOf(c.caller, h.file.EAN(), h.consent)) {
-		return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, fail(preconditionFailed, nil))
-	}
-	actor, err := authz.Permit(c.caller, a.step, h.file, s.profile, now)
-	if err != nil {
-		return nil, s.refuseStep(ctx, *rec, h.file, err, err.Error())
-	}
-	// What cannot be is found out here, without the HSM. The clock that sealed
-	// the version before may be a little ahead of this one.
-	at := now
-	if at.Before(h.file.SealedAt()) {
-		at = h.file.SealedAt()
-	}
-	if _, err := authz.Apply(h.file, a.step, actor, at, s.profile.Location()); err != nil {
-		return nil, s.refuseStep(ctx, *rec, h.file, err, "")
+	actor, refusal := s.judge(c, a, h, now)
+	switch {
+	case errors.Is(refusal, authz.ErrNoRelation): // of a consent to be made
+		return nil, s.refuseNoRelation(ctx, *rec, refusal)
+	case refusal != nil:
+		// The same request, sent at the same time, may have been stored between
+		// the two statements. Then this one is no other step, but that one.
+		if stored, err = s.steps.Stored(ctx, c.caller.Supplier(), a.key); err != nil {
+			return nil, fail(databaseUnavailable, fmt.Errorf("idempotency key: %w", err))
+		}
+		if stored != nil {
+			return nil, errStartOver
+		}
+		return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, refusal)
 	}
 	sealed, err := s.seal(ctx, c, h.sealed, a.step)
 	switch {
 	case errors.Is(err, authz.ErrStep), errors.Is(err, authz.ErrNotPermitted), errors.Is(err, authz.ErrNoRelation):
-		return nil, s.refuseStep(ctx, *rec, h.file, err, "") // by its clock, which is another
+		return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, refusedStep(err, "")) // by its clock, which is another
 	case err != nil:
 		return nil, s.recordFailure(ctx, *rec, err)
 	}
@@ -239,6 +239,26 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 		return nil, s.recordFailure(ctx, *rec, fail(databaseUnavailable, fmt.Errorf("step: %w", err)))
 	}
 	return answer, nil
+}
+
+// judge says who takes the step on the file, or why it cannot be taken.
+func (s *Server) judge(c *call, a asked, h held, now time.Time) (authz.Actor, error) {
+	if !a.makes() && !a.tags.match(tagOf(c.caller, h.file.EAN(), h.consent)) {
+		return authz.Actor{}, fail(preconditionFailed, nil)
+	}
+	actor, err := authz.Permit(c.caller, a.step, h.file, s.profile, now)
+	if err != nil {
+		return authz.Actor{}, refusedStep(err, err.Error())
+	}
+	// What cannot be is found out here, without the HSM. The clock that sealed
+	// the version before may be a little ahead of this one.
+	if now.Before(h.file.SealedAt()) {
+		now = h.file.SealedAt()
+	}
+	if _, err := authz.Apply(h.file, a.step, actor, now, s.profile.Location()); err != nil {
+		return authz.Actor{}, refusedStep(err, "")
+	}
+	return actor, nil
 }
 
 // repeat answers a request whose key was used before: with the consent as it is
@@ -304,36 +324,32 @@ func (s *Server) store(ctx context.Context, n NewStep) error {
 	return s.steps.Store(ctx, n)
 }
 
-// refuseStep records and answers why authz does not let a step be taken. detail
-// is a text of Permit's, which says what to do and nothing of others; "": there
-// is none for the caller.
-func (s *Server) refuseStep(ctx context.Context, rec audit.Record, file *authz.LegalFile, why error, detail string) error {
-	if errors.Is(why, authz.ErrNoRelation) {
-		return s.refuseNoRelation(ctx, rec, why) // of a consent to be made
-	}
-	kind := consentNotPossible // whatever else the facts do not let be
+// refusedStep is the answer to why authz does not let a step be taken. detail is
+// a text of Permit's, which says what to do and nothing of others; "": there is
+// none for the caller.
+func refusedStep(why error, detail string) error {
+	f := &failure{kind: consentNotPossible, cause: why} // whatever else the facts do not let be
 	for _, k := range []struct {
 		is   error
 		kind *problemKind
 	}{
+		{authz.ErrNoRelation, meteringPointNotFound},
 		{authz.ErrNotPermitted, notPermitted},
 		{authz.ErrConsentUnknown, consentNotFound},
 		{authz.ErrConsentAnswered, consentAnswered},
 		{authz.ErrConsentLapsed, consentLapsed},
 		{authz.ErrConsentEnded, consentEnded},
 		{authz.ErrTooManyConsents, tooManyConsents},
-		{authz.ErrConsentNotPossible, consentNotPossible},
 	} {
 		if errors.Is(why, k.is) {
-			kind = k.kind
+			f.kind = k.kind
 			break
 		}
 	}
-	f := &failure{kind: kind, cause: why}
-	if detail != "" && kind != consentNotFound {
+	if detail != "" && f.kind.status != http.StatusNotFound {
 		f.detail = strings.ToUpper(detail[:1]) + detail[1:] + "."
 	}
-	return s.refuse(ctx, on(rec, file), audit.Refused, f)
+	return f
 }
 
 // on is the record of what was decided on a legal file.

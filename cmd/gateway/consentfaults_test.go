@@ -184,6 +184,38 @@ func TestManyAtOnce(t *testing.T) {
 	w.stands(e, 7, "1,1,1,1")
 }
 
+// The same request, stored by another sending of it after this one has looked
+// for its key: it is that step, and not refused because of it.
+func TestStoredMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	e := w.customer(1, w.a)
+	key := newKey()
+	var first, second reply
+	w.tap.facts = func(context.Context) error {
+		w.tap.facts = nil
+		first = w.post(w.a, w.token(w.a), "/v1/consents", w.form(e, nil), "Idempotency-Key", key)
+		return nil
+	}
+	second = w.post(w.a, w.token(w.a), "/v1/consents", w.form(e, nil), "Idempotency-Key", key)
+	k := w.consentOf(first, 201)
+	if again := w.consentOf(second, 201); again.Id != k.Id {
+		t.Errorf("%+v", again)
+	}
+	tag := w.asStaff(w.view(e, authz.Agent), "/v1/consents/"+k.Id.String()).header.Get("ETag")
+	grantKey := newKey()
+	w.tap.find = func(context.Context) error {
+		w.tap.find = nil
+		first = w.answer(k, tag, authz.ActionGrant, "Idempotency-Key", grantKey)
+		return nil
+	}
+	second = w.answer(k, tag, authz.ActionGrant, "Idempotency-Key", grantKey)
+	if a, b := w.consentOf(first, 200), w.consentOf(second, 200); a.State != client.ConsentStateACTIVE || b.State != client.ConsentStateACTIVE {
+		t.Errorf("%+v\n%+v", a, b)
+	}
+	w.stands(e, 5, "2")
+}
+
 // Who never gets through is told so; nothing is stored.
 func TestConflictEveryTime(t *testing.T) {
 	t.Parallel()
