@@ -497,6 +497,33 @@ func TestAccessLogFaults(t *testing.T) {
 	}
 }
 
+// With the table locked away the real database answers late, and cannot take the
+// record either: nothing leaves. Unlocked, it serves as before.
+func TestAccessLogLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{timeout: time.Second})
+	e := w.customer(1, w.a)
+	w.get(w.a, w.path(e))
+	token := w.view(e, authz.Agent)
+	tx, err := w.db.Open(t, "kluis_owner").BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.logAs("text/html", token, logPath(e)); r.status != 504 || r.problem(t) != "deadline-exceeded" || bytes.Contains(r.body, []byte(w.a.gln.String())) {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.logOf(w.asStaff(token, logPath(e))); len(a.Entries) == 0 {
+		t.Errorf("%+v", a)
+	}
+}
+
 // rawRecords are those of a metering point, in the order in which they came.
 func (w *world) rawRecords(e meter.EAN) []audit.Record {
 	w.t.Helper()
