@@ -137,6 +137,18 @@ func TestExchangeRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
+	// The operator's record without the scope.
+	facts := w.office.Facts(w.portal.Leaf)
+	facts.Scopes = []string{authn.ScopeReadings}
+	full := w.registry.records[stafftest.GLN]
+	w.registry.records[stafftest.GLN] = w.seal(facts)
+	_, before := w.calls()
+	got := w.ask(&w.portal, change())
+	if _, after := w.calls(); got.status != 400 || got.json(t)["error"] != "unauthorized_client" || after != before {
+		t.Errorf("the operator's record without the scope: %v", got)
+	}
+	w.registry.records[stafftest.GLN] = full
+
 	// What the cryptoserver refuses after all, and when none is there.
 	for _, c := range []struct {
 		fails  error
