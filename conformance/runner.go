@@ -172,7 +172,7 @@ func (r *runner) tag(ctx context.Context, c Case, s Supplier) (string, error) {
 	req.Header.Set("Authorization", "Bearer "+text)
 	res, err := r.Clients[s.Name].Do(req)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	tag := res.Header.Get("ETag")
 	if err := res.Body.Close(); err != nil || tag == "" {
@@ -211,13 +211,19 @@ func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
 	return answer.AccessToken, nil
 }
 
+// ErrUnreachable says that nobody answered.
+var ErrUnreachable = errors.New("the installation does not answer")
+
 func do(c *http.Client, req *http.Request) (status int, body []byte, err error) {
 	res, err := c.Do(req)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	return res.StatusCode, body, errors.Join(err, res.Body.Close())
+	if err = errors.Join(err, res.Body.Close()); err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return res.StatusCode, body, nil
 }
 
 // parseAnswer reads any answer of the API. What the contract adds in time is

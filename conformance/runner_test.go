@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -293,4 +294,7 @@ func TestRunnerCannot(t *testing.T) {
 	target.Clients["north"] = srv.Client()
 	srv.Close()
 	want(ask(), "connection refused")
+	if err := ask(); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
 }

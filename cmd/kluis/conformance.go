@@ -97,7 +97,7 @@ type conformanceRunCmd struct{ packTarget }
 func (conformanceRunCmd) Help() string {
 	return `Requests are made as the test suppliers make them: over mutual TLS, with an access token. Each answer is compared whole: a field, a day or a value more fails a case as one less does. The cases change nothing, and may be run as often as one likes.
 
-Exit codes: 0 every case passed, 1 some failed, or could not be run.`
+Exit codes: 0 every case passed, 1 some failed, 4 the installation does not answer.`
 }
 
 // shownDifferences is how much of what differs in one case is printed.

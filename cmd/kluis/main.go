@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"kluis/cmd/kluis/backend"
+	"kluis/conformance"
 	"kluis/cryptoserver/client"
 	"kluis/custodian"
 	"kluis/ingest"
@@ -158,7 +159,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitRefused
 	case errors.Is(err, ingest.ErrMapping):
 		return exitUsage
-	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, custodian.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, custodian.ErrUnavailable), errors.Is(err, conformance.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
 		return exitUnavailable
 	default:
 		return exitFailed

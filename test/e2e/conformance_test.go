@@ -183,11 +183,17 @@ func TestConformanceCommands(t *testing.T) {
 		!strings.Contains(printed, "interactionId") || !strings.Contains(err.Error(), "1 of 2 cases were not answered as they must be") {
 		t.Errorf("%v\n%s", err, printed)
 	}
+	i.IssuerURL = "https://127.0.0.1:1"
+	if b, err = json.Marshal(i); err != nil {
+		t.Fatal(err)
+	}
+	nobody := writeTemp(t, "nobody.json", string(b))
 	for name, c := range map[string]struct {
 		code int
 		args []string
 		want string
 	}{
+		"nobody there":                {4, []string{"run", "--installation", nobody}, "does not answer"},
 		"no such case":                {2, []string{"run", "--case", "nothing"}, "there is no case nothing"},
 		"no ready file":               {2, []string{"run", "--ready-file", other}, "no ready file"},
 		"no folder":                   {1, []string{"run", "--state", t.TempDir()}, "no such file"},
