@@ -113,7 +113,8 @@ func TestAccessLog(t *testing.T) {
 	}
 	w.get(w.a, w.path(other)) // another metering point's
 	w.get(w.a, "/v1/metering-points")
-	asked, tag := w.request(w.a, e, nil)
+	asked, _ := w.request(w.a, e, nil)
+	tag := w.asStaff(w.view(e, authz.Agent), "/v1/consents/"+asked.Id.String()).header.Get("ETag")
 	if r := w.answer(asked, tag, authz.ActionReject); r.status != 200 {
 		t.Fatalf("%d %s", r.status, r.body)
 	}
@@ -129,6 +130,7 @@ func TestAccessLog(t *testing.T) {
 	employee := stafftest.Subject("agent-17")
 	want := []string{
 		"CONSENT_STEP GIVEN by " + op + " REJECT " + employee + ": customer on the line",
+		"CONSENTS GIVEN by " + op + " " + employee + ": customer on the line",
 		"CONSENT_STEP GIVEN by " + a0 + " REQUEST",
 		"READINGS REFUSED by " + w.b.gln.String(),
 		"DRY_RUN GIVEN by " + a0,
@@ -151,14 +153,14 @@ func TestAccessLog(t *testing.T) {
 	if x := a.Entries[0]; x.ConsentId == nil || *x.ConsentId != asked.Id || x.Purpose == nil || x.From != nil || x.Opened != 0 {
 		t.Errorf("%+v", x)
 	}
-	if x := a.Entries[2]; x.From == nil || x.From.String() != w.days().From.String() || x.To.String() != w.days().To.String() || len(x.Granted) != 0 || x.Opened != 0 {
+	if x := a.Entries[3]; x.From == nil || x.From.String() != w.days().From.String() || x.To.String() != w.days().To.String() || len(x.Granted) != 0 || x.Opened != 0 {
 		t.Errorf("%+v", x)
 	}
-	if x := a.Entries[3]; len(x.Granted) == 0 || x.Opened != 0 {
+	if x := a.Entries[4]; len(x.Granted) == 0 || x.Opened != 0 {
 		t.Errorf("%+v", x)
 	}
 	// What was opened is what the cryptoservers' receipts say.
-	x := a.Entries[4]
+	x := a.Entries[5]
 	if x.InteractionId != intervals.InteractionId || x.Opened != w.days().Len()*len(intervals.Series) || *x.Purpose != client.PurposeENERGYMANAGEMENT {
 		t.Errorf("%+v", x)
 	}
@@ -168,7 +170,7 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("%+v", g)
 		}
 	}
-	if x := a.Entries[5]; x.InteractionId != given.InteractionId || x.Opened != 2*len(given.Series) {
+	if x := a.Entries[6]; x.InteractionId != given.InteractionId || x.Opened != 2*len(given.Series) {
 		t.Errorf("%+v", x)
 	}
 	rec := w.lastRecord()
@@ -177,7 +179,7 @@ func TestAccessLog(t *testing.T) {
 		t.Errorf("record %+v", rec)
 	}
 	// Looking shows from then on.
-	if again := w.logOf(w.asStaff(token, logPath(e))); len(again.Entries) != 7 || says(again.Entries[0]) != "ACCESS_LOG GIVEN by "+op+" "+employee+": zaak 4711" {
+	if again := w.logOf(w.asStaff(token, logPath(e))); len(again.Entries) != 8 || says(again.Entries[0]) != "ACCESS_LOG GIVEN by "+op+" "+employee+": zaak 4711" {
 		t.Errorf("%+v", again.Entries[0])
 	}
 	for name, c := range map[string]struct {
@@ -190,7 +192,7 @@ func TestAccessLog(t *testing.T) {
 		"before yesterday": {[]string{"to", (meter.DayOf(time.Now(), w.profile.Location()) - 1).String()}, 0},
 		"the occupancy":    {[]string{"occupancy", "2020-01-01", "limit", "1000"}, -1},
 	} {
-		if got := w.logOf(w.asStaff(token, logPath(e, c.query...))); c.want >= 0 && len(got.Entries) != c.want || c.want < 0 && len(got.Entries) < 7 {
+		if got := w.logOf(w.asStaff(token, logPath(e, c.query...))); c.want >= 0 && len(got.Entries) != c.want || c.want < 0 && len(got.Entries) < 8 {
 			t.Errorf("%s: %d entries", name, len(got.Entries))
 		}
 	}
