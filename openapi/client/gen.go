@@ -1856,6 +1856,9 @@ type ClientInterface interface {
 
 	// GetConsent One consent
 	//
+	// An employee gets consents at the metering point of the errand; on an
+	// errand for a step only the consent that the step is of.
+	//
 	// Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
 	GetConsent(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -2066,6 +2069,9 @@ func (c *Client) CreateConsent(ctx context.Context, params *CreateConsentParams,
 }
 
 // GetConsent One consent
+//
+// An employee gets consents at the metering point of the errand; on an
+// errand for a step only the consent that the step is of.
 //
 // Corresponds with GET /v1/consents/{id} (the `GetConsent` operationId).
 func (c *Client) GetConsent(ctx context.Context, id ConsentId, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3200,6 +3206,9 @@ type ClientWithResponsesInterface interface {
 	CreateConsentWithResponse(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error)
 
 	// GetConsentWithResponse One consent
+	//
+	// An employee gets consents at the metering point of the errand; on an
+	// errand for a step only the consent that the step is of.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5080,6 +5089,9 @@ func (c *ClientWithResponses) CreateConsentWithResponse(ctx context.Context, par
 }
 
 // GetConsentWithResponse One consent
+//
+// An employee gets consents at the metering point of the errand; on an
+// errand for a step only the consent that the step is of.
 //
 // Returns a wrapper object for the known response body format(s).
 //
