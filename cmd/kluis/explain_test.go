@@ -674,10 +674,19 @@ func TestExplainTampered(t *testing.T) {
 	// Later versions are looked at too: one that is gone is a finding.
 	w.must("supply", "set", "--ean", testEAN, "--supplier", testGLN, "--from", (w.today + 1).String())
 	w.must("supply", "set", "--ean", testEAN, "--supplier", otherGLN, "--from", (w.today + 2).String())
+	var file6 []byte
+	if err := w.owner.QueryRowContext(t.Context(), `DELETE FROM legal_file WHERE ean = $1 AND version = 6 RETURNING file`, w.ean.Int64()).Scan(&file6); err != nil {
+		t.Fatal(err)
+	}
 	w.exec(`DELETE FROM legal_file WHERE ean = $1 AND version = 5`, w.ean.Int64())
-	code, out, _ := w.kluis("explain", "--interaction", good, "--ean", testEAN)
-	if code != exitFindings || !strings.Contains(out, "AGREES") || !strings.Contains(out, "version 6 does not follow") {
-		t.Errorf("exit code %d: %s", code, out)
+	w.must("supply", "set", "--ean", testEAN, "--supplier", testGLN, "--from", (w.today + 3).String()) // another version 5
+	w.exec(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, 6, $2, now())`, w.ean.Int64(), file6)
+	for _, name := range []string{"replaced", "gone"} {
+		code, out, _ := w.kluis("explain", "--interaction", good, "--ean", testEAN)
+		if code != exitFindings || !strings.Contains(out, "AGREES") || !strings.Contains(out, "version 6 does not follow") {
+			t.Errorf("%s: exit code %d: %s", name, code, out)
+		}
+		w.exec(`DELETE FROM legal_file WHERE ean = $1 AND version = 5`, w.ean.Int64())
 	}
 
 	// What is not a decision about a metering point.
