@@ -13,7 +13,6 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 
 	"kluis/authz"
-	"kluis/internal/authn"
 	"kluis/meter"
 	"kluis/openapi"
 )
@@ -285,8 +284,8 @@ func FuzzIfMatch(f *testing.F) {
 	})
 }
 
-// A supplier's tag changes with whatever the supplier sees, and with nothing
-// else: out of it, it could guess the rest.
+// A tag changes with whatever a supplier sees of a consent, and with nothing
+// else: out of it, the supplier could guess the rest.
 func TestTagsTellSuppliersNothing(t *testing.T) {
 	t.Parallel()
 	ean := mustEAN(t, testEAN)
@@ -297,7 +296,7 @@ func TestTagsTellSuppliersNothing(t *testing.T) {
 		Requested: authz.ConsentEvent{At: at, By: authz.Actor{Kind: authz.BySupplier, Name: "8712423000018"}},
 		Answered:  authz.ConsentEvent{At: at, By: authz.Actor{Kind: authz.ByCustomer, Name: "agent-17"}},
 	}
-	tag := tagOf(authn.Caller{}, ean, consent)
+	tag := tagOf(ean, consent)
 	for name, tc := range map[string]struct {
 		change func(*authz.Consent)
 		same   bool
@@ -314,7 +313,7 @@ func TestTagsTellSuppliersNothing(t *testing.T) {
 	} {
 		k := consent
 		tc.change(&k)
-		if (tagOf(authn.Caller{}, ean, k) == tag) != tc.same {
+		if (tagOf(ean, k) == tag) != tc.same {
 			t.Errorf("%s: the tag stays: %v", name, !tc.same)
 		}
 		if consent.Answered.By.Name != "agent-17" {

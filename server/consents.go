@@ -192,17 +192,15 @@ func sees(c authn.Caller, k *authz.Consent) bool {
 	return c.Employee() != nil || k.Supplier == c.Supplier()
 }
 
-// tagOf is the entity tag of a consent as the caller sees it. A supplier knows
-// all of a consent but which employee took a step, on what evidence, and since
-// when the customer has been there; so none of that is in its tag, from which
-// it could be guessed.
-func tagOf(c authn.Caller, ean meter.EAN, k authz.Consent) string {
-	if c.Employee() == nil {
-		k.Occupancy, k.Answer = 0, ""
-		for _, e := range []*authz.ConsentEvent{&k.Requested, &k.Answered, &k.Revoked} {
-			if e.By.Kind != authz.BySupplier {
-				e.By.Name = ""
-			}
+// tagOf is the entity tag of a consent, the same for every caller. A supplier
+// knows all of a consent but which employee took a step, on what evidence, and
+// since when the customer has been there; so none of that is in the tag, from
+// which it could be guessed. It changes with every step all the same.
+func tagOf(ean meter.EAN, k authz.Consent) string {
+	k.Occupancy, k.Answer = 0, ""
+	for _, e := range []*authz.ConsentEvent{&k.Requested, &k.Answered, &k.Revoked} {
+		if e.By.Kind != authz.BySupplier {
+			e.By.Name = ""
 		}
 	}
 	return entityTag(k.Digest(ean))
@@ -233,7 +231,7 @@ func (s *Server) consentAnswer(c authn.Caller, file *authz.LegalFile, id [16]byt
 	if err != nil {
 		return nil, fmt.Errorf("rendering a consent: %w", err)
 	}
-	return &consentAnswer{body{json: append(rendered, '\n')}, id, tagOf(c, file.EAN(), k)}, nil
+	return &consentAnswer{body{json: append(rendered, '\n')}, id, tagOf(file.EAN(), k)}, nil
 }
 
 func (a *consentAnswer) respond(w http.ResponseWriter, status int) error {

@@ -243,7 +243,7 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 
 // judge says who takes the step on the file, or why it cannot be taken.
 func (s *Server) judge(c *call, a asked, h held, now time.Time) (authz.Actor, error) {
-	if !a.makes() && !a.tags.match(tagOf(c.caller, h.file.EAN(), h.consent)) {
+	if !a.makes() && !a.tags.match(tagOf(h.file.EAN(), h.consent)) {
 		return authz.Actor{}, fail(preconditionFailed, nil)
 	}
 	actor, err := authz.Permit(c.caller, a.step, h.file, s.profile, now)
