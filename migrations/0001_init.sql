@@ -183,8 +183,7 @@ END $$;
 
 -- Times of storing are the database's own: no role but the owner may say them.
 
--- The gateway reads what a decision needs and appends to the log, which it
--- cannot read back.
+-- The gateway reads what a decision needs and appends to the log.
 GRANT SELECT ON supplier, legal_file, supply_period, consent, data_key, sealed_block TO kluis_gateway;
 GRANT SELECT (stored_at) ON ingest_batch TO kluis_gateway;
 GRANT INSERT (ean, interaction_id, gln, outcome, record, receipt, salt) ON access_log TO kluis_gateway;
