@@ -691,7 +691,7 @@ type AccessLog struct {
 	// Example: 871687140000000019
 	Ean Ean `json:"ean"`
 
-	// Entries Latest first.
+	// Entries Latest first. There may be fewer than `limit`, or none, although `links.next` leads on: no page looks at more than so much of a log.
 	Entries []AccessLogEntry `json:"entries"`
 
 	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
@@ -801,6 +801,9 @@ type AccessLogEntry struct {
 	//
 	// Example: 2026-05-01
 	To *openapi_types.Date `json:"to,omitempty"`
+
+	// Withheld With `READINGS`, what was not given, and why, as the caller was told; of the customer's days only. A `REFUSED` or `FAILED` request has none.
+	Withheld []Withheld `json:"withheld"`
 }
 
 // AccessLogEntryOperation What was asked for.
@@ -1698,7 +1701,7 @@ type GetAccessLogParams struct {
 	// Lang Language of the statement, `nl` or `en`. Absent: English.
 	Lang *GetAccessLogParamsLang `form:"lang,omitempty" json:"lang,omitempty"`
 
-	// Cursor Where to go on (JSON only): the opaque text from `links.next` of the page before.
+	// Cursor Where to go on: the opaque text from `links.next` of the page before, or from the header `Link` of the statement or table before.
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit The most entries in a page (JSON only).

@@ -409,6 +409,9 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		opened = min(opened, own)
 	}
 	e.Opened, e.Granted = opened, granted
+	if e.Withheld, err = v.withheld(&rec); err != nil {
+		return logEntry{}, false, err
+	}
 	e.Caller.Gln = rec.Supplier.String()
 	if rec.Employee != "" {
 		e.Caller.Employee, e.Caller.Reason = &rec.Employee, &rec.Reason
@@ -481,6 +484,22 @@ func (v *logView) granted(rec *audit.Record) (out []openapi.AccessLogGranted, ow
 		own += d.Len() + len(d.Ranges())
 	}
 	return out, own, whole, nil
+}
+
+// withheld is what was not given of the customer's days, and why.
+func (v *logView) withheld(rec *audit.Record) ([]openapi.Withheld, error) {
+	out := []openapi.Withheld{} // [] and not null
+	for _, h := range rec.Withheld {
+		f, known := v.profile.FieldByCode(h.Field)
+		reason := openapi.WithheldReason(h.Reason.String())
+		if !known || !reason.Valid() {
+			return nil, errUnreadable
+		}
+		if mine := h.Days.Intersect(v.occupancy.Days); !mine.Empty() && rec.Outcome != audit.Failed {
+			out = append(out, openapi.Withheld{Field: f.Name, From: date(mine.From), To: date(mine.To), Reason: reason})
+		}
+	}
+	return out, nil
 }
 
 // steps are the contract's words.

@@ -691,7 +691,7 @@ type AccessLog struct {
 	// Example: 871687140000000019
 	Ean Ean `json:"ean"`
 
-	// Entries Latest first.
+	// Entries Latest first. There may be fewer than `limit`, or none, although `links.next` leads on: no page looks at more than so much of a log.
 	Entries []AccessLogEntry `json:"entries"`
 
 	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
@@ -801,6 +801,9 @@ type AccessLogEntry struct {
 	//
 	// Example: 2026-05-01
 	To *openapi_types.Date `json:"to,omitempty"`
+
+	// Withheld With `READINGS`, what was not given, and why, as the caller was told; of the customer's days only. A `REFUSED` or `FAILED` request has none.
+	Withheld []Withheld `json:"withheld"`
 }
 
 // AccessLogEntryOperation What was asked for.
@@ -1698,7 +1701,7 @@ type GetAccessLogParams struct {
 	// Lang Language of the statement, `nl` or `en`. Absent: English.
 	Lang *GetAccessLogParamsLang `form:"lang,omitempty" json:"lang,omitempty"`
 
-	// Cursor Where to go on (JSON only): the opaque text from `links.next` of the page before.
+	// Cursor Where to go on: the opaque text from `links.next` of the page before, or from the header `Link` of the statement or table before.
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit The most entries in a page (JSON only).
@@ -1938,9 +1941,12 @@ type ClientInterface interface {
 	// is shown: requests that named days of that time; and steps of the
 	// customer's consents, and other requests, made in it. As `text/html` it
 	// is a statement to print, as `text/csv` a table; both hold the whole
-	// period in one answer, but at most the latest 10,000 requests: then
-	// they say so, and the header `Link` names the rest. Recorded like any
-	// other request.
+	// period in one answer where it fits. Each read that gave something is
+	// shown by itself; of all else, requests of one party on one local day
+	// for the same, with the same outcome, are one line with their number.
+	// One that does not hold all (10,000 reads, or a log too long to go
+	// through at once) says so, and the header `Link` (`next`) leads on.
+	// Recorded like any other request.
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
 	GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2222,9 +2228,12 @@ func (c *Client) GetAccess(ctx context.Context, ean Ean, params *GetAccessParams
 // is shown: requests that named days of that time; and steps of the
 // customer's consents, and other requests, made in it. As `text/html` it
 // is a statement to print, as `text/csv` a table; both hold the whole
-// period in one answer, but at most the latest 10,000 requests: then
-// they say so, and the header `Link` names the rest. Recorded like any
-// other request.
+// period in one answer where it fits. Each read that gave something is
+// shown by itself; of all else, requests of one party on one local day
+// for the same, with the same outcome, are one line with their number.
+// One that does not hold all (10,000 reads, or a log too long to go
+// through at once) says so, and the header `Link` (`next`) leads on.
+// Recorded like any other request.
 //
 // Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
 func (c *Client) GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3299,9 +3308,12 @@ type ClientWithResponsesInterface interface {
 	// is shown: requests that named days of that time; and steps of the
 	// customer's consents, and other requests, made in it. As `text/html` it
 	// is a statement to print, as `text/csv` a table; both hold the whole
-	// period in one answer, but at most the latest 10,000 requests: then
-	// they say so, and the header `Link` names the rest. Recorded like any
-	// other request.
+	// period in one answer where it fits. Each read that gave something is
+	// shown by itself; of all else, requests of one party on one local day
+	// for the same, with the same outcome, are one line with their number.
+	// One that does not hold all (10,000 reads, or a log too long to go
+	// through at once) says so, and the header `Link` (`next`) leads on.
+	// Recorded like any other request.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5224,9 +5236,12 @@ func (c *ClientWithResponses) GetAccessWithResponse(ctx context.Context, ean Ean
 // is shown: requests that named days of that time; and steps of the
 // customer's consents, and other requests, made in it. As `text/html` it
 // is a statement to print, as `text/csv` a table; both hold the whole
-// period in one answer, but at most the latest 10,000 requests: then
-// they say so, and the header `Link` names the rest. Recorded like any
-// other request.
+// period in one answer where it fits. Each read that gave something is
+// shown by itself; of all else, requests of one party on one local day
+// for the same, with the same outcome, are one line with their number.
+// One that does not hold all (10,000 reads, or a log too long to go
+// through at once) says so, and the header `Link` (`next`) leads on.
+// Recorded like any other request.
 //
 // Returns a wrapper object for the known response body format(s).
 //
