@@ -62,7 +62,7 @@ func (l layout) operatorFacts() (authz.SupplierFacts, error) {
 	if err != nil {
 		return authz.SupplierFacts{}, err
 	}
-	return authz.SupplierFacts{GLN: gln, Name: "Customer service of the grid operator", Scopes: []string{authn.ScopeStaff},
+	return authz.SupplierFacts{GLN: gln, Name: "Netbeheer Voorbeeld (demo)", Scopes: []string{authn.ScopeStaff},
 		Certificates: []authz.Certificate{{Thumbprint: sha256.Sum256(cert.Raw), NotAfter: cert.NotAfter.UTC()}}}, nil
 }
 
