@@ -234,22 +234,44 @@ func open[T any](k *SealKeys, cache *lru.Cache[[32]byte, *T], parse func([]byte)
 
 // verify returns the signed payload, which aliases sealed.
 func (k *SealKeys) verify(sealed []byte) ([]byte, error) {
-	r, _, err := canonical.Open(sealed, domainSealed, versionSealed)
+	id, payload, sig, err := splitSealed(sealed)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSeal, err)
-	}
-	var id KeyID
-	var sig [signatureSize]byte
-	r.Fixed(id[:])
-	payload := r.Bytes(maxPayload)
-	r.Fixed(sig[:])
-	if err := r.Close(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSeal, err)
+		return nil, err
 	}
 	if err := k.VerifyDigest(id, sha256.Sum256(sealed[:len(sealed)-signatureSize]), sig); err != nil {
 		return nil, err
 	}
 	return payload, nil
+}
+
+// splitSealed takes an envelope apart, and verifies nothing; payload aliases
+// sealed.
+func splitSealed(sealed []byte) (id KeyID, payload []byte, sig [signatureSize]byte, err error) {
+	r, _, err := canonical.Open(sealed, domainSealed, versionSealed)
+	if err != nil {
+		return id, nil, sig, fmt.Errorf("%w: %w", ErrSeal, err)
+	}
+	r.Fixed(id[:])
+	payload = r.Bytes(maxPayload)
+	r.Fixed(sig[:])
+	if err := r.Close(); err != nil {
+		return id, nil, sig, fmt.Errorf("%w: %w", ErrSeal, err)
+	}
+	return id, payload, sig, nil
+}
+
+// PayloadDigest is the SHA-256 of the payload in a sealed envelope, WITHOUT
+// VERIFYING ANY SIGNATURE: anybody can make an envelope with any digest. It
+// tells one thing only, compared with Previous of the next version, which has
+// been verified: whether this is the version that the next was made from. (That
+// one carries the digest under its own signature.) Nothing in an envelope that
+// only this function has seen may be believed. Every error wraps ErrSeal.
+func PayloadDigest(sealed []byte) ([32]byte, error) {
+	_, payload, _, err := splitSealed(sealed)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return sha256.Sum256(payload), nil
 }
 
 // VerifyDigest verifies a signature under the pinned key of an id. It accepts

@@ -12,9 +12,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"kluis/internal/canonical"
 )
@@ -343,11 +345,44 @@ func FuzzSealed(f *testing.F) {
 		b := seal(f, p, signer)
 		valid[string(b)] = true
 		f.Add(b)
+		f.Add(b[:len(b)-1])
+		f.Add(append(b[:len(b)-1:len(b)-1], b[len(b)-1]^1))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, err := keys.LegalFile(b)
+		f, err := keys.LegalFile(b)
 		if (err == nil) != valid[string(b)] || err != nil && !errors.Is(err, ErrSeal) {
 			t.Fatalf("%v", err)
 		}
+		digest, err2 := PayloadDigest(b)
+		if err == nil && (err2 != nil || digest != f.Digest()) || err2 != nil && (digest != [32]byte{} || !errors.Is(err2, ErrSeal)) {
+			t.Fatalf("%x, %v", digest, err2)
+		}
 	})
+}
+
+// The digest of a payload ties a version to the one after it, and is no
+// verification.
+func TestPayloadDigest(t *testing.T) {
+	signer := newSigner(t)
+	first := life(t)
+	b := seal(t, first.Payload(), signer)
+	next, err := Apply(first, SetOptOut{days("2025-01-01", "2025-01-02")}, operator, t0.Add(time.Hour), amsterdam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := PayloadDigest(b); err != nil || d != first.Digest() || d != next.Previous() {
+		t.Errorf("%x, %v", d, err)
+	}
+	// Another signature, right or wrong, is the same payload; another payload is not.
+	if d, err := PayloadDigest(seal(t, first.Payload(), newSigner(t))); err != nil || d != first.Digest() {
+		t.Errorf("another key: %x, %v", d, err)
+	}
+	if d, err := PayloadDigest(seal(t, next.Payload(), signer)); err != nil || d == first.Digest() {
+		t.Errorf("another payload: %x, %v", d, err)
+	}
+	for _, bad := range [][]byte{nil, {}, b[1:], b[:len(b)-1], append(slices.Clone(b), 0), first.Payload()} {
+		if d, err := PayloadDigest(bad); !errors.Is(err, ErrSeal) || d != [32]byte{} {
+			t.Errorf("%d bytes: %x, %v", len(bad), d, err)
+		}
+	}
 }
