@@ -66,6 +66,12 @@ type Reader interface {
 	Ends(ctx context.Context, boot [16]byte) ([][]byte, error)
 	// Digests returns those of the blocks' ciphertexts; nil for one that is gone.
 	Digests(ctx context.Context, blocks []leaf.Block) ([]*[16]byte, error)
+	// FilesAfter returns legal files after a version of a metering point, ordered
+	// by metering point and version.
+	FilesAfter(ctx context.Context, ean, version int64, limit int) ([]leaf.Row, error)
+	// FactDigests returns the digests of the legal files, supplier records and
+	// heads of the control feed that are stored; nil for one that is not there.
+	FactDigests(ctx context.Context, keys []leaf.Key) ([]*[32]byte, error)
 	// Checkpoints returns those of more leaves than after, ascending.
 	Checkpoints(ctx context.Context, after int64, limit int) ([]leaf.Note, error)
 	// LastCheckpoint is the one of the largest tree; zero when there is none.

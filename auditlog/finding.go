@@ -25,15 +25,18 @@ const (
 	Backdated     What = "record-backdated" // says a time long before the log had got to where it stands
 	RowBad        What = "row-bad"          // a row that cannot be read, or whose seal does not verify
 
-	NotRecorded   What = "opened-not-recorded"     // a cryptoserver opened what no record tells of
-	Another       What = "opened-beside-record"    // opened for a recorded interaction, but not what it tells of
-	NotJournaled  What = "recorded-not-opened"     // a record's receipt is in no journal
-	ReceiptBad    What = "receipt-bad"             // a record's receipt is another's
-	JournalBroken What = "journal-broken"          // entries of a journal are missing or do not follow on one another
-	JournalCut    What = "journal-cut"             // a journal ends before its end
-	BlockMissing  What = "sealed-block-missing"    // was stored, and is not there; a day may have gone back to an older version
-	BlockChanged  What = "sealed-block-changed"    // has another ciphertext than any that was sealed
-	TooMany       What = "too-many-changed-blocks" // to tell which of them were sealed again
+	NotRecorded      What = "opened-not-recorded"       // a cryptoserver opened what no record tells of
+	Another          What = "opened-beside-record"      // opened for a recorded interaction, but not what it tells of
+	NotJournaled     What = "recorded-not-opened"       // a record's receipt is in no journal
+	ReceiptBad       What = "receipt-bad"               // a record's receipt is another's
+	OpenedUnstored   What = "opened-on-unstored-file"   // opened on a legal file that is not the one stored: a step that was sealed and kept back
+	RecordedUnstored What = "recorded-on-unstored-file" // a record names a legal file that is not the one stored
+	FileBroken       What = "file-chain-broken"         // a legal file is not what its step makes of the version before
+	JournalBroken    What = "journal-broken"            // entries of a journal are missing or do not follow on one another
+	JournalCut       What = "journal-cut"               // a journal ends before its end
+	BlockMissing     What = "sealed-block-missing"      // was stored, and is not there; a day may have gone back to an older version
+	BlockChanged     What = "sealed-block-changed"      // has another ciphertext than any that was sealed
+	TooMany          What = "too-many-changed-blocks"   // to tell which of them were sealed again
 )
 
 // Notices: nothing was altered as far as can be told.
@@ -42,6 +45,8 @@ const (
 	LostInCrash   What = "lost-in-crash"     // a record's receipt is after the end of a torn journal
 	OpenedAgain   What = "opened-again"      // the same was opened twice for one interaction, as a retry does
 	NotStored     What = "sealed-not-stored" // blocks sealed but never stored, as an import that finds nothing new does
+	FactNotStored What = "fact-not-stored"   // a sealed fact of a version that is not stored, as a write that failed leaves
+	FactForked    What = "fact-forked"       // a sealed fact of a version of which another is stored, as two writers at once make
 	StillOpen     What = "journal-open"      // of a server that runs, or that was never heard of again
 	NotYetSettled What = "not-yet-looked-at" // seal events of which the auditor has not yet stated what is stored
 	Unsigned      What = "not-yet-signed"    // leaves after the last checkpoint
@@ -50,7 +55,7 @@ const (
 // IsNotice says whether a kind is no finding.
 func (w What) IsNotice() bool {
 	switch w {
-	case JournalTorn, LostInCrash, OpenedAgain, NotStored, StillOpen, NotYetSettled, Unsigned:
+	case JournalTorn, LostInCrash, OpenedAgain, NotStored, FactNotStored, FactForked, StillOpen, NotYetSettled, Unsigned:
 		return true
 	}
 	return false
@@ -118,6 +123,7 @@ type Report struct {
 	Records     int64     `json:"records"`           // access records
 	Entries     int64     `json:"entries"`           // of journals
 	Blocks      int64     `json:"blocks"`            // named by seal events
+	Files       int64     `json:"legalFiles"`        // versions
 
 	Counts map[What]int64 `json:"counts"`
 	// Findings are the first of each kind.

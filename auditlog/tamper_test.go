@@ -62,7 +62,22 @@ func TestTampering(t *testing.T) {
 		}, []auditlog.What{auditlog.RowChanged, auditlog.RowBad}},
 		"a legal file rolled back": {func(w *world, _, _ [16]byte) {
 			w.tamper(`DELETE FROM legal_file WHERE version = 3`)
-		}, []auditlog.What{auditlog.RowMissing}},
+		}, []auditlog.What{auditlog.RowMissing, auditlog.OpenedUnstored}},
+		"a legal file in between deleted": {func(w *world, _, _ [16]byte) {
+			w.tamper(`DELETE FROM legal_file WHERE version = 2`)
+		}, []auditlog.What{auditlog.RowMissing, auditlog.FileBroken}},
+		"the first legal file deleted": {func(w *world, _, _ [16]byte) {
+			w.tamper(`DELETE FROM legal_file WHERE version = 1`)
+		}, []auditlog.What{auditlog.RowMissing, auditlog.FileBroken}},
+		"a legal file replaced by its older version": {func(w *world, _, _ [16]byte) {
+			w.tamper(`UPDATE legal_file SET file = (SELECT file FROM legal_file WHERE version = 2) WHERE version = 3`)
+		}, []auditlog.What{auditlog.RowChanged, auditlog.RowBad, auditlog.OpenedUnstored}},
+		"a legal file inserted that nobody sealed": {func(w *world, _, _ [16]byte) {
+			w.tamper(`INSERT INTO legal_file (ean, version, file, sealed_at) SELECT ean, 4, set_byte(file, 100, get_byte(file, 100) # 1), sealed_at FROM legal_file WHERE version = 3`)
+		}, []auditlog.What{auditlog.RowUnlogged, auditlog.RowBad}},
+		"a legal file that is not one": {func(w *world, _, _ [16]byte) {
+			w.tamper(`UPDATE legal_file SET file = '\x00' WHERE version = 3`)
+		}, []auditlog.What{auditlog.RowChanged, auditlog.RowBad, auditlog.OpenedUnstored}},
 		"a supplier record deleted": {func(w *world, _, _ [16]byte) { w.tamper(`DELETE FROM supplier`) }, []auditlog.What{auditlog.RowMissing}},
 		"a statement on blocks changed": {func(w *world, _, _ [16]byte) {
 			w.tamper(`UPDATE audit_statement SET statement = set_byte(statement, length(statement) - 1, 0) WHERE kind = 7`)
@@ -292,7 +307,7 @@ func TestForked(t *testing.T) {
 	w.startServer()
 	var r *auditlog.Report
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		r = must(auditlog.Verify(t.Context(), w.store, auditlog.Options{Log: w.log, Seals: must(authz.NewSealKeys(w.hsm.SealKeys...))(t), Export: forged}))(t)
+		r = must(auditlog.Verify(t.Context(), w.store, auditlog.Options{Log: w.log, Seals: must(authz.NewSealKeys(w.hsm.SealKeys...))(t), Zone: w.profile.Location(), Export: forged}))(t)
 		if r.Clean() && r.Exported > 0 {
 			break
 		}

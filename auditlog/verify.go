@@ -19,6 +19,7 @@ import (
 type Options struct {
 	Log    Log
 	Seals  *authz.SealKeys // of legal files and supplier records
+	Zone   *time.Location  // of the market, on whose local days steps were taken
 	Export *Export         // nil: only the checkpoints in the database
 	// Grace is how long rows may take to be logged, and openings to be recorded;
 	// Verify waits so long, once, when it meets any that are not. 0: not at all.
@@ -40,15 +41,20 @@ const (
 
 // Verify checks everything: each leaf against its row, the tree against all
 // checkpoints, records and receipts against the journals, the journals'
-// chains, the sealed blocks against the seal events. It reads in pages and
+// chains, the sealed blocks and facts against the seal events, the legal files
+// against the steps that made them, and what was opened against the legal files
+// that are stored. It reads in pages and
 // remembers little, however long the log is. The error is that it could not be
 // done; what it found is in the report.
 func Verify(ctx context.Context, r Reader, o Options) (*Report, error) {
+	if o.Zone == nil {
+		return nil, errors.New("auditlog: the market's time zone is not given")
+	}
 	v := &verifier{Reader: r, o: o, rep: &Report{Origin: o.Log.Origin, Counts: map[What]int64{}, Findings: []Finding{}}}
 	if o.Progress == nil {
 		v.o.Progress = func(string, int64, int64) {}
 	}
-	for _, part := range []func(context.Context) error{v.leaves, v.unlogged, v.journals, v.resealed, v.again} {
+	for _, part := range []func(context.Context) error{v.leaves, v.unlogged, v.files, v.journals, v.resealed, v.again} {
 		if err := part(ctx); err != nil {
 			return nil, err
 		}
@@ -65,6 +71,7 @@ type verifier struct {
 	unrecorded   []receipt           // receipts without a record when they were met
 	unjournaled  []receipt           // records whose receipt was in no journal when they were met
 	times        map[int64]time.Time // of the records of a page, by their leaf
+	logged       int64               // legal files
 	changed      map[leaf.Block]changedBlock
 	overflow     bool
 }
@@ -203,6 +210,8 @@ func (v *verifier) leaves(ctx context.Context) error {
 func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*leaf.Row) error {
 	var receipts []receipt
 	var journal []leaf.Key
+	var unopened []leaf.IndexedKey
+	var files []fact
 	v.times = make(map[int64]time.Time, len(rows))
 	for i, row := range rows {
 		if row == nil {
@@ -219,10 +228,15 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 			}
 			v.times[index] = rec.At
 			if len(rec.Receipt) == 0 {
+				if rec.FileVersion > 0 {
+					unopened = append(unopened, keys[i])
+					files = append(files, fact{leaf.Key{Kind: leaf.LegalFile, Number: row.Number, Version: int64(rec.FileVersion)}, rec.LegalFile})
+				}
 				continue
 			}
 			rc, err := envelope.ParseReceipt(rec.Receipt)
 			if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier || rc.TokenID != rec.TokenID ||
+				rc.Purpose != rec.Purpose || rc.LegalFile != rec.LegalFile || rc.FileVersion != rec.FileVersion || rc.Profile != rec.Profile ||
 				!rc.OfEmployee(rec.Employee, rec.Reason) {
 				v.rep.add(describe(ReceiptBad, row.Key, index))
 				continue
@@ -230,16 +244,16 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 			receipts = append(receipts, receipt{rc, rec.Receipt, index})
 			journal = append(journal, leaf.Key{Kind: leaf.Journal, ID: rc.BootID, Version: int64(rc.Sequence)})
 		case leaf.LegalFile:
-			f, err := v.o.Seals.LegalFile(row.Content)
-			if err != nil || f.EAN().Int64() != row.Number || f.Version() != uint64(row.Version) {
-				v.rep.add(describe(RowBad, row.Key, index))
-			}
+			v.logged++ // and looked at in the order of versions
 		case leaf.Supplier:
 			s, err := v.o.Seals.Supplier(row.Content)
 			if err != nil || s.GLN().Int64() != row.Number || s.Version() != uint64(row.Version) {
 				v.rep.add(describe(RowBad, row.Key, index))
 			}
 		}
+	}
+	if err := v.recordedOn(ctx, unopened, files); err != nil {
+		return err
 	}
 	entries, err := v.Rows(ctx, journal)
 	if err != nil {
@@ -308,7 +322,7 @@ func (v *verifier) journals(ctx context.Context) error {
 			return err
 		}
 		var receipts []receipt
-		var events []*envelope.SealEvent
+		var events, facts []*envelope.SealEvent
 		for i := range rows {
 			row := &rows[i]
 			if chain == nil || chain.BootID != row.ID {
@@ -339,12 +353,20 @@ func (v *verifier) journals(ctx context.Context) error {
 				receipts = append(receipts, receipt{*e.Receipt, row.Content, -1})
 			} else if len(e.SealEvent.Blocks) > 0 {
 				events = append(events, e.SealEvent)
+			} else if e.SealEvent.Version > 0 {
+				facts = append(facts, e.SealEvent)
 			}
 		}
 		if err := v.recorded(ctx, receipts, true); err != nil {
 			return err
 		}
+		if err := v.openedOn(ctx, receipts); err != nil {
+			return err
+		}
 		if err := v.sealed(ctx, events); err != nil {
+			return err
+		}
+		if err := v.sealedFacts(ctx, facts); err != nil {
 			return err
 		}
 		v.o.Progress("journals", v.rep.Entries, v.rep.Entries)
@@ -562,6 +584,11 @@ func (v *verifier) again(ctx context.Context) error {
 			what = ReceiptBad
 		}
 		v.rep.add(r.finding(what))
+		if what == LostInCrash { // so that its journal does not tell on what it was opened
+			if err := v.openedOn(ctx, v.unjournaled[i:i+1]); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package auditlog_test
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
 	"database/sql"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -89,6 +91,7 @@ type world struct {
 	file   []byte
 	keys   []envelope.KeyRecord
 	blocks []envelope.SealedBlock
+	extra  []*ecdsa.PublicKey // seal keys pinned beside those of the HSM
 }
 
 func newWorld(t *testing.T) *world {
@@ -332,7 +335,7 @@ func (w *world) pulled() bool {
 
 func (w *world) verify() *auditlog.Report {
 	w.t.Helper()
-	return must(auditlog.Verify(w.t.Context(), w.store, auditlog.Options{Log: w.log, Seals: must(authz.NewSealKeys(w.hsm.SealKeys...))(w.t), Export: w.export}))(w.t)
+	return must(auditlog.Verify(w.t.Context(), w.store, auditlog.Options{Log: w.log, Seals: must(authz.NewSealKeys(append(slices.Clone(w.hsm.SealKeys), w.extra...)...))(w.t), Zone: w.profile.Location(), Export: w.export}))(w.t)
 }
 
 // finds verifies and compares the kinds of findings, notices left out.

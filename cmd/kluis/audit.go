@@ -16,7 +16,7 @@ import (
 
 type auditCmd struct {
 	Run    auditRunCmd    `cmd:"" help:"Run the daemon that keeps the log, until SIGTERM."`
-	Verify auditVerifyCmd `cmd:"" help:"Check the log, the records, the journals and the blocks against one another."`
+	Verify auditVerifyCmd `cmd:"" help:"Check the log, the records, the journals, the legal files and the blocks against one another."`
 	Prove  auditProveCmd  `cmd:"" help:"Prove that an access record is in the log."`
 }
 
@@ -70,7 +70,7 @@ type auditVerifyCmd struct {
 
 // Help says more than fits a line.
 func (auditVerifyCmd) Help() string {
-	return `Checks every leaf of the log against its row, the tree against every checkpoint of the database and of the folder, each record against its receipt and the receipt against the journal of the cryptoserver (opened but not recorded; recorded but never opened), the journals for gaps, and the sealed blocks against what was sealed. Reads only; may run while everything serves. What each finding means: docs/AUDIT.md.
+	return `Checks every leaf of the log against its row, the tree against every checkpoint of the database and of the folder, each record against its receipt and the receipt against the journal of the cryptoserver (opened but not recorded; recorded but never opened), the journals for gaps, the sealed blocks against what was sealed, every legal file against the step and the version that it was made of, and what was opened against the legal files that are stored. Reads only; may run while everything serves. What each finding means: docs/AUDIT.md.
 
 Exit codes: 0 nothing was altered as far as can be told, 5 findings.`
 }
@@ -106,12 +106,15 @@ func (c *auditVerifyCmd) Run(ctx context.Context, s streams) error {
 }
 
 func verify(ctx context.Context, s streams, l *backend.AuditLog, conf config.Operator, dir string, grace time.Duration) (*auditlog.Report, error) {
-	o := auditlog.Options{Log: l.Log, Seals: l.Seals, Grace: grace}
+	profile, err := backend.Profile(conf)
+	if err != nil {
+		return nil, err
+	}
+	o := auditlog.Options{Log: l.Log, Seals: l.Seals, Zone: profile.Location(), Grace: grace}
 	if dir == "" {
 		dir = conf.AuditExportDir
 	}
 	if dir != "" {
-		var err error
 		if o.Export, err = auditlog.OpenExport(dir, l.Log); err != nil {
 			return nil, err
 		}
@@ -136,8 +139,8 @@ func printAudit(s streams, r *auditlog.Report) {
 	if !r.SignedAt.IsZero() {
 		fmt.Fprintf(w, " (last on %s)", r.SignedAt.Format(time.RFC3339))
 	}
-	fmt.Fprintf(w, ".\nChecked %s access records, %s journal entries, %s sealed blocks, %s checkpoints in the database, %s exported.\n",
-		thousands(int(r.Records)), thousands(int(r.Entries)), thousands(int(r.Blocks)), thousands(r.Checkpoints), thousands(r.Exported))
+	fmt.Fprintf(w, ".\nChecked %s access records, %s journal entries, %s sealed blocks, %s versions of legal files, %s checkpoints in the database, %s exported.\n",
+		thousands(int(r.Records)), thousands(int(r.Entries)), thousands(int(r.Blocks)), thousands(int(r.Files)), thousands(r.Checkpoints), thousands(r.Exported))
 	var kinds []auditlog.What
 	for w := range r.Counts {
 		kinds = append(kinds, w)

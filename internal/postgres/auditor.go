@@ -117,6 +117,23 @@ const (
 		JOIN sealed_block b ON b.ean = k.ean AND b.field = k.field AND b.day = DATE '1970-01-01' + k.day AND b.version = k.version`
 )
 
+// factDigests give what a fact's digest is over: of the sealed ones the payload,
+// between a head of 29 bytes ("kluis/sealed": domain, version, key id, length)
+// and a signature of 64; of the control feed the hash in the signed head ("kluis/control-head":
+// domain, version, sequence, hash). Nothing is verified here, and of a row that
+// is neither nothing comes that a digest can be equal to.
+var factDigests = map[leaf.Kind]string{
+	leaf.LegalFile: fmt.Sprintf(factDigest, payloadDigest("file"), "legal_file", "t.ean = k.number AND t.version = k.version"),
+	leaf.Supplier:  fmt.Sprintf(factDigest, payloadDigest("record"), "supplier", "t.gln = k.number AND t.version = k.version"),
+	leaf.Control:   fmt.Sprintf(factDigest, "substring(t.head FROM 32 FOR 32)", "control_entry", "t.sequence = k.version"),
+}
+
+const factDigest = `SELECT k.at, %s FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS k (number, version, at) JOIN %s t ON %s`
+
+func payloadDigest(column string) string {
+	return "sha256(substring(t." + column + " FROM 30 FOR greatest(octet_length(t." + column + ") - 93, 0)))"
+}
+
 // NewAuditor connects as kluis_auditor.
 func NewAuditor(ctx context.Context, c Config) (*Auditor, error) {
 	s, err := open(ctx, c, roleAuditor)
@@ -528,6 +545,53 @@ func (a *Auditor) Settled(ctx context.Context, age time.Duration, limit int) ([]
 		return err
 	}, strconv.FormatUint(after.Arrived, 10), uuid.UUID(after.Key.ID).String(), after.Key.Version, age.Microseconds(), limit)
 	return out, err
+}
+
+// FilesAfter returns legal files after a version of a metering point, ordered
+// by metering point and version, at most limit.
+func (a *Auditor) FilesAfter(ctx context.Context, ean, version int64, limit int) ([]leaf.Row, error) {
+	var out []leaf.Row
+	err := a.each(ctx, "legal files", `
+		SELECT ean, version, file FROM legal_file WHERE (ean, version) > ($1::bigint, $2::bigint) ORDER BY ean, version LIMIT $3`,
+		func(r *sqlx.Rows) error {
+			row := leaf.Row{Key: leaf.Key{Kind: leaf.LegalFile}}
+			err := r.Scan(&row.Number, &row.Version, &row.Content)
+			out = append(out, row)
+			return err
+		}, ean, version, limit)
+	return out, err
+}
+
+// FactDigests returns the digests of the legal files, supplier records and heads
+// of the control feed that are stored, as their rows say; nil for one that is
+// not there.
+func (a *Auditor) FactDigests(ctx context.Context, keys []leaf.Key) ([]*[32]byte, error) {
+	out := make([]*[32]byte, len(keys))
+	for kind, query := range factDigests {
+		var at, numbers, versions []int64
+		for i, k := range keys {
+			if k.Kind == kind {
+				at, numbers, versions = append(at, int64(i)), append(numbers, k.Number), append(versions, k.Version)
+			}
+		}
+		if len(at) == 0 {
+			continue
+		}
+		err := a.each(ctx, "digests of "+kind.String(), query, func(r *sqlx.Rows) error {
+			var n int
+			var b sql.RawBytes
+			if err := r.Scan(&n, &b); err != nil {
+				return err
+			}
+			out[at[n-1]] = new([32]byte)
+			copy(out[at[n-1]][:], b)
+			return nil
+		}, pq.Array(numbers), pq.Array(versions))
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // Digests returns the first half of SHA-256 of each block's ciphertext; nil for
