@@ -23,7 +23,7 @@ COMMENT ON COLUMN idempotency_key.stored_at IS 'When it was stored.';
 GRANT SELECT, INSERT (gln, key_digest, request, consent_id) ON idempotency_key TO kluis_gateway;
 
 -- A consent is found by its id alone: the id names no metering point.
-CREATE INDEX consent_by_id ON consent (consent_id);
+CREATE INDEX consent_by_id ON consent (consent_id, gln);
 COMMENT ON COLUMN consent.state IS '1 requested, 2 active, 3 rejected, 4 revoked (package authz); that it expired or lapsed follows from times.';
 
 -- What was read of a metering point, latest first, for its customer.

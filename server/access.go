@@ -133,11 +133,11 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 		}
 		who = authz.OnBehalfOf(c.caller, q.supplier)
 	}
-	sealed, err := s.facts.LegalFile(ctx, q.ean)
+	newest, err := s.facts.LegalFile(ctx, q.ean)
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
 	}
-	file, err := s.legalFile(sealed, q.ean)
+	file, err := s.legalFile(newest, q.ean)
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
 	}

@@ -44,11 +44,11 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 	if err := s.onErrand(ctx, c, rec); err != nil {
 		return nil, err
 	}
-	sealed, err := s.facts.LegalFile(ctx, ean)
+	stored, err := s.facts.LegalFile(ctx, ean)
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
 	}
-	file, err := s.legalFile(sealed, ean)
+	file, err := s.legalFile(stored, ean)
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
 	}
@@ -113,17 +113,14 @@ type held struct {
 	consent authz.Consent
 }
 
-// Why a consent is not to be had.
-var (
-	errNoConsent = errors.New("no such consent, or none of the caller's")
-	errElsewhere = errors.New("the consent is at another metering point than the errand's")
-)
+// errNoConsent: there is none that is the caller's, or where the errand is.
+var errNoConsent = errors.New("no such consent, or none of the caller's")
 
 // heldConsent finds a consent of the caller's by its id: of a supplier one that
 // it holds or asked for, of an employee one at the errand's metering point. One
 // statement, whether there is one or not.
 func (s *Server) heldConsent(ctx context.Context, c *call, id [16]byte) (held, error) {
-	candidates, err := s.steps.Consent(ctx, id)
+	candidates, err := s.whereConsent(ctx, c, id)
 	if err != nil {
 		return held{}, fail(databaseUnavailable, fmt.Errorf("consent: %w", err))
 	}
@@ -137,17 +134,23 @@ func (s *Server) heldConsent(ctx context.Context, c *call, id [16]byte) (held, e
 		if file == nil {
 			continue
 		}
-		consent, ok := file.Consent(id)
-		if !ok || !sees(c.caller, &consent) {
-			continue
+		if consent, ok := file.Consent(id); ok && sees(c.caller, &consent) {
+			return held{k.LegalFile.Sealed, file, consent}, nil
 		}
-		if e := c.caller.Employee(); e != nil && e.Errand.EAN != k.EAN {
-			why = errElsewhere
-			continue
-		}
-		return held{k.LegalFile, file, consent}, nil
 	}
 	return held{}, why
+}
+
+// whereConsent is where to look for a consent. The index serves those who know
+// its id and no more: an employee's errand says the metering point, and no row
+// left out of an index keeps a customer from revoking.
+func (s *Server) whereConsent(ctx context.Context, c *call, id [16]byte) ([]Candidate, error) {
+	e := c.caller.Employee()
+	if e == nil {
+		return s.steps.Consent(ctx, c.caller.Supplier(), id)
+	}
+	f, err := s.facts.LegalFile(ctx, e.Errand.EAN)
+	return []Candidate{{e.Errand.EAN, f}}, err
 }
 
 // refuseHeld records and answers why heldConsent found nothing. Unless it was
@@ -156,8 +159,6 @@ func (s *Server) refuseHeld(ctx context.Context, rec audit.Record, why error) er
 	switch f := (*failure)(nil); {
 	case errors.Is(why, errNoConsent):
 		return s.refuse(ctx, rec, audit.NoRelation, fail(consentNotFound, why))
-	case errors.Is(why, errElsewhere):
-		return s.refuseErrand(ctx, rec)
 	case errors.As(why, &f) && f.kind == databaseUnavailable:
 		return why // nothing was decided
 	}

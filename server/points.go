@@ -73,7 +73,7 @@ func (s *Server) points(ctx context.Context, c *call, after meter.EAN, limit int
 		}
 		for _, k := range candidates {
 			after = k.EAN
-			file, err := s.legalFile(k.LegalFile, k.EAN)
+			file, err := s.listedFile(k.LegalFile, k.EAN)
 			if err != nil {
 				// One damaged file must not take the whole list away: it
 				// gives nothing, and the metric calls the operator.

@@ -41,18 +41,28 @@ type Tokens interface {
 type Facts interface {
 	// Supplier returns the current sealed record of a supplier.
 	Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
-	// LegalFile returns the current sealed legal file of a metering point.
-	LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error)
+	// LegalFile returns the current sealed legal file of a metering point, and
+	// the one before.
+	LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error)
 	// Candidates returns metering points that the indexes connect with a
-	// supplier, with their current sealed legal files: ascending, above after,
-	// at most limit. An index is no evidence: the caller judges each file.
+	// supplier, with their current sealed legal files, without the ones before:
+	// ascending, above after, at most limit. An index is no evidence: the
+	// caller judges each file.
 	Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]Candidate, error)
+}
+
+// StoredFile is the newest row of a metering point's legal files. Sealed is nil
+// when there is none.
+type StoredFile struct {
+	Version  uint64 // of the row
+	Sealed   []byte
+	Previous []byte // sealed, of the version before; nil when there is none
 }
 
 // Candidate is a metering point that may belong into a list.
 type Candidate struct {
 	EAN       meter.EAN
-	LegalFile []byte // sealed; nil when there is none
+	LegalFile StoredFile
 }
 
 // Rows fetches ciphertext, or looks for it. There is no way to either without
@@ -133,9 +143,9 @@ type StepRequest struct {
 // Steps finds consents, and keeps the steps of their lives.
 type Steps interface {
 	// Consent returns the metering points at which the index has a consent of
-	// this id, with their current sealed legal files: one at most, if nobody
-	// meddled. An index is no evidence.
-	Consent(ctx context.Context, id [16]byte) ([]Candidate, error)
+	// this id for a supplier, with their current sealed legal files: one at
+	// most, if nobody meddled. An index is no evidence.
+	Consent(ctx context.Context, supplier meter.GLN, id [16]byte) ([]Candidate, error)
 	// Stored returns what was stored under a caller's idempotency key; nil when
 	// nothing was.
 	Stored(ctx context.Context, caller meter.GLN, key [32]byte) (*StoredStep, error)

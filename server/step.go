@@ -178,10 +178,12 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 	}
 	var h held
 	if a.makes() {
-		if h.sealed, err = s.facts.LegalFile(ctx, a.ean); err != nil {
+		newest, err := s.facts.LegalFile(ctx, a.ean)
+		if err != nil {
 			return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
 		}
-		if h.file, err = s.legalFile(h.sealed, a.ean); err != nil {
+		h.sealed = newest.Sealed
+		if h.file, err = s.legalFile(newest, a.ean); err != nil {
 			return nil, s.recordFailure(ctx, *rec, fail(evidenceInvalid, err))
 		}
 	} else {

@@ -240,7 +240,7 @@ func TestStepsRefused(t *testing.T) {
 		"rejected what lapsed":            {func() reply { return step(short, authz.ActionReject) }, 409, "consent-lapsed", "", audit.Refused},
 		"another step than the errand's":  {asEmployee(func(x *authz.Errand) { x.Action, x.Evidence = authz.ActionReject, "" }, "grant", open, "call-9"), 403, "not-permitted", "", audit.NoRelation},
 		"another consent than the errand": {asEmployee(func(x *authz.Errand) { x.ConsentID = answered.Id }, "reject", open, ""), 403, "not-permitted", "", audit.NoRelation},
-		"another place than the errand's": {asEmployee(func(x *authz.Errand) { x.EAN = other }, "reject", open, ""), 403, "not-permitted", "", audit.NoRelation},
+		"another place than the errand's": {asEmployee(func(x *authz.Errand) { x.EAN = other }, "reject", open, ""), 404, "consent-not-found", "", audit.NoRelation},
 		"another scope than was told":     {asEmployee(func(x *authz.Errand) { x.Scope[3] ^= 1 }, "reject", open, ""), 403, "not-permitted", "another scope", audit.Refused},
 		"other evidence than the errand":  {asEmployee(func(*authz.Errand) {}, "grant", open, "call-8"), 403, "not-permitted", "", audit.Refused},
 		"a tag of another state": {func() reply {

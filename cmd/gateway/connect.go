@@ -105,6 +105,11 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 // facts gives the database's candidates the server's type.
 type facts struct{ *postgres.Gateway }
 
+func (f facts) LegalFile(ctx context.Context, ean meter.EAN) (server.StoredFile, error) {
+	found, err := f.Gateway.LegalFile(ctx, ean)
+	return server.StoredFile(found), err
+}
+
 func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]server.Candidate, error) {
 	found, err := f.Gateway.Candidates(ctx, gln, after, limit)
 	return candidates(found), err
@@ -113,7 +118,7 @@ func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, l
 func candidates(found []postgres.Candidate) []server.Candidate {
 	out := make([]server.Candidate, len(found))
 	for i, c := range found {
-		out[i] = server.Candidate(c)
+		out[i] = server.Candidate{EAN: c.EAN, LegalFile: server.StoredFile(c.LegalFile)}
 	}
 	return out
 }
@@ -194,8 +199,8 @@ func (s sealer) TakeStep(ctx context.Context, r server.StepRequest) ([]byte, err
 // steps gives what the database has of consents the server's types.
 type steps struct{ *postgres.Gateway }
 
-func (s steps) Consent(ctx context.Context, id [16]byte) ([]server.Candidate, error) {
-	found, err := s.Gateway.Consent(ctx, id)
+func (s steps) Consent(ctx context.Context, supplier meter.GLN, id [16]byte) ([]server.Candidate, error) {
+	found, err := s.Gateway.Consent(ctx, supplier, id)
 	return candidates(found), err
 }
 

@@ -204,8 +204,8 @@ func TestStoredMeanwhile(t *testing.T) {
 	}
 	tag := w.asStaff(w.view(e, authz.Agent), "/v1/consents/"+k.Id.String()).header.Get("ETag")
 	grantKey := newKey()
-	w.tap.find = func(context.Context) error {
-		w.tap.find = nil
+	w.tap.facts = func(context.Context) error {
+		w.tap.facts = nil
 		first = w.answer(k, tag, authz.ActionGrant, "Idempotency-Key", grantKey)
 		return nil
 	}

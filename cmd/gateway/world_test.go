@@ -765,11 +765,11 @@ func (p *tap) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
 	return p.Facts.Supplier(ctx, gln)
 }
 
-func (p *tap) LegalFile(ctx context.Context, e meter.EAN) ([]byte, error) {
+func (p *tap) LegalFile(ctx context.Context, e meter.EAN) (server.StoredFile, error) {
 	p.note("legal-file")
 	if p.facts != nil {
 		if err := p.facts(ctx); err != nil {
-			return nil, err
+			return server.StoredFile{}, err
 		}
 	}
 	return p.Facts.LegalFile(ctx, e)
@@ -818,14 +818,14 @@ type stepsTap struct {
 	tap *tap
 }
 
-func (p stepsTap) Consent(ctx context.Context, id [16]byte) ([]server.Candidate, error) {
+func (p stepsTap) Consent(ctx context.Context, supplier meter.GLN, id [16]byte) ([]server.Candidate, error) {
 	p.tap.note("consent")
 	if p.tap.find != nil {
 		if err := p.tap.find(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return p.Steps.Consent(ctx, id)
+	return p.Steps.Consent(ctx, supplier, id)
 }
 
 func (p stepsTap) Stored(ctx context.Context, caller meter.GLN, key [32]byte) (*server.StoredStep, error) {

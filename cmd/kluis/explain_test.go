@@ -103,11 +103,11 @@ func (w *explainWorld) read(q asked, alter func(*audit.Record)) string {
 	if q.opened.IsZero() {
 		q.opened = q.at
 	}
-	sealed, err := w.gateway.LegalFile(ctx, w.ean)
+	stored, err := w.gateway.LegalFile(ctx, w.ean)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	f, err := w.seals.LegalFile(sealed)
+	f, err := w.seals.LegalFile(stored.Sealed)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -337,11 +337,11 @@ func TestExplainDryRun(t *testing.T) {
 	dry := func(purpose meter.Purpose, alter func(*audit.Record)) string {
 		at := time.Now().UTC().Truncate(time.Microsecond)
 		return w.read(asked{gln: w.gln, purpose: meter.EnergyManagement, days: period, at: at}, func(r *audit.Record) {
-			sealed, err := w.gateway.LegalFile(t.Context(), w.ean)
+			stored, err := w.gateway.LegalFile(t.Context(), w.ean)
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, err := w.seals.LegalFile(sealed)
+			f, err := w.seals.LegalFile(stored.Sealed)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -388,11 +388,11 @@ func TestExplainEmployee(t *testing.T) {
 	t.Parallel()
 	w := newExplainWorld(t)
 	week := meter.DayRange{From: w.today - 10, To: w.today - 3}
-	sealed, err := w.gateway.LegalFile(t.Context(), w.ean)
+	stored, err := w.gateway.LegalFile(t.Context(), w.ean)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := w.seals.LegalFile(sealed)
+	f, err := w.seals.LegalFile(stored.Sealed)
 	if err != nil {
 		t.Fatal(err)
 	}

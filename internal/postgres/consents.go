@@ -17,32 +17,39 @@ const (
 	// A consent's id is at one metering point, unless somebody made it so by
 	// hand: whoever asks looks into the files.
 	queryConsent = `
-		SELECT c.ean, f.file FROM (SELECT ean FROM consent WHERE consent_id = $1 ORDER BY ean LIMIT 4) c
-		LEFT JOIN LATERAL (SELECT file FROM legal_file l WHERE l.ean = c.ean ORDER BY version DESC LIMIT 1) f ON true
-		ORDER BY c.ean`
+		SELECT c.ean, f.version, f.file
+		FROM (SELECT ean FROM consent WHERE consent_id = $1 AND gln = $2 ORDER BY ean LIMIT 4) c
+		CROSS JOIN LATERAL (SELECT version, file FROM legal_file l WHERE l.ean = c.ean ORDER BY version DESC LIMIT 2) f
+		ORDER BY c.ean, f.version DESC`
 	queryIdempotency = `SELECT request, uuid_send(consent_id) FROM idempotency_key WHERE gln = $1 AND key_digest = $2`
 	execIdempotency  = `INSERT INTO idempotency_key (gln, key_digest, request, consent_id) VALUES ($1, $2, $3, $4)`
 )
 
 // Consent lists the metering points at which the index has a consent of this
-// id: one or none, if nobody meddled. That is no evidence; a legal file may be.
-func (g *Gateway) Consent(ctx context.Context, id [16]byte) ([]Candidate, error) {
+// id for the supplier: one or none, if nobody meddled. That is no evidence; a
+// legal file may be.
+func (g *Gateway) Consent(ctx context.Context, supplier meter.GLN, id [16]byte) ([]Candidate, error) {
 	const op = "consent"
-	rows, err := g.consent.QueryxContext(ctx, uuid.UUID(id).String())
+	rows, err := g.consent.QueryxContext(ctx, uuid.UUID(id).String(), supplier.Int64())
 	if err != nil {
 		return nil, wrap(ctx, op, err)
 	}
 	defer rows.Close()
 	var out []Candidate
 	for rows.Next() {
-		var c Candidate
-		var ean int64
-		if err := rows.Scan(&ean, &c.LegalFile); err != nil {
+		var ean, version int64
+		var file []byte
+		if err := rows.Scan(&ean, &version, &file); err != nil {
 			return nil, wrap(ctx, op, err)
 		}
-		if c.EAN, err = meter.EANFromInt64(ean); err == nil { // else put there by hand
-			out = append(out, c)
+		at, err := meter.EANFromInt64(ean)
+		if err != nil {
+			continue // put there by hand
 		}
+		if n := len(out); n == 0 || out[n-1].EAN != at {
+			out = append(out, Candidate{EAN: at})
+		}
+		out[len(out)-1].LegalFile.add(version, file)
 	}
 	return out, wrap(ctx, op, rows.Err())
 }

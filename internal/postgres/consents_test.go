@@ -68,7 +68,7 @@ func TestStoreStep(t *testing.T) {
 	if k, err := g.IdempotencyKey(t.Context(), alpha, first.key.Key); k != nil || err != nil {
 		t.Errorf("before: %+v, %v", k, err)
 	}
-	if c, err := g.Consent(t.Context(), first.key.Consent); len(c) != 0 || err != nil {
+	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); len(c) != 0 || err != nil {
 		t.Errorf("before: %+v, %v", c, err)
 	}
 	if err := first.store(t, g); err != nil {
@@ -80,8 +80,11 @@ func TestStoreStep(t *testing.T) {
 	if k, err := g.IdempotencyKey(t.Context(), beta, first.key.Key); k != nil || err != nil {
 		t.Errorf("another's key of the same name: %+v, %v", k, err)
 	}
-	if c, err := g.Consent(t.Context(), first.key.Consent); err != nil || len(c) != 1 || c[0].EAN != home || string(c[0].LegalFile) != "sealed 1" {
+	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); err != nil || len(c) != 1 || c[0].EAN != home || c[0].LegalFile.Version != first.file.Version() || string(c[0].LegalFile.Sealed) != "sealed 1" || string(c[0].LegalFile.Previous) != "base" {
 		t.Errorf("%+v, %v", c, err)
+	}
+	if c, err := g.Consent(t.Context(), beta, first.key.Consent); len(c) != 0 || err != nil {
+		t.Errorf("of another supplier: %+v, %v", c, err)
 	}
 	if got := value(t, owner, whole); got != "2 2 1 1" {
 		t.Errorf("stored %s", got)
@@ -130,7 +133,7 @@ func TestStoreStep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if c, err := g.Consent(t.Context(), first.key.Consent); err != nil || len(c) > 4 {
+	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); err != nil || len(c) > 4 {
 		t.Errorf("%d candidates, %v", len(c), err)
 	}
 }

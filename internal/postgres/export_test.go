@@ -14,6 +14,7 @@ const (
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
 	QueryLegalFile  = queryLegalFile
+	QueryStoredFile = queryStoredFile
 	QueryConsent    = queryConsent
 	QueryKeyed      = queryIdempotency
 	QueryAccessLog  = queryAccessLog

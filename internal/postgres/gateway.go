@@ -68,15 +68,17 @@ const (
 		ORDER BY d.field, 3`
 	// Each branch stops at the limit by itself.
 	queryCandidates = `
-		SELECT c.ean, f.file FROM (
+		SELECT c.ean, f.version, f.file FROM (
 			(SELECT DISTINCT ean FROM supply_period WHERE gln = $1 AND ean > $2 ORDER BY ean LIMIT $3)
 			UNION
 			(SELECT DISTINCT ean FROM consent WHERE gln = $1 AND ean > $2 ORDER BY ean LIMIT $3)
 			ORDER BY ean LIMIT $3
 		) c
-		LEFT JOIN LATERAL (SELECT file FROM legal_file l WHERE l.ean = c.ean ORDER BY version DESC LIMIT 1) f ON true
+		LEFT JOIN LATERAL (SELECT version, file FROM legal_file l WHERE l.ean = c.ean ORDER BY version DESC LIMIT 1) f ON true
 		ORDER BY c.ean`
-	queryRecord = `
+	// The newest, and what it must follow on.
+	queryStoredFile = `SELECT version, file FROM legal_file WHERE ean = $1 ORDER BY version DESC LIMIT 2`
+	queryRecord     = `
 		INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`
 	queryLastStored = `
@@ -92,7 +94,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 	g := &Gateway{store: *s}
 	err = g.prepare(ctx, map[**sqlx.Stmt]string{
 		&g.supplier:    querySupplier,
-		&g.legalFile:   queryLegalFile,
+		&g.legalFile:   queryStoredFile,
 		&g.candidates:  queryCandidates,
 		&g.consent:     queryConsent,
 		&g.idempotency: queryIdempotency,
@@ -116,17 +118,50 @@ func (g *Gateway) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
 	return sealed(ctx, "supplier", g.supplier, gln.Int64())
 }
 
-// LegalFile returns the current sealed legal file of a metering point; nil
-// when there is none.
-func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
-	return sealed(ctx, "legal file", g.legalFile, ean.Int64())
+// StoredFile is the newest row of a metering point's legal files; zero when
+// there is none. What a row says counts only if it agrees with what is sealed.
+type StoredFile struct {
+	Version  uint64 // of the row
+	Sealed   []byte
+	Previous []byte // sealed, of the version before; nil when there is none, or it was not asked for
+}
+
+// LegalFile returns the newest legal file of a metering point, and the one
+// before.
+func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error) {
+	const op = "legal file"
+	rows, err := g.legalFile.QueryxContext(ctx, ean.Int64())
+	if err != nil {
+		return StoredFile{}, wrap(ctx, op, err)
+	}
+	defer rows.Close()
+	var f StoredFile
+	for rows.Next() {
+		var version int64
+		var file []byte
+		if err := rows.Scan(&version, &file); err != nil {
+			return StoredFile{}, wrap(ctx, op, err)
+		}
+		f.add(version, file)
+	}
+	return f, wrap(ctx, op, rows.Err())
+}
+
+// add takes the next row, from the newest down.
+func (f *StoredFile) add(version int64, file []byte) {
+	switch {
+	case f.Sealed == nil:
+		f.Version, f.Sealed = uint64(version), file
+	case uint64(version) == f.Version-1:
+		f.Previous = file
+	}
 }
 
 // Candidate is a metering point that an index connects with a supplier. That
 // is no evidence; its legal file may be.
 type Candidate struct {
 	EAN       meter.EAN
-	LegalFile []byte // sealed; nil when there is none
+	LegalFile StoredFile // without the one before
 }
 
 // Candidates lists metering points that the supply periods or consents
@@ -145,9 +180,11 @@ func (g *Gateway) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN
 		for rows.Next() {
 			n++
 			var c Candidate
-			if err := rows.Scan(&last, &c.LegalFile); err != nil {
+			var version sql.NullInt64
+			if err := rows.Scan(&last, &version, &c.LegalFile.Sealed); err != nil {
 				return nil, errors.Join(wrap(ctx, op, err), wrap(ctx, op, rows.Close()))
 			}
+			c.LegalFile.Version = uint64(version.Int64)
 			// What is no EAN was put in the index by hand, and has no file.
 			if c.EAN, err = meter.EANFromInt64(last); err == nil {
 				out = append(out, c)

@@ -76,8 +76,11 @@ func TestPlans(t *testing.T) {
 			"legal file": {
 				postgres.QueryLegalFile, "bigint", "1500", []string{"Index Scan Backward using legal_file_pkey"}, false,
 			},
+			"legal file and the one before": {
+				postgres.QueryStoredFile, "bigint", "1500", []string{"Index Scan Backward using legal_file_pkey"}, false,
+			},
 			"consent": {
-				postgres.QueryConsent, "uuid", "'00000000-0000-0000-0000-000000000001'",
+				postgres.QueryConsent, "uuid, bigint", "'00000000-0000-0000-0000-000000000001', 1",
 				[]string{"consent_by_id", "Index Scan Backward using legal_file_pkey"}, true, // few rows, if any
 			},
 			"idempotency key": {

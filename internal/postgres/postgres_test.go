@@ -157,14 +157,14 @@ func TestLegalFiles(t *testing.T) {
 	owner := d.Open(t, migrations.RoleOwner)
 
 	f := supplied(t, home)
-	if b, err := g.LegalFile(t.Context(), home); b != nil || err != nil {
-		t.Errorf("of none there is %q, %v", b, err)
+	if f, err := g.LegalFile(t.Context(), home); !reflect.DeepEqual(f, postgres.StoredFile{}) || err != nil {
+		t.Errorf("of none there is %+v, %v", f, err)
 	}
 	if err := r.StoreLegalFile(t.Context(), f, []byte("first")); err != nil {
 		t.Fatal(err)
 	}
 	for name, get := range map[string]func(context.Context, meter.EAN) ([]byte, error){
-		"gateway": g.LegalFile, "ingest": ingest(t, d).LegalFile, "registrar": r.LegalFile,
+		"ingest": ingest(t, d).LegalFile, "registrar": r.LegalFile,
 	} {
 		if b, err := get(t.Context(), home); string(b) != "first" || err != nil {
 			t.Errorf("%s: %q, %v", name, b, err)
@@ -172,6 +172,9 @@ func TestLegalFiles(t *testing.T) {
 		if b, err := get(t.Context(), neighbour); b != nil || err != nil {
 			t.Errorf("%s: of another: %q, %v", name, b, err)
 		}
+	}
+	if f, err := g.LegalFile(t.Context(), home); err != nil || f.Previous != nil || string(f.Sealed) != "first" {
+		t.Errorf("gateway: %+v, %v", f, err) // the one before was not stored
 	}
 	const supply = `SELECT string_agg(gln || ' ' || from_day || ' ' || coalesce(to_day::text, 'open'), '; ' ORDER BY from_day) FROM supply_period WHERE ean = $1`
 	const consent = `SELECT string_agg(consent_id || ' ' || gln || ' ' || state || ' ' || from_day || ' ' || coalesce(to_day::text, 'open') || ' ' ||
@@ -213,8 +216,8 @@ func TestLegalFiles(t *testing.T) {
 	if got := value(t, owner, supply, neighbour.Int64()) + value(t, owner, consent, neighbour.Int64()); got != before {
 		t.Errorf("the neighbour's indexes became %s", got)
 	}
-	if b, err := g.LegalFile(t.Context(), home); string(b) != "second" || err != nil {
-		t.Errorf("current: %q, %v", b, err)
+	if f, err := g.LegalFile(t.Context(), home); f.Version != next.Version() || string(f.Sealed) != "second" || err != nil {
+		t.Errorf("current: %+v, %v", f, err)
 	}
 
 	// A version collides as a whole: the indexes stay as they are.
@@ -301,8 +304,8 @@ func TestCandidates(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, c := range page {
-				if string(c.LegalFile) != c.EAN.String() {
-					t.Errorf("%s comes with the file of %s", c.EAN, c.LegalFile)
+				if string(c.LegalFile.Sealed) != c.EAN.String() || c.LegalFile.Version == 0 {
+					t.Errorf("%s comes with the file of %s", c.EAN, c.LegalFile.Sealed)
 				}
 				got = append(got, c.EAN)
 				after = c.EAN
@@ -331,7 +334,7 @@ func TestCandidates(t *testing.T) {
 	if err != nil || len(page) != 9 {
 		t.Fatalf("%d candidates, %v", len(page), err)
 	}
-	if last := page[8]; last.EAN != unknown || last.LegalFile != nil {
+	if last := page[8]; last.EAN != unknown || last.LegalFile.Sealed != nil {
 		t.Errorf("the last is %v", last)
 	}
 }

@@ -44,7 +44,7 @@ type sqlSetup struct {
 const scratchTable = "bench_access_log"
 
 // statementNames are those of one request, as internal/postgres calls them.
-var statementNames = []string{"querySupplier", "queryLegalFile", "queryBlocks", "queryKeys", "queryRecord"}
+var statementNames = []string{"querySupplier", "queryStoredFile", "queryBlocks", "queryKeys", "queryRecord"}
 
 // listNames are those of lists and dry runs besides.
 var listNames = []string{"queryCandidates", "queryStored"}
@@ -182,7 +182,7 @@ func (p *sqlPart) once(c *sqlConn) error {
 		args []any
 	}{
 		{"querySupplier", 1, []any{p.GLN}},
-		{"queryLegalFile", 1, []any{p.EAN}},
+		{"queryStoredFile", 1, []any{p.EAN}},
 		{"queryBlocks", p.Blocks, []any{p.EAN, pq.Array(p.Fields), pq.Array(p.From), pq.Array(p.To)}},
 		{"queryKeys", len(p.Keys), []any{p.EAN, pq.Array(p.Keys)}},
 	} {

@@ -446,7 +446,7 @@ func (g *growth) statement(ctx context.Context, which int, part string) (time.Du
 	case partSupplier:
 		name, rows, args = "querySupplier", 1, []any{gln}
 	case partFile:
-		name, rows, args = "queryLegalFile", 1, []any{ean}
+		name, rows, args = "queryStoredFile", 1, []any{ean}
 	case partBlocks:
 		name, rows, args = "queryBlocks", month, g.asked(read, g.days)
 	case partKeys:
