@@ -26,6 +26,10 @@ GRANT SELECT, INSERT (gln, key_digest, request, consent_id) ON idempotency_key T
 CREATE INDEX consent_by_id ON consent (consent_id, gln);
 COMMENT ON COLUMN consent.state IS '1 requested, 2 active, 3 rejected, 4 revoked (package authz); that it expired or lapsed follows from times.';
 
+-- Records are read back in pages: none is larger than one can be.
+ALTER TABLE access_log
+    ADD CONSTRAINT access_log_sizes CHECK (octet_length(record) BETWEEN 1 AND 262144 AND octet_length(receipt) <= 4096);
+
 -- What was read of a metering point, latest first, for its customer.
 CREATE INDEX access_log_by_time ON access_log (ean, recorded_at DESC, interaction_id);
 GRANT SELECT (ean, recorded_at, interaction_id, gln, outcome, record, receipt) ON access_log TO kluis_gateway;
@@ -37,3 +41,4 @@ REVOKE INSERT, DELETE ON consent FROM kluis_gateway;
 REVOKE SELECT (ean, recorded_at, interaction_id, gln, outcome, record, receipt) ON access_log FROM kluis_gateway;
 DROP TABLE idempotency_key;
 DROP INDEX consent_by_id, access_log_by_time;
+ALTER TABLE access_log DROP CONSTRAINT access_log_sizes;

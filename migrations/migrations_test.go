@@ -201,7 +201,7 @@ func TestRolesAttack(t *testing.T) {
 		file   = `INSERT INTO legal_file (ean, version, file, sealed_at) VALUES (1, 1, '\x00', now())`
 		supp   = `INSERT INTO supplier (gln, version, record, sealed_at) VALUES (1, 1, '\x00', now())`
 		supply = `INSERT INTO supply_period (ean, gln, from_day) VALUES (1, 1, '2026-01-01')`
-		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`
+		log    = `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, gen_random_uuid(), 1, 1, '\x00', '', decode(repeat('00', 16), 'hex'))`
 		entry  = `INSERT INTO control_entry (sequence, entry, head) VALUES (1, '\x00', '\x00')`
 		beat   = `INSERT INTO control_heartbeat (head) VALUES ('\x00') ON CONFLICT (one) DO UPDATE SET head = EXCLUDED.head`
 		idem   = `INSERT INTO idempotency_key (gln, key_digest, request, consent_id) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid())`
