@@ -51,8 +51,10 @@ type LogRow struct {
 }
 
 const (
-	// maxStatement is how many requests a statement or a table holds.
+	// maxStatement is how many reads a statement or a table holds.
 	maxStatement = 10_000
+	// maxFolded is how many lines of all else it holds.
+	maxFolded = 5_000
 	// logBatch is how many rows are fetched at once.
 	logBatch = 500
 	// logSkew is how far the time at which a request was decided, by a gateway's
@@ -70,14 +72,15 @@ var forever = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 // logBounds bound one answer: its entries, and what is looked at and held for
 // it. What does not fit is in the next one.
 type logBounds struct {
-	entries int
+	entries int // with folding: of reads
+	folded  int // lines of all else; 0: nothing is folded
 	rows    int // read, shown or not
-	runs    int // of granted days, of all entries
+	runs    int // of days granted or withheld, of all entries
 }
 
 func pageBounds(limit int) logBounds { return logBounds{entries: limit, rows: 10_000, runs: 20_000} }
 func statementBounds() logBounds {
-	return logBounds{entries: maxStatement, rows: 200_000, runs: 100_000}
+	return logBounds{entries: maxStatement, folded: maxFolded, rows: 1_000_000, runs: 100_000}
 }
 
 // logParams are the parameters of getAccessLog as text; empty: not given.
@@ -167,10 +170,8 @@ func (p logParams) parse(media string, loc *time.Location) (logQuery, paramError
 		}
 	}
 	if media == mediaHTML || media == mediaCSV {
-		for name, s := range map[string]string{"cursor": p.cursor, "limit": p.limit} {
-			if s != "" {
-				errs.add("/query/"+name, "must be given for application/json only: other media types hold the whole period")
-			}
+		if p.limit != "" {
+			errs.add("/query/limit", "must be given for application/json only: other media types hold as much as there is room for")
 		}
 	}
 	if len(errs) > 0 {
@@ -241,6 +242,7 @@ func (s *Server) accessLog(ctx context.Context, c *call, q logQuery) (*document,
 	if q.media != mediaJSON {
 		v.bounds = statementBounds()
 	}
+	v.late = halfOf(ctx)
 	if err := v.collect(ctx, s.accesses); err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("access log: %w", err)))
 	}
@@ -328,18 +330,42 @@ type logView struct {
 	query     logQuery
 	bounds    logBounds
 
+	// late says that a log is long enough for one answer; nil: never.
+	late func() bool
+
 	entries    []logEntry
+	own        int             // how many entries are one request each, and stay so
+	folds      map[foldKey]int // the others, by what they have in common
 	unreadable []openapi_types.UUID
 	next       *LogPlace // where to go on; nil: that was all
 }
 
-// logEntry is an entry, and what naming its caller takes.
-type logEntry struct {
-	openapi.AccessLogEntry
-	supplier meter.GLN
+// halfOf says when half of the time a request has is gone: the rest is for
+// rendering and recording.
+func halfOf(ctx context.Context) func() bool {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return nil
+	}
+	half := time.Until(end) / 2
+	return func() bool { return time.Until(end) < half }
 }
 
-// collect reads the log, latest first, until an answer is full.
+// room says whether there is room for another line of reads, or of all else.
+func (v *logView) room(read bool) bool {
+	others := len(v.entries) - v.own + len(v.unreadable)
+	switch {
+	case v.bounds.folded == 0:
+		return v.own+others < v.bounds.entries
+	case read:
+		return v.own < v.bounds.entries
+	}
+	return others < v.bounds.folded
+}
+
+// collect reads the log, latest first, until an answer is full, or has taken
+// long enough: then it says where to go on. A line that is folded ends there too, and
+// the next answer has one for the requests that follow.
 func (v *logView) collect(ctx context.Context, log AccessLog) error {
 	loc := v.profile.Location()
 	since := time.Unix(0, 0).UTC()
@@ -353,22 +379,32 @@ func (v *logView) collect(ctx context.Context, log AccessLog) error {
 			return err
 		}
 		for i := range batch {
-			if len(v.entries)+len(v.unreadable) >= v.bounds.entries || rows >= v.bounds.rows || runs >= v.bounds.runs {
+			if rows >= v.bounds.rows || runs >= v.bounds.runs {
+				v.next = &after
+				return nil
+			}
+			e, concerned, err := v.entry(&batch[i])
+			fits, n := true, 0
+			if err != nil {
+				if fits = v.room(false); fits {
+					v.unreadable = append(v.unreadable, batch[i].Place.Interaction)
+				}
+			} else if concerned {
+				n, fits = v.add(e)
+			}
+			if !fits {
 				v.next = &after
 				return nil
 			}
 			rows++
+			runs += n
 			after = batch[i].Place
-			e, concerned, err := v.entry(&batch[i])
-			switch {
-			case err != nil:
-				v.unreadable = append(v.unreadable, after.Interaction)
-			case concerned:
-				v.entries = append(v.entries, e)
-				runs += len(e.Granted)
-			}
 		}
 		if len(batch) < logBatch {
+			return nil
+		}
+		if v.late != nil && v.late() {
+			v.next = &after
 			return nil
 		}
 	}
@@ -396,7 +432,7 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		}
 		opened = int(rc.Opened)
 	}
-	e := logEntry{supplier: rec.Supplier}
+	e := logEntry{supplier: rec.Supplier, requests: 1, first: rec.At}
 	e.InteractionId, e.At = rec.InteractionID, rec.At
 	if e.Operation, e.Outcome, err = operationOf(&rec); err != nil {
 		return logEntry{}, false, err
@@ -412,6 +448,7 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 	if e.Withheld, err = v.withheld(&rec); err != nil {
 		return logEntry{}, false, err
 	}
+	e.reasons = reasonsOf(e.Withheld)
 	e.Caller.Gln = rec.Supplier.String()
 	if rec.Employee != "" {
 		e.Caller.Employee, e.Caller.Reason = &rec.Employee, &rec.Reason
@@ -591,11 +628,11 @@ func (s *Server) nextOf(v *logView) *string {
 	return &link
 }
 
-// rest is what a statement that is full leaves out: the requests of a day, some
-// of which it may have, and of those before.
+// rest is what a statement that is full leaves out: the requests that follow a
+// place in the log.
 type rest struct {
-	day  meter.Day
-	link string
+	at           time.Time // when the last one that was looked at was recorded
+	cursor, link string
 }
 
 // restOf says where the rest of a statement is; nil when it is whole.
@@ -603,8 +640,8 @@ func (s *Server) restOf(v *logView) *rest {
 	if v.next == nil {
 		return nil
 	}
-	last := meter.DayOf(v.next.At.Add(logSkew), s.profile.Location())
-	return &rest{last, s.link(v, func(q url.Values) { q.Set("to", (last + 1).String()) })}
+	cursor := encodeLogCursor(*v.next)
+	return &rest{v.next.At, cursor, s.link(v, func(q url.Values) { q.Set("cursor", cursor) })}
 }
 
 // document is an answer of one of several media types.

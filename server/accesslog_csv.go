@@ -13,18 +13,20 @@ import (
 )
 
 // csvColumns are the header line. A request takes one line for each run of days
-// it was granted, at least one. What is said of a request as a whole stands in
-// each of its lines, but for opened, so that a sum over the column is right: it
-// stands in the first.
+// it was granted, at least one; so do several that are folded. What is said of
+// them as a whole stands in each of the lines, but for requests and opened, so
+// that a sum over the column is right: these stand in the first. Of folded ones,
+// interactionId, at and localTime are the latest's, and firstAt is the earliest's.
+// Where the table goes on stands in next, in its last line.
 var csvColumns = []string{
-	"interactionId", "at", "localTime", "operation", "outcome", "gln", "name", "employee", "reason", "purpose", "askedFrom", "askedTo",
-	"opened", "field", "from", "to", "granularity", "legalBasis", "rule", "consentId", "step",
+	"interactionId", "at", "localTime", "requests", "firstAt", "operation", "outcome", "gln", "name", "employee", "reason", "purpose",
+	"askedFrom", "askedTo", "opened", "field", "from", "to", "granularity", "legalBasis", "rule", "withheld", "consentId", "step", "next",
 }
 
 // Outcomes of lines that are of no request shown.
 const (
 	csvUnreadable = "UNREADABLE" // its record does not verify
-	csvCut        = "CUT"        // the table goes on elsewhere: see the header Link
+	csvCut        = "CUT"        // the table goes on in another: from the cursor in the column next
 )
 
 // csv is the table (RFC 4180, UTF-8, days as YYYY-MM-DD and half-open).
@@ -47,7 +49,10 @@ func (v *logView) csv(now time.Time, more *rest) (*document, error) {
 			"interactionId": e.InteractionId.String(), "at": e.At.Format(time.RFC3339Nano), "localTime": e.At.In(loc).Format("2006-01-02T15:04:05-07:00"),
 			"operation": string(e.Operation), "outcome": string(e.Outcome), "gln": e.Caller.Gln, "name": text(e.Caller.Name),
 			"employee": text(e.Caller.Employee), "reason": text(e.Caller.Reason), "purpose": text(e.Purpose), "step": text(e.Step),
-			"opened": strconv.Itoa(e.Opened),
+			"opened": strconv.Itoa(e.Opened), "requests": strconv.Itoa(e.requests), "firstAt": e.first.Format(time.RFC3339Nano),
+		}
+		for _, r := range e.reasons {
+			cells["withheld"] = strings.TrimSpace(cells["withheld"] + " " + string(r))
 		}
 		if e.From != nil {
 			cells["askedFrom"], cells["askedTo"] = e.From.String(), e.To.String()
@@ -61,7 +66,7 @@ func (v *logView) csv(now time.Time, more *rest) (*document, error) {
 				cells["granularity"], cells["legalBasis"], cells["rule"] = string(g.Granularity), string(g.LegalBasis), g.Rule
 			}
 			if j > 0 {
-				cells["opened"] = ""
+				cells["opened"], cells["requests"] = "", ""
 			}
 			write(cells)
 		}
@@ -73,7 +78,7 @@ func (v *logView) csv(now time.Time, more *rest) (*document, error) {
 		"Content-Disposition": `attachment; filename="access-log-` + meter.DayOf(now, loc).String() + `.csv"`,
 	}}
 	if more != nil {
-		write(map[string]string{"outcome": csvCut, "askedTo": (more.day + 1).String()})
+		write(map[string]string{"outcome": csvCut, "next": more.cursor})
 		d.header["Link"] = "<" + more.link + `>; rel="next"`
 	}
 	w.Flush()

@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"sort"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -381,9 +383,11 @@ type fakeLog []LogRow
 
 func (l fakeLog) AccessLog(_ context.Context, _ meter.EAN, after LogPlace, since time.Time, limit int) ([]LogRow, error) {
 	var out []LogRow
-	for _, r := range l {
-		if r.Place.At.After(after.At) || r.Place.At.Before(since) || len(out) == limit ||
-			r.Place.At.Equal(after.At) && bytes.Compare(r.Place.Interaction[:], after.Interaction[:]) <= 0 {
+	for _, r := range l[sort.Search(len(l), func(i int) bool { return !l[i].Place.At.After(after.At) }):] {
+		if len(out) == limit || r.Place.At.Before(since) {
+			break
+		}
+		if r.Place.At.Equal(after.At) && bytes.Compare(r.Place.Interaction[:], after.Interaction[:]) <= 0 {
 			continue
 		}
 		out = append(out, r)
@@ -459,7 +463,8 @@ func TestLogBounds(t *testing.T) {
 	f := twoCustomers(t)
 	log := manyRows(t, 30)
 	for name, b := range map[string]logBounds{
-		"entries": {7, 1000, 1000}, "rows": {1000, 9, 1000}, "runs": {1000, 1000, 5}, "one of each": {1, 1, 1},
+		"entries": {7, 0, 1000, 1000}, "rows": {1000, 0, 9, 1000}, "runs": {1000, 0, 1000, 5}, "one of each": {1, 0, 1, 1},
+		"reads": {7, 9, 1000, 1000}, "one of each, folded": {1, 1, 1, 1},
 	} {
 		seen, after := 0, LogPlace{At: forever}
 		for n := 0; ; n++ {
@@ -558,8 +563,11 @@ func TestLogParameters(t *testing.T) {
 		"limit too high":   {mediaJSON, logParams{limit: "1001"}, "/query/limit"},
 		"limit no number":  {mediaJSON, logParams{limit: "x"}, "/query/limit"},
 		"cursor of a list": {mediaJSON, logParams{cursor: encodeCursor(mustEAN(t, testEAN))}, "/query/cursor"},
-		"pages of a table": {mediaCSV, logParams{cursor: cursor, limit: "10"}, "/query/cursor /query/limit"},
+		"pages of a table": {mediaCSV, logParams{cursor: cursor, limit: "10"}, "/query/limit"},
 		"pages of a page":  {mediaHTML, logParams{limit: "10"}, "/query/limit"},
+		"table, cursor":    {mediaCSV, logParams{cursor: cursor}, ""},
+		"page, cursor":     {mediaHTML, logParams{cursor: cursor, to: "2026-01-01"}, ""},
+		"page, no cursor":  {mediaHTML, logParams{cursor: "AQ"}, "/query/cursor"},
 	} {
 		c.p.ean = testEAN
 		_, errs := c.p.parse(c.media, time.UTC)
@@ -690,7 +698,23 @@ func storyLog(t testing.TB) fakeLog {
 	quarters.Granted = []audit.Granted{
 		{Field: code("import_intervals"), Days: meter.NewDaySet(span(t, "2026-04-29", "2026-04-30")), Kind: meter.Consumption, Granularity: meter.PT15M, Basis: meter.Consent, Rule: "nl-consent-intervals"},
 	}
+	quarters.Withheld = []authz.Withheld{
+		{Field: code("import_intervals"), Days: span(t, "2026-04-30", "2026-05-01"), Reason: meter.PeriodInFuture},
+		{Field: code("export_intervals"), Days: span(t, "2026-04-29", "2026-05-01"), Reason: meter.NoConsent},
+	}
 	quarters = opened(quarters, 1)
+	// A supplier that asks for nothing it may have, again and again.
+	var noise []LogRow
+	for i := range 5 {
+		r := refusedAs(request(t, fmt.Sprintf("2026-04-21T%02d:10:00Z", 20-3*i), "2026-03-01", fmt.Sprintf("2026-04-%02d", 20-i)), audit.NoRelation)
+		r.Supplier = mustGLN(t, glnB)
+		noise = append(noise, rowOf(t, r))
+	}
+	less := refusedAs(request(t, "2026-04-11T14:05:00Z", "2026-02-20", "2026-04-01"), audit.Withheld)
+	less.Withheld = []authz.Withheld{
+		{Field: code("import_low"), Days: span(t, "2026-02-20", "2026-04-01"), Reason: meter.OptedOut},
+		{Field: code("import_normal"), Days: span(t, "2026-02-20", "2026-04-01"), Reason: meter.OptedOut},
+	}
 	moved := request(t, "2026-03-05T08:00:00Z", "2026-02-20", "2026-03-05")
 	moved.Purpose = meter.Move
 	moved.Granted[0].Basis, moved.Granted[0].Rule = meter.MoveBasis, "nl-move"
@@ -711,11 +735,11 @@ func storyLog(t testing.TB) fakeLog {
 	served.Granted[0].Basis, served.Granted[0].Rule = meter.CustomerServiceBasis, "nl-customer-service"
 	served = opened(served, 15)
 	// DST ends: 02:30 twice.
-	log := fakeLog{
-		rowOf(t, look), rowOf(t, quarters), rowOf(t, registers(daily)), rowOf(t, served), rowOf(t, stranger),
+	log := slices.Concat(fakeLog{rowOf(t, look), rowOf(t, quarters), rowOf(t, registers(daily))}, noise, fakeLog{
+		rowOf(t, served), rowOf(t, stranger), rowOf(t, less),
 		rowOf(t, dryRunOf(t, "2026-04-03T09:00:00Z", "2026-03-15", "2026-04-03")), rowOf(t, failed), rowOf(t, yes), rowOf(t, asked), rowOf(t, moved),
 		rowOf(t, request(t, "2026-01-10T10:00:00Z", "2026-01-01", "2026-01-05")), // the other customer's
-	}
+	})
 	return log
 }
 
@@ -766,7 +790,7 @@ func TestStatementGolden(t *testing.T) {
 	t.Parallel()
 	for _, lang := range []string{"nl", "en"} {
 		v := storyView(t, func(p *logParams) { p.lang = lang })
-		if len(v.entries) != 10 {
+		if len(v.entries) != 12 {
 			t.Errorf("%d entries", len(v.entries))
 		}
 		d, err := v.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, nil)
@@ -779,14 +803,20 @@ func TestStatementGolden(t *testing.T) {
 		}
 	}
 	v := storyView(t, func(p *logParams) { p.from, p.to, p.supplier = "2026-04-01", "2026-05-01", glnA })
+	v.query.sent.cursor, v.query.after.At = "AQ", time.Date(2026, 4, 30, 21, 59, 0, 0, time.UTC)
 	v.unreadable = []uuid.UUID{{1}}
-	d, err := v.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, &rest{mustDay(t, "2026-04-02"), "https://api.test/x?a=1&b=2"})
+	d, err := v.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, &rest{time.Date(2026, 4, 2, 9, 30, 0, 0, time.UTC), "AQAGUNJX", "https://api.test/x?a=1&b=2"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "statement.cut.golden.html", d.body)
 	if d.header["Link"] != `<https://api.test/x?a=1&b=2>; rel="next"` {
 		t.Errorf("%v", d.header)
+	}
+	v.entries = nil
+	if d, err = v.html("x", mustGLN(t, glnOperator), storyID, storyNow, &rest{}); err != nil || strings.Contains(string(d.body), wordsEN.Nobody) ||
+		!strings.Contains(string(d.body), wordsEN.NobodyHere) {
+		t.Errorf("%s, %v", d.body, err)
 	}
 	empty := viewOf(t, twoCustomers(t), "2024-01-01", func(p *logParams) { p.lang = "nl" })
 	if d, err = empty.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, nil); err != nil || !strings.Contains(string(d.body), wordsNL.Nobody) ||
@@ -811,7 +841,7 @@ func TestHostileWords(t *testing.T) {
 		for i := range v.entries {
 			v.entries[i].Caller.Employee, v.entries[i].Caller.Reason = &word, &word
 		}
-		d, err := v.html(word, mustGLN(t, glnOperator), storyID, storyNow, &rest{1, "https://api.test"})
+		d, err := v.html(word, mustGLN(t, glnOperator), storyID, storyNow, &rest{storyNow, "AQ", "https://api.test"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -917,6 +947,7 @@ func TestWords(t *testing.T) {
 		enum("AccessLogEntry", "outcome", func(s string) bool {
 			return w.outcomes[openapi.AccessLogEntryOutcome(s)] != "" && w.otherOutcomes[openapi.AccessLogEntryOutcome(s)] != ""
 		})
+		enum("WithheldReason", "", func(s string) bool { return w.reasons[openapi.WithheldReason(s)] != "" })
 		enum("Resolution", "", func(s string) bool { return w.granularities[openapi.Resolution(s)] != "" })
 		enum("LegalBasis", "", func(s string) bool { return w.bases[openapi.LegalBasis(s)][1] != "" })
 		enum("Purpose", "", func(s string) bool { return w.purposes[openapi.Purpose(s)][1] != "" })
@@ -928,7 +959,7 @@ func TestTable(t *testing.T) {
 	t.Parallel()
 	v := storyView(t, nil)
 	v.unreadable = []uuid.UUID{{1}}
-	d, err := v.csv(storyNow, &rest{mustDay(t, "2026-03-05"), "https://api.test/x"})
+	d, err := v.csv(storyNow, &rest{storyNow, "AQAGUNJX", "https://api.test/x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -947,7 +978,7 @@ func TestTable(t *testing.T) {
 	for i, c := range lines[0] {
 		at[c] = i
 	}
-	j, err := v.json(storyID, nil)
+	j, err := v.json(storyID, nil) // folded as well, so that it can be compared
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -970,9 +1001,19 @@ func TestTable(t *testing.T) {
 		}
 		fromJSON = append(fromJSON, strings.Join(slices.DeleteFunc(line, func(s string) bool { return s == "" }), " "))
 	}
+	requests := 0
 	for _, l := range lines[1 : len(lines)-2] {
 		get := func(c string) string { return l[at[c]] }
 		run := strings.Fields(strings.Join([]string{get("field"), get("from"), get("to"), get("granularity"), get("legalBasis"), get("rule")}, " "))
+		if n, err := strconv.Atoi(get("requests")); err == nil {
+			requests += n
+			if (n == 1) != (get("firstAt") == get("at")) {
+				t.Errorf("%v", l)
+			}
+		}
+		if (get("opened") == "") != (get("requests") == "") {
+			t.Errorf("%v", l)
+		}
 		if get("opened") == "" {
 			fromCSV[len(fromCSV)-1] += " " + strings.Join(run, " ")
 			continue
@@ -984,10 +1025,13 @@ func TestTable(t *testing.T) {
 	if !slices.Equal(fromJSON, fromCSV) {
 		t.Errorf("JSON\n%s\nCSV\n%s", strings.Join(fromJSON, "\n"), strings.Join(fromCSV, "\n"))
 	}
+	if n := len(storyLog(t)) - 1; requests != n {
+		t.Errorf("%d requests, want %d", requests, n)
+	}
 	if l := lines[len(lines)-2]; l[at["outcome"]] != csvUnreadable || l[at["interactionId"]] != (uuid.UUID{1}).String() {
 		t.Errorf("%v", l)
 	}
-	if l := lines[len(lines)-1]; l[at["outcome"]] != csvCut || l[at["askedTo"]] != "2026-03-06" {
+	if l := lines[len(lines)-1]; l[at["outcome"]] != csvCut || l[at["next"]] != "AQAGUNJX" {
 		t.Errorf("%v", l)
 	}
 }

@@ -57,7 +57,7 @@ type statement struct {
 	Parties                 []statementParty
 	Entries                 []statementEntry
 	Unreadable              []string
-	Cut                     string
+	Cut, Place              string
 	Bases, Purposes, Others [][2]string
 }
 
@@ -79,6 +79,7 @@ type statementParty struct {
 type statementEntry struct {
 	At               string // RFC 3339
 	Day, Time        string
+	Times            string // when several are folded
 	Name, GLN        string
 	Employee, Reason string
 	Asked, Purpose   string
@@ -87,6 +88,7 @@ type statementEntry struct {
 	Result           string
 	Lead             string
 	Granted          []string
+	Withheld         []string
 	Opened           string
 	Reference        string
 }
@@ -97,7 +99,7 @@ func (v *logView) html(operator string, gln meter.GLN, interaction uuid.UUID, no
 	st := &statement{
 		W: w, CSS: template.CSS(statementCSS), EAN: v.file.EAN().String(), Commodity: w.Electricity,
 		Operator: operator, OperatorGLN: gln.String(),
-		Requests: w.requests(v.query.days), Made: w.day(meter.DayOf(now, loc)) + ", " + now.In(loc).Format("15:04"),
+		Requests: w.requests(v.query.days), Made: w.moment(now, loc),
 		Zone: fmt.Sprintf(w.Zone, loc), Interaction: interaction.String(),
 	}
 	if v.file.Commodity() == meter.Gas {
@@ -111,7 +113,10 @@ func (v *logView) html(operator string, gln meter.GLN, interaction uuid.UUID, no
 	for i := range v.entries {
 		st.Entries = append(st.Entries, w.entry(&v.entries[i], loc))
 	}
-	st.summarise(v.entries, loc)
+	if v.query.sent.cursor != "" {
+		st.Requests = fmt.Sprintf(w.Continued, st.Requests, w.moment(v.query.after.At, loc))
+	}
+	requests := st.summarise(v.entries, loc)
 	if !v.query.supplier.IsZero() {
 		st.Filter = v.query.supplier.String()
 		if len(st.Parties) > 0 && st.Parties[0].Name != "" {
@@ -125,7 +130,7 @@ func (v *logView) html(operator string, gln meter.GLN, interaction uuid.UUID, no
 		"Content-Security-Policy": statementPolicy, "Referrer-Policy": "no-referrer", "Content-Language": w.Lang,
 	}}
 	if more != nil {
-		st.Cut = fmt.Sprintf(w.Cut, len(v.entries), w.day(more.day))
+		st.Cut, st.Place = fmt.Sprintf(w.Cut, requests, w.moment(more.at, loc)), more.cursor
 		d.header["Link"] = "<" + more.link + `>; rel="next"`
 	}
 	var b bytes.Buffer
@@ -140,6 +145,10 @@ func (v *logView) html(operator string, gln meter.GLN, interaction uuid.UUID, no
 func (w *statementWords) day(d meter.Day) string {
 	y, m, dd := d.Date()
 	return fmt.Sprintf("%d %s %d", dd, w.months[m-1], y)
+}
+
+func (w *statementWords) moment(at time.Time, loc *time.Location) string {
+	return w.day(meter.DayOf(at, loc)) + ", " + at.In(loc).Format("15:04")
 }
 
 func (w *statementWords) run(from, to openapi_types.Date) string {
@@ -202,39 +211,64 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 	if e.From != nil {
 		out.AskedDays = fmt.Sprintf(w.AskedDays, w.run(*e.From, *e.To))
 	}
+	if e.requests > 1 {
+		out.Times = fmt.Sprintf(w.Folded, e.requests)
+		out.Time = e.first.In(loc).Format("15:04") + "–" + out.Time
+		if e.From != nil {
+			out.AskedDays = fmt.Sprintf(w.FoldedDays, w.run(*e.From, *e.To))
+		}
+	}
 	if e.ConsentId != nil {
 		out.Consent = fmt.Sprintf(w.Consent, e.ConsentId)
 	}
 	if e.Operation == openapi.DRYRUN && len(e.Granted) > 0 {
 		out.Lead = w.Told
 	}
-	// Runs that differ in the field only are one line.
-	type line struct {
-		from, to, rule string
-		granularity    openapi.Resolution
-		basis          openapi.LegalBasis
-	}
-	var order []line
-	fields := map[line][]string{}
-	days := map[line]string{}
+	var granted, withheld sameDays
 	for _, g := range e.Granted {
-		l := line{g.From.String(), g.To.String(), g.Rule, g.Granularity, g.LegalBasis}
-		if fields[l] == nil {
-			order = append(order, l)
-			days[l] = w.run(g.From, g.To)
-		}
-		if f := w.field(g.Field); !slices.Contains(fields[l], f) {
-			fields[l] = append(fields[l], f)
-		}
+		granted.add(w.run(g.From, g.To), fmt.Sprintf("%s. %s: %s (%s).", w.granularities[g.Granularity], w.Basis, w.bases[g.LegalBasis][0], fmt.Sprintf(w.Rule, g.Rule)), w.field(g.Field))
 	}
-	for _, l := range order {
-		out.Granted = append(out.Granted, fmt.Sprintf("%s: %s, %s. %s: %s (%s).", strings.Join(fields[l], "; "), days[l], w.granularities[l.granularity],
-			w.Basis, w.bases[l.basis][0], fmt.Sprintf(w.Rule, l.rule)))
+	for _, l := range granted {
+		out.Granted = append(out.Granted, fmt.Sprintf("%s: %s, %s", strings.Join(l.fields, "; "), l.days, l.what))
+	}
+	// Where nothing was given, and all for one reason, the days are those asked for.
+	if len(e.Withheld) > 0 && (e.Outcome != openapi.WITHHELD || len(e.reasons) > 1) {
+		for _, h := range e.Withheld {
+			withheld.add(w.run(h.From, h.To), w.reasons[h.Reason], w.field(h.Field))
+		}
+		for _, l := range withheld {
+			out.Withheld = append(out.Withheld, fmt.Sprintf("%s: %s: %s.", strings.Join(l.fields, "; "), l.days, l.what))
+		}
+	} else {
+		for _, r := range e.reasons {
+			out.Withheld = append(out.Withheld, w.reasons[r]+".")
+		}
 	}
 	if e.Opened > 0 {
 		out.Opened = fmt.Sprintf(w.Opened, e.Opened)
 	}
 	return out
+}
+
+// sameDays are runs of days; those that differ in the field only are one line.
+type sameDays []struct {
+	days, what string
+	fields     []string
+}
+
+func (s *sameDays) add(days, what, field string) {
+	for i := range *s {
+		if l := &(*s)[i]; l.days == days && l.what == what {
+			if !slices.Contains(l.fields, field) {
+				l.fields = append(l.fields, field)
+			}
+			return
+		}
+	}
+	*s = append(*s, struct {
+		days, what string
+		fields     []string
+	}{days, what, []string{field}})
 }
 
 // short leaves out of an employee's subject which identity provider it is of.
@@ -245,10 +279,11 @@ func short(subject string) string {
 	return subject
 }
 
-// summarise counts, party by party, and explains the words that are used.
-func (st *statement) summarise(entries []logEntry, loc *time.Location) {
+// summarise counts, party by party, explains the words that are used, and
+// returns how many requests there are.
+func (st *statement) summarise(entries []logEntry, loc *time.Location) int {
 	w := st.W
-	var given, refused, failed, other int
+	var total, given, refused, failed, other int
 	index := map[string]int{}
 	used := map[string]bool{}
 	for i := range entries {
@@ -262,7 +297,8 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 			})
 		}
 		p := &st.Parties[at]
-		p.Requests++
+		p.Requests += e.requests
+		total += e.requests
 		add := func(list, word string) {
 			used[list+word] = true
 			if !slices.Contains(p.codes[list], word) {
@@ -272,20 +308,17 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 		if e.Purpose != nil {
 			used["purpose"+string(*e.Purpose)] = true
 		}
-		gave := false
+		gave := e.gave()
 		switch {
+		case gave:
+			given += e.requests
+			p.Given += e.requests
 		case e.Outcome == openapi.FAILED:
-			failed++
-		case e.Outcome == openapi.REFUSED || e.Outcome == openapi.WITHHELD:
-			refused++
-		case e.Operation == openapi.READINGS && len(e.Granted) > 0:
-			gave = true
-			given++
-			p.Given++
-		case e.Operation == openapi.READINGS:
-			refused++ // what was given was of days of another's
+			failed += e.requests
+		case e.Operation == openapi.READINGS || e.Outcome == openapi.REFUSED || e.Outcome == openapi.WITHHELD:
+			refused += e.requests // also when what was given was of days of another's
 		default:
-			other++
+			other += e.requests
 		}
 		for _, g := range e.Granted {
 			used["basis"+string(g.LegalBasis)] = true
@@ -312,7 +345,7 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 			p.Purposes = append(p.Purposes, w.purposes[openapi.Purpose(b)][0])
 		}
 	}
-	for _, c := range []statementCount{{len(entries), w.Total}, {given, w.Given}, {refused, w.NotGiven}, {failed, w.Failed}, {other, w.Other}} {
+	for _, c := range []statementCount{{total, w.Total}, {given, w.Given}, {refused, w.NotGiven}, {failed, w.Failed}, {other, w.Other}} {
 		if c.N > 0 || c.What == w.Total || c.What == w.Given {
 			st.Counts = append(st.Counts, c)
 		}
@@ -328,4 +361,5 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) {
 		}
 	}
 	st.Others = w.terms
+	return total
 }

@@ -17,19 +17,21 @@ type statementWords struct {
 	Electricity, Gas                                           string
 	InShort                                                    string
 	Total, Given, NotGiven, Failed, Other                      string
-	Nobody                                                     string
+	Nobody, NobodyHere                                         string
 	Who, Times, TimesGiven, Data, Basis, Purpose, Latest       string
 	AllTitle, When, Asked, Result                              string
 	Employee, Reason                                           string // formats
-	AskedDays                                                  string // format: first, last day
+	AskedDays, FoldedDays                                      string // format: days
+	Folded                                                     string // format: number
 	Range                                                      string // format: first, last day
-
+	Why                                                        string
 	Opened                                                     string // format: number
 	Told                                                       string
 	Reference, Rule                                            string
 	Consent                                                    string // format: id
 	UnreadableTitle, Unreadable                                string
-	CutTitle, Cut                                              string // Cut: format: number, day
+	CutTitle, Cut                                              string // Cut: format: number, moment
+	Continued                                                  string // format: the requests shown, moment
 	MeaningTitle, MeaningBases, MeaningPurposes, MeaningOthers string
 	CheckTitle                                                 string
 	Check                                                      []string
@@ -42,6 +44,7 @@ type statementWords struct {
 	outcomes      map[openapi.AccessLogEntryOutcome]string // of readings
 	otherOutcomes map[openapi.AccessLogEntryOutcome]string // of all else
 	granularities map[openapi.Resolution]string
+	reasons       map[openapi.WithheldReason]string
 	bases         map[openapi.LegalBasis][2]string // word, meaning
 	purposes      map[openapi.Purpose][2]string
 	terms         [][2]string
@@ -64,11 +67,12 @@ var wordsEN = statementWords{
 	Electricity: "electricity", Gas: "gas",
 	InShort: "In short",
 	Total:   "in all", Given: "with readings given", NotGiven: "refused or not given", Failed: "failed", Other: "other, without readings",
-	Nobody: "Nobody asked for your data in this period.",
-	Who:    "Who", Times: "Requests", TimesGiven: "Readings given", Data: "Which readings", Basis: "Legal basis", Purpose: "Purpose", Latest: "Latest request",
+	Nobody: "Nobody asked for your data in this period.", NobodyHere: "There are no requests to show in this part.",
+	Who: "Who", Times: "Requests", TimesGiven: "Readings given", Data: "Which readings", Basis: "Legal basis", Purpose: "Purpose", Latest: "Latest request",
 	AllTitle: "All requests", When: "When", Asked: "What was asked", Result: "What came of it",
 	Employee: "staff member %s", Reason: "because: %s",
-	AskedDays: "Days: %s", Range: "%s to %s",
+	AskedDays: "Days: %s", FoldedDays: "Days, taken together: %s", Folded: "%d times", Range: "%s to %s",
+	Why:       "Why not given:",
 	Opened:    "Day values decrypted: %d",
 	Told:      "Told to be readable: ",
 	Reference: "Reference", Rule: "rule %s", Consent: "Consent %s",
@@ -76,7 +80,8 @@ var wordsEN = statementWords{
 	Unreadable: "The records of these requests do not verify, so that we cannot tell whether they concern you. We have been warned and look into it. " +
 		"You may ask us what came of it; name the reference.",
 	CutTitle:     "This statement is not complete",
-	Cut:          "It shows the latest %d requests. For the others, ask for a statement of requests made on %s or earlier.",
+	Cut:          "It shows %d requests, back to %s. For those before, ask us for the statement that follows this one, and name this place:",
+	Continued:    "%s, before %s, where another statement stopped",
 	MeaningTitle: "What the words mean", MeaningBases: "Legal bases", MeaningPurposes: "Purposes", MeaningOthers: "Other words",
 	CheckTitle: "How to check this statement",
 	Check: []string{
@@ -114,6 +119,16 @@ var wordsEN = statementWords{
 	granularities: map[openapi.Resolution]string{
 		openapi.PT15M: "by quarter-hour", openapi.PT1H: "by hour", openapi.P1D: "by day", openapi.P1M: "by month",
 	},
+	reasons: map[openapi.WithheldReason]string{
+		openapi.PURPOSENOTAVAILABLE: "readings may not be asked for with this purpose", openapi.NOTCOVERED: "no legal basis covers these readings for this purpose",
+		openapi.NOSUPPLY: "the company was not your supplier on these days", openapi.NOTOCCUPIED: "not days of the customer for whom it was asked",
+		openapi.NOCONSENT: "it needs your consent, and there was none", openapi.CONSENTREVOKED: "your consent was withdrawn",
+		openapi.CONSENTEXPIRED: "your consent was no longer valid", openapi.OPTEDOUT: "you had remote reading switched off",
+		openapi.NOTGRANTEDATTHISGRANULARITY: "more detail was asked for than may be given", openapi.PARTIALPERIOD: "whole months were asked for, and only a part of the month may be given",
+		openapi.PERIODINFUTURE: "the day was not over yet", openapi.PERIODTOOOLD: "too long ago: no longer kept, or no longer to be given",
+		openapi.FINERTHANSTORED: "the readings are not kept in that much detail", openapi.KINDNOTAVAILABLE: "there are no values of the kind asked for, or no legal basis for them",
+		openapi.DAMAGED: "what is stored could not be opened; we have been warned", openapi.ERASED: "it was erased for good",
+	},
 	bases: map[openapi.LegalBasis][2]string{
 		openapi.LegalBasisSUPPLYPERIODIC:  {"Supply, periodic", "Your energy supplier may read your meter once per period for your statement of consumption and your bill."},
 		openapi.LegalBasisSUPPLYDAILY:     {"Supply, daily", "Your energy supplier may have the daily readings of the days on which it supplies you."},
@@ -131,6 +146,7 @@ var wordsEN = statementWords{
 	},
 	terms: [][2]string{
 		{"Day values decrypted", "Readings are kept encrypted, each kind and day by itself. This is how many of them were opened for the request; a period also needs the reading at its end. Where a request was for days of somebody else as well, it is at most as many."},
+		{"… times", "Requests of one party on one day that asked for the same, had the same outcome and gave no readings are shown on one line, with their number and the times of the first and the last. Each has a record of its own; the reference is that of the last."},
 		{"GLN", "The number by which a company is known in the energy market."},
 	},
 }
@@ -149,11 +165,12 @@ var wordsNL = statementWords{
 	Electricity: "elektriciteit", Gas: "gas",
 	InShort: "In het kort",
 	Total:   "in totaal", Given: "keer meetgegevens gegeven", NotGiven: "keer geweigerd of niet gegeven", Failed: "keer mislukt", Other: "keer iets anders, zonder meetgegevens",
-	Nobody: "Niemand heeft in deze periode om uw gegevens gevraagd.",
-	Who:    "Wie", Times: "Verzoeken", TimesGiven: "Gegevens gegeven", Data: "Welke gegevens", Basis: "Grondslag", Purpose: "Doel", Latest: "Laatste verzoek",
+	Nobody: "Niemand heeft in deze periode om uw gegevens gevraagd.", NobodyHere: "In dit deel zijn er geen verzoeken om te tonen.",
+	Who: "Wie", Times: "Verzoeken", TimesGiven: "Gegevens gegeven", Data: "Welke gegevens", Basis: "Grondslag", Purpose: "Doel", Latest: "Laatste verzoek",
 	AllTitle: "Alle verzoeken", When: "Wanneer", Asked: "Wat is gevraagd", Result: "Wat kwam ervan",
 	Employee: "medewerker %s", Reason: "reden: %s",
-	AskedDays: "Dagen: %s", Range: "%s t/m %s",
+	AskedDays: "Dagen: %s", FoldedDays: "Dagen, bij elkaar: %s", Folded: "%d keer", Range: "%s t/m %s",
+	Why:       "Waarom niet gegeven:",
 	Opened:    "Ontsleutelde dagwaarden: %d",
 	Told:      "Mag worden opgevraagd: ",
 	Reference: "Kenmerk", Rule: "regel %s", Consent: "Toestemming %s",
@@ -161,7 +178,8 @@ var wordsNL = statementWords{
 	Unreadable: "De vastleggingen van deze verzoeken kloppen niet, zodat wij niet kunnen zien of ze over u gaan. Wij zijn gewaarschuwd en zoeken het uit. " +
 		"U kunt ons vragen wat eruit is gekomen; noem dan het kenmerk.",
 	CutTitle:     "Dit overzicht is niet volledig",
-	Cut:          "Het toont de laatste %d verzoeken. Vraag voor de andere een overzicht van verzoeken gedaan t/m %s.",
+	Cut:          "Het toont %d verzoeken, terug tot %s. Vraag ons voor de verzoeken daarvoor om het volgende overzicht, en noem deze plaats:",
+	Continued:    "%s, vóór %s, waar een ander overzicht ophield",
 	MeaningTitle: "Wat de woorden betekenen", MeaningBases: "Grondslagen", MeaningPurposes: "Doelen", MeaningOthers: "Andere woorden",
 	CheckTitle: "Hoe u dit overzicht kunt controleren",
 	Check: []string{
@@ -199,6 +217,16 @@ var wordsNL = statementWords{
 	granularities: map[openapi.Resolution]string{
 		openapi.PT15M: "per kwartier", openapi.PT1H: "per uur", openapi.P1D: "per dag", openapi.P1M: "per maand",
 	},
+	reasons: map[openapi.WithheldReason]string{
+		openapi.PURPOSENOTAVAILABLE: "voor dit doel mogen geen meetgegevens worden gevraagd", openapi.NOTCOVERED: "voor deze gegevens is er bij dit doel geen grondslag",
+		openapi.NOSUPPLY: "het bedrijf was op deze dagen niet uw leverancier", openapi.NOTOCCUPIED: "geen dagen van de klant voor wie het is gevraagd",
+		openapi.NOCONSENT: "daarvoor is uw toestemming nodig, en die was er niet", openapi.CONSENTREVOKED: "uw toestemming was ingetrokken",
+		openapi.CONSENTEXPIRED: "uw toestemming was niet meer geldig", openapi.OPTEDOUT: "u had uitlezen op afstand uitgezet",
+		openapi.NOTGRANTEDATTHISGRANULARITY: "er is meer detail gevraagd dan gegeven mag worden", openapi.PARTIALPERIOD: "er zijn hele maanden gevraagd, en van deze maand mag maar een deel worden gegeven",
+		openapi.PERIODINFUTURE: "de dag was nog niet voorbij", openapi.PERIODTOOOLD: "te lang geleden: niet meer bewaard, of niet meer te geven",
+		openapi.FINERTHANSTORED: "de gegevens zijn niet met zoveel detail bewaard", openapi.KINDNOTAVAILABLE: "zulke waarden zijn er niet, of er is geen grondslag voor",
+		openapi.DAMAGED: "wat is opgeslagen kon niet worden geopend; wij zijn gewaarschuwd", openapi.ERASED: "het is voorgoed gewist",
+	},
 	bases: map[openapi.LegalBasis][2]string{
 		openapi.LegalBasisSUPPLYPERIODIC:  {"Levering, periodiek", "Uw energieleverancier mag eens per periode uw meter uitlezen voor uw verbruiksoverzicht en uw rekening."},
 		openapi.LegalBasisSUPPLYDAILY:     {"Levering, dagelijks", "Uw energieleverancier mag de dagstanden hebben van de dagen waarop hij aan u levert."},
@@ -216,6 +244,7 @@ var wordsNL = statementWords{
 	},
 	terms: [][2]string{
 		{"Ontsleutelde dagwaarden", "Meetgegevens zijn versleuteld opgeslagen, elke soort en elke dag apart. Dit is hoeveel daarvan voor het verzoek zijn geopend; voor een periode is ook de stand aan het eind nodig. Ging een verzoek ook over dagen van een ander, dan zijn het er hoogstens zoveel."},
+		{"… keer", "Verzoeken van één partij op één dag die hetzelfde vroegen, dezelfde uitkomst hadden en geen meetgegevens opleverden, staan op één regel, met hun aantal en de tijd van het eerste en het laatste. Elk verzoek is apart vastgelegd; het kenmerk is dat van het laatste."},
 		{"GLN", "Het nummer waaronder een bedrijf in de energiemarkt bekend is."},
 	},
 }
