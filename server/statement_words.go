@@ -110,8 +110,8 @@ var wordsEN = statementWords{
 		openapi.AccessLogEntryStepREVOKE: "Withdrew a consent, or a request for one",
 	},
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
-		openapi.GIVEN: "Given", openapi.PARTLY: "Given in part; for the rest there was no legal basis, or it was not there",
-		openapi.WITHHELD: "Not given: there was no legal basis, or it was not there", openapi.REFUSED: "Refused", openapi.FAILED: "Failed: nothing was given",
+		openapi.GIVEN: "Given", openapi.PARTLY: "Given in part",
+		openapi.WITHHELD: "Not given", openapi.REFUSED: "Refused", openapi.FAILED: "Failed: nothing was given",
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Done", openapi.PARTLY: "Done in part", openapi.WITHHELD: "Not done", openapi.REFUSED: "Refused", openapi.FAILED: "Failed",
@@ -208,8 +208,8 @@ var wordsNL = statementWords{
 		openapi.AccessLogEntryStepREVOKE: "Een toestemming, of een verzoek daarom, ingetrokken",
 	},
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
-		openapi.GIVEN: "Gegeven", openapi.PARTLY: "Deels gegeven; voor de rest was er geen grondslag, of die gegevens waren er niet",
-		openapi.WITHHELD: "Niet gegeven: er was geen grondslag, of die gegevens waren er niet", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt: er is niets gegeven",
+		openapi.GIVEN: "Gegeven", openapi.PARTLY: "Deels gegeven",
+		openapi.WITHHELD: "Niet gegeven", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt: er is niets gegeven",
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Gedaan", openapi.PARTLY: "Deels gedaan", openapi.WITHHELD: "Niet gedaan", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt",
