@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -14,8 +15,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
 
 	"kluis/authz"
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/audit"
 	"kluis/internal/testing/stafftest"
 	"kluis/meter"
@@ -305,6 +308,92 @@ func TestAccessLogStatement(t *testing.T) {
 	}
 	if r := w.logAs("text/csv", token, logPath(e, "limit", "10")); r.status != 400 || r.problem(t) != "invalid-parameters" || !strings.Contains(string(r.body), "/query/limit") {
 		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// recordMany stores requests like one that was made, each a millisecond before
+// the one before it, as if they had come in: what a supplier can do in a day. It
+// returns their ids, latest first.
+func (w *world) recordMany(like audit.Record, n int) []string {
+	w.t.Helper()
+	ids, at := make([]string, n), make([]time.Time, n)
+	records, receipts := make([][]byte, n), make([][]byte, n)
+	for i := range n {
+		r := like
+		r.At = like.At.Add(-time.Duration(i+1) * time.Millisecond)
+		r.InteractionID = uuid.NewSHA1(uuid.Nil, fmt.Append(nil, like.InteractionID, i))
+		receipts[i] = []byte{}
+		if len(like.Receipt) > 0 {
+			rc := must(envelope.ParseReceipt(like.Receipt))
+			rc.InteractionID = r.InteractionID
+			r.Receipt = rc.Encode()
+			receipts[i] = r.Receipt
+		}
+		ids[i], at[i], records[i] = uuid.UUID(r.InteractionID).String(), r.At, must(r.Encode())
+	}
+	w.sql(`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt)
+		SELECT $1, a, i, $2, $3, r, c, decode(repeat('00', 16), 'hex') FROM unnest($4::timestamptz[], $5::uuid[], $6::bytea[], $7::bytea[]) AS x (a, i, r, c)`,
+		like.EAN.Int64(), like.Supplier.Int64(), int(like.Outcome), pq.Array(at), pq.Array(ids), pq.ByteaArray(records), pq.ByteaArray(receipts))
+	return ids
+}
+
+// TestAccessLogFlood: a party with nothing to do there, that asks for readings
+// thousands of times, hides no read; and a statement of more reads than it holds
+// goes on where its link says.
+func TestAccessLogFlood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{timeout: 30 * time.Second})
+	e := w.customer(1, w.a)
+	w.fill(e)
+	given := w.answerOf(w.get(w.a, w.path(e, "purpose", "BILLING", "class", "registers", "resolution", "P1M")))
+	read := w.lastRecord()
+	if r := w.get(w.b, w.path(e)); r.status != 404 {
+		t.Fatalf("%d", r.status)
+	}
+	refused := w.lastRecord()
+	w.recordMany(refused, 20_000)
+	token := w.view(e, authz.Agent)
+	for _, media := range []string{"text/html", "text/csv"} {
+		r := w.logAs(media, token, logPath(e, "lang", "nl"))
+		if r.status != 200 || r.header.Get("Link") != "" || !bytes.Contains(r.body, []byte(given.InteractionId.String())) || len(r.body) > 60_000 {
+			t.Errorf("%s: %d, %d bytes, Link %q", media, r.status, len(r.body), r.header.Get("Link"))
+		}
+		// Around midnight they are of two days.
+		if today := meter.DayOf(refused.At, w.profile.Location()); today == meter.DayOf(refused.At.Add(-time.Minute), w.profile.Location()) &&
+			!bytes.Contains(r.body, []byte(map[string]string{"text/html": "<strong>20001 keer</strong>", "text/csv": ",20001,"}[media])) {
+			t.Errorf("%s: %s", media, r.body)
+		}
+	}
+
+	ids := append([]string{given.InteractionId.String()}, w.recordMany(read, 12_000)...)
+	for _, media := range []string{"text/html", "text/csv"} {
+		path, seen, pages := logPath(e, "supplier", w.a.gln.String(), "lang", "en"), map[string]int{}, 0
+		for path != "" && pages < 4 {
+			r := w.logAs(media, token, path)
+			if r.status != 200 {
+				t.Fatalf("%d %.300s", r.status, r.body)
+			}
+			pages++
+			for _, m := range regexp.MustCompile(`(?m)(?:^|Reference <span class="number">)([0-9a-f-]{36})`).FindAllSubmatch(r.body, -1) {
+				seen[string(m[1])]++
+			}
+			path = ""
+			if link, ok := strings.CutSuffix(r.header.Get("Link"), `>; rel="next"`); ok {
+				u := must(url.Parse(strings.TrimPrefix(link, "<")))
+				if q := u.Query(); !bytes.Contains(r.body, []byte(q.Get("cursor"))) || q.Get("supplier") != w.a.gln.String() || q.Get("occupancy") != "2020-01-01" {
+					t.Errorf("%s: goes on at %s", media, u)
+				}
+				path = u.RequestURI()
+			}
+		}
+		if pages != 2 {
+			t.Errorf("%s: %d pages", media, pages)
+		}
+		for _, id := range ids {
+			if seen[id] == 0 || media == "text/html" && seen[id] != 1 {
+				t.Fatalf("%s: %s is told %d times", media, id, seen[id])
+			}
+		}
 	}
 }
 
