@@ -4480,6 +4480,7 @@ type GetAccessLogResponseObject interface {
 
 type GetAccessLog200ResponseHeaders struct {
 	CacheControl   *string
+	Link           *string
 	XInteractionId *openapi_types.UUID
 }
 
@@ -4497,6 +4498,9 @@ func (response GetAccessLog200JSONResponse) VisitGetAccessLogResponse(w http.Res
 	w.Header().Set("Content-Type", "application/json")
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.Link != nil {
+		w.Header().Set("Link", fmt.Sprint(*response.Headers.Link))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -4520,6 +4524,9 @@ func (response GetAccessLog200TextcsvResponse) VisitGetAccessLogResponse(w http.
 	}
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.Link != nil {
+		w.Header().Set("Link", fmt.Sprint(*response.Headers.Link))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -4547,6 +4554,9 @@ func (response GetAccessLog200TexthtmlResponse) VisitGetAccessLogResponse(w http
 	}
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.Link != nil {
+		w.Header().Set("Link", fmt.Sprint(*response.Headers.Link))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))

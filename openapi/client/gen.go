@@ -4529,6 +4529,7 @@ func (r GetAccessResponse) ContentType() string {
 // GetAccessLogResponse200Headers the declared response headers of an HTTP 200 response for GetAccessLog
 type GetAccessLogResponse200Headers struct {
 	CacheControl   *string
+	Link           *string
 	XInteractionId *openapi_types.UUID
 }
 
@@ -6641,6 +6642,13 @@ func ParseGetAccessLogResponse(rsp *http.Response) (*GetAccessLogResponse, error
 				return nil, err
 			}
 			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
