@@ -241,6 +241,40 @@ func TestWhoseRequest(t *testing.T) {
 	}
 }
 
+// Why days were withheld is told of the customer's days only, and of nothing
+// that failed.
+func TestWithheldOfOneCustomer(t *testing.T) {
+	t.Parallel()
+	f := twoCustomers(t)
+	r := refusedAs(request(t, "2026-04-10T10:00:00Z", "2026-02-25", "2026-03-11"), audit.Withheld)
+	r.Withheld = []authz.Withheld{
+		{Field: 1, Days: span(t, "2026-02-25", "2026-02-27"), Reason: meter.NoSupply},
+		{Field: 1, Days: span(t, "2026-02-27", "2026-03-11"), Reason: meter.OptedOut},
+		{Field: 2, Days: span(t, "2026-03-01", "2026-03-11"), Reason: meter.NoConsent},
+	}
+	for since, want := range map[string]string{
+		"2024-01-01": "1 2026-02-25 2026-02-27 NO_SUPPLY, 1 2026-02-27 2026-03-01 OPTED_OUT",
+		"2026-03-01": "1 2026-03-01 2026-03-11 OPTED_OUT, 2 2026-03-01 2026-03-11 NO_CONSENT",
+	} {
+		v, row := viewOf(t, f, since, nil), rowOf(t, r)
+		e, _, err := v.entry(&row)
+		var got []string
+		for _, h := range e.Withheld {
+			field, _ := v.profile.Field(h.Field)
+			got = append(got, fmt.Sprint(uint16(field.Code), " ", h.From, " ", h.To, " ", h.Reason))
+		}
+		if err != nil || strings.Join(got, ", ") != want {
+			t.Errorf("since %s: %s, %v; want %s", since, strings.Join(got, ", "), err, want)
+		}
+		failed := r
+		failed.Outcome = audit.Failed
+		row = rowOf(t, failed)
+		if e, _, err := v.entry(&row); err != nil || e.Withheld == nil || len(e.Withheld)+len(e.reasons) > 0 {
+			t.Errorf("%+v, %v", e, err)
+		}
+	}
+}
+
 func dryRunOf(t testing.TB, at, from, to string) audit.Record {
 	r := request(t, at, from, to)
 	r.Operation, r.Purpose, r.Receipt = audit.DryRun, 0, nil
@@ -339,6 +373,16 @@ func TestUnreadable(t *testing.T) {
 		"unknown basis": func(r *LogRow) {
 			x := good
 			x.Granted = changed(x.Granted, func(g *audit.Granted) { g.Basis = 99 })
+			*r = rowOf(t, x)
+		},
+		"unknown field withheld": func(r *LogRow) {
+			x := good
+			x.Withheld = []authz.Withheld{{Field: 250, Days: x.Days, Reason: meter.NoConsent}}
+			*r = rowOf(t, x)
+		},
+		"unknown reason": func(r *LogRow) {
+			x := good
+			x.Withheld = []authz.Withheld{{Field: 1, Days: x.Days, Reason: 99}}
 			*r = rowOf(t, x)
 		},
 		"unknown granularity": func(r *LogRow) {

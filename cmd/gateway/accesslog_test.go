@@ -205,6 +205,12 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("no record of %s", x.InteractionId)
 		}
 	}
+	// What was withheld is what the caller was told.
+	told := w.answerOf(w.get(w.a, w.path(e, "purpose", "BILLING", "fields", "import_intervals")))
+	if x := w.logOf(w.asStaff(token, logPath(e, "supplier", a0))).Entries[0]; x.InteractionId != told.InteractionId || len(told.Withheld) == 0 ||
+		fmt.Sprint(x.Withheld) != fmt.Sprint(told.Withheld) {
+		t.Errorf("withheld %+v, want %+v", x.Withheld, told.Withheld)
+	}
 }
 
 // TestAccessLogPages: links lead through all of it while others come in.
