@@ -7,7 +7,6 @@ import (
 	"math"
 	"time"
 
-	"kluis/authz"
 	"kluis/cryptoserver/control"
 	"kluis/meter"
 )
@@ -38,8 +37,8 @@ type FactPlace struct {
 	Version int64
 }
 
-// Fact is a stored fact, as the database has it, and of NewFacts the version
-// before it, if that is there.
+// Fact is a stored fact, as the database has it, and of NewFacts and
+// NewestFacts the version before it, if that is there.
 type Fact struct {
 	Place            FactPlace
 	Sealed, Previous []byte
@@ -55,8 +54,9 @@ type FactStore interface {
 	NewFacts(ctx context.Context, kind FactKind, after FactPlace, limit int) ([]Fact, error)
 	// AllFacts returns up to limit facts after a place, by subject and version.
 	AllFacts(ctx context.Context, kind FactKind, after FactPlace, limit int) ([]Fact, error)
-	// NewestFacts returns the newest version of each subject, in order; 0: none.
-	NewestFacts(ctx context.Context, kind FactKind, subjects []int64) ([]int64, error)
+	// NewestFacts returns the newest row of each subject, in order, with the
+	// version before it; Sealed is nil: none.
+	NewestFacts(ctx context.Context, kind FactKind, subjects []int64) ([]Fact, error)
 	// FactMark is the transaction before which all facts were looked at; 0: never.
 	FactMark(ctx context.Context) (uint64, error)
 	// SetFactMark stores it.
@@ -64,8 +64,9 @@ type FactStore interface {
 }
 
 const (
-	factPage  = 500
-	sweepPage = 1000
+	factPage    = 500
+	sweepPage   = 1000
+	historyPage = 32
 	// The database stores how far the facts were looked at no more often.
 	markEvery = time.Minute
 )
@@ -76,29 +77,6 @@ type version struct {
 	number   uint64
 	sealedAt time.Time
 	narrows  bool // takes something away from the version before
-}
-
-var errFact = errors.New("a sealed fact in the database does not verify")
-
-// judge verifies a fact under the pinned seal keys and compares it with the one
-// before. What the columns say of it counts for nothing.
-func (c *Custodian) judge(kind FactKind, sealed, previous []byte) (version, error) {
-	if kind == LegalFiles {
-		f, err := c.keys.LegalFile(sealed)
-		if err != nil {
-			return version{}, fmt.Errorf("%w: %w", errFact, err)
-		}
-		// One that does not verify is as good as none: then nobody can tell
-		// what was taken away, and Narrows says so.
-		prev, _ := c.keys.LegalFile(previous)
-		return version{f.EAN().Int64(), f.Version(), f.SealedAt(), authz.Narrows(prev, f)}, nil
-	}
-	r, err := c.keys.Supplier(sealed)
-	if err != nil {
-		return version{}, fmt.Errorf("%w: %w", errFact, err)
-	}
-	prev, _ := c.keys.Supplier(previous)
-	return version{r.GLN().Int64(), r.Version(), r.SealedAt(), authz.NarrowsSupplier(prev, r)}, nil
 }
 
 // minimum is what the feed says of a subject.
@@ -130,53 +108,66 @@ func noFact(arrived uint64) FactPlace {
 	return FactPlace{Arrived: arrived, Subject: math.MinInt64, Version: math.MinInt64}
 }
 
-// newFacts looks at what was stored in a transaction or later ones.
-func (c *Custodian) newFacts(ctx context.Context, kind FactKind, since uint64, bad *int, each func(narrowed) error) error {
+// newFacts looks at what was stored in a transaction or later ones. What takes
+// something away, or is not as it should be, is judged with all the versions
+// before it.
+func (c *Custodian) newFacts(ctx context.Context, kind FactKind, since uint64, each func(narrowed, []Stray) error) error {
 	return c.pages(ctx, kind, noFact(since), c.store.NewFacts, func(page []Fact) error {
-		found := narrowed{}
+		found, stray, seen := narrowed{}, []Stray(nil), map[int64]bool{}
 		for _, f := range page {
-			if f.Place.Version > 0 && c.minimum(kind, f.Place.Subject) >= uint64(f.Place.Version) {
+			subject := f.Place.Subject
+			if seen[subject] || f.Place.Version > 0 && c.minimum(kind, subject) >= uint64(f.Place.Version) {
 				continue // seen before
 			}
-			v, err := c.judge(kind, f.Sealed, f.Previous)
-			if err != nil {
-				*bad++
+			if v, why := c.judge(kind, f, f.Previous); why == "" && !v.narrows {
 				continue
 			}
-			found.add(v)
+			seen[subject] = true
+			h, err := c.history(ctx, kind, subject)
+			if err != nil {
+				return err
+			}
+			found.add(h.narrowing)
+			if h.stray != nil {
+				stray = append(stray, *h.stray)
+			}
 		}
-		return each(found)
+		return each(found, stray)
 	})
 }
 
 // allFacts looks at everything there is.
-func (c *Custodian) allFacts(ctx context.Context, kind FactKind, bad *int, each func(narrowed) error) error {
-	var last Fact
-	found := narrowed{}
+func (c *Custodian) allFacts(ctx context.Context, kind FactKind, each func(narrowed, []Stray) error) error {
+	var h *history
+	found, stray := narrowed{}, []Stray(nil)
+	end := func() {
+		if h == nil {
+			return
+		}
+		found.add(h.narrowing)
+		if h.stray != nil {
+			stray = append(stray, *h.stray)
+		}
+	}
 	err := c.pages(ctx, kind, noFact(0), c.store.AllFacts, func(page []Fact) error {
 		for _, f := range page {
-			var previous []byte
-			if last.Place.Subject == f.Place.Subject && last.Place.Version == f.Place.Version-1 {
-				previous = last.Sealed
+			if h == nil || h.subject != f.Place.Subject {
+				end()
+				h = c.newHistory(kind, f.Place.Subject)
 			}
-			last = f
-			v, err := c.judge(kind, f.Sealed, previous)
-			if err != nil {
-				*bad++
-				continue
-			}
-			found.add(v)
+			h.next(f)
 		}
-		if len(found) < control.MaxMinimums {
+		if len(found) < control.MaxMinimums && len(stray) < factPage {
 			return nil
 		}
-		defer clear(found)
-		return each(found)
+		defer func() { found, stray = narrowed{}, nil }()
+		return each(found, stray)
 	})
 	if err != nil {
 		return err
 	}
-	return each(found)
+	end()
+	return each(found, stray)
 }
 
 func (c *Custodian) pages(ctx context.Context, kind FactKind, after FactPlace,

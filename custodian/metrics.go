@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	delay  prometheus.Histogram
 	behind prometheus.Gauge
+	stray  prometheus.Gauge
 	looked prometheus.Gauge
 }
 
@@ -25,6 +26,10 @@ func newMetrics() *metrics {
 			Name: "kluis_custodian_facts_behind",
 			Help: "Legal files and supplier records found in this round, or the last if this one has found none yet, of which the database has only older versions than the control feed names: rows were deleted or put back. Anything but 0 is an alarm.",
 		}),
+		stray: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kluis_custodian_facts_stray",
+			Help: "Metering points and suppliers with a row of legal_file or supplier that does not follow on the version before it, is not what its row says, or does not verify; at most 1000. Anything but 0 is an alarm.",
+		}),
 		looked: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "kluis_custodian_facts_looked_timestamp_seconds",
 			Help: "When the custodian last looked for legal files and supplier records that take rights away; 0: not yet.",
@@ -34,7 +39,7 @@ func newMetrics() *metrics {
 
 // Register has the daemon's metrics exported.
 func (c *Custodian) Register(reg prometheus.Registerer) error {
-	for _, m := range []prometheus.Collector{c.metrics.delay, c.metrics.behind, c.metrics.looked} {
+	for _, m := range []prometheus.Collector{c.metrics.delay, c.metrics.behind, c.metrics.stray, c.metrics.looked} {
 		if err := reg.Register(m); err != nil {
 			return err
 		}

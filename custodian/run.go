@@ -27,7 +27,7 @@ func (c *Custodian) Run(ctx context.Context, every time.Duration) error {
 	}
 	sign, keep := &trouble{log: c.log}, &trouble{log: c.log}
 	told := make(chan struct{}, 1)
-	facts := &watch{c: c, told: told, trouble: trouble{log: c.log}, bad: trouble{log: c.log}, alarm: trouble{log: c.log}}
+	facts := &watch{c: c, told: told, trouble: trouble{log: c.log}, strays: newStrays(), alarmStray: trouble{log: c.log}, alarm: trouble{log: c.log}}
 	wg.Go(func() { facts.run(ctx, every*2/5) })
 	for {
 		began := time.Now()
@@ -158,7 +158,7 @@ func (t *trouble) is(err error, what string) {
 }
 
 func kindOf(err error) string {
-	for _, k := range []error{ErrFactsBehind, errFact, ErrRolledBack, ErrFork, ErrFeed, ErrCopy, ErrUnavailable, context.DeadlineExceeded} {
+	for _, k := range []error{ErrFactsBehind, ErrStrayFacts, ErrRolledBack, ErrFork, ErrFeed, ErrCopy, ErrUnavailable, context.DeadlineExceeded} {
 		if errors.Is(err, k) {
 			return k.Error()
 		}

@@ -25,7 +25,9 @@ type watch struct {
 	c       *Custodian
 	told    chan<- struct{} // there is something new in the feed
 	trouble trouble
-	bad     trouble
+
+	strays     *strays
+	alarmStray trouble
 
 	mu     sync.Mutex
 	walked bool // everything from before the mark was looked at
@@ -84,28 +86,34 @@ func (w *watch) look(ctx context.Context, wg *sync.WaitGroup) error {
 		w.mark = horizon
 		w.walk(ctx, wg)
 	}
-	bad := 0
+	w.mark = w.strays.again(w.mark)
 	for _, kind := range factKinds {
-		err := c.newFacts(ctx, kind, w.mark, &bad, func(found narrowed) error { return w.tell(ctx, kind, found) })
+		err := c.newFacts(ctx, kind, w.mark, func(found narrowed, stray []Stray) error {
+			w.strays.add(stray)
+			return w.tell(ctx, kind, found)
+		})
 		if err != nil {
 			return err
 		}
 	}
-	w.unverified(bad)
 	w.mark = horizon
+	if err := w.mend(ctx); err != nil {
+		return err
+	}
 	c.metrics.looked.Set(float64(c.now().Unix()))
 	w.mu.Lock()
 	walked := w.walked
 	w.mu.Unlock()
-	if !walked || w.mark == w.kept || time.Since(w.keptAt) < markEvery && w.kept != 0 {
+	keep := w.strays.earliest(w.mark)
+	if !walked || keep == w.kept || time.Since(w.keptAt) < markEvery {
 		return nil
 	}
 	if _, err := calling(ctx, c.timing.call, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, c.store.SetFactMark(ctx, w.mark)
+		return struct{}{}, c.store.SetFactMark(ctx, keep)
 	}); err != nil {
 		return fmt.Errorf("keep how far was looked: %w", err)
 	}
-	w.kept, w.keptAt = w.mark, time.Now()
+	w.kept, w.keptAt = keep, time.Now()
 	return nil
 }
 
@@ -125,14 +133,6 @@ func (w *watch) tell(ctx context.Context, kind FactKind, found narrowed) error {
 	return err
 }
 
-func (w *watch) unverified(n int) {
-	var err error
-	if n > 0 {
-		err = fmt.Errorf("%w: %d of those stored of late. Nobody is served by them; find out who wrote them", errFact, n)
-	}
-	w.bad.is(err, "legal files and supplier records verify")
-}
-
 // walk looks at everything there is, beside what is new.
 func (w *watch) walk(ctx context.Context, wg *sync.WaitGroup) {
 	w.mu.Lock()
@@ -141,11 +141,12 @@ func (w *watch) walk(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() {
 		trouble := trouble{log: w.c.log}
 		for {
-			began, bad := time.Now(), 0
+			began := time.Now()
 			var err error
 			for _, kind := range factKinds {
 				if err == nil {
-					err = w.c.allFacts(ctx, kind, &bad, func(found narrowed) error {
+					err = w.c.allFacts(ctx, kind, func(found narrowed, stray []Stray) error {
+						w.strays.add(stray)
 						told, err := w.c.tell(ctx, kind, found)
 						if len(told) > 0 {
 							w.c.log.Info("earlier versions count no more", "of", kind.String(), "subjects", len(told))
@@ -159,7 +160,7 @@ func (w *watch) walk(ctx context.Context, wg *sync.WaitGroup) {
 			}
 			trouble.is(err, "all legal files and supplier records are looked at once")
 			if err == nil {
-				w.c.log.Info("all legal files and supplier records were looked at", "took", time.Since(began).String(), "unverified", bad)
+				w.c.log.Info("all legal files and supplier records were looked at", "took", time.Since(began).String())
 				w.mu.Lock()
 				w.walked = true
 				w.mu.Unlock()
@@ -185,10 +186,11 @@ func (w *watch) sweep(ctx context.Context) error {
 	for _, kind := range factKinds {
 		page := w.left[kind]
 		page = page[:min(len(page), sweepPage)]
-		behind, err := w.c.behind(ctx, kind, page)
+		behind, stray, err := w.c.behind(ctx, kind, page)
 		if err != nil {
 			return err
 		}
+		w.strays.add(stray)
 		w.left[kind] = w.left[kind][len(page):]
 		w.behind[kind] += len(behind)
 	}
@@ -225,45 +227,88 @@ type Behind struct {
 	Kind    FactKind
 	Subject int64  // EAN or GLN
 	Minimum uint64 // by the feed
-	Newest  uint64 // in the database; 0: none
+	Newest  uint64 // that is as it should be, in the database; 0: none
 }
 
-func (c *Custodian) behind(ctx context.Context, kind FactKind, subjects []int64) ([]Behind, error) {
+// behind compares what the feed says of subjects with what the database has of
+// them: verified, as a row may say any number.
+func (c *Custodian) behind(ctx context.Context, kind FactKind, subjects []int64) (out []Behind, stray []Stray, err error) {
 	if len(subjects) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
-	newest, err := calling(ctx, c.timing.call, func(ctx context.Context) ([]int64, error) { return c.store.NewestFacts(ctx, kind, subjects) })
+	newest, err := calling(ctx, c.timing.call, func(ctx context.Context) ([]Fact, error) { return c.store.NewestFacts(ctx, kind, subjects) })
 	if err != nil {
-		return nil, fmt.Errorf("compare %s with the control feed: %w", kind, err)
+		return nil, nil, fmt.Errorf("compare %s with the control feed: %w", kind, err)
 	}
-	var out []Behind
 	for i, subject := range subjects {
-		if minimum := c.minimum(kind, subject); newest[i] < 0 || uint64(newest[i]) < minimum {
-			out = append(out, Behind{kind, subject, minimum, uint64(max(newest[i], 0))})
+		var v version
+		if newest[i].Sealed != nil {
+			var why string
+			if v, why = c.judge(kind, newest[i], newest[i].Previous); why != "" {
+				h, err := c.history(ctx, kind, subject)
+				if err != nil {
+					return nil, nil, err
+				}
+				v = h.newest
+				if h.stray != nil {
+					stray = append(stray, *h.stray)
+				}
+			}
+		}
+		if !c.counts(kind, subject, v) {
+			out = append(out, Behind{kind, subject, c.minimum(kind, subject), v.number})
 		}
 	}
-	return out, nil
+	return out, stray, nil
 }
 
-// FactsBehind compares all that the feed says with the database.
-func (c *Custodian) FactsBehind(ctx context.Context) (checked int, behind []Behind, err error) {
+// FactsCheck is what CheckFacts found.
+type FactsCheck struct {
+	Compared int // subjects of which the feed says something
+	Behind   []Behind
+	Stray    []Stray
+}
+
+// Err says what is wrong, if anything is: ErrFactsBehind, ErrStrayFacts or
+// both.
+func (f FactsCheck) Err() error {
+	var behind, stray error
+	if len(f.Behind) > 0 {
+		behind = ErrFactsBehind
+	}
+	if len(f.Stray) > 0 {
+		stray = ErrStrayFacts
+	}
+	return errors.Join(behind, stray)
+}
+
+// CheckFacts compares all that the feed says with the database, and lists the
+// stray rows there.
+func (c *Custodian) CheckFacts(ctx context.Context) (f FactsCheck, err error) {
 	if err := c.patiently(ctx, c.sync); err != nil {
-		return 0, nil, err
+		return FactsCheck{}, err
+	}
+	if f.Stray, err = c.strayFacts(ctx); err != nil {
+		return FactsCheck{}, err
 	}
 	for kind, subjects := range c.minimums() {
-		checked += len(subjects)
+		f.Compared += len(subjects)
 		for page := range slices.Chunk(subjects, sweepPage) {
-			b, err := c.behind(ctx, kind, page)
+			behind, stray, err := c.behind(ctx, kind, page)
 			if err != nil {
-				return 0, nil, err
+				return FactsCheck{}, err
 			}
-			behind = append(behind, b...)
+			f.Behind, f.Stray = append(f.Behind, behind...), append(f.Stray, stray...)
 		}
 	}
-	slices.SortFunc(behind, func(a, b Behind) int {
+	slices.SortFunc(f.Behind, func(a, b Behind) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Subject, b.Subject))
 	})
-	return checked, behind, nil
+	slices.SortFunc(f.Stray, func(a, b Stray) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Version, b.Version))
+	})
+	f.Stray = slices.CompactFunc(f.Stray, func(a, b Stray) bool { return a.Kind == b.Kind && a.Subject == b.Subject })
+	return f, nil
 }
 
 func sortVersions(v []version) {

@@ -3,6 +3,7 @@ package custodian_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -286,8 +287,8 @@ func TestPutBackByASuperuser(t *testing.T) {
 	w.running()
 	w.within("the revocation", func() bool { return w.everywhere(ean(1), 5) })
 	w.within("the suspension", func() bool { return w.pool.servers[0].known().SupplierMinimum(gln(1)) == 2 })
-	if n, behind, err := w.FactsBehind(t.Context()); err != nil || n != 2 || len(behind) != 0 {
-		t.Errorf("%d, %+v, %v", n, behind, err)
+	if found, err := w.CheckFacts(t.Context()); err != nil || found.Compared != 2 || found.Err() != nil {
+		t.Errorf("%+v, %v", found, err)
 	}
 	const alarm = "has older versions of sealed facts"
 	if w.log.count(alarm) != 0 {
@@ -297,11 +298,11 @@ func TestPutBackByASuperuser(t *testing.T) {
 	w.exec(`DELETE FROM legal_file WHERE ean = $1 AND version = 5`, ean(1).Int64())
 	w.within("the alarm", func() bool { return w.log.count(alarm) == 1 && w.metric("kluis_custodian_facts_behind") == 1 })
 	w.exec(`DELETE FROM supplier`)
-	_, behind, err := w.FactsBehind(t.Context())
+	found, err := w.CheckFacts(t.Context())
 	w.must(err)
-	if len(behind) != 2 || behind[0] != (custodian.Behind{Kind: custodian.LegalFiles, Subject: ean(1).Int64(), Minimum: 5, Newest: 4}) ||
+	if behind := found.Behind; len(found.Stray) != 0 || !errors.Is(found.Err(), custodian.ErrFactsBehind) || len(behind) != 2 || behind[0] != (custodian.Behind{Kind: custodian.LegalFiles, Subject: ean(1).Int64(), Minimum: 5, Newest: 4}) ||
 		behind[1] != (custodian.Behind{Kind: custodian.SupplierRecords, Subject: gln(1).Int64(), Minimum: 2}) {
-		t.Errorf("%+v", behind)
+		t.Errorf("%+v", found)
 	}
 	w.exec(`DELETE FROM fact_mark`)
 	for _, s := range w.pool.servers {
@@ -312,54 +313,8 @@ func TestPutBackByASuperuser(t *testing.T) {
 		t.Error("the alarm is repeated")
 	}
 	w.exec(`INSERT INTO legal_file SELECT * FROM kept`)
-	if _, behind, err := w.FactsBehind(t.Context()); err != nil || len(behind) != 1 {
-		t.Errorf("after the row is put back: %+v, %v", behind, err)
-	}
-}
-
-// TestDeletedInBetween: a version that gave a right is gone before anybody
-// looked, so the one that took it away seems to take nothing. It counts
-// nonetheless: nobody can tell.
-func TestDeletedInBetween(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, 1)
-	r := w.registrar()
-	f := r.home(1) // version 4 gave the consent
-	r.steps(f, authz.RevokeConsent{ID: [16]byte{1}})
-	w.exec(`DELETE FROM legal_file WHERE version = 4`)
-	w.running()
-	w.within("the version after the gap", func() bool { return w.everywhere(ean(1), 5) })
-}
-
-// TestFactsThatDoNotVerify raise no minimum, or whoever writes to the database
-// could end the reading of a metering point.
-func TestFactsThatDoNotVerify(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, 1)
-	r := w.registrar()
-	f := r.home(1)
-	w.running()
-	w.looked()
-	_, sealed := r.file(f, authz.RevokeConsent{ID: [16]byte{1}})
-	forger := newSigner()
-	next, err := authz.Apply(f, authz.RevokeConsent{ID: [16]byte{1}}, authz.Actor{Kind: authz.ByOperator, Name: "forger"}, time.Now(), amsterdam)
-	w.must(err)
-	insert := `INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`
-	w.exec(insert, ean(1).Int64(), 900, must(authz.Seal(next.Payload(), forger)))
-	w.exec(insert, ean(1).Int64(), 901, []byte("junk"))
-	w.exec(insert, ean(1).Int64(), 902, append(sealed[:len(sealed)-1:len(sealed)-1], sealed[len(sealed)-1]^1))
-	w.looked()
-	if n := w.pool.servers[0].known().FileMinimum(ean(1)); n != 0 {
-		t.Errorf("junk made version %d the first", n)
-	}
-	// A genuine version under another number counts as what it says itself.
-	w.exec(insert, ean(2).Int64(), 903, sealed)
-	w.within("the genuine one", func() bool { return w.everywhere(ean(1), 5) })
-	if w.pool.servers[0].known().FileMinimum(ean(2)) != 0 {
-		t.Error("the columns were believed")
-	}
-	if w.log.count("in the database does not verify") == 0 {
-		t.Error("that something does not verify is not in the log")
+	if found, err := w.CheckFacts(t.Context()); err != nil || len(found.Behind) != 1 {
+		t.Errorf("after the row is put back: %+v, %v", found, err)
 	}
 }
 

@@ -15,7 +15,7 @@ func TestKeysFacts(t *testing.T) {
 	if out := w.must("keys", "facts"); out != "0 of 0 legal files and supplier records are behind.\n" {
 		t.Error(out)
 	}
-	if out := w.must("keys", "facts", "--json"); strings.Join(strings.Fields(out), "") != `{"behind":[],"checked":0}` {
+	if out := w.must("keys", "facts", "--json"); strings.Join(strings.Fields(out), "") != `{"behind":[],"checked":0,"stray":[]}` {
 		t.Error(out)
 	}
 	var text string
@@ -25,7 +25,7 @@ func TestKeysFacts(t *testing.T) {
 		}
 		text = scraped(t, w.metrics)
 	}
-	for _, want := range []string{"kluis_custodian_revocation_delay_seconds_count 0", "kluis_custodian_facts_behind 0"} {
+	for _, want := range []string{"kluis_custodian_revocation_delay_seconds_count 0", "kluis_custodian_facts_behind 0", "kluis_custodian_facts_stray 0"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s:\n%s", want, text)
 		}

@@ -155,7 +155,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case ctx.Err() != nil:
 		return exitInterrupted
-	case errors.Is(err, backend.ErrRegister), errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking), errors.Is(err, custodian.ErrFactsBehind):
+	case errors.Is(err, backend.ErrRegister), errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking), errors.Is(err, custodian.ErrFactsBehind), errors.Is(err, custodian.ErrStrayFacts):
 		return exitRefused
 	case errors.Is(err, ingest.ErrMapping):
 		return exitUsage

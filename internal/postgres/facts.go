@@ -28,8 +28,8 @@ type FactPlace struct {
 	Version int64
 }
 
-// Fact is a stored fact, and of NewFacts the version before it, if that is
-// there.
+// Fact is a stored fact, and of NewFacts and NewestFacts the version before it,
+// if that is there.
 type Fact struct {
 	Place            FactPlace
 	Sealed, Previous []byte
@@ -48,12 +48,15 @@ const (
 		WHERE (f.arrived, f.%[2]s, f.version) > ($1::text::xid8, $2::bigint, $3::bigint)
 		ORDER BY f.arrived, f.%[2]s, f.version LIMIT $4`
 	queryAllFacts = `
-		SELECT '0', %[2]s, version, %[3]s, NULL::bytea FROM %[1]s
+		SELECT arrived::text, %[2]s, version, %[3]s, NULL::bytea FROM %[1]s
 		WHERE (%[2]s, version) > ($2::bigint, $3::bigint) AND $1::text IS NOT NULL
 		ORDER BY %[2]s, version LIMIT $4`
 	queryNewestFacts = `
-		SELECT coalesce((SELECT f.version FROM %[1]s f WHERE f.%[2]s = s.subject ORDER BY f.version DESC LIMIT 1), 0)
-		FROM unnest($1::bigint[]) WITH ORDINALITY AS s (subject, place) ORDER BY s.place`
+		SELECT coalesce(f.arrived::text, '0'), s.subject, coalesce(f.version, 0), f.fact,
+		       (SELECT p.%[3]s FROM %[1]s p WHERE p.%[2]s = s.subject AND p.version = f.version - 1)
+		FROM unnest($1::bigint[]) WITH ORDINALITY AS s (subject, place)
+		LEFT JOIN LATERAL (SELECT arrived, version, %[3]s AS fact FROM %[1]s n WHERE n.%[2]s = s.subject ORDER BY version DESC LIMIT 1) f ON true
+		ORDER BY s.place`
 
 	queryMark = `SELECT arrived::text FROM fact_mark`
 	execMark  = `INSERT INTO fact_mark (arrived) VALUES ($1::text::xid8) ON CONFLICT (one) DO UPDATE SET arrived = EXCLUDED.arrived`
@@ -99,11 +102,15 @@ func (c *Custodian) AllFacts(ctx context.Context, kind FactKind, after FactPlace
 }
 
 func (c *Custodian) facts(ctx context.Context, op string, kind FactKind, query string, after FactPlace, limit int) ([]Fact, error) {
+	return c.readFacts(ctx, op, kind, query, strconv.FormatUint(after.Arrived, 10), after.Subject, after.Version, limit)
+}
+
+func (c *Custodian) readFacts(ctx context.Context, op string, kind FactKind, query string, args ...any) ([]Fact, error) {
 	query, err := kind.query(query)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := c.db.QueryxContext(ctx, query, strconv.FormatUint(after.Arrived, 10), after.Subject, after.Version, limit)
+	rows, err := c.db.QueryxContext(ctx, query, args...)
 	if err != nil {
 		return nil, wrap(ctx, op, err)
 	}
@@ -123,21 +130,14 @@ func (c *Custodian) facts(ctx context.Context, op string, kind FactKind, query s
 	return out, wrap(ctx, op, rows.Err())
 }
 
-// NewestFacts returns the newest version stored of each subject, in order; 0:
-// none.
-func (c *Custodian) NewestFacts(ctx context.Context, kind FactKind, subjects []int64) ([]int64, error) {
-	query, err := kind.query(queryNewestFacts + "%.0[3]s")
-	if err != nil {
-		return nil, err
-	}
-	var out []int64
-	if err := c.db.SelectContext(ctx, &out, query, pq.Array(subjects)); err != nil {
-		return nil, wrap(ctx, "newest facts", err)
-	}
-	if len(out) != len(subjects) {
+// NewestFacts returns the newest row of each subject, in order, with the one
+// before it; Sealed is nil: none.
+func (c *Custodian) NewestFacts(ctx context.Context, kind FactKind, subjects []int64) ([]Fact, error) {
+	out, err := c.readFacts(ctx, "newest facts", kind, queryNewestFacts, pq.Array(subjects))
+	if err == nil && len(out) != len(subjects) {
 		return nil, errors.New("postgres: newest facts: not one of each")
 	}
-	return out, nil
+	return out, err
 }
 
 // FactMark is the transaction up to which the facts were looked at; 0: never.

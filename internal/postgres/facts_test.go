@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,12 +75,23 @@ func TestFacts(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got[0], got[1])
 		}
 	}
-	newest, err := c.NewestFacts(t.Context(), postgres.LegalFiles, []int64{9, 8, 7})
-	if err != nil || !slices.Equal(newest, []int64{1, 0, 5}) {
-		t.Errorf("%v, %v", newest, err)
+	newestOf := func(kind postgres.FactKind, subjects ...int64) string {
+		t.Helper()
+		facts, err := c.NewestFacts(t.Context(), kind, subjects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, f := range facts {
+			out = append(out, fmt.Sprintf("%d.%d:%s<%s", f.Place.Subject, f.Place.Version, f.Sealed, f.Previous))
+		}
+		return strings.Join(out, " ")
 	}
-	if newest, err := c.NewestFacts(t.Context(), postgres.SupplierRecords, []int64{5}); err != nil || !slices.Equal(newest, []int64{2}) {
-		t.Errorf("%v, %v", newest, err)
+	if got := newestOf(postgres.LegalFiles, 9, 8, 7); got != "9.1:b1< 8.0:< 7.5:a5<" {
+		t.Error(got)
+	}
+	if got := newestOf(postgres.SupplierRecords, 5); got != "5.2:s2<s1" {
+		t.Error(got)
 	}
 	if _, err := c.NewFacts(t.Context(), 3, everyFact(0), 1); err == nil {
 		t.Error("a kind that there is not")

@@ -34,9 +34,9 @@ func ofStore(facts []postgres.Fact) []custodian.Fact {
 }
 
 // NewestFacts implements custodian.Store.
-func (s CustodianStore) NewestFacts(ctx context.Context, kind custodian.FactKind, subjects []int64) ([]int64, error) {
-	versions, err := s.DB.NewestFacts(ctx, postgres.FactKind(kind), subjects)
-	return versions, stored(err)
+func (s CustodianStore) NewestFacts(ctx context.Context, kind custodian.FactKind, subjects []int64) ([]custodian.Fact, error) {
+	facts, err := s.DB.NewestFacts(ctx, postgres.FactKind(kind), subjects)
+	return ofStore(facts), stored(err)
 }
 
 // FactMark implements custodian.Store.
