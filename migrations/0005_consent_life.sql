@@ -6,6 +6,39 @@
 GRANT INSERT (ean, version, file, sealed_at) ON legal_file TO kluis_gateway;
 GRANT INSERT, DELETE ON consent TO kluis_gateway;
 
+-- What the gateway stores must be the next version: under the metering point
+-- and the number that are sealed in it, and made of the version that is there.
+-- Else one that took over a gateway could keep a sealed step back and store it
+-- on top of a revocation, which it knows nothing of. The places are those of
+-- package authz: 29 bytes of envelope, then the payload, which begins with a
+-- fixed head (domain, commodity, EAN, version, time, digest of the payload
+-- before). Signatures are not checked here.
+-- +goose StatementBegin
+CREATE FUNCTION legal_file_follows() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+DECLARE
+    envelope CONSTANT int := 29;
+    before   bytea;
+    size     bigint;
+BEGIN
+    IF octet_length(NEW.file) < envelope + 78
+       OR substring(NEW.file FROM envelope + 22 FOR 8) <> int8send(NEW.ean)
+       OR substring(NEW.file FROM envelope + 31 FOR 8) <> int8send(NEW.version) THEN
+        RAISE EXCEPTION 'not the legal file of this metering point and version' USING ERRCODE = 'check_violation';
+    END IF;
+    SELECT l.file INTO before FROM legal_file l WHERE l.ean = NEW.ean AND l.version = NEW.version - 1;
+    IF octet_length(before) >= envelope + 78 THEN
+        size := get_byte(before, 25)::bigint << 24 | get_byte(before, 26) << 16 | get_byte(before, 27) << 8 | get_byte(before, 28);
+        IF sha256(substring(before FROM envelope + 1 FOR least(size, 1048576)::int)) = substring(NEW.file FROM envelope + 47 FOR 32) THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'does not follow on the version before it' USING ERRCODE = 'check_violation';
+END $$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION legal_file_follows() FROM PUBLIC;
+CREATE TRIGGER legal_file_follows BEFORE INSERT ON legal_file
+    FOR EACH ROW WHEN (current_user = 'kluis_gateway') EXECUTE FUNCTION legal_file_follows();
+
 CREATE TABLE idempotency_key (
     gln        bigint      NOT NULL,
     key_digest bytea       NOT NULL CHECK (octet_length(key_digest) = 32),
@@ -36,6 +69,8 @@ GRANT SELECT (ean, recorded_at, interaction_id, gln, outcome, record, receipt) O
 COMMENT ON COLUMN access_log.outcome IS '1 given, 2 given in part, 3 all withheld, 4 no relation, 5 failed after the decision, 6 refused (package audit).';
 
 -- +goose Down
+DROP TRIGGER legal_file_follows ON legal_file;
+DROP FUNCTION legal_file_follows();
 REVOKE INSERT (ean, version, file, sealed_at) ON legal_file FROM kluis_gateway;
 REVOKE INSERT, DELETE ON consent FROM kluis_gateway;
 REVOKE SELECT (ean, recorded_at, interaction_id, gln, outcome, record, receipt) ON access_log FROM kluis_gateway;

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"testing"
+
+	"github.com/lib/pq"
 
 	"kluis/authz"
 	"kluis/meter"
@@ -10,8 +13,9 @@ import (
 )
 
 // A captured gateway stores what no honest one would: its database role may add
-// rows of legal files, and change the index of consents. Nothing is then read or
-// sealed on such facts, and none of it keeps a customer from revoking.
+// rows of legal files, and change the index of consents. The database keeps out
+// what is not the next version; where a superuser lets it in, nothing is read or
+// sealed on it; and none of it keeps a customer from revoking.
 
 // granted is a metering point with a consent that the supplier reads on.
 func (w *world) granted(n int) (meter.EAN, func() reply) {
@@ -28,11 +32,20 @@ func (w *world) granted(n int) (meter.EAN, func() reply) {
 	return e, func() reply { return w.answer(k, r.header.Get("ETag"), authz.ActionRevoke) }
 }
 
-func (w *world) asGateway(statement string, args ...any) {
+func (w *world) asGateway(statement string, args ...any) error {
 	w.t.Helper()
-	if _, err := w.db.Open(w.t, migrations.RoleGateway).ExecContext(w.t.Context(), statement, args...); err != nil {
-		w.t.Fatal(err)
+	_, err := w.db.Open(w.t, migrations.RoleGateway).ExecContext(w.t.Context(), statement, args...)
+	return err
+}
+
+// keptOut has the gateway's role try to store a legal file, and a superuser do it.
+func (w *world) keptOut(statement string, args ...any) {
+	w.t.Helper()
+	var refused *pq.Error
+	if err := w.asGateway(statement, args...); !errors.As(err, &refused) || refused.Code != "23514" {
+		w.t.Errorf("the gateway's role: %v", err)
 	}
+	w.sql(statement, args...)
 }
 
 // unserved says that nothing is read of the metering point.
@@ -49,7 +62,7 @@ func TestAFileUnderAnotherVersion(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
 	e, revoke := w.granted(1)
-	w.asGateway(`INSERT INTO legal_file (ean, version, file, sealed_at)
+	w.keptOut(`INSERT INTO legal_file (ean, version, file, sealed_at)
 		SELECT ean, 9223372036854775807, file, sealed_at FROM legal_file WHERE ean = $1 ORDER BY version DESC LIMIT 1`, e.Int64())
 	w.unserved(e)
 	if r := revoke(); r.status != 500 || !bytes.Contains(r.body, []byte("evidence-invalid")) {
@@ -76,12 +89,14 @@ func TestAForkIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	fork := before
+	var forks [][]byte
 	for id := range byte(2) {
 		step := w.consent(w.a)
 		step.ID = [16]byte{0xf0, id}
 		if fork, err = w.pool.registrar.SealStep(t.Context(), fork, step); err != nil {
 			t.Fatal(err)
 		}
+		forks = append(forks, fork)
 	}
 	if r := revoke(); r.status != 200 {
 		t.Fatalf("%d %s", r.status, r.body)
@@ -90,8 +105,12 @@ func TestAForkIsStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.asGateway(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, e.Int64(), int64(file.Version()), fork)
+	w.keptOut(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, e.Int64(), int64(file.Version()), fork)
 	w.unserved(e)
+	var refused *pq.Error
+	if err := w.asGateway(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, e.Int64(), int64(file.Version()), forks[0]); !errors.As(err, &refused) {
+		t.Errorf("under another number: %v", err)
+	}
 	if r := w.post(w.a, w.token(w.a), "/v1/consents", w.form(e, nil)); r.status != 500 {
 		t.Errorf("a step on the fork: %d %s", r.status, r.body)
 	}
@@ -105,7 +124,9 @@ func TestTheIndexOfConsentsIsGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
 	e, revoke := w.granted(1)
-	w.asGateway(`DELETE FROM consent`)
+	if err := w.asGateway(`DELETE FROM consent`); err != nil {
+		t.Fatal(err)
+	}
 	if r := revoke(); r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
@@ -120,8 +141,10 @@ func TestForeignRowsUnderAConsentsID(t *testing.T) {
 	w := newWorld(t, options{})
 	e := w.customer(9, w.a)
 	k, _ := w.request(w.a, e, nil)
-	w.asGateway(`INSERT INTO consent (ean, consent_id, gln, state, from_day, to_day, valid_until)
-		SELECT n, c.consent_id, n, c.state, c.from_day, c.to_day, c.valid_until FROM consent c, generate_series(1, 9) n WHERE c.ean = $1`, e.Int64())
+	if err := w.asGateway(`INSERT INTO consent (ean, consent_id, gln, state, from_day, to_day, valid_until)
+		SELECT n, c.consent_id, n, c.state, c.from_day, c.to_day, c.valid_until FROM consent c, generate_series(1, 9) n WHERE c.ean = $1`, e.Int64()); err != nil {
+		t.Fatal(err)
+	}
 	if r := w.get(w.a, "/v1/consents/"+k.Id.String()); r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"kluis/authz"
 	"kluis/internal/audit"
+	"kluis/internal/canonical"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -26,6 +27,16 @@ type asking struct {
 	record audit.Record
 }
 
+// unsigned is a legal file as it is stored, but for the signature, which the
+// database does not look at.
+func unsigned(f *authz.LegalFile) []byte {
+	w := canonical.New("kluis/sealed", 1)
+	w.Fixed(make([]byte, 8))
+	w.Bytes(f.Payload())
+	w.Fixed(make([]byte, 64))
+	return w.Encoded()
+}
+
 // asks makes the next version of a file, in which alpha asks for a consent.
 func asks(t testing.TB, base *authz.LegalFile, n byte) asking {
 	t.Helper()
@@ -38,7 +49,7 @@ func asks(t testing.TB, base *authz.LegalFile, n byte) asking {
 		t.Fatal(err)
 	}
 	return asking{
-		f, fmt.Appendf(nil, "sealed %d", n),
+		f, unsigned(f),
 		postgres.IdempotencyKey{Caller: alpha, Key: sha256.Sum256([]byte{n}), Request: sha256.Sum256([]byte{n, n}), Consent: id},
 		audit.Record{
 			InteractionID: uuid.New(), At: now, Operation: audit.ConsentStep, Supplier: alpha, EAN: f.EAN(), Purpose: meter.EnergyManagement,
@@ -61,7 +72,7 @@ func TestStoreStep(t *testing.T) {
 	owner := d.Open(t, migrations.RoleOwner)
 	g := gateway(t, d)
 	base := supplied(t, home)
-	if err := registrar(t, d).StoreLegalFile(t.Context(), base, []byte("base")); err != nil {
+	if err := registrar(t, d).StoreLegalFile(t.Context(), base, unsigned(base)); err != nil {
 		t.Fatal(err)
 	}
 	first := asks(t, base, 1)
@@ -80,7 +91,7 @@ func TestStoreStep(t *testing.T) {
 	if k, err := g.IdempotencyKey(t.Context(), beta, first.key.Key); k != nil || err != nil {
 		t.Errorf("another's key of the same name: %+v, %v", k, err)
 	}
-	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); err != nil || len(c) != 1 || c[0].EAN != home || c[0].LegalFile.Version != first.file.Version() || string(c[0].LegalFile.Sealed) != "sealed 1" || string(c[0].LegalFile.Previous) != "base" {
+	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); err != nil || len(c) != 1 || c[0].EAN != home || c[0].LegalFile.Version != first.file.Version() || string(c[0].LegalFile.Sealed) != string(first.sealed) || string(c[0].LegalFile.Previous) != string(unsigned(base)) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	if c, err := g.Consent(t.Context(), beta, first.key.Consent); len(c) != 0 || err != nil {
@@ -97,7 +108,7 @@ func TestStoreStep(t *testing.T) {
 	// Whatever is there already keeps all of it out.
 	second := asks(t, first.file, 2)
 	for name, change := range map[string]func(a *asking){
-		"the version": func(a *asking) { a.file = asks(t, base, 2).file },
+		"the version": func(a *asking) { a.file, a.sealed = asks(t, base, 2).file, asks(t, base, 2).sealed },
 		"the key":     func(a *asking) { a.key.Key = first.key.Key },
 		"the record":  func(a *asking) { a.record.InteractionID = first.record.InteractionID },
 	} {
@@ -145,7 +156,7 @@ func TestStoreStepAtOnce(t *testing.T) {
 	owner := d.Open(t, migrations.RoleOwner)
 	g := gateway(t, d)
 	base := supplied(t, home)
-	if err := registrar(t, d).StoreLegalFile(t.Context(), base, []byte("base")); err != nil {
+	if err := registrar(t, d).StoreLegalFile(t.Context(), base, unsigned(base)); err != nil {
 		t.Fatal(err)
 	}
 	const writers = 6
@@ -206,7 +217,7 @@ func TestStoreStepFaults(t *testing.T) {
 	} {
 		of := ean(n + 10)
 		base := supplied(t, of)
-		if err := r.StoreLegalFile(t.Context(), base, []byte("base")); err != nil {
+		if err := r.StoreLegalFile(t.Context(), base, unsigned(base)); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.Database(t.Context()); err != nil {
