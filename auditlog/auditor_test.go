@@ -285,17 +285,25 @@ func TestLostInACrash(t *testing.T) {
 	var sequence int64
 	w.check(w.owner.QueryRowContext(t.Context(), `DELETE FROM journal_entry WHERE position(decode(replace($1, '-', ''), 'hex') IN entry) > 0 RETURNING boot_id, sequence`,
 		text(id)).Scan(&boot, &sequence))
-	for _, torn := range []bool{true, false} {
+	for _, torn := range []bool{false, true} {
 		end := leaf.JournalEnd{ServerID: "cs1", BootID: uuid.MustParse(boot), Last: uint64(sequence - 1), Torn: torn}
 		w.exec(`DELETE FROM audit_statement WHERE kind = 6`)
 		w.exec(`INSERT INTO audit_statement (kind, boot_id, sequence, statement) VALUES (6, $1, $2, $3)`, boot, sequence-1, end.Encode())
 		r := w.verify()
+		if n := r.Counts[auditlog.OpenedUnstored]; n != 0 {
+			t.Errorf("torn %v: %d opened on a file that is not stored: %v", torn, n, r.Findings)
+		}
 		if lost := r.Counts[auditlog.LostInCrash] == 1 && r.Counts[auditlog.JournalTorn] == 1; lost != torn {
 			t.Errorf("torn %v: %+v", torn, r.Findings)
 		}
 		if missing := r.Counts[auditlog.NotJournaled] == 1; missing == torn {
 			t.Errorf("torn %v: %+v", torn, r.Findings)
 		}
+	}
+	// The crash does not hide on what it was opened: the record has the receipt.
+	w.tamper(`DELETE FROM legal_file WHERE version = 3`)
+	if r := w.verify(); r.Counts[auditlog.OpenedUnstored] != 1 {
+		t.Errorf("%+v", r.Findings)
 	}
 }
 
