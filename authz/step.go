@@ -146,7 +146,12 @@ func refuse(format string, args ...any) error {
 // zone (Profile.Location), in which at falls on a day. Apply never changes prev
 // and depends on nothing else, so that a sealed version can be recomputed
 // from the one before: what the market's rules say of a step is Permit's to
-// look at. Every error wraps ErrStep.
+// look at.
+//
+// A clock may be a minute behind the one that sealed prev: the step is then
+// taken and sealed right after prev. From SealedAt of the result the same
+// version comes again. Further behind it is ErrClockBehind. Every error wraps
+// ErrStep.
 func Apply(prev *LegalFile, step Step, actor Actor, at time.Time, loc *time.Location) (*LegalFile, error) {
 	at = micros(at)
 	switch {
@@ -180,9 +185,11 @@ func Apply(prev *LegalFile, step Step, actor Actor, at time.Time, loc *time.Loca
 		return nil, refuse("the metering point is not registered; register it first")
 	case prev != nil && registers:
 		return nil, refuse("the metering point is registered already")
-	case prev != nil && at.Before(prev.sealedAt):
-		return nil, refuse("the clock is behind the time of the last version; check the clocks and try again")
 	case prev != nil:
+		if at, err = sealingTime(at, prev.sealedAt); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrStep, err)
+		}
+		next.sealedAt = at
 		next.facts = prev.facts.clone()
 		next.version = prev.version + 1
 		next.previous = prev.digest

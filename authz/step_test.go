@@ -266,7 +266,7 @@ func TestApplyRefusesBadCircumstances(t *testing.T) {
 	f := history(t, t0, Register{home, meter.Electricity})
 	step := SetOptOut{days("2025-01-01", "")}
 	for name, err := range map[string]error{
-		"clock behind":  second(Apply(f, step, operator, t0.Add(-time.Microsecond), amsterdam)),
+		"clock behind":  second(Apply(f, step, operator, t0.Add(-maxSkew-time.Microsecond), amsterdam)),
 		"no time":       second(Apply(f, step, operator, time.Time{}, amsterdam)),
 		"no zone":       second(Apply(f, step, operator, t0, nil)),
 		"no actor":      second(Apply(f, step, Actor{}, t0, amsterdam)),

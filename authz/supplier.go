@@ -122,11 +122,18 @@ func refuseSupplier(format string, args ...any) error {
 //
 // A certificate once revoked stays revoked: one that facts leave out is
 // carried over until it expires, and one that facts call valid is an error.
-// Every error wraps ErrSupplier.
+// A clock may be a minute behind the one that sealed prev, as for Apply; further
+// behind it is ErrClockBehind. Every error wraps ErrSupplier.
 func NewSupplier(prev *Supplier, facts SupplierFacts, at time.Time) (*Supplier, error) {
 	at = micros(at)
 	if !validTime(at) {
 		return nil, refuseSupplier("no sealing time")
+	}
+	if prev != nil {
+		var err error
+		if at, err = sealingTime(at, prev.sealedAt); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSupplier, err)
+		}
 	}
 	next := &Supplier{facts: facts, version: 1, sealedAt: at}
 	next.facts.Scopes = slices.Clone(facts.Scopes)
@@ -145,9 +152,6 @@ func NewSupplier(prev *Supplier, facts SupplierFacts, at time.Time) (*Supplier, 
 	if prev != nil {
 		if prev.facts.GLN != facts.GLN {
 			return nil, refuseSupplier("the previous version is of another supplier")
-		}
-		if at.Before(prev.sealedAt) {
-			return nil, refuseSupplier("the clock is behind the time of the last version; check the clocks and try again")
 		}
 		next.version = prev.version + 1
 		next.previous = prev.digest

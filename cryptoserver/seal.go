@@ -433,6 +433,9 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 
 // stepRefused passes authz's text on: it tells the registrar what to do.
 func stepRefused(err error) error {
+	if errors.Is(err, authz.ErrClockBehind) {
+		return refuse(codes.Unavailable, cryptopb.ReasonClockBehind, err.Error(), nil)
+	}
 	return refuse(codes.FailedPrecondition, cryptopb.ReasonStepRefused, err.Error(), nil)
 }
 

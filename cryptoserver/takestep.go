@@ -79,6 +79,7 @@ var stepReasons = []struct {
 	code   codes.Code
 	reason cryptopb.Reason
 }{
+	{authz.ErrClockBehind, codes.Unavailable, cryptopb.ReasonClockBehind},
 	{authz.ErrNoRelation, codes.PermissionDenied, cryptopb.ReasonNoRelation},
 	{authz.ErrNotPermitted, codes.PermissionDenied, cryptopb.ReasonNotPermitted},
 	{authz.ErrConsentUnknown, codes.FailedPrecondition, cryptopb.ReasonConsentUnknown},

@@ -305,7 +305,8 @@ func (s *Server) seal(ctx context.Context, c *call, previous []byte, step authz.
 }
 
 // verifyStep verifies what a cryptoserver sealed: the very file that this step,
-// by this actor, makes of the one before, and nothing else.
+// by this actor, makes of the one before, and nothing else. What a clock that is
+// ahead sealed is not stored: on another server the step may be taken again.
 func (s *Server) verifyStep(sealed []byte, previous *authz.LegalFile, step authz.Step, actor authz.Actor) (*authz.LegalFile, error) {
 	next, err := s.seals.LegalFile(sealed)
 	if err != nil {
@@ -315,6 +316,9 @@ func (s *Server) verifyStep(sealed []byte, previous *authz.LegalFile, step authz
 	want, err := authz.Apply(previous, step, actor, next.SealedAt(), s.profile.Location())
 	if err != nil || want.Digest() != next.Digest() {
 		return nil, fail(evidenceInvalid, errors.New("sealed step: another step was sealed than was asked for"))
+	}
+	if err := authz.CheckSealedAt(next.SealedAt(), s.now()); err != nil {
+		return nil, fail(sealingUnavailable, fmt.Errorf("sealed step, not stored: %w", err))
 	}
 	return next, nil
 }

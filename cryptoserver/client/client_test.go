@@ -23,7 +23,7 @@ func TestErrorKinds(t *testing.T) {
 	t.Parallel()
 	kinds := []error{
 		ErrUnavailable, ErrBusy, ErrInternal, ErrRefused, ErrTokenRefused, ErrSupplierRefused, ErrEvidence, ErrProfileMismatch,
-		ErrUnknownEpoch, ErrKeyRecord, ErrStepRefused, ErrControlStale, ErrControlFork, ErrErased, ErrDamaged, ErrSealRate, context.DeadlineExceeded, context.Canceled,
+		ErrUnknownEpoch, ErrKeyRecord, ErrStepRefused, ErrControlStale, ErrControlFork, ErrClockBehind, ErrErased, ErrDamaged, ErrSealRate, context.DeadlineExceeded, context.Canceled,
 	}
 	for _, c := range []struct {
 		code   codes.Code
@@ -48,6 +48,7 @@ func TestErrorKinds(t *testing.T) {
 		{codes.FailedPrecondition, cryptopb.ReasonProfileMismatch, []error{ErrProfileMismatch, ErrRefused}},
 		{codes.Unavailable, cryptopb.ReasonUnknownEpoch, []error{ErrUnknownEpoch, ErrUnavailable}},
 		{codes.Unavailable, cryptopb.ReasonControlStale, []error{ErrControlStale, ErrUnavailable}},
+		{codes.Unavailable, cryptopb.ReasonClockBehind, []error{ErrClockBehind, ErrUnavailable}},
 		{codes.ResourceExhausted, cryptopb.ReasonSealRate, []error{ErrSealRate, ErrUnavailable}},
 		{codes.ResourceExhausted, cryptopb.ReasonSealedTooOften, []error{ErrRefused}},
 		{codes.FailedPrecondition, cryptopb.ReasonControlFork, []error{ErrControlFork, ErrRefused}},

@@ -59,6 +59,9 @@ var (
 	// ErrNotRecorded: no server that was asked can write its journal. It is
 	// ErrUnavailable as well.
 	ErrNotRecorded = errors.New("journal cannot be written")
+	// ErrClockBehind: on every server that was asked the clock is behind the time
+	// at which the version before was sealed. It is ErrUnavailable as well.
+	ErrClockBehind = errors.New("cryptoserver's clock behind")
 	// ErrErased: the data key was erased.
 	ErrErased = errors.New("data key erased")
 	// ErrDamaged: this key or block is not what was made.
@@ -108,6 +111,7 @@ var kindOf = map[cryptopb.Reason]error{
 	cryptopb.ReasonControlFork:      ErrControlFork,
 	cryptopb.ReasonCheckpointFork:   ErrCheckpointFork,
 	cryptopb.ReasonNotRecorded:      ErrNotRecorded,
+	cryptopb.ReasonClockBehind:      ErrClockBehind,
 
 	// Of TakeStep, as authz said it.
 	cryptopb.ReasonNoRelation:         authz.ErrNoRelation,

@@ -30,6 +30,7 @@ const (
 	ReasonConsentEnded       Reason = "CONSENT_ENDED"        // expired, revoked, or by a move
 	ReasonConsentNotPossible Reason = "CONSENT_NOT_POSSIBLE" // the market's rules could give nothing on it
 	ReasonTooManyConsents    Reason = "TOO_MANY_CONSENTS"
+	ReasonClockBehind        Reason = "CLOCK_BEHIND"       // the version before was sealed later than this server's clock says: another server's may be right
 	ReasonKeyRecordInvalid   Reason = "KEY_RECORD_INVALID" // a data key record that is not what was minted
 	ReasonSealedTooOften     Reason = "SEALED_TOO_OFTEN"   // the same block again and again
 	ReasonUnknownEpoch       Reason = "UNKNOWN_KEK_EPOCH"
