@@ -291,12 +291,12 @@ func TestFactsMadeUpInTheDatabase(t *testing.T) {
 			w.sql(`INSERT INTO consent (ean, consent_id, gln, state, from_day, valid_until) VALUES ($1, gen_random_uuid(), $2, 2, '2020-01-01', now() + interval '1 year')`, e.Int64(), w.a.gln.Int64())
 		}, 404, "metering-point-not-found", audit.NoRelation},
 		"a legal file signed by a stranger": {func(w *world, e meter.EAN) {
-			f := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e))))
+			f := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)).Sealed))
 			f = must(authz.Apply(f, authz.SetSupply{Supplier: w.a.gln, Days: meter.DayRange{From: day("2026-01-01"), To: meter.MaxDay}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now().UTC().Truncate(time.Microsecond), w.profile.Location()))
 			w.sql(`INSERT INTO legal_file (ean, version, file, sealed_at) VALUES ($1, $2, $3, now())`, e.Int64(), f.Version(), must(authz.Seal(f.Payload(), newSigner())))
 		}, 500, "evidence-invalid", audit.Failed},
 		"a legal file without a signature": {func(w *world, e meter.EAN) {
-			f := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e))))
+			f := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)).Sealed))
 			w.sql(`UPDATE legal_file SET file = $2 WHERE ean = $1 AND version = (SELECT max(version) FROM legal_file WHERE ean = $1)`, e.Int64(), f.Payload())
 		}, 500, "evidence-invalid", audit.Failed},
 		"a bit flipped": {func(w *world, e meter.EAN) {
@@ -304,7 +304,7 @@ func TestFactsMadeUpInTheDatabase(t *testing.T) {
 		}, 500, "evidence-invalid", audit.Failed},
 		"the legal file of the caller's own customer": {func(w *world, e meter.EAN) {
 			own := w.customer(2, w.a)
-			w.sql(`UPDATE legal_file SET file = $2 WHERE ean = $1`, e.Int64(), must(w.registrar.LegalFile(t.Context(), own)))
+			w.sql(`UPDATE legal_file SET file = $2 WHERE ean = $1`, e.Int64(), must(w.registrar.LegalFile(t.Context(), own)).Sealed)
 		}, 500, "evidence-invalid", audit.Failed},
 		"a supplier record in place of the legal file": {func(w *world, e meter.EAN) {
 			w.sql(`UPDATE legal_file SET file = $2 WHERE ean = $1`, e.Int64(), w.a.record)

@@ -251,7 +251,7 @@ func TestStepsRefused(t *testing.T) {
 		}, 412, "precondition-failed", "", audit.Refused},
 	} {
 		before := len(w.records())
-		version := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)))).Version()
+		version := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)).Sealed)).Version()
 		r := tc.do()
 		var p client.Problem
 		if r.status != tc.status || r.problem(t) != tc.problem || json.Unmarshal(r.body, &p) != nil || !strings.Contains(*p.Detail, tc.detail) {
@@ -267,7 +267,7 @@ func TestStepsRefused(t *testing.T) {
 				t.Errorf("%s: one more record: %+v", name, rec)
 			}
 		}
-		if v := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)))).Version(); v != version {
+		if v := must(w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)).Sealed)).Version(); v != version {
 			t.Errorf("%s: version %d after %d", name, v, version)
 		}
 	}

@@ -379,7 +379,7 @@ func TestSealedStepIsVerified(t *testing.T) {
 			return real.TakeStep(ctx, r)
 		},
 		"another metering point": func(ctx context.Context, r server.StepRequest, real server.Sealer) ([]byte, error) {
-			r.LegalFile = must(w.registrar.LegalFile(ctx, other))
+			r.LegalFile = must(w.registrar.LegalFile(ctx, other)).Sealed
 			return real.TakeStep(ctx, r)
 		},
 		"by another": func(ctx context.Context, r server.StepRequest, _ server.Sealer) ([]byte, error) {

@@ -88,7 +88,7 @@ func TestAForkIsStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fork := before
+	fork := before.Sealed
 	var forks [][]byte
 	for id := range byte(2) {
 		step := w.consent(w.a)

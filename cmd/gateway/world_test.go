@@ -494,10 +494,11 @@ func (w *world) staffToken(subject string, role authz.Role, errand authz.Errand)
 func (w *world) legalFile(ean meter.EAN, commodity meter.Commodity, steps ...authz.Step) {
 	w.t.Helper()
 	ctx := w.t.Context()
-	previous, err := w.registrar.LegalFile(ctx, ean)
+	stored, err := w.registrar.LegalFile(ctx, ean)
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	previous := stored.Sealed
 	if previous == nil {
 		steps = append([]authz.Step{authz.Register{EAN: ean, Commodity: commodity}}, steps...)
 	}

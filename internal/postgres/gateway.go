@@ -129,8 +129,12 @@ type StoredFile struct {
 // LegalFile returns the newest legal file of a metering point, and the one
 // before.
 func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error) {
+	return storedFile(ctx, g.legalFile, ean)
+}
+
+func storedFile(ctx context.Context, stmt *sqlx.Stmt, ean meter.EAN) (StoredFile, error) {
 	const op = "legal file"
-	rows, err := g.legalFile.QueryxContext(ctx, ean.Int64())
+	rows, err := stmt.QueryxContext(ctx, ean.Int64())
 	if err != nil {
 		return StoredFile{}, wrap(ctx, op, err)
 	}

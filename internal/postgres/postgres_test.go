@@ -163,18 +163,20 @@ func TestLegalFiles(t *testing.T) {
 	if err := r.StoreLegalFile(t.Context(), f, []byte("first")); err != nil {
 		t.Fatal(err)
 	}
-	for name, get := range map[string]func(context.Context, meter.EAN) ([]byte, error){
-		"ingest": ingest(t, d).LegalFile, "registrar": r.LegalFile,
-	} {
-		if b, err := get(t.Context(), home); string(b) != "first" || err != nil {
-			t.Errorf("%s: %q, %v", name, b, err)
-		}
-		if b, err := get(t.Context(), neighbour); b != nil || err != nil {
-			t.Errorf("%s: of another: %q, %v", name, b, err)
-		}
+	in := ingest(t, d)
+	if b, err := in.LegalFile(t.Context(), home); string(b) != "first" || err != nil {
+		t.Errorf("ingest: %q, %v", b, err)
 	}
-	if f, err := g.LegalFile(t.Context(), home); err != nil || f.Previous != nil || string(f.Sealed) != "first" {
-		t.Errorf("gateway: %+v, %v", f, err) // the one before was not stored
+	if b, err := in.LegalFile(t.Context(), neighbour); b != nil || err != nil {
+		t.Errorf("ingest: of another: %q, %v", b, err)
+	}
+	for name, get := range map[string]func(context.Context, meter.EAN) (postgres.StoredFile, error){"gateway": g.LegalFile, "registrar": r.LegalFile} {
+		if f, err := get(t.Context(), home); err != nil || f.Version != supplied(t, home).Version() || f.Previous != nil || string(f.Sealed) != "first" {
+			t.Errorf("%s: %+v, %v", name, f, err) // the one before was not stored
+		}
+		if f, err := get(t.Context(), neighbour); !reflect.DeepEqual(f, postgres.StoredFile{}) || err != nil {
+			t.Errorf("%s: of another: %+v, %v", name, f, err)
+		}
 	}
 	const supply = `SELECT string_agg(gln || ' ' || from_day || ' ' || coalesce(to_day::text, 'open'), '; ' ORDER BY from_day) FROM supply_period WHERE ean = $1`
 	const consent = `SELECT string_agg(consent_id || ' ' || gln || ' ' || state || ' ' || from_day || ' ' || coalesce(to_day::text, 'open') || ' ' ||
@@ -260,8 +262,8 @@ func TestWritersOfOneVersion(t *testing.T) {
 			t.Errorf("%v, want ErrConflict", err)
 		}
 	}
-	if b, err := r.LegalFile(t.Context(), home); string(b) != won || err != nil {
-		t.Errorf("current is %q, %v; want %s", b, err, won)
+	if f, err := r.LegalFile(t.Context(), home); string(f.Sealed) != won || err != nil {
+		t.Errorf("current is %q, %v; want %s", f.Sealed, err, won)
 	}
 	if got := value(t, d.Open(t, migrations.RoleOwner), `SELECT string_agg(gln::text, ' ') FROM supply_period`); got != won {
 		t.Errorf("the index says %s, want %s", got, won)

@@ -51,7 +51,7 @@ func NewRegistrar(ctx context.Context, c Config) (*Registrar, error) {
 		return nil, err
 	}
 	r := &Registrar{store: *s}
-	err = r.prepare(ctx, map[**sqlx.Stmt]string{&r.supplier: querySupplier, &r.legalFile: queryLegalFile})
+	err = r.prepare(ctx, map[**sqlx.Stmt]string{&r.supplier: querySupplier, &r.legalFile: queryStoredFile})
 	if err != nil {
 		return nil, err
 	}
@@ -64,10 +64,10 @@ func (r *Registrar) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
 	return sealed(ctx, "supplier", r.supplier, gln.Int64())
 }
 
-// LegalFile returns the current sealed legal file of a metering point; nil
-// when there is none.
-func (r *Registrar) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
-	return sealed(ctx, "legal file", r.legalFile, ean.Int64())
+// LegalFile returns the newest legal file of a metering point, and the one
+// before.
+func (r *Registrar) LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error) {
+	return storedFile(ctx, r.legalFile, ean)
 }
 
 // StoreSupplier adds a version of a supplier record; sealed is what s was

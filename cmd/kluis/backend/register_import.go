@@ -279,9 +279,6 @@ const maxSuppliers = 10_000
 
 // currentLegalFile returns the verified newest version; nil when there is none.
 func (r *Registrar) currentLegalFile(ctx context.Context, ean meter.EAN) (*authz.LegalFile, error) {
-	sealed, err := r.store.LegalFile(ctx, ean)
-	if err != nil || sealed == nil {
-		return nil, err
-	}
-	return r.verifyLegalFile(sealed, ean)
+	f, _, err := r.legalFile(ctx, ean)
+	return f, err
 }

@@ -109,13 +109,18 @@ func (o *office) StoreSupplier(context.Context, *authz.Supplier, []byte) error {
 	return errors.New("not asked for")
 }
 
-func (o *office) LegalFile(_ context.Context, ean meter.EAN) ([]byte, error) {
+func (o *office) LegalFile(_ context.Context, ean meter.EAN) (postgres.StoredFile, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if n := len(o.files[ean]); n > 0 {
-		return o.files[ean][n-1], nil
+	n := len(o.files[ean])
+	if n == 0 {
+		return postgres.StoredFile{}, nil
 	}
-	return nil, nil
+	f := postgres.StoredFile{Version: uint64(n), Sealed: o.files[ean][n-1]}
+	if n > 1 {
+		f.Previous = o.files[ean][n-2]
+	}
+	return f, nil
 }
 
 func (o *office) StoreLegalFile(ctx context.Context, f *authz.LegalFile, sealed []byte) error {

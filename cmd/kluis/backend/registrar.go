@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"kluis/authz"
 	"kluis/cryptoserver/client"
@@ -23,6 +24,7 @@ type Registrar struct {
 	keys   *authz.SealKeys
 	sealer factSealer
 	store  factStore
+	now    func() time.Time
 	closer func() error
 }
 
@@ -33,12 +35,12 @@ type factSealer interface {
 	SealSupplier(ctx context.Context, previous []byte, facts authz.SupplierFacts) ([]byte, error)
 }
 
-// factStore keeps all versions of the facts. The current version is nil where
-// there is none; storing a version that is there is postgres.ErrConflict.
+// factStore keeps all versions of the facts. The current version is nil (of a
+// legal file: zero) where there is none; storing a version that is there is postgres.ErrConflict.
 // postgres.Registrar implements it.
 type factStore interface {
 	Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
-	LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error)
+	LegalFile(ctx context.Context, ean meter.EAN) (postgres.StoredFile, error)
 	StoreSupplier(ctx context.Context, s *authz.Supplier, sealed []byte) error
 	StoreLegalFile(ctx context.Context, f *authz.LegalFile, sealed []byte) error
 }
@@ -71,7 +73,7 @@ func OpenRegistrar(ctx context.Context, c config.Operator) (*Registrar, error) {
 }
 
 func newRegistrar(p *meter.Profile, keys *authz.SealKeys, sealer factSealer, store factStore) *Registrar {
-	return &Registrar{Profile: p, keys: keys, sealer: sealer, store: store, closer: func() error { return nil }}
+	return &Registrar{Profile: p, keys: keys, sealer: sealer, store: store, now: time.Now, closer: func() error { return nil }}
 }
 
 // Close ends the connections.
@@ -126,11 +128,14 @@ func (r *Registrar) ChangeSupplier(ctx context.Context, gln meter.GLN, change fu
 		if err != nil {
 			return nil, err
 		}
-		next, err := r.sealer.SealSupplier(ctx, sealed, facts)
-		if err != nil {
-			return nil, err
-		}
-		s, err := r.verifySupplier(next, gln)
+		s, next, err := inTime(r, (*authz.Supplier).SealedAt, func() (*authz.Supplier, []byte, error) {
+			next, err := r.sealer.SealSupplier(ctx, sealed, facts)
+			if err != nil {
+				return nil, nil, err
+			}
+			s, err := r.verifySupplier(next, gln)
+			return s, next, err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -159,15 +164,9 @@ func (r *Registrar) ChangeLegalFile(ctx context.Context, ean meter.EAN, plan fun
 }
 
 func (r *Registrar) changeLegalFile(ctx context.Context, ean meter.EAN, plan func(*authz.LegalFile) ([]authz.Step, error)) (*authz.LegalFile, error) {
-	sealed, err := r.store.LegalFile(ctx, ean)
+	current, sealed, err := r.legalFile(ctx, ean)
 	if err != nil {
 		return nil, err
-	}
-	var current *authz.LegalFile
-	if sealed != nil {
-		if current, err = r.verifyLegalFile(sealed, ean); err != nil {
-			return nil, err
-		}
 	}
 	steps, err := plan(current)
 	if err != nil {
@@ -179,10 +178,16 @@ func (r *Registrar) changeLegalFile(ctx context.Context, ean meter.EAN, plan fun
 	}
 	var next []version
 	for _, step := range steps {
-		if sealed, err = r.sealer.SealStep(ctx, sealed, step); err != nil {
-			return nil, err
-		}
-		if current, err = r.verifyLegalFile(sealed, ean); err != nil {
+		previous := sealed
+		current, sealed, err = inTime(r, (*authz.LegalFile).SealedAt, func() (*authz.LegalFile, []byte, error) {
+			next, err := r.sealer.SealStep(ctx, previous, step)
+			if err != nil {
+				return nil, nil, err
+			}
+			f, err := r.verifyLegalFile(next, ean)
+			return f, next, err
+		})
+		if err != nil {
 			return nil, err
 		}
 		next = append(next, version{current, sealed})
@@ -195,6 +200,36 @@ func (r *Registrar) changeLegalFile(ctx context.Context, ean meter.EAN, plan fun
 	return current, nil
 }
 
+// ErrStrayFile: the newest row of a metering point's legal files is not the
+// version that it says, or was not made from the version before it. Building on
+// it would undo for good what somebody stored it over.
+var ErrStrayFile = errors.New("legal file: nothing is built on it before that row is removed: kluis keys facts names it, and docs/KEY-LIFE.md says how")
+
+// legalFile returns a metering point's newest legal file, verified, and that it
+// follows on the version before it; nil when there is none.
+func (r *Registrar) legalFile(ctx context.Context, ean meter.EAN) (*authz.LegalFile, []byte, error) {
+	stored, err := r.store.LegalFile(ctx, ean)
+	if err != nil || stored.Sealed == nil {
+		return nil, nil, err
+	}
+	f, err := r.verifyLegalFile(stored.Sealed, ean)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("%w (%w)", ErrStrayFile, err)
+	case f.Version() != stored.Version:
+		return nil, nil, fmt.Errorf("%w (the newest row says version %d, and it is version %d)", ErrStrayFile, stored.Version, f.Version())
+	case f.Version() == 1:
+	case stored.Previous == nil:
+		return nil, nil, fmt.Errorf("%w (version %d is missing: put it back, or remove what comes after it)", ErrStrayFile, f.Version()-1)
+	default:
+		// What f names as its previous is genuine, whoever signed the envelope.
+		if digest, err := authz.PayloadDigest(stored.Previous); err != nil || digest != f.Previous() {
+			return nil, nil, fmt.Errorf("%w (version %d was not made from the version %d that is there)", ErrStrayFile, f.Version(), f.Version()-1)
+		}
+	}
+	return f, stored.Sealed, nil
+}
+
 func (r *Registrar) verifyLegalFile(sealed []byte, ean meter.EAN) (*authz.LegalFile, error) {
 	f, err := r.keys.LegalFile(sealed)
 	if err != nil {
@@ -204,4 +239,18 @@ func (r *Registrar) verifyLegalFile(sealed []byte, ean meter.EAN) (*authz.LegalF
 		return nil, fmt.Errorf("legal file: %w: it is of another metering point", authz.ErrSeal)
 	}
 	return f, nil
+}
+
+// inTime seals, and seals again while it was done by a server whose clock is
+// ahead of ours: the pool may choose another one.
+func inTime[T any](r *Registrar, sealedAt func(T) time.Time, seal func() (T, []byte, error)) (fact T, sealed []byte, err error) {
+	for range changeTries {
+		if fact, sealed, err = seal(); err != nil {
+			return fact, nil, err
+		}
+		if err = authz.CheckSealedAt(sealedAt(fact), r.now()); err == nil {
+			return fact, sealed, nil
+		}
+	}
+	return fact, nil, fmt.Errorf("nothing was stored: %w", err)
 }
