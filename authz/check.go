@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -74,6 +75,12 @@ func plainText(s string, max int) bool {
 	return true
 }
 
+// reference says whether s can refer to evidence: plain text without a blank at
+// either end, so that it says something, and no two are alike to the eye.
+func reference(s string) bool {
+	return plainText(s, maxEvidence) && strings.TrimSpace(s) == s
+}
+
 func writeDays(w *canonical.Writer, r meter.DayRange) {
 	w.I32(int32(r.From))
 	w.I32(int32(r.To))
@@ -138,6 +145,14 @@ func readText(r *canonical.Reader, max int) string {
 	s := r.String(max)
 	if r.Err() == nil && !plainText(s, max) {
 		r.Refuse("text empty or not printable")
+	}
+	return s
+}
+
+func readReference(r *canonical.Reader) string {
+	s := r.String(maxEvidence)
+	if r.Err() == nil && !reference(s) {
+		r.Refuse("reference to evidence empty, not printable, or with a blank at an end")
 	}
 	return s
 }

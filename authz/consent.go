@@ -104,7 +104,7 @@ func readConsent(r *canonical.Reader, sealedAt time.Time) Consent {
 	c.Requested = readEvent(r)
 	c.Answered = readEvent(r)
 	c.Revoked = readEvent(r)
-	c.Evidence = readText(r, maxEvidence)
+	c.Evidence = readReference(r)
 	c.Answer = r.String(maxEvidence)
 	if r.Err() != nil {
 		return c
@@ -170,8 +170,8 @@ func (c *Consent) impossible(sealedAt time.Time) string {
 		return "consent revoked by another supplier"
 	case given && requested != (c.Answer != ""), !given && c.Answer != "":
 		return "proof of an answer without one, or the other way round"
-	case c.Answer != "" && !plainText(c.Answer, maxEvidence):
-		return "text empty or not printable"
+	case c.Answer != "" && !reference(c.Answer):
+		return "reference to evidence empty, not printable, or with a blank at an end"
 	}
 	return ""
 }
@@ -276,15 +276,15 @@ func ParseStanding(s string) (Standing, error) {
 // A request lapses when it is not answered within the market's time, or before
 // its own end, and ends when the customer it was asked of moves. A consent ends
 // by its own end or by the market's longest validity and, where the market says
-// so, when the customer who gave it moves out. One that was given on a day that
-// is none of that customer's, since a move was corrected, has ended by the move.
+// so, when the customer who gave it moves out. One that was asked for, or given,
+// on a day that is none of that customer's, since a move was corrected, has ended
+// by the move: it was the other customer who was asked, or who gave it.
 func (f *LegalFile) Standing(c *Consent, p *meter.Profile, now time.Time) Standing {
 	return f.standing(c, p.ConsentTerms(), now, p.Location())
 }
 
 func (f *facts) standing(c *Consent, terms meter.ConsentTerms, now time.Time, loc *time.Location) Standing {
 	o, _ := f.occupancyAt(c.Occupancy)
-	today := meter.DayOf(now, loc)
 	stands, over := StandsActive, StandsExpired
 	end := c.ValidUntil
 	until := func(d meter.Day, s Standing) {
@@ -297,12 +297,13 @@ func (f *facts) standing(c *Consent, terms meter.ConsentTerms, now time.Time, lo
 	}
 	switch c.State {
 	case ConsentRequested:
-		stands, over = StandsRequested, StandsLapsed
-		until(terms.AnswerUntil(meter.DayOf(c.Requested.At, loc)), StandsLapsed)
-		until(o.Days.To, StandsEndedByMove)
-		if today < o.Days.From {
+		asked := meter.DayOf(c.Requested.At, loc)
+		if !o.Days.Contains(asked) {
 			return StandsEndedByMove
 		}
+		stands, over = StandsRequested, StandsLapsed
+		until(terms.AnswerUntil(asked), StandsLapsed)
+		until(o.Days.To, StandsEndedByMove)
 	case ConsentActive:
 		began := meter.DayOf(c.ValidFrom, loc)
 		if !o.Days.Contains(began) {

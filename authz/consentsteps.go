@@ -60,7 +60,7 @@ func readTerms(r *canonical.Reader) RequestConsent {
 	if s.ValidUntil = readTime(r); r.Err() == nil && s.ValidUntil.Nanosecond() != 0 {
 		r.Refuse("valid until a fraction of a second")
 	}
-	s.Evidence = readText(r, maxEvidence)
+	s.Evidence = readReference(r)
 	return s
 }
 
@@ -88,8 +88,8 @@ func (s RequestConsent) check() error {
 		return refuse("unknown granularity")
 	case !validTime(wholeSeconds(s.ValidUntil)):
 		return refuse("the consent must end: give a time until which it is valid, before the year 10000")
-	case !plainText(s.Evidence, maxEvidence):
-		return refuse("the consent needs a reference to its evidence, in 1 to %d printable bytes", maxEvidence)
+	case !reference(s.Evidence):
+		return refuse("the consent needs a reference to its evidence, in 1 to %d printable bytes without a blank at either end", maxEvidence)
 	}
 	return checkDays(s.Days)
 }
@@ -174,8 +174,8 @@ func (s AcceptConsent) Encode() []byte {
 }
 
 func (s AcceptConsent) check() error {
-	if !plainText(s.Evidence, maxEvidence) {
-		return refuse("the answer needs a reference to its evidence, in 1 to %d printable bytes", maxEvidence)
+	if !reference(s.Evidence) {
+		return refuse("the answer needs a reference to its evidence, in 1 to %d printable bytes without a blank at either end", maxEvidence)
 	}
 	return checkID(s.ID)
 }
@@ -195,7 +195,8 @@ func (s AcceptConsent) apply(f *facts, m moment) error {
 }
 
 // answered finds a request that the customer of today may answer, and the
-// customer.
+// customer. On the day of the request it was that customer who was there: a move
+// may have been corrected since.
 func (f *facts) answered(id [16]byte, m moment) (*Consent, Occupancy, error) {
 	c, err := f.named(id)
 	if err != nil {
@@ -207,7 +208,7 @@ func (f *facts) answered(id [16]byte, m moment) (*Consent, Occupancy, error) {
 		return nil, o, over(StandsRevoked)
 	case c.State != ConsentRequested:
 		return nil, o, because(ErrConsentAnswered, "since %s; nothing to do", c.Answered.At.Format(time.RFC3339))
-	case !o.Days.Contains(m.today):
+	case !o.Days.Contains(m.today), !o.Days.Contains(meter.DayOf(c.Requested.At, m.loc)):
 		return nil, o, over(StandsEndedByMove)
 	}
 	return c, o, nil

@@ -156,8 +156,8 @@ func TestCorrectedMovesAndConsents(t *testing.T) {
 		{"2026-03-15", "2026-03-15 2026-04-10", StandsActive, StandsRequested},
 		{"2026-03-01", "2026-03-01 2026-04-10", StandsActive, StandsRequested},
 		{"2026-03-20", "2026-03-20 2026-04-10", StandsActive, StandsRequested},
-		{"2026-03-21", "nothing", StandsEndedByMove, StandsRequested}, // given by who lived there before, as it turns out
-		{"2026-04-10", "nothing", StandsEndedByMove, StandsRequested},
+		{"2026-03-21", "nothing", StandsEndedByMove, StandsEndedByMove}, // given by who lived there before, as it turns out, who was asked, too
+		{"2026-04-10", "nothing", StandsEndedByMove, StandsEndedByMove},
 		{"2026-04-11", "nothing", StandsEndedByMove, StandsEndedByMove},
 	} {
 		next := f
@@ -175,6 +175,17 @@ func TestCorrectedMovesAndConsents(t *testing.T) {
 			two, _ := next.Consent(uuid(2))
 			if got, asks := next.Standing(&one, p, now), next.Standing(&two, p, now); got != c.stands || asks != c.asks || one.Occupancy != day(c.is) {
 				t.Errorf("%s: %s, %s, of %s", c.is, got, asks, one.Occupancy)
+			}
+			// What one customer was asked, another does not answer, nor has the
+			// registrar answer.
+			for _, step := range []Step{AcceptConsent{uuid(2), "call/1"}, RejectConsent{uuid(2)}} {
+				want := map[Standing]error{StandsEndedByMove: ErrConsentEnded}[c.asks]
+				if _, err := Permit(toTake(step, next), step, next, p, now); kindOf(err) != want {
+					t.Errorf("%s: %T: %v", c.is, step, err)
+				}
+				if _, err := Apply(next, step, operator, now, amsterdam); kindOf(err) != want {
+					t.Errorf("%s: %T by the registrar: %v", c.is, step, err)
+				}
 			}
 		}
 		// Put right again, it is as it was.

@@ -145,8 +145,8 @@ func (b *book) stands(e *entry, terms meter.ConsentTerms, now time.Time) string 
 			lapse = e.scope.ValidUntil
 		}
 		moved := midnight(to)
-		switch {
-		case now.Before(midnight(from)):
+		switch by := localDay(e.asked); {
+		case by < from || by >= to: // of somebody else, as it turned out
 			return "ENDED_BY_MOVE"
 		case now.Before(lapse) && now.Before(moved):
 			return "REQUESTED"
@@ -324,10 +324,11 @@ func (b *book) meets(e entry) (ok bool) {
 	return ok
 }
 
-// open finds a request that was not answered, of today's customer.
+// open finds a request that was not answered, of today's customer, who was asked.
 func (b *book) open(id [16]byte, today meter.Day) *entry {
 	e := b.find(id)
-	if e == nil || e.asked.IsZero() || !e.given.IsZero() || !e.no.IsZero() || !e.revoked.IsZero() || at(&b.customer, today) != e.customer {
+	if e == nil || e.asked.IsZero() || !e.given.IsZero() || !e.no.IsZero() || !e.revoked.IsZero() ||
+		at(&b.customer, today) != e.customer || at(&b.customer, localDay(e.asked)) != e.customer {
 		return nil
 	}
 	return e

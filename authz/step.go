@@ -49,6 +49,7 @@ type Step interface {
 // moment is when a step is taken, and by whom.
 type moment struct {
 	at    time.Time
+	loc   *time.Location
 	today meter.Day // local, of at
 	by    Actor
 }
@@ -122,9 +123,10 @@ type (
 	}
 	// CorrectMove moves one boundary: the day Was, on which one customer moved
 	// out, another in, or both, becomes Is. No occupancy may vanish, or overlap
-	// another, by it. Consents stay with the occupancy they belong to; Decide lets
-	// one count only if it was given on a day of that occupancy, so one given by
-	// somebody who, as it turns out, was the other customer counts no more.
+	// another, by it. Consents stay with the occupancy they belong to, and stand
+	// only if they were given, or asked for, on a day of that occupancy: one given
+	// by somebody who, as it turns out, was the other customer counts no more, and
+	// what the one was asked the other does not answer.
 	CorrectMove struct{ Was, Is meter.Day }
 	// SetOptOut opts the customer out of remote reading for days, in addition
 	// to those opted out before.
@@ -194,7 +196,7 @@ func Apply(prev *LegalFile, step Step, actor Actor, at time.Time, loc *time.Loca
 		next.version = prev.version + 1
 		next.previous = prev.digest
 	}
-	if err := step.apply(&next.facts, moment{at: at, today: meter.DayOf(at, loc), by: actor}); err != nil {
+	if err := step.apply(&next.facts, moment{at: at, loc: loc, today: meter.DayOf(at, loc), by: actor}); err != nil {
 		return nil, err
 	}
 	// Through the parser, so that nothing is ever sealed that would not be accepted.
@@ -241,7 +243,7 @@ func decodeStep(b []byte) (Step, error) {
 	case stepAcceptConsent:
 		var a AcceptConsent
 		r.Fixed(a.ID[:])
-		a.Evidence = readText(r, maxEvidence)
+		a.Evidence = readReference(r)
 		step = a
 	case stepRejectConsent:
 		var v RejectConsent
