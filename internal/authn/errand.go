@@ -113,8 +113,8 @@ func (r *errandReader) word(name string) string {
 
 func (r *errandReader) line(name string) string {
 	s := r.word(name)
-	if !plainText(s) {
-		r.fail("%s must be one line of 1 to %d printable bytes", name, maxText)
+	if !plainText(s) || strings.TrimSpace(s) != s {
+		r.fail("%s must be one line of 1 to %d printable bytes, without a blank at either end", name, maxText)
 	}
 	return s
 }

@@ -119,6 +119,9 @@ func TestParseErrandRefuses(t *testing.T) {
 		"two eans":                 {viewJSON, `"` + ean + `"`, `["` + ean + `","` + ean + `"]`, "ean must be"},
 		"reason missing":           {viewJSON, `,"reason":"ticket 4711"`, ``, "reason must be"},
 		"reason empty":             {viewJSON, `ticket 4711`, ``, "reason must be"},
+		"reason of blanks":         {viewJSON, `ticket 4711`, `   `, "reason must be"},
+		"reason after a blank":     {viewJSON, `ticket 4711`, ` ticket 4711`, "reason must be"},
+		"reason before a blank":    {viewJSON, `ticket 4711`, `ticket 4711 `, "reason must be"},
 		"reason of two lines":      {viewJSON, `ticket 4711`, `ticket\n4711`, "reason must be"},
 		"reason too long":          {viewJSON, `ticket 4711`, strings.Repeat("x", 129), "reason must be"},
 		"reason a number":          {viewJSON, `"ticket 4711"`, `4711`, "reason must be"},
@@ -206,7 +209,7 @@ func TestErrandRoundTrip(t *testing.T) {
 	fields := append(profile().Fields(meter.Electricity), profile().Fields(meter.Gas)...)
 	point := mustEAN(t, ean)
 	rapid.Check(t, func(t *rapid.T) {
-		line := rapid.StringMatching(`[ -~é]{1,60}`)
+		line := rapid.StringMatching(`[!-~é]([ -~é]{0,60}[!-~é])?`)
 		e := authz.Errand{EAN: point, Reason: line.Draw(t, "reason"), Kind: authz.ErrandKind(rapid.IntRange(1, 3).Draw(t, "kind"))}
 		switch e.Kind {
 		case authz.ErrandReadings:

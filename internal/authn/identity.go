@@ -91,7 +91,8 @@ func ConfiguredIdentities(list []config.IdentityProvider) (*Identities, error) {
 
 // Verify verifies an ID token (OpenID Connect Core 1.0, clause 3.1.3.7): a
 // pinned key of the provider, which alone says the algorithm; issuer; an
-// audience that is the portal and nobody else; times. The nonce is between the
+// audience that is the portal and nobody else; times; that it is no other kind of
+// token of the provider's. The nonce is between the
 // portal and the provider. Every error is ErrIdentity.
 func (v *Identities) Verify(ctx context.Context, raw string, now time.Time) (Identity, error) {
 	id, err := v.verify(ctx, raw, now)
@@ -135,6 +136,9 @@ func (v *Identities) verify(ctx context.Context, raw string, now time.Time) (Ide
 	}
 
 	// From here on the provider has said it.
+	if !isIDToken(m) {
+		return none, badIdentity("no_id_token")
+	}
 	if aud, _ := oneAudience(m["aud"]); aud != p.Audience {
 		return none, badIdentity("wrong_audience")
 	}
@@ -155,6 +159,31 @@ func (v *Identities) verify(ctx context.Context, raw string, now time.Time) (Ide
 		return none, err
 	}
 	return id, nil
+}
+
+// foreignClaims are in no ID token, but in what else a provider signs with the
+// same keys, some for the same audience: access tokens (RFC 9068, RFC 8693, and
+// as providers make them), logout tokens (OpenID Connect Back-Channel Logout,
+// clause 2.4). Those travel to where an ID token never goes.
+var foreignClaims = []string{"scope", "scp", "client_id", "events", "cnf", "act", "may_act", "authorization_details"}
+
+// isIDToken says whether the provider calls it an ID token, where it says what it
+// is, and it holds nothing that is another token's.
+func isIDToken(m map[string]json.RawMessage) bool {
+	for _, name := range foreignClaims {
+		if _, has := m[name]; has {
+			return false
+		}
+	}
+	// Keycloak says typ ID, Bearer, Refresh, Logout; Cognito token_use id, access.
+	for name, want := range map[string]string{"typ": "ID", "token_use": "id"} {
+		if v, has := m[name]; has {
+			if s, _ := text(v); s != want {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // times is when the token expires, if it is good now and the employee signed in
