@@ -175,7 +175,7 @@ const (
 	wantClasses    = "must be a list of different classes: registers, intervals"
 	wantResolution = "must be one of PT15M, PT1H, P1D, P1M"
 	wantInstant    = "must be a time in whole seconds, such as 2027-06-01T00:00:00Z (RFC 3339), from 1970 on"
-	wantEvidence   = "must be a reference to the evidence, in 1 to 128 printable bytes on one line"
+	wantEvidence   = "must be a reference to the evidence, in 1 to 128 printable bytes on one line, without a blank at either end"
 )
 
 // parseNewConsent reads it; an employee must say for which supplier.
@@ -252,7 +252,7 @@ func parseInstant(s string) (time.Time, error) {
 }
 
 func parseEvidence(s string) (string, error) {
-	if s == "" || len(s) > 128 || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+	if s == "" || len(s) > 128 || strings.TrimSpace(s) != s || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
 		return "", errors.New("not printable")
 	}
 	return s, nil

@@ -80,6 +80,8 @@ func TestBadConsentRequests(t *testing.T) {
 		"endless":              {body: w.form(e, form{"validUntil": nil}), status: 400, want: "/body/validUntil"},
 		"no evidence":          {body: w.form(e, form{"evidence": nil}), status: 400, want: "/body/evidence"},
 		"evidence of nothing":  {body: w.form(e, form{"evidence": ""}), status: 400, want: "/body/evidence"},
+		"evidence of blanks":   {body: w.form(e, form{"evidence": "   "}), status: 400, want: "/body/evidence"},
+		"evidence, and blanks": {body: w.form(e, form{"evidence": "curiosity "}), status: 400, want: "/body/evidence"},
 		"evidence of lines":    {body: w.form(e, form{"evidence": "curiosity\n"}), status: 400, want: "/body/evidence"},
 		"check digit":          {body: w.form(e, form{"ean": "871687140000000018"}), status: 400, want: "/body/ean"},
 		"no key":               {body: good, headers: []string{"Idempotency-Key", ""}, status: 400, want: "/header/Idempotency-Key"},
@@ -90,6 +92,7 @@ func TestBadConsentRequests(t *testing.T) {
 		"a query":              {path: "/v1/consents?curiosity=1", body: w.form(e, form{"evidence": nil}), status: 400, want: "/body/evidence /query"},
 
 		"grant without evidence":       {staff: agent, path: consent + "/grant", body: "{}", headers: []string{"If-Match", tag}, status: 400, want: "/body/evidence"},
+		"grant on blank evidence":      {staff: agent, path: consent + "/grant", body: `{"evidence":" "}`, headers: []string{"If-Match", tag}, status: 400, want: "/body/evidence"},
 		"grant with more":              {staff: agent, path: consent + "/grant", body: `{"evidence":"x","curiosity":1}`, headers: []string{"If-Match", tag}, status: 400, want: "/body"},
 		"grant without a body":         {staff: agent, path: consent + "/grant", headers: []string{"If-Match", tag}, status: 415, problem: "unsupported-media-type", calls: "supplier"},
 		"grant, all of it":             {staff: agent, path: "/v1/consents/curiosity/grant?curiosity", body: `{"curiosity":1}`, headers: []string{"If-Match", "curiosity", "Idempotency-Key", ""}, status: 400, want: "/body /body/evidence /header/Idempotency-Key /header/If-Match /path/id /query"},

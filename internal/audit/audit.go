@@ -398,8 +398,8 @@ func (r *Record) check() error {
 		return errors.New("no outcome of such an operation")
 	case (r.Employee == "") != (r.Reason == ""):
 		return errors.New("an employee and a reason come together")
-	case r.Employee != "" && !(plainText(r.Employee) && plainText(r.Reason)):
-		return errors.New("employee or reason not 1 to 128 printable bytes")
+	case r.Employee != "" && !(plainText(r.Employee) && plainText(r.Reason) && strings.TrimSpace(r.Reason) == r.Reason):
+		return errors.New("employee or reason not 1 to 128 printable bytes, or the reason with a blank at an end")
 	case len(r.Fields) > maxFields || len(r.Granted) > maxItems || len(r.Withheld) > maxWithheld || len(r.Receipt) > maxReceipt:
 		return errors.New("too long")
 	case r.Purpose > meter.CustomerService:

@@ -191,6 +191,8 @@ func TestRefused(t *testing.T) {
 		"a reason, but no employee":  func(r *audit.Record) { r.Employee = "" },
 		"long reason":                func(r *audit.Record) { r.Reason = strings.Repeat("x", 129) },
 		"employee of two lines":      func(r *audit.Record) { r.Employee = "a\nb" },
+		"blank reason":               func(r *audit.Record) { r.Reason = "  " },
+		"reason before a blank":      func(r *audit.Record) { r.Reason = "ticket " },
 		"reason not UTF-8":           func(r *audit.Record) { r.Reason = "\xff" },
 		"reason that turns the line": func(r *audit.Record) { r.Reason = "\u202e" },
 		"unknown purpose":            func(r *audit.Record) { r.Purpose = 6 },
