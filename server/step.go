@@ -152,6 +152,10 @@ func (s *Server) takeStep(ctx context.Context, c *call, a asked) (*consentAnswer
 			return answer, err
 		}
 	}
+	if errors.Is(err, ErrEvidenceRefused) { // of what is stored, time and again
+		s.metrics.evidence.WithLabelValues("legal_file").Inc()
+		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
+	}
 	return nil, s.refuse(ctx, rec, audit.Refused, fail(conflict, err))
 }
 
@@ -214,6 +218,8 @@ func (s *Server) tryStep(ctx context.Context, c *call, a asked, rec *audit.Recor
 	}
 	sealed, err := s.seal(ctx, c, h.sealed, a.step)
 	switch {
+	case errors.Is(err, errStartOver):
+		return nil, err
 	case errors.Is(err, authz.ErrStep), errors.Is(err, authz.ErrNotPermitted), errors.Is(err, authz.ErrNoRelation):
 		return nil, s.refuse(ctx, on(*rec, h.file), audit.Refused, refusedStep(err, "")) // by its clock, which is another
 	case err != nil:
@@ -296,8 +302,8 @@ func (s *Server) seal(ctx context.Context, c *call, previous []byte, step authz.
 	case errors.Is(err, ErrTokenRefused):
 		return nil, &failure{kind: unauthenticated, challenge: `Bearer realm="kluis", error="invalid_token"`, cause: err}
 	case errors.Is(err, ErrEvidenceRefused):
-		s.metrics.evidence.WithLabelValues("legal_file").Inc()
-		return nil, fail(evidenceInvalid, err)
+		// Most likely there is a later version, stored since this one was read.
+		return nil, fmt.Errorf("%w: %w", errStartOver, err)
 	case errors.Is(err, ErrNoCryptoserver):
 		return nil, fail(sealingUnavailable, err)
 	}

@@ -250,6 +250,18 @@ func TestConflictEveryTime(t *testing.T) {
 		t.Errorf("calls %q", calls)
 	}
 	w.stands(e, 3+4+2, "1")
+	// A cryptoserver that knows a later version says so, and it is looked up.
+	w.tap.seal = func(ctx context.Context, r server.StepRequest, real server.Sealer) ([]byte, error) {
+		w.tap.seal = nil
+		w.legalFile(e, meter.Electricity, authz.SetOptOut{Days: meter.DayRange{From: until + 2000, To: until + 2001}})
+		return nil, server.ErrEvidenceRefused
+	}
+	w.tap.taken()
+	w.consentOf(w.post(w.a, w.token(w.a), "/v1/consents", w.form(e, nil)), 201)
+	if calls := w.tap.taken(); calls != "supplier key legal-file seal key legal-file seal store" {
+		t.Errorf("calls %q", calls)
+	}
+	w.stands(e, 3+4+2+2, "1,1")
 }
 
 // Whatever fails on the way of a step: nothing is half stored, what is answered
