@@ -1010,8 +1010,8 @@ type Consent struct {
 	// | `REJECTED` | the customer said no |
 	// | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
 	// | `EXPIRED` | its time is over |
-	// | `LAPSED` | was not answered in time, or not before the customer moved out |
-	// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+	// | `LAPSED` | was not answered in time |
+	// | `ENDED_BY_MOVE` | the customer who gave it, or was asked for it, has moved |
 	//
 	//
 	// Example: ACTIVE
@@ -1056,8 +1056,8 @@ type ConsentAnswer struct {
 // | `REJECTED` | the customer said no |
 // | `REVOKED` | taken back by the customer or the supplier, or withdrawn before it was answered |
 // | `EXPIRED` | its time is over |
-// | `LAPSED` | was not answered in time, or not before the customer moved out |
-// | `ENDED_BY_MOVE` | the customer who gave it has moved out |
+// | `LAPSED` | was not answered in time |
+// | `ENDED_BY_MOVE` | the customer who gave it, or was asked for it, has moved |
 //
 // Example: ACTIVE
 type ConsentState string
@@ -1371,7 +1371,7 @@ type Readings struct {
 	// Example: BILLING
 	Purpose Purpose `json:"purpose"`
 
-	// Series What is given: one entry per field, legal basis and uninterrupted run of days, in the order of the profile's catalogue.
+	// Series What is given, in the order of the profile's catalogue: one entry per field, rule, consent granularity and resolution. Its days need not follow each other: those that are withheld are not in it.
 	Series []Series `json:"series"`
 
 	// TimeZone Zone of the local days (IANA time zone database).
@@ -1393,9 +1393,9 @@ type Readings struct {
 // Example: P1M
 type Resolution string
 
-// Series One run of values of one field at one resolution on one legal basis.
+// Series Values of one field at one resolution on one legal basis.
 type Series struct {
-	// Days The values by local day; at `P1M` by local month. With `REGISTER` the last entry is the closing read alone.
+	// Days The values by local day, in order; at `P1M` by local month. With `REGISTER` of registers each uninterrupted run of days ends with one more entry, the closing read alone; on the bases `SWITCH` and `MOVE` each read stands by itself.
 	Days []DayValues `json:"days"`
 
 	// DeliveredCount How many values are known (not null).
@@ -1971,7 +1971,8 @@ type ClientInterface interface {
 	// part is unknown is null. Finer than granted or than stored: withheld.
 	//
 	// *Kind.* `REGISTER` gives cumulative meter reads at the start of each
-	// period and, as one more entry of `days`, the closing read at the end;
+	// period and, as one more entry of `days`, the closing read at the end of
+	// each uninterrupted run of days;
 	// `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 	// registers, `CONSUMPTION` for intervals. The two are never mixed.
 	// `REGISTER` of intervals is given only on days on which a legal basis
@@ -2278,7 +2279,8 @@ func (c *Client) ListConsents(ctx context.Context, ean Ean, reqEditors ...Reques
 // part is unknown is null. Finer than granted or than stored: withheld.
 //
 // *Kind.* `REGISTER` gives cumulative meter reads at the start of each
-// period and, as one more entry of `days`, the closing read at the end;
+// period and, as one more entry of `days`, the closing read at the end of
+// each uninterrupted run of days;
 // `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 // registers, `CONSUMPTION` for intervals. The two are never mixed.
 // `REGISTER` of intervals is given only on days on which a legal basis
@@ -3342,7 +3344,8 @@ type ClientWithResponsesInterface interface {
 	// part is unknown is null. Finer than granted or than stored: withheld.
 	//
 	// *Kind.* `REGISTER` gives cumulative meter reads at the start of each
-	// period and, as one more entry of `days`, the closing read at the end;
+	// period and, as one more entry of `days`, the closing read at the end of
+	// each uninterrupted run of days;
 	// `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 	// registers, `CONSUMPTION` for intervals. The two are never mixed.
 	// `REGISTER` of intervals is given only on days on which a legal basis
@@ -5283,7 +5286,8 @@ func (c *ClientWithResponses) ListConsentsWithResponse(ctx context.Context, ean 
 // part is unknown is null. Finer than granted or than stored: withheld.
 //
 // *Kind.* `REGISTER` gives cumulative meter reads at the start of each
-// period and, as one more entry of `days`, the closing read at the end;
+// period and, as one more entry of `days`, the closing read at the end of
+// each uninterrupted run of days;
 // `CONSUMPTION` gives the amount of each period. Not said: `REGISTER` for
 // registers, `CONSUMPTION` for intervals. The two are never mixed.
 // `REGISTER` of intervals is given only on days on which a legal basis
