@@ -69,6 +69,10 @@ type Reader interface {
 	// FilesAfter returns legal files after a version of a metering point, ordered
 	// by metering point and version.
 	FilesAfter(ctx context.Context, ean, version int64, limit int) ([]leaf.Row, error)
+	// RecordsWith returns of each legal file the access records of its metering
+	// point that were stored in one transaction with it: at most two, and without
+	// receipts and what is larger than the record of a step.
+	RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error)
 	// FactDigests returns the digests of the legal files, supplier records and
 	// heads of the control feed that are stored; nil for one that is not there.
 	FactDigests(ctx context.Context, keys []leaf.Key) ([]*[32]byte, error)

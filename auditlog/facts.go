@@ -141,6 +141,7 @@ func (v *verifier) files(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		var steps []*authz.LegalFile
 		for i := range rows {
 			row := &rows[i]
 			next := int64(1)
@@ -171,7 +172,13 @@ func (v *verifier) files(ctx context.Context) error {
 				found.Detail = why
 				v.rep.add(found)
 			}
+			if f != nil && f.Actor().Kind != authz.ByOperator {
+				steps = append(steps, f)
+			}
 			prev, last = f, row.Key
+		}
+		if err := v.told(ctx, steps); err != nil {
+			return err
 		}
 		v.rep.Files += int64(len(rows))
 		v.o.Progress("legal files", v.rep.Files, max(v.rep.Files, v.logged))

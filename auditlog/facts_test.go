@@ -119,7 +119,9 @@ func TestUnstored(t *testing.T) {
 			w.file = before
 			w.keep(w.step(w.optOut(50)))
 			w.read()
-			w.check(w.gateway.Record(w.t.Context(), w.stepRecord(must(must(authz.NewSealKeys(w.hsm.SealKeys...))(w.t).LegalFile(w.file))(w.t))))
+			told := w.stepRecord(must(must(authz.NewSealKeys(w.hsm.SealKeys...))(w.t).LegalFile(w.file))(w.t))
+			told.Operation, told.Action, told.Purpose = audit.Consents, 0, 0
+			w.check(w.gateway.Record(w.t.Context(), told))
 			w.step(w.optOut(60)) // its write failed, and nobody tried again
 		}, nil, map[auditlog.What]int64{auditlog.FactForked: 2, auditlog.FactNotStored: 1}, ""},
 		"supplier records that were not stored": {func(w *world) {

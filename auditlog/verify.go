@@ -42,8 +42,8 @@ const (
 // Verify checks everything: each leaf against its row, the tree against all
 // checkpoints, records and receipts against the journals, the journals'
 // chains, the sealed blocks and facts against the seal events, the legal files
-// against the steps that made them, and what was opened against the legal files
-// that are stored. It reads in pages and
+// against the steps that made them and the records of those steps, and what was
+// opened against the legal files that are stored. It reads in pages and
 // remembers little, however long the log is. The error is that it could not be
 // done; what it found is in the report.
 func Verify(ctx context.Context, r Reader, o Options) (*Report, error) {
@@ -212,6 +212,7 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 	var journal []leaf.Key
 	var unopened []leaf.IndexedKey
 	var files []fact
+	var steps []toldStep
 	v.times = make(map[int64]time.Time, len(rows))
 	for i, row := range rows {
 		if row == nil {
@@ -231,6 +232,9 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 				if rec.FileVersion > 0 {
 					unopened = append(unopened, keys[i])
 					files = append(files, fact{leaf.Key{Kind: leaf.LegalFile, Number: row.Number, Version: int64(rec.FileVersion)}, rec.LegalFile})
+				}
+				if rec.Operation == audit.ConsentStep && rec.Outcome == audit.Given {
+					steps = append(steps, toldStep{rec, index})
 				}
 				continue
 			}
@@ -253,6 +257,9 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 		}
 	}
 	if err := v.recordedOn(ctx, unopened, files); err != nil {
+		return err
+	}
+	if err := v.taken(ctx, steps); err != nil {
 		return err
 	}
 	entries, err := v.Rows(ctx, journal)

@@ -115,6 +115,16 @@ const (
 		SELECT k.at, substring(sha256(b.ciphertext) FROM 1 FOR 16)
 		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[]) WITH ORDINALITY AS k (ean, field, day, version, at)
 		JOIN sealed_block b ON b.ean = k.ean AND b.field = k.field AND b.day = DATE '1970-01-01' + k.day AND b.version = k.version`
+	// Along access_log_by_arrival: nobody but the owner says when a row arrived.
+	// The record of a step takes some 600 bytes at most.
+	queryRecordsWith = `
+		SELECT k.at, uuid_send(a.interaction_id), a.record
+		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS k (number, version, at)
+		JOIN legal_file f ON f.ean = k.number AND f.version = k.version
+		CROSS JOIN LATERAL (
+			SELECT l.interaction_id, l.record FROM access_log l
+			WHERE l.arrived = f.arrived AND l.ean = f.ean AND octet_length(l.record) <= 1024 LIMIT 2
+		) a`
 )
 
 // factDigests give what a fact's digest is over: of the sealed ones the payload,
@@ -559,6 +569,27 @@ func (a *Auditor) FilesAfter(ctx context.Context, ean, version int64, limit int)
 			out = append(out, row)
 			return err
 		}, ean, version, limit)
+	return out, err
+}
+
+// RecordsWith returns of each legal file the access records of its metering
+// point that were stored in one transaction with it: at most two, and without
+// receipts and what is larger than the record of a step.
+func (a *Auditor) RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error) {
+	out := make([][]leaf.Row, len(files))
+	_, numbers, versions, _ := keyArrays(files)
+	err := a.each(ctx, "records of steps", queryRecordsWith, func(r *sqlx.Rows) error {
+		var n int
+		var id sql.RawBytes
+		var row leaf.Row
+		if err := r.Scan(&n, &id, &row.Content); err != nil {
+			return err
+		}
+		row.Key = leaf.Key{Kind: leaf.Access, Number: files[n-1].Number}
+		copy(row.ID[:], id)
+		out[n-1] = append(out[n-1], row)
+		return nil
+	}, pq.Array(numbers), pq.Array(versions))
 	return out, err
 }
 
