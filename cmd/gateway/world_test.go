@@ -311,6 +311,7 @@ type options struct {
 	pool    *pool
 	issuers []config.Issuer // besides the one of the pool
 	timeout time.Duration
+	now     func() time.Time // the gateway's clock
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -407,6 +408,9 @@ func (w *world) serve(o options) {
 	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
 	parts.Steps = stepsTap{parts.Steps, w.tap}
 	parts.AccessLog = logTap{w.tap, parts.AccessLog}
+	if o.now != nil {
+		parts.Now = o.now
+	}
 	srv, err := server.New(parts)
 	if err != nil {
 		t.Fatal(err)
