@@ -34,7 +34,7 @@ COMMENT ON COLUMN metering_point.registered_at IS 'When Kluis first heard of it.
 CREATE TABLE legal_file (
     ean       bigint      NOT NULL,
     version   bigint      NOT NULL CHECK (version > 0),
-    file      bytea       NOT NULL CHECK (octet_length(file) BETWEEN 1 AND 1048576),
+    file      bytea       NOT NULL CHECK (octet_length(file) BETWEEN 1 AND 1049600),
     sealed_at timestamptz NOT NULL,
     PRIMARY KEY (ean, version)
 );

@@ -27,8 +27,8 @@ BEGIN
     END IF;
     SELECT l.file INTO before FROM legal_file l WHERE l.ean = NEW.ean AND l.version = NEW.version - 1;
     IF octet_length(before) >= envelope + 78 THEN
-        size := get_byte(before, 25)::bigint << 24 | get_byte(before, 26) << 16 | get_byte(before, 27) << 8 | get_byte(before, 28);
-        IF sha256(substring(before FROM envelope + 1 FOR least(size, 1048576)::int)) = substring(NEW.file FROM envelope + 47 FOR 32) THEN
+        size := (get_byte(before, 25)::bigint << 24) | (get_byte(before, 26) << 16) | (get_byte(before, 27) << 8) | get_byte(before, 28);
+        IF sha256(substring(before FROM envelope + 1 FOR least(size, 2097152)::int)) = substring(NEW.file FROM envelope + 47 FOR 32) THEN
             RETURN NEW;
         END IF;
     END IF;

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -146,6 +147,29 @@ func TestStoreStep(t *testing.T) {
 	}
 	if c, err := g.Consent(t.Context(), alpha, first.key.Consent); err != nil || len(c) > 4 {
 		t.Errorf("%d candidates, %v", len(c), err)
+	}
+}
+
+// However long a file has become, its next version is seen to follow on it.
+func TestStoreStepOnALongFile(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	g := gateway(t, d)
+	base := supplied(t, home)
+	for n := range byte(250) {
+		base = must(authz.Apply(base, authz.GrantConsent{
+			ID: [16]byte{n, 7}, Supplier: beta, Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals}, Granularity: meter.PT15M,
+			Days: days("2025-01-01", ""), ValidUntil: now.AddDate(1, 0, 0), Evidence: strings.Repeat("letter", 21),
+		}, authz.Actor{Kind: authz.ByCustomer, Name: strings.Repeat("eva", 42)}, now, profile().Location()))
+	}
+	if n := len(base.Payload()); n <= 1<<16 {
+		t.Fatalf("%d bytes", n)
+	}
+	if err := registrar(t, d).StoreLegalFile(t.Context(), base, unsigned(base)); err != nil {
+		t.Fatal(err)
+	}
+	if err := asks(t, base, 1).store(t, g); err != nil {
+		t.Error(err)
 	}
 }
 
