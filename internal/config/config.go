@@ -33,7 +33,8 @@ type Issuer struct {
 	MaxLifetime Duration `yaml:"max_lifetime,omitempty"`
 	// Staff says that this issuer's tokens may name employees of the grid
 	// operator; needs operator_gln. For Kluis' own issuer, whose cryptoservers
-	// sign such a token only against the employee's ID token.
+	// sign such a token only against the employee's ID token: of one issuer at
+	// most, whose keys are pinned with jwks_file.
 	Staff bool `yaml:"staff,omitempty"`
 }
 

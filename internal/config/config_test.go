@@ -370,7 +370,13 @@ func TestStaff(t *testing.T) {
 	}
 
 	gateway := strings.Replace(gatewayYAML, "jwks_file: jwks.json", "jwks_file: jwks.json\n    staff: true", 1)
+	both := strings.Replace(gateway, "realm/jwks\n", "realm/jwks\n    staff: true\n", 1)
+	pinned := strings.Replace(strings.Replace(both, "jwks_url: https://login.example.com/realm/jwks", "jwks_file: other.json", 1), "    ca_file: extern.crt\n", "", 1)
+	fetched := strings.Replace(gatewayYAML, "realm/jwks\n", "realm/jwks\n    staff: true\n", 1)
 	for yaml, want := range map[string]string{
+		both + "operator_gln: \"8712423010208\"\n":    "issuers[1].staff: is set on another issuer",
+		pinned + "operator_gln: \"8712423010208\"\n":  "issuers[1].staff: is set on another issuer",
+		fetched + "operator_gln: \"8712423010208\"\n": "issuers[1].staff: whoever answers at jwks_url",
 		gateway + "operator_gln: \"8712423010208\"\n": "",
 		gateway: "operator_gln: must be a GLN",
 		gatewayYAML + "operator_gln: \"8712423010208\"\n": "operator_gln: says whose employees",

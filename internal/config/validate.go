@@ -268,12 +268,18 @@ func (p *problems) cryptoservers(key string, c Cryptoservers) {
 
 func (p *problems) issuers(list []Issuer, mayFetch bool) {
 	p.check(len(list) > 0, "issuers", "name at least one accepted issuer")
+	staff := false
 	for i, is := range list {
 		key := fmt.Sprintf("issuers[%d]", i)
 		p.https(key+".url", is.URL)
 		p.required(key+".audience", is.Audience)
 		same := slices.ContainsFunc(list[:i], func(o Issuer) bool { return o.URL == is.URL })
 		p.check(!same, key+".url", "is repeated")
+		if is.Staff {
+			p.check(!staff, key+".staff", "is set on another issuer, too: only Kluis' own names employees")
+			p.check(is.JWKSURL == "", key+".staff", "whoever answers at jwks_url could name any employee: pin the keys with jwks_file")
+			staff = true
+		}
 		switch {
 		case !mayFetch:
 			p.check(is.JWKSURL == "" && is.CAFile == "", key, "a cryptoserver never fetches keys: pin them with jwks_file")
