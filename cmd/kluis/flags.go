@@ -112,7 +112,7 @@ type uuidFlag struct{ uuid.UUID }
 
 func (f *uuidFlag) UnmarshalText(b []byte) (err error) {
 	if f.UUID, err = uuid.Parse(string(b)); err != nil {
-		err = errors.New("must be a UUID, as kluis consent grant printed it")
+		err = errors.New("must be a UUID, as it was printed")
 	}
 	return err
 }

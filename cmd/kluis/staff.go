@@ -20,8 +20,8 @@ type staffCmd struct {
 
 type staffTokenCmd struct {
 	State  string   `help:"State folder of the demo. Default: $$KLUIS_STATE." type:"path" placeholder:"DIR"`
-	As     string   `help:"Who signs in." default:"demo-employee" placeholder:"NAME"`
-	Role   roleFlag `help:"agent, supervisor or auditor." default:"agent" placeholder:"ROLE"`
+	As     string   `help:"Who signs in. Default: demo-employee." default:"demo-employee" placeholder:"NAME"`
+	Role   roleFlag `help:"agent, supervisor or auditor. Default: agent." default:"agent" placeholder:"ROLE"`
 	EAN    eanFlag  `help:"Metering point (EAN-18)." required:"" name:"ean" placeholder:"EAN"`
 	Reason string   `help:"Why, for the record: a ticket, without personal data." required:"" placeholder:"TEXT"`
 	JSON   bool     `help:"Print the issuer's whole answer."`
@@ -51,7 +51,9 @@ func (staffTokenCmd) Help() string {
 Examples:
   kluis staff token --state .demo --ean 871687200000000010 --view --reason ticket-4711
   kluis staff token --state .demo --ean 871687200000000010 --readings --from 2026-01-01 --to 2026-02-01 --fields import_low,import_normal --reason ticket-4711
-  kluis staff token --state .demo --ean 871687200000000010 --step revoke --consent 0b8e... --reason ticket-4711`
+  kluis staff token --state .demo --ean 871687200000000010 --step revoke --consent 0b8e... --reason ticket-4711
+
+What to do with the token: docs/CONSENT.md, docs/STATEMENT.md.`
 }
 
 type roleFlag struct{ authz.Role }

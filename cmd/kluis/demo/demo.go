@@ -471,9 +471,13 @@ Be the supplier %s: get a token, then the monthly register reads of one of its c
     -H "Authorization: Bearer $TOKEN" \
     '%s'
 
-Be an employee who serves its customer: a token for one errand, from the development identity provider.
+Be an employee who serves its customer: a token for one errand, then the statement of who asked for what, to open in a browser.
 
-  %s staff token --state %s --ean %s --view --reason 'customer on the line'
+  STAFF=$(%s staff token --state %s --ean %s --view --reason ticket-4711)
+
+  curl -sS --cacert %s --cert %s --key %s \
+    -H "Authorization: Bearer $STAFF" -H 'Accept: text/html' \
+    '%s/v1/metering-points/%s/access-log?lang=en' > statement.html
 
 The keys, who holds them, and what became of them:  %s keys status --state %s
 Whether any record of an access was altered:        %s audit verify --state %s
@@ -486,6 +490,7 @@ Ctrl-C stops everything; the data stays in %s.
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
 		filepath.Join(d.BinDir, "kluis"), d.dir, p.EAN,
+		r.CAFile, r.Portal.CertificateFile, r.Portal.KeyFile, r.GatewayURL, p.EAN,
 		filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, filepath.Join(d.BinDir, "kluis"), d.dir, d.dir)
 }
 
