@@ -24,17 +24,20 @@ type asked struct {
 	step    authz.Step
 	tags    entityTags // that the consent's must be one of; not of one to be made
 	key     [32]byte   // SHA-256 of the idempotency key
+	by      string     // the employee's subject; "" for a supplier
 }
 
 func (a *asked) makes() bool { return !a.ean.IsZero() }
 
-// digest is the SHA-256 of what was asked: the same for a request sent again.
+// digest is the SHA-256 of what was asked: the same for a request sent again. By
+// another employee it is another: the answer to it would be recorded as if that
+// one had taken the step.
 func (a *asked) digest() [32]byte {
 	ean := ""
 	if a.makes() {
 		ean = a.ean.String()
 	}
-	return sha256.Sum256([]byte("kluis/consent-request/1\n" + ean + "\n" + hex.EncodeToString(a.step.Encode()) + "\n"))
+	return sha256.Sum256([]byte("kluis/consent-request/1\n" + ean + "\n" + hex.EncodeToString(a.step.Encode()) + "\n" + a.by + "\n"))
 }
 
 // consentID is that of the consent a caller makes under a key, so that the same
@@ -138,11 +141,13 @@ func (s *Server) takeStep(ctx context.Context, c *call, a asked) (*consentAnswer
 	if rec.EAN = a.ean; !a.makes() {
 		rec.ConsentID = a.id
 	}
-	if e := c.caller.Employee(); e != nil && !a.isErrand(&e.Errand) {
-		if a.makes() {
-			return nil, s.refuse(ctx, rec, audit.Refused, fail(notPermitted, errors.New("not the step that the employee's token was issued for")))
+	if e := c.caller.Employee(); e != nil {
+		if a.by = e.Subject; !a.isErrand(&e.Errand) {
+			if a.makes() {
+				return nil, s.refuse(ctx, rec, audit.Refused, fail(notPermitted, errors.New("not the step that the employee's token was issued for")))
+			}
+			return nil, s.refuseErrand(ctx, rec)
 		}
-		return nil, s.refuseErrand(ctx, rec)
 	}
 	var err error
 	for range stepTries {

@@ -84,6 +84,10 @@ func TestIdempotency(t *testing.T) {
 			return w.post(w.a, w.token(w.a), "/v1/consents/"+k.Id.String()+"/revoke", nil, "If-Match", `"x"`, "Idempotency-Key", key)
 		},
 		"another answer": func() reply { return w.answer(k, tag, authz.ActionReject, "Idempotency-Key", grantKey) },
+		"the same by another employee": func() reply {
+			token := w.staffToken("agent-18", authz.Agent, errandFor(k, authz.ActionGrant, "call-2026-0815"))
+			return w.post(w.portal, token, "/v1/consents/"+k.Id.String()+"/grant", form{"evidence": "call-2026-0815"}, "If-Match", tag, "Idempotency-Key", grantKey)
+		},
 		"another's answer": func() reply {
 			second, _ := w.request(w.a, e, form{"evidence": "second"})
 			return w.answer(second, tag, authz.ActionGrant, "Idempotency-Key", grantKey)
