@@ -70,8 +70,8 @@ type Reader interface {
 	// by metering point and version.
 	FilesAfter(ctx context.Context, ean, version int64, limit int) ([]leaf.Row, error)
 	// RecordsWith returns of each legal file the access records of its metering
-	// point that were stored in one transaction with it: at most two, and without
-	// receipts and what is larger than the record of a step.
+	// point that were stored in one transaction with it: at most two, of those no
+	// larger than the record of a step can be, without receipts.
 	RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error)
 	// FactDigests returns the digests of the legal files, supplier records and
 	// heads of the control feed that are stored; nil for one that is not there.

@@ -255,6 +255,16 @@ func TestStepRecords(t *testing.T) {
 			h.take(kim, authz.RevokeConsent{ID: a}, a, nil)
 			h.record(h.says(kim, authz.ActionReject, a))
 		}, nil, details{auditlog.RecordedNotTaken: {"no such step of the consent was taken"}}},
+		"a no told as a yes": {func(h *home) {
+			a := h.asked()
+			h.take(kim, authz.RejectConsent{ID: a}, a, nil)
+			h.record(h.says(kim, authz.ActionGrant, a))
+		}, nil, details{auditlog.RecordedNotTaken: {"no such step of the consent was taken"}}},
+		"a yes told as a registration": {func(h *home) {
+			a := h.asked()
+			h.take(kim, accept(a), a, nil)
+			h.record(h.says(kim, authz.ActionRegister, a))
+		}, nil, details{auditlog.RecordedNotTaken: {"no such step of the consent was taken"}}},
 		"what the registrar did, put down to an employee": {func(h *home) {
 			a := h.asked()
 			h.alone(registrar, authz.RevokeConsent{ID: a})

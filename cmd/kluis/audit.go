@@ -70,7 +70,7 @@ type auditVerifyCmd struct {
 
 // Help says more than fits a line.
 func (auditVerifyCmd) Help() string {
-	return `Checks every leaf of the log against its row, the tree against every checkpoint of the database and of the folder, each record against its receipt and the receipt against the journal of the cryptoserver (opened but not recorded; recorded but never opened), the journals for gaps, the sealed blocks against what was sealed, every legal file against the step and the version that it was made of, and what was opened against the legal files that are stored. Reads only; may run while everything serves. What each finding means: docs/AUDIT.md.
+	return `Checks every leaf of the log against its row, the tree against every checkpoint of the database and of the folder, each record against its receipt and the receipt against the journal of the cryptoserver (opened but not recorded; recorded but never opened), the journals for gaps, the sealed blocks against what was sealed, every legal file against the step and the version that it was made of, the records of steps against the legal files, and what was opened against the legal files that are stored. Reads only; may run while everything serves. What each finding means: docs/AUDIT.md.
 
 Exit codes: 0 nothing was altered as far as can be told, 5 findings.`
 }

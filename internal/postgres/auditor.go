@@ -573,8 +573,8 @@ func (a *Auditor) FilesAfter(ctx context.Context, ean, version int64, limit int)
 }
 
 // RecordsWith returns of each legal file the access records of its metering
-// point that were stored in one transaction with it: at most two, and without
-// receipts and what is larger than the record of a step.
+// point that were stored in one transaction with it: at most two, of those no
+// larger than the record of a step can be, without receipts.
 func (a *Auditor) RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error) {
 	out := make([][]leaf.Row, len(files))
 	_, numbers, versions, _ := keyArrays(files)

@@ -19,6 +19,7 @@ const (
 	QueryKeyed      = queryIdempotency
 	QueryAccessLog  = queryAccessLog
 	QuerySuppliers  = querySuppliers
+	QueryWith       = queryRecordsWith
 	QueryScan       = queryScan
 	QueryCount      = queryCount
 	QueryUnder      = queryUnder
