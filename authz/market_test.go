@@ -562,7 +562,7 @@ func TestMarketsAgreeWithOracle(t *testing.T) {
 		t.Run(country, func(t *testing.T) {
 			t.Parallel()
 			singles := 0
-			rapid.Check(t, func(t *rapid.T) {
+			agrees := func(t *rapid.T) {
 				w := roll(t).marketWorld(p)
 				f := w.file(t)
 				for _, me := range []meter.GLN{alpha, beta} {
@@ -584,7 +584,11 @@ func TestMarketsAgreeWithOracle(t *testing.T) {
 						t.Fatalf("reads %v, want %v", readSet(g), reads)
 					}
 				}
-			})
+			}
+			// Not every hundred worlds have one.
+			for n := 0; n < 5 && singles == 0; n++ {
+				rapid.Check(t, agrees)
+			}
 			if singles == 0 {
 				t.Error("no single read in any world")
 			}
