@@ -112,6 +112,8 @@ type explanationView struct {
 
 type requestView struct {
 	Operation  string   `json:"operation"`
+	Step       string   `json:"step,omitempty"` // of which consent
+	Consent    string   `json:"consentId,omitempty"`
 	Purpose    string   `json:"purpose,omitempty"` // none: every purpose
 	From       string   `json:"from,omitempty"`
 	To         string   `json:"to,omitempty"` // exclusive
@@ -228,6 +230,12 @@ func explained(e *backend.Explanation) explanationView {
 	}
 	if !r.EAN.IsZero() {
 		v.EAN = r.EAN.String()
+	}
+	if r.Action != 0 {
+		v.Request.Step = r.Action.String()
+	}
+	if r.ConsentID != [16]byte{} {
+		v.Request.Consent = uuid.UUID(r.ConsentID).String()
 	}
 	if !r.Days.Empty() {
 		v.Request.From, v.Request.To = r.Days.From.String(), r.Days.To.String()
@@ -575,7 +583,7 @@ func (v *explanationView) print(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "Interaction %s, %s\n", v.Interaction, v.At.Format(time.RFC3339Nano))
 	if v.Employee != "" {
-		who = fmt.Sprintf("Employee %q, for %q,", v.Employee, v.Reason)
+		who = fmt.Sprintf("Employee %q, because %q:", v.Employee, v.Reason)
 	}
 	switch v.Request.Operation {
 	case audit.Readings.String(), audit.DryRun.String():
@@ -599,7 +607,7 @@ func (v *explanationView) print(w io.Writer) error {
 		}
 		fmt.Fprintln(w, ".")
 	default:
-		fmt.Fprintf(w, "  %s: %s %s\n", who, strings.ReplaceAll(v.Request.Operation, "_", " "), v.EAN)
+		fmt.Fprintf(w, "  %s %s.\n", who, v.did())
 	}
 	fmt.Fprintf(w, "  Outcome: %s. Certificate sha256 %s...\n", strings.ReplaceAll(v.Outcome, "_", " "), v.Certificate[:16])
 	if o := v.Opening; o != nil {
@@ -693,6 +701,52 @@ func (v *explanationView) print(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// stepWords say what a step of a consent did, and what was tried where it was
+// not taken.
+var stepWords = map[string][2]string{
+	authz.ActionRequest.String():  {"asked for", "ask for"},
+	authz.ActionRegister.String(): {"registered", "register"},
+	authz.ActionGrant.String():    {"granted", "grant"},
+	authz.ActionReject.String():   {"rejected", "reject"},
+	authz.ActionRevoke.String():   {"revoked", "revoke"},
+}
+
+// did says what a request was that asked for no readings.
+func (v *explanationView) did() string {
+	what := "a consent"
+	if v.Request.Consent != "" {
+		what = "consent " + v.Request.Consent
+	}
+	at := ""
+	if v.EAN != "" {
+		at = " at " + v.EAN
+	}
+	given := v.Outcome == audit.Given.String()
+	switch v.Request.Operation {
+	case audit.ConsentStep.String():
+		words := stepWords[v.Request.Step]
+		if given {
+			return words[0] + " " + what + at
+		}
+		return "tried to " + words[1] + " " + what + at + ", and did not"
+	case audit.Consents.String():
+		if v.Request.Consent == "" {
+			what = "the consents"
+		}
+		return looked(given) + what + at
+	case audit.AccessLog.String():
+		return looked(given) + "the access log" + at
+	}
+	return "listed the caller's metering points"
+}
+
+func looked(given bool) string {
+	if given {
+		return "looked at "
+	}
+	return "tried to look at "
 }
 
 func orOpen(day string) string {

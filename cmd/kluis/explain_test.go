@@ -431,7 +431,7 @@ func TestExplainEmployee(t *testing.T) {
 	if code, v, complaint := w.explain(id); code != exitOK || v.Verdict != "AGREES" || v.Employee != subject || v.Reason != reason || v.Answer[0].Basis != "CUSTOMER_SERVICE" {
 		t.Errorf("exit code %d: %s%+v", code, complaint, v)
 	}
-	if out := w.must("explain", "--interaction", id, "--ean", testEAN); !strings.Contains(out, `Employee "`+subject+`", for "ticket-4711", asked for `+testEAN) {
+	if out := w.must("explain", "--interaction", id, "--ean", testEAN); !strings.Contains(out, `Employee "`+subject+`", because "ticket-4711": asked for `+testEAN) {
 		t.Error(out)
 	}
 	// Another employee's name in the record.
@@ -485,6 +485,47 @@ func TestExplainEmployee(t *testing.T) {
 	})
 	if code, v, _ := w.explain(id); code != exitOK || v.Verdict != "NOT_DECIDED" || v.Request.Operation != "access_log" {
 		t.Errorf("exit code %d: %+v", code, v)
+	}
+	if out := w.must("explain", "--interaction", id, "--ean", testEAN); !strings.Contains(out, `because "ticket-4711": looked at the access log at `+testEAN+".\n") {
+		t.Error(out)
+	}
+}
+
+// TestExplainSays: what was done, and by whom; what was not done does not read
+// as done.
+func TestExplainSays(t *testing.T) {
+	t.Parallel()
+	const id, ean = "0b8e2f8a-0000-4000-8000-000000000001", "871687200000000010"
+	step := func(action authz.ConsentAction) requestView {
+		return requestView{Operation: audit.ConsentStep.String(), Step: action.String(), Consent: id}
+	}
+	for _, c := range []struct {
+		request  requestView
+		outcome  audit.Outcome
+		employee bool
+		want     string
+	}{
+		{step(authz.ActionRevoke), audit.Given, true, `Employee "jan", because "ticket-1": revoked consent ` + id + " at " + ean + "."},
+		{step(authz.ActionRevoke), audit.Refused, true, `Employee "jan", because "ticket-1": tried to revoke consent ` + id + " at " + ean + ", and did not."},
+		{step(authz.ActionGrant), audit.Given, true, "granted consent " + id},
+		{step(authz.ActionGrant), audit.Failed, true, "tried to grant consent " + id},
+		{step(authz.ActionReject), audit.Given, true, "rejected consent " + id},
+		{step(authz.ActionReject), audit.NoRelation, true, "tried to reject consent " + id},
+		{step(authz.ActionRegister), audit.Given, true, "registered consent " + id},
+		{requestView{Operation: audit.ConsentStep.String(), Step: authz.ActionRegister.String()}, audit.Refused, true, "tried to register a consent at " + ean + ", and did not."},
+		{step(authz.ActionRequest), audit.Given, false, "Polderstroom (8712000000011) asked for consent " + id + " at " + ean + "."},
+		{requestView{Operation: audit.Consents.String(), Consent: id}, audit.Given, false, "looked at consent " + id + " at " + ean + "."},
+		{requestView{Operation: audit.Consents.String()}, audit.NoRelation, false, "tried to look at the consents at " + ean + "."},
+		{requestView{Operation: audit.AccessLog.String()}, audit.Given, true, "looked at the access log at " + ean + "."},
+	} {
+		v := explanationView{Supplier: "8712000000011", Name: "Polderstroom", EAN: ean, Certificate: strings.Repeat("0", 64), Request: c.request, Outcome: c.outcome.String()}
+		if c.employee {
+			v.Employee, v.Reason = "jan", "ticket-1"
+		}
+		var b strings.Builder
+		if err := v.print(&b); err != nil || !strings.Contains(b.String(), c.want) {
+			t.Errorf("%v, want %s:\n%s", err, c.want, b.String())
+		}
 	}
 }
 
@@ -704,7 +745,7 @@ func TestExplainTampered(t *testing.T) {
 	defer stop()
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		code, out, complaint := w.kluis("explain", "--interaction", uuid.UUID(list.InteractionID).String())
-		if code == exitOK && strings.Contains(out, "Polderstroom ("+testGLN+"): list") && strings.Contains(out, "NOT DECIDED") {
+		if code == exitOK && strings.Contains(out, "Polderstroom ("+testGLN+") listed the caller's metering points.") && strings.Contains(out, "NOT DECIDED") {
 			break
 		}
 		if time.Since(began) > 60*time.Second {
