@@ -81,7 +81,13 @@ func (c *supplyImportCmd) run(ctx context.Context, s streams, r *backend.Registr
 	if c.JSON {
 		return errors.Join(printJSON(s.out, v), c.failed(v, err))
 	}
-	v.print(s.out)
+	// The error says why it stopped, also the row; not what was done before.
+	if err == nil || v.New+v.Changed > 0 {
+		v.print(s.out)
+	}
+	if err == nil || c.SkipBad || v.BadRows > 1 {
+		v.printBad(s.out)
+	}
 	return c.failed(v, err)
 }
 
@@ -90,11 +96,14 @@ func (c *supplyImportCmd) failed(v importView, err error) error {
 	if err == nil {
 		return nil
 	}
-	rest := "nothing was changed"
+	done, next := "nothing was changed", "run it again"
 	if v.New+v.Changed > 0 && !c.DryRun {
-		rest = "the metering points counted above are done"
+		done, next = "the metering points counted above are done", "run it again: what is done stays as it is"
 	}
-	return fmt.Errorf("%s: %w\n%s; it can be run again: what is done already changes nothing", v.File, err, rest)
+	if errors.Is(err, backend.ErrRegister) {
+		next = "correct the file and " + next
+	}
+	return fmt.Errorf("%s: %w\n%s; %s", v.File, err, done, next)
 }
 
 func (v *importView) print(w io.Writer) {
@@ -109,6 +118,9 @@ func (v *importView) print(w io.Writer) {
 		fmt.Fprintf(w, ", %s of them corrections", thousands(v.Corrections))
 	}
 	fmt.Fprintln(w)
+}
+
+func (v *importView) printBad(w io.Writer) {
 	if v.LeftOut == 0 {
 		return
 	}

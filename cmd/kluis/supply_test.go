@@ -109,6 +109,11 @@ func TestSupplyImport(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &report); err != nil || code != exitRefused || !report.Stopped || report.BadRows != 1 || report.Bad[0].Line != 3 || report.Bad[0].Field != "supply_to" || w.count("legal_file") != n {
 		t.Errorf("%v: exit code %d: %s%s", err, code, out, complaint)
 	}
+	// Nothing was done, so nothing is counted, and the row is said once.
+	code, out, complaint = w.kluis("supply", "import", path)
+	if code != exitRefused || out != "" || strings.Count(complaint, "line 3") != 1 || !strings.Contains(complaint, "\nnothing was changed; correct the file and run it again\n") {
+		t.Errorf("exit code %d: %s%s", code, out, complaint)
+	}
 	code, out, complaint = w.kluis("supply", "import", "--skip-bad", path)
 	if code != exitOK || !strings.Contains(out, "left out 1 metering points") || !strings.Contains(out, "line 3, column") || w.count("legal_file") != n {
 		t.Errorf("exit code %d: %s%s", code, out, complaint)
@@ -117,7 +122,7 @@ func TestSupplyImport(t *testing.T) {
 	// No back end: try again.
 	path = w.write("more.csv", fmt.Appendf(nil, "%s%s,electricity,%s,2024-01-01,,,\n", registerHeading, otherEAN, testGLN))
 	w.stop()
-	if code, out, complaint := w.kluis("supply", "import", path); code != exitUnavailable || !strings.Contains(complaint, "can be run again") || w.count("legal_file") != n {
+	if code, out, complaint := w.kluis("supply", "import", path); code != exitUnavailable || !strings.Contains(complaint, "nothing was changed; run it again\n") || w.count("legal_file") != n {
 		t.Errorf("exit code %d: %s%s", code, out, complaint)
 	}
 }
