@@ -198,7 +198,7 @@ func (t *taking) register(on *Errand, s GrantConsent) error {
 	scope := s.Scope()
 	digest := scope.Digest(t.f.ean)
 	if on.ConsentID != [16]byte{} || on.Scope != digest || on.Evidence != s.Evidence {
-		return because(ErrNotPermitted, "the token is for another consent than this")
+		return because(ErrNotPermitted, "the token is for another consent, or other evidence, than this")
 	}
 	if err := t.possible(scope); err != nil {
 		return err
@@ -217,7 +217,7 @@ func (t *taking) register(on *Errand, s GrantConsent) error {
 // what the customer was told.
 func (t *taking) consentOf(on *Errand, id [16]byte, evidence string) (*Consent, error) {
 	if on.ConsentID != id || on.Evidence != evidence {
-		return nil, because(ErrNotPermitted, "the token is for another consent than this")
+		return nil, because(ErrNotPermitted, "the token is for another consent, or other evidence, than this")
 	}
 	k := t.f.find(id)
 	switch {
