@@ -28,9 +28,10 @@ import (
 // did not serve.
 type AccessLog interface {
 	// AccessLog returns at most limit rows of a metering point, latest first:
-	// those that follow a place, and were recorded at since or later. Fewer than
-	// limit: there are no more.
-	AccessLog(ctx context.Context, ean meter.EAN, after LogPlace, since time.Time, limit int) ([]LogRow, error)
+	// those that follow a place, and were recorded at since or later; and whether
+	// there are more. Rows that are large come in smaller numbers, so that none
+	// can fill the memory; if there are more, one comes at least.
+	AccessLog(ctx context.Context, ean meter.EAN, after LogPlace, since time.Time, limit int) (rows []LogRow, more bool, err error)
 	// Suppliers returns the current sealed records of parties; of who has none,
 	// none.
 	Suppliers(ctx context.Context, glns []meter.GLN) (map[meter.GLN][]byte, error)
@@ -58,8 +59,9 @@ const (
 	// logBatch is how many rows are fetched at once.
 	logBatch = 500
 	// logSkew is how far the time at which a request was decided, by a gateway's
-	// clock, may lie from that at which it was recorded, by the database's. The
-	// log is ordered by the second; days are those of the first.
+	// clock, may lie from that at which it was recorded, by the database's, or
+	// sealed, by a cryptoserver's. The log is ordered by the second; days are
+	// those of the first.
 	logSkew = 10 * time.Minute
 	// maxLogged bounds what one request leaves in the log of records that do not
 	// verify; the answer lists them all.
@@ -238,7 +240,7 @@ func (s *Server) accessLog(ctx context.Context, c *call, q logQuery) (*document,
 		return nil, s.refuse(ctx, rec, audit.Refused, failParams(paramErrors{{Pointer: "/query/occupancy", Reason: wantOccupancy}}))
 	}
 
-	v := &logView{profile: s.profile, file: file, occupancy: occupancy, query: q, bounds: pageBounds(q.limit)}
+	v := &logView{profile: s.profile, file: file, asOf: now, occupancy: occupancy, query: q, bounds: pageBounds(q.limit)}
 	if q.media != mediaJSON {
 		v.bounds = statementBounds()
 	}
@@ -323,9 +325,14 @@ func (s *Server) nameCallers(ctx context.Context, v *logView) error {
 // other requests, are another customer's. The read at the start of a day on
 // which customers change is both the last of the one and the first of the
 // other, and counts with the days asked for.
+//
+// What is said of a request follows from the customer's own days as well
+// (accesslog_own.go): of who had to do with another customer only, the customer
+// learns no more than of a stranger.
 type logView struct {
 	profile   *meter.Profile
 	file      *authz.LegalFile
+	asOf      time.Time // when the file was read, or before
 	occupancy authz.Occupancy
 	query     logQuery
 	bounds    logBounds
@@ -373,13 +380,18 @@ func (v *logView) collect(ctx context.Context, log AccessLog) error {
 		since = v.query.days.From.Start(loc).Add(-logSkew).UTC()
 	}
 	after, rows, runs := v.query.after, 0, 0
+	told := after // the place of the last row that is this customer's to see
 	for {
-		batch, err := log.AccessLog(ctx, v.query.ean, after, since, logBatch)
+		batch, more, err := log.AccessLog(ctx, v.query.ean, after, since, logBatch)
 		if err != nil {
 			return err
 		}
 		for i := range batch {
-			if rows >= v.bounds.rows || runs >= v.bounds.runs {
+			if runs >= v.bounds.runs {
+				v.next = &told
+				return nil
+			}
+			if rows >= v.bounds.rows {
 				v.next = &after
 				return nil
 			}
@@ -393,14 +405,16 @@ func (v *logView) collect(ctx context.Context, log AccessLog) error {
 				n, fits = v.add(e)
 			}
 			if !fits {
-				v.next = &after
+				v.next = &told // and not among requests of another's
 				return nil
 			}
 			rows++
 			runs += n
-			after = batch[i].Place
+			if after = batch[i].Place; err != nil || concerned {
+				told = after
+			}
 		}
-		if len(batch) < logBatch {
+		if !more {
 			return nil
 		}
 		if v.late != nil && v.late() {
@@ -432,21 +446,39 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		}
 		opened = int(rc.Opened)
 	}
+	if rec.Operation == audit.ConsentStep && rec.Outcome == audit.Given {
+		if rec.FileVersion > v.file.Version() && row.Place.At.After(v.asOf.Add(-logSkew)) {
+			return logEntry{}, false, nil // taken since the file was read: shown the next time
+		}
+		if c, ok := v.file.Consent(rec.ConsentID); !ok || !tookStep(&c, &rec) {
+			return logEntry{}, false, errUnreadable
+		}
+	}
 	e := logEntry{supplier: rec.Supplier, requests: 1, first: rec.At}
 	e.InteractionId, e.At = rec.InteractionID, rec.At
-	if e.Operation, e.Outcome, err = operationOf(&rec); err != nil {
-		return logEntry{}, false, err
-	}
-	granted, own, whole, err := v.granted(&rec)
+	granted, own, err := v.granted(&rec)
 	if err != nil {
 		return logEntry{}, false, err
 	}
-	if !whole {
-		opened = min(opened, own)
-	}
-	e.Opened, e.Granted = opened, granted
-	if e.Withheld, err = v.withheld(&rec); err != nil {
+	withheld, err := v.withheld(&rec)
+	if err != nil {
 		return logEntry{}, false, err
+	}
+	outcome := v.outcome(&rec, own > 0, len(withheld) > 0)
+	if e.Operation, e.Outcome, err = wordsOf(rec.Operation, outcome); err != nil {
+		return logEntry{}, false, err
+	}
+	e.Granted, e.Withheld = []openapi.AccessLogGranted{}, []openapi.Withheld{} // [] and not null
+	if outcome == audit.Given || outcome == audit.Partly {
+		e.Granted = append(e.Granted, granted...)
+	}
+	if outcome == audit.Partly || outcome == audit.Withheld {
+		e.Withheld = append(e.Withheld, withheld...)
+	}
+	// The receipt's number is of the whole request. Where that named days of
+	// others, it would tell how much of it was theirs.
+	if e.Opened = own; rec.Days.Intersect(v.occupancy.Days) == rec.Days || len(rec.Receipt) == 0 {
+		e.Opened = opened
 	}
 	e.reasons = reasonsOf(e.Withheld)
 	e.Caller.Gln = rec.Supplier.String()
@@ -487,56 +519,10 @@ func (v *logView) concerns(rec *audit.Record, made meter.Day) bool {
 		}
 	case audit.Consents, audit.ConsentStep:
 		if c, ok := v.file.Consent(rec.ConsentID); ok {
-			return c.Occupancy == v.occupancy.Days.From
+			return v.theirs(&c)
 		}
 	}
 	return v.occupancy.Days.Contains(made)
-}
-
-// granted is what was given, or told to be readable, of the customer's days; on
-// how many days of fields that is at most, reads at the end of a period counted
-// as well; and whether it is all that was granted.
-func (v *logView) granted(rec *audit.Record) (out []openapi.AccessLogGranted, own int, whole bool, err error) {
-	out, whole = []openapi.AccessLogGranted{}, true // [] and not null
-	days := make(map[meter.FieldCode]meter.DaySet)
-	for _, g := range rec.Granted {
-		f, known := v.profile.FieldByCode(g.Field)
-		granularity, basis := openapi.Resolution(g.Granularity.String()), openapi.LegalBasis(g.Basis.String())
-		if !known || !granularity.Valid() || !basis.Valid() {
-			return nil, 0, false, errUnreadable
-		}
-		mine := g.Days.Intersect(meter.NewDaySet(v.occupancy.Days))
-		whole = whole && mine.Equal(g.Days)
-		days[g.Field] = days[g.Field].Union(mine)
-		if rec.Outcome == audit.Failed {
-			continue // decided, and not given
-		}
-		for _, run := range mine.Ranges() {
-			out = append(out, openapi.AccessLogGranted{
-				Field: f.Name, From: date(run.From), To: date(run.To), Granularity: granularity, LegalBasis: basis, Rule: g.Rule,
-			})
-		}
-	}
-	for _, d := range days {
-		own += d.Len() + len(d.Ranges())
-	}
-	return out, own, whole, nil
-}
-
-// withheld is what was not given of the customer's days, and why.
-func (v *logView) withheld(rec *audit.Record) ([]openapi.Withheld, error) {
-	out := []openapi.Withheld{} // [] and not null
-	for _, h := range rec.Withheld {
-		f, known := v.profile.FieldByCode(h.Field)
-		reason := openapi.WithheldReason(h.Reason.String())
-		if !known || !reason.Valid() {
-			return nil, errUnreadable
-		}
-		if mine := h.Days.Intersect(v.occupancy.Days); !mine.Empty() && rec.Outcome != audit.Failed {
-			out = append(out, openapi.Withheld{Field: f.Name, From: date(mine.From), To: date(mine.To), Reason: reason})
-		}
-	}
-	return out, nil
 }
 
 // steps are the contract's words.
@@ -544,19 +530,19 @@ var steps = map[authz.ConsentAction]string{
 	authz.ActionRegister: "REGISTER", authz.ActionGrant: "GRANT", authz.ActionReject: "REJECT", authz.ActionRevoke: "REVOKE", authz.ActionRequest: "REQUEST",
 }
 
-// operationOf says in the contract's words what was asked, and what came of it.
-func operationOf(rec *audit.Record) (openapi.AccessLogEntryOperation, openapi.AccessLogEntryOutcome, error) {
+// wordsOf says in the contract's words what was asked, and what came of it.
+func wordsOf(op audit.Operation, came audit.Outcome) (openapi.AccessLogEntryOperation, openapi.AccessLogEntryOutcome, error) {
 	operation, ok := map[audit.Operation]openapi.AccessLogEntryOperation{
 		audit.Readings: openapi.READINGS, audit.DryRun: openapi.DRYRUN, audit.Consents: openapi.CONSENTS,
 		audit.ConsentStep: openapi.CONSENTSTEP, audit.AccessLog: openapi.ACCESSLOG,
-	}[rec.Operation]
+	}[op]
 	if !ok { // a list names no metering point
 		return "", "", errUnreadable
 	}
 	outcome, ok := map[audit.Outcome]openapi.AccessLogEntryOutcome{
 		audit.Given: openapi.GIVEN, audit.Partly: openapi.PARTLY, audit.Withheld: openapi.WITHHELD,
 		audit.NoRelation: openapi.REFUSED, audit.Refused: openapi.REFUSED, audit.Failed: openapi.FAILED,
-	}[rec.Outcome]
+	}[came]
 	if !ok {
 		return "", "", errUnreadable
 	}

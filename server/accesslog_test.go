@@ -33,6 +33,7 @@ const (
 	glnA        = "8712423000018"
 	glnB        = "8712423000025"
 	glnOperator = "8716867000009"
+	agent17     = "https://idp.example#agent-17"
 )
 
 func mustGLN(t testing.TB, s string) meter.GLN {
@@ -56,6 +57,7 @@ func span(t testing.TB, from, to string) meter.DayRange {
 var (
 	consentOfFirst  = [16]byte{1}
 	consentOfSecond = [16]byte{2}
+	otherOfSecond   = [16]byte{3} // asked for, and not answered
 )
 
 // twoCustomers is a metering point whose first customer lived there from 2024 to
@@ -64,28 +66,51 @@ func twoCustomers(t testing.TB) *authz.LegalFile {
 	t.Helper()
 	loc := dutch(t).Location()
 	var f *authz.LegalFile
+	by := authz.Actor{Kind: authz.ByOperator, Name: "registrar"}
 	take := func(at string, step authz.Step) {
 		t.Helper()
 		when, err := time.Parse(time.RFC3339, at)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f, err = authz.Apply(f, step, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, when, loc); err != nil {
+		if f, err = authz.Apply(f, step, by, when, loc); err != nil {
 			t.Fatal(err)
 		}
 	}
-	grant := func(id [16]byte) authz.Step {
-		return authz.GrantConsent{ID: id, Supplier: mustGLN(t, glnA), Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
+	ask := func(id [16]byte) authz.Step {
+		return authz.RequestConsent{ID: id, Supplier: mustGLN(t, glnA), Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
 			Granularity: meter.PT15M, Days: span(t, "2024-01-01", ""), ValidUntil: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), Evidence: "form"}
 	}
 	take("2024-01-01T10:00:00Z", authz.Register{EAN: mustEAN(t, testEAN), Commodity: meter.Electricity})
 	take("2024-01-01T10:00:00Z", authz.SetOccupancy{Days: span(t, "2024-01-01", "")})
 	take("2024-01-01T10:00:00Z", authz.SetSupply{Supplier: mustGLN(t, glnA), Days: span(t, "2024-01-01", "")})
-	take("2024-06-01T10:00:00Z", grant(consentOfFirst))
+	supplier, customer := authz.Actor{Kind: authz.BySupplier, Name: glnA}, authz.Actor{Kind: authz.ByCustomer, Name: agent17}
+	by = supplier
+	take("2024-06-01T10:00:00Z", ask(consentOfFirst))
+	by = customer
+	take("2024-06-02T10:00:00Z", authz.AcceptConsent{ID: consentOfFirst, Evidence: "call"})
+	by = authz.Actor{Kind: authz.ByOperator, Name: "registrar"}
 	take("2026-03-01T10:00:00Z", authz.SetOccupancy{Days: span(t, "2026-03-01", "")})
-	take("2026-03-10T10:00:00Z", grant(consentOfSecond))
+	by = supplier
+	take("2026-03-09T12:00:00Z", ask(consentOfSecond))
+	take("2026-03-09T12:00:00Z", ask(otherOfSecond))
+	by = customer
+	take("2026-03-10T10:00:00Z", authz.AcceptConsent{ID: consentOfSecond, Evidence: "call"})
 	if n := len(f.Occupancies()); n != 2 {
 		t.Fatalf("%d occupancies", n)
+	}
+	return f
+}
+
+// askedByB is the file after another supplier asked the second customer for a
+// consent.
+func askedByB(t testing.TB, f *authz.LegalFile) *authz.LegalFile {
+	t.Helper()
+	b := authz.RequestConsent{ID: [16]byte{4}, Supplier: mustGLN(t, glnB), Purpose: meter.EnergyManagement, Classes: []meter.Class{meter.Intervals},
+		Granularity: meter.PT15M, Days: span(t, "2024-01-01", ""), ValidUntil: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), Evidence: "form"}
+	f, err := authz.Apply(f, b, authz.Actor{Kind: authz.BySupplier, Name: glnB}, time.Date(2026, 3, 11, 10, 0, 0, 0, time.UTC), dutch(t).Location())
+	if err != nil {
+		t.Fatal(err)
 	}
 	return f
 }
@@ -106,7 +131,7 @@ func viewOf(t testing.TB, f *authz.LegalFile, since string, change func(*logPara
 	if !ok {
 		t.Fatal("no such occupancy")
 	}
-	return &logView{profile: profile, file: f, occupancy: o, query: q, bounds: pageBounds(q.limit)}
+	return &logView{profile: profile, file: f, asOf: storyNow, occupancy: o, query: q, bounds: pageBounds(q.limit)}
 }
 
 // request is a record of readings given.
@@ -149,7 +174,7 @@ func refusedAs(r audit.Record, o audit.Outcome) audit.Record {
 
 // employee makes it one of an employee's.
 func byEmployee(t testing.TB, r audit.Record, op audit.Operation) audit.Record {
-	r.Operation, r.Supplier, r.Employee, r.Reason = op, mustGLN(t, glnOperator), "https://idp.example#agent-17", "zaak 4711"
+	r.Operation, r.Supplier, r.Employee, r.Reason = op, mustGLN(t, glnOperator), agent17, "zaak 4711"
 	if op != audit.Readings {
 		r.Purpose, r.Days, r.Fields, r.Granted, r.Receipt = 0, meter.DayRange{}, nil, nil, nil
 	}
@@ -184,7 +209,7 @@ func TestWhoseRequest(t *testing.T) {
 	first, second := viewOf(t, f, "2024-01-01", nil), viewOf(t, f, "2026-03-01", nil)
 	step := func(at string, id [16]byte, o audit.Outcome) audit.Record {
 		r := refusedAs(request(t, at, "2026-01-01", "2026-01-02"), o)
-		r.Operation, r.Action, r.ConsentID, r.Days, r.Fields = audit.ConsentStep, authz.ActionRevoke, id, meter.DayRange{}, nil
+		r.Operation, r.Action, r.ConsentID, r.Purpose, r.Days, r.Fields = audit.ConsentStep, authz.ActionRequest, id, meter.EnergyManagement, meter.DayRange{}, nil
 		if o == audit.Given {
 			r.FileVersion = 3
 		}
@@ -198,7 +223,7 @@ func TestWhoseRequest(t *testing.T) {
 		"of the second":                {request(t, "2026-04-10T10:00:00Z", "2026-04-01", "2026-04-05"), "-", "asked 2026-04-01 2026-04-05, 2026-04-01 2026-04-05, opened 5"},
 		"of the first, in the second":  {request(t, "2026-04-10T10:00:00Z", "2026-02-01", "2026-03-01"), "asked 2026-02-01 2026-03-01, 2026-02-01 2026-03-01, opened 29", "-"},
 		"of both":                      {request(t, "2026-04-10T10:00:00Z", "2026-02-25", "2026-03-11"), "asked 2026-02-25 2026-03-01, 2026-02-25 2026-03-01, opened 5", "asked 2026-03-01 2026-03-11, 2026-03-01 2026-03-11, opened 11"},
-		"of both, little of it there":  {opened(request(t, "2026-04-10T10:00:00Z", "2026-02-25", "2026-03-11"), 2), "asked 2026-02-25 2026-03-01, 2026-02-25 2026-03-01, opened 2", "asked 2026-03-01 2026-03-11, 2026-03-01 2026-03-11, opened 2"},
+		"of both, little of it there":  {opened(request(t, "2026-04-10T10:00:00Z", "2026-02-25", "2026-03-11"), 2), "asked 2026-02-25 2026-03-01, 2026-02-25 2026-03-01, opened 5", "asked 2026-03-01 2026-03-11, 2026-03-01 2026-03-11, opened 11"},
 		"from before either":           {refusedAs(request(t, "2026-04-10T10:00:00Z", "2020-01-01", "2020-02-01"), audit.Withheld), "-", "-"},
 		"withheld":                     {refusedAs(request(t, "2026-04-10T10:00:00Z", "2026-02-25", "2026-03-11"), audit.Withheld), "asked 2026-02-25 2026-03-01, opened 0", "asked 2026-03-01 2026-03-11, opened 0"},
 		"by a stranger":                {refusedAs(request(t, "2026-04-10T10:00:00Z", "2026-01-01", "2026-01-02"), audit.NoRelation), "asked 2026-01-01 2026-01-02, opened 0", "-"},
@@ -267,7 +292,8 @@ func TestWithheldOfOneCustomer(t *testing.T) {
 			t.Errorf("since %s: %s, %v; want %s", since, strings.Join(got, ", "), err, want)
 		}
 		failed := r
-		failed.Outcome = audit.Failed
+		failed.Outcome = audit.Failed // to open what was granted
+		failed.Granted = []audit.Granted{{Field: 3, Days: meter.NewDaySet(r.Days), Kind: meter.Register, Granularity: meter.P1D, Basis: meter.SupplyDaily, Rule: "nl-daily"}}
 		row = rowOf(t, failed)
 		if e, _, err := v.entry(&row); err != nil || e.Withheld == nil || len(e.Withheld)+len(e.reasons) > 0 {
 			t.Errorf("%+v, %v", e, err)
@@ -425,18 +451,21 @@ func withReceipt(r audit.Record, change func(*envelope.Receipt)) audit.Record {
 // fakeLog is an access log in memory, latest first.
 type fakeLog []LogRow
 
-func (l fakeLog) AccessLog(_ context.Context, _ meter.EAN, after LogPlace, since time.Time, limit int) ([]LogRow, error) {
+func (l fakeLog) AccessLog(_ context.Context, _ meter.EAN, after LogPlace, since time.Time, limit int) ([]LogRow, bool, error) {
 	var out []LogRow
 	for _, r := range l[sort.Search(len(l), func(i int) bool { return !l[i].Place.At.After(after.At) }):] {
-		if len(out) == limit || r.Place.At.Before(since) {
+		if r.Place.At.Before(since) {
 			break
 		}
 		if r.Place.At.Equal(after.At) && bytes.Compare(r.Place.Interaction[:], after.Interaction[:]) <= 0 {
 			continue
 		}
+		if len(out) == limit {
+			return out, true, nil
+		}
 		out = append(out, r)
 	}
-	return out, nil
+	return out, false, nil
 }
 
 func (fakeLog) Suppliers(context.Context, []meter.GLN) (map[meter.GLN][]byte, error) { return nil, nil }

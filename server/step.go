@@ -287,9 +287,14 @@ func (s *Server) repeat(ctx context.Context, c *call, a asked, rec audit.Record,
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, err)
 	}
-	rec = on(rec, file)
-	rec.ConsentID, rec.Outcome = a.id, audit.Given
-	if err := s.record(ctx, rec); err != nil {
+	taken := on(rec, file)
+	taken.ConsentID, taken.Outcome = a.id, audit.Given
+	// The record says that its caller took the step. Another employee, whose key
+	// it is as well, did not.
+	if k, _ := file.Consent(a.id); !tookStep(&k, &taken) {
+		return nil, s.refuse(ctx, rec, audit.Refused, fail(idempotencyKeyReused, nil))
+	}
+	if err := s.record(ctx, taken); err != nil {
 		return nil, err
 	}
 	return answer, nil

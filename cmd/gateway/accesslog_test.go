@@ -32,11 +32,11 @@ type logTap struct {
 	log server.AccessLog
 }
 
-func (l logTap) AccessLog(ctx context.Context, e meter.EAN, after server.LogPlace, since time.Time, limit int) ([]server.LogRow, error) {
+func (l logTap) AccessLog(ctx context.Context, e meter.EAN, after server.LogPlace, since time.Time, limit int) ([]server.LogRow, bool, error) {
 	l.note("access-log")
 	if l.logged != nil {
 		if err := l.logged(ctx); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	return l.log.AccessLog(ctx, e, after, since, limit)

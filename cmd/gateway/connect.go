@@ -138,13 +138,13 @@ func (r rows) Stored(ctx context.Context, grants []authz.Grant) ([]server.Stored
 // accesses gives the database's rows of the access log the server's types.
 type accesses struct{ *postgres.Gateway }
 
-func (a accesses) AccessLog(ctx context.Context, ean meter.EAN, after server.LogPlace, since time.Time, limit int) ([]server.LogRow, error) {
-	found, err := a.Gateway.AccessLog(ctx, ean, postgres.LogPlace(after), since, limit)
+func (a accesses) AccessLog(ctx context.Context, ean meter.EAN, after server.LogPlace, since time.Time, limit int) ([]server.LogRow, bool, error) {
+	found, more, err := a.Gateway.AccessLog(ctx, ean, postgres.LogPlace(after), since, limit)
 	out := make([]server.LogRow, len(found))
 	for i, r := range found {
 		out[i] = server.LogRow{Place: server.LogPlace(r.Place), Record: r.Record, Receipt: r.Receipt}
 	}
-	return out, err
+	return out, more, err
 }
 
 // opener asks the pool of cryptoservers.
