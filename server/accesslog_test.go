@@ -800,6 +800,8 @@ func storyLog(t testing.TB) fakeLog {
 		audit.ConsentStep, authz.ActionRequest, consentOfSecond, meter.EnergyManagement, meter.DayRange{}, nil, 5
 	yes := byEmployee(t, request(t, "2026-03-10T10:00:00Z", "2026-01-01", "2026-01-02"), audit.ConsentStep)
 	yes.Action, yes.ConsentID, yes.Purpose, yes.FileVersion = authz.ActionGrant, consentOfSecond, meter.EnergyManagement, 6
+	no := byEmployee(t, refusedAs(request(t, "2026-03-10T11:00:00Z", "2026-01-01", "2026-01-02"), audit.Refused), audit.ConsentStep)
+	no.Action, no.ConsentID, no.Purpose, no.FileVersion = authz.ActionRevoke, consentOfSecond, meter.EnergyManagement, 6
 	look := byEmployee(t, request(t, "2026-05-01T19:00:00Z", "2026-01-01", "2026-01-02"), audit.AccessLog)
 	look.Days = span(t, "2026-03-01", "")
 	failed := refusedAs(request(t, "2026-04-02T10:00:00Z", "2026-04-01", "2026-04-02"), audit.Failed)
@@ -810,7 +812,7 @@ func storyLog(t testing.TB) fakeLog {
 	// DST ends: 02:30 twice.
 	log := slices.Concat(fakeLog{rowOf(t, look), rowOf(t, quarters), rowOf(t, registers(daily))}, noise, fakeLog{
 		rowOf(t, served), rowOf(t, stranger), rowOf(t, less),
-		rowOf(t, dryRunOf(t, "2026-04-03T09:00:00Z", "2026-03-15", "2026-04-03")), rowOf(t, failed), rowOf(t, yes), rowOf(t, asked), rowOf(t, moved),
+		rowOf(t, dryRunOf(t, "2026-04-03T09:00:00Z", "2026-03-15", "2026-04-03")), rowOf(t, failed), rowOf(t, no), rowOf(t, yes), rowOf(t, asked), rowOf(t, moved),
 		rowOf(t, request(t, "2026-01-10T10:00:00Z", "2026-01-01", "2026-01-05")), // the other customer's
 	})
 	return log
@@ -858,12 +860,54 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+// TestStatementEntry: what was not done does not read as done, and one time is
+// said once.
+func TestStatementEntry(t *testing.T) {
+	t.Parallel()
+	step := openapi.AccessLogEntryStepGRANT
+	amsterdam := dutch(t).Location()
+	for _, c := range []struct {
+		lang          string
+		operation     openapi.AccessLogEntryOperation
+		step          *openapi.AccessLogEntryStep
+		outcome       openapi.AccessLogEntryOutcome
+		asked, result string
+	}{
+		{"nl", openapi.CONSENTSTEP, &step, openapi.GIVEN, "Uw ja op een verzoek om toestemming vastgelegd", "Gedaan"},
+		{"nl", openapi.CONSENTSTEP, &step, openapi.REFUSED, "Poging om uw ja op een verzoek om toestemming vast te leggen", "Niet gedaan: geweigerd"},
+		{"en", openapi.CONSENTSTEP, &step, openapi.FAILED, "Tried to record your yes to a request for consent", "Not done: failed"},
+		{"en", openapi.CONSENTS, nil, openapi.REFUSED, "Tried to look at consents", "Not done: refused"},
+		{"en", openapi.READINGS, nil, openapi.REFUSED, "Meter readings", "Refused"},
+	} {
+		e := logEntry{requests: 1}
+		e.Operation, e.Step, e.Outcome, e.At = c.operation, c.step, c.outcome, storyNow
+		if got := words[c.lang].entry(&e, amsterdam); got.Asked != c.asked || got.Result != c.result || got.Time != "11:30" {
+			t.Errorf("%s, %s, %s", got.Asked, got.Result, got.Time)
+		}
+	}
+	for first, want := range map[time.Duration]string{
+		20 * time.Second: "11:30", time.Minute: "11:29–11:30",
+	} {
+		e := logEntry{requests: 2, first: storyNow.Add(30*time.Second - first)}
+		e.Operation, e.Outcome, e.At = openapi.READINGS, openapi.REFUSED, storyNow.Add(30*time.Second)
+		if got := wordsNL.entry(&e, amsterdam); got.Time != want {
+			t.Errorf("%s after the first: %s", first, got.Time)
+		}
+	}
+	// The hour that comes twice.
+	e := logEntry{requests: 2, first: time.Date(2026, 10, 25, 0, 30, 0, 0, time.UTC)}
+	e.Operation, e.Outcome, e.At = openapi.READINGS, openapi.REFUSED, e.first.Add(time.Hour)
+	if got := wordsNL.entry(&e, amsterdam); got.Time != "02:30–02:30" {
+		t.Error(got.Time)
+	}
+}
+
 // TestStatementGolden fixes what customers get, in each language.
 func TestStatementGolden(t *testing.T) {
 	t.Parallel()
 	for _, lang := range []string{"nl", "en"} {
 		v := storyView(t, func(p *logParams) { p.lang = lang })
-		if len(v.entries) != 12 {
+		if len(v.entries) != 13 {
 			t.Errorf("%d entries", len(v.entries))
 		}
 		d, err := v.html("Netbeheer Midden", mustGLN(t, glnOperator), storyID, storyNow, nil)
@@ -1016,7 +1060,10 @@ func TestWords(t *testing.T) {
 			}
 		}
 		enum("AccessLogEntry", "operation", func(s string) bool { return w.operations[openapi.AccessLogEntryOperation(s)] != "" })
-		enum("AccessLogEntry", "step", func(s string) bool { return w.steps[openapi.AccessLogEntryStep(s)] != "" })
+		enum("AccessLogEntry", "step", func(s string) bool {
+			words := w.steps[openapi.AccessLogEntryStep(s)]
+			return words[0] != "" && words[1] != "" && words[0] != words[1]
+		})
 		enum("AccessLogEntry", "outcome", func(s string) bool {
 			return w.outcomes[openapi.AccessLogEntryOutcome(s)] != "" && w.otherOutcomes[openapi.AccessLogEntryOutcome(s)] != ""
 		})

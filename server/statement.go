@@ -203,7 +203,13 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 		out.Result = w.otherOutcomes[e.Outcome]
 	}
 	if e.Step != nil {
-		out.Asked = w.steps[*e.Step]
+		out.Asked = w.steps[*e.Step][0]
+	}
+	if tried, ok := w.tried[e.Operation]; ok && e.Outcome != openapi.GIVEN && e.Outcome != openapi.PARTLY {
+		out.Asked, out.Result = tried, fmt.Sprintf(w.NotDone, strings.ToLower(out.Result))
+		if e.Step != nil {
+			out.Asked = w.steps[*e.Step][1]
+		}
 	}
 	if e.Purpose != nil {
 		out.Purpose = w.purposes[*e.Purpose][0]
@@ -213,7 +219,9 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 	}
 	if e.requests > 1 {
 		out.Times = fmt.Sprintf(w.Folded, e.requests)
-		out.Time = e.first.In(loc).Format("15:04") + "–" + out.Time
+		if first := e.first.In(loc).Format("15:04"); e.At.Sub(e.first) >= time.Minute || first != out.Time {
+			out.Time = first + "–" + out.Time
+		}
 		if e.From != nil {
 			out.AskedDays = fmt.Sprintf(w.FoldedDays, w.run(*e.From, *e.To))
 		}
@@ -345,8 +353,12 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) int {
 			p.Purposes = append(p.Purposes, w.purposes[openapi.Purpose(b)][0])
 		}
 	}
-	for _, c := range []statementCount{{total, w.Total}, {given, w.Given}, {refused, w.NotGiven}, {failed, w.Failed}, {other, w.Other}} {
-		if c.N > 0 || c.What == w.Total || c.What == w.Given {
+	all := w.Total
+	if total == 1 {
+		all = w.TotalOne
+	}
+	for _, c := range []statementCount{{total, all}, {given, w.Given}, {refused, w.NotGiven}, {failed, w.Failed}, {other, w.Other}} {
+		if c.N > 0 || c.What == all || c.What == w.Given {
 			st.Counts = append(st.Counts, c)
 		}
 	}

@@ -16,7 +16,7 @@ type statementWords struct {
 	AllRequests, RequestsSince, RequestsUntil, RequestsBetween string
 	Electricity, Gas                                           string
 	InShort                                                    string
-	Total, Given, NotGiven, Failed, Other                      string
+	Total, TotalOne, Given, NotGiven, Failed, Other            string
 	Nobody, NobodyHere                                         string
 	Who, Times, TimesGiven, Data, Basis, Purpose, Latest       string
 	AllTitle, When, Asked, Result                              string
@@ -24,6 +24,7 @@ type statementWords struct {
 	AskedDays, FoldedDays                                      string // format: days
 	Folded                                                     string // format: number
 	Range                                                      string // format: first, last day
+	NotDone                                                    string // format: outcome
 	Why                                                        string
 	Opened                                                     string // format: number
 	Told                                                       string
@@ -40,9 +41,10 @@ type statementWords struct {
 
 	fields        map[string]string
 	operations    map[openapi.AccessLogEntryOperation]string
-	steps         map[openapi.AccessLogEntryStep]string
-	outcomes      map[openapi.AccessLogEntryOutcome]string // of readings
-	otherOutcomes map[openapi.AccessLogEntryOutcome]string // of all else
+	tried         map[openapi.AccessLogEntryOperation]string // those that a refusal must not read as done
+	steps         map[openapi.AccessLogEntryStep][2]string   // done, only tried
+	outcomes      map[openapi.AccessLogEntryOutcome]string   // of readings
+	otherOutcomes map[openapi.AccessLogEntryOutcome]string   // of all else
 	granularities map[openapi.Resolution]string
 	reasons       map[openapi.WithheldReason]string
 	bases         map[openapi.LegalBasis][2]string // word, meaning
@@ -66,12 +68,13 @@ var wordsEN = statementWords{
 	AllRequests: "all", RequestsSince: "made on %s or later", RequestsUntil: "made on %s or earlier", RequestsBetween: "made from %s to %s",
 	Electricity: "electricity", Gas: "gas",
 	InShort: "In short",
-	Total:   "in all", Given: "with readings given", NotGiven: "refused or not given", Failed: "failed", Other: "other, without readings",
+	Total:   "requests in all", TotalOne: "request in all", Given: "with readings given", NotGiven: "refused or not given", Failed: "failed", Other: "other, without readings",
 	Nobody: "Nobody asked for your data in this period.", NobodyHere: "There are no requests to show in this part.",
 	Who: "Who", Times: "Requests", TimesGiven: "Readings given", Data: "Which readings", Basis: "Legal basis", Purpose: "Purpose", Latest: "Latest request",
 	AllTitle: "All requests", When: "When", Asked: "What was asked", Result: "What came of it",
 	Employee: "staff member %s", Reason: "because: %s",
 	AskedDays: "Days: %s", FoldedDays: "Days, taken together: %s", Folded: "%d times", Range: "%s to %s",
+	NotDone:   "Not done: %s",
 	Why:       "Why not given:",
 	Opened:    "Day values decrypted: %d",
 	Told:      "Told to be readable: ",
@@ -104,10 +107,15 @@ var wordsEN = statementWords{
 		openapi.READINGS: "Meter readings", openapi.DRYRUN: "Asked what it may read; no readings are given then",
 		openapi.CONSENTS: "Looked at consents", openapi.CONSENTSTEP: "Changed a consent", openapi.ACCESSLOG: "Looked at this overview of requests",
 	},
-	steps: map[openapi.AccessLogEntryStep]string{
-		openapi.AccessLogEntryStepREQUEST: "Asked for your consent", openapi.AccessLogEntryStepREGISTER: "Recorded a consent that you gave",
-		openapi.AccessLogEntryStepGRANT: "Recorded your yes to a request for consent", openapi.AccessLogEntryStepREJECT: "Recorded your no to a request for consent",
-		openapi.AccessLogEntryStepREVOKE: "Withdrew a consent, or a request for one",
+	tried: map[openapi.AccessLogEntryOperation]string{
+		openapi.CONSENTS: "Tried to look at consents", openapi.CONSENTSTEP: "Tried to change a consent", openapi.ACCESSLOG: "Tried to look at this overview of requests",
+	},
+	steps: map[openapi.AccessLogEntryStep][2]string{
+		openapi.AccessLogEntryStepREQUEST:  {"Asked for your consent", "Tried to ask for your consent"},
+		openapi.AccessLogEntryStepREGISTER: {"Recorded a consent that you gave", "Tried to record a consent of yours"},
+		openapi.AccessLogEntryStepGRANT:    {"Recorded your yes to a request for consent", "Tried to record your yes to a request for consent"},
+		openapi.AccessLogEntryStepREJECT:   {"Recorded your no to a request for consent", "Tried to record your no to a request for consent"},
+		openapi.AccessLogEntryStepREVOKE:   {"Withdrew a consent, or a request for one", "Tried to withdraw a consent, or a request for one"},
 	},
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Given", openapi.PARTLY: "Given in part",
@@ -164,12 +172,13 @@ var wordsNL = statementWords{
 	AllRequests: "alle", RequestsSince: "gedaan vanaf %s", RequestsUntil: "gedaan t/m %s", RequestsBetween: "gedaan van %s t/m %s",
 	Electricity: "elektriciteit", Gas: "gas",
 	InShort: "In het kort",
-	Total:   "in totaal", Given: "keer meetgegevens gegeven", NotGiven: "keer geweigerd of niet gegeven", Failed: "keer mislukt", Other: "keer iets anders, zonder meetgegevens",
+	Total:   "verzoeken in totaal", TotalOne: "verzoek in totaal", Given: "keer meetgegevens gegeven", NotGiven: "keer geweigerd of niet gegeven", Failed: "keer mislukt", Other: "keer iets anders, zonder meetgegevens",
 	Nobody: "Niemand heeft in deze periode om uw gegevens gevraagd.", NobodyHere: "In dit deel zijn er geen verzoeken om te tonen.",
 	Who: "Wie", Times: "Verzoeken", TimesGiven: "Gegevens gegeven", Data: "Welke gegevens", Basis: "Grondslag", Purpose: "Doel", Latest: "Laatste verzoek",
 	AllTitle: "Alle verzoeken", When: "Wanneer", Asked: "Wat is gevraagd", Result: "Wat kwam ervan",
 	Employee: "medewerker %s", Reason: "reden: %s",
 	AskedDays: "Dagen: %s", FoldedDays: "Dagen, bij elkaar: %s", Folded: "%d keer", Range: "%s t/m %s",
+	NotDone:   "Niet gedaan: %s",
 	Why:       "Waarom niet gegeven:",
 	Opened:    "Ontsleutelde dagwaarden: %d",
 	Told:      "Mag worden opgevraagd: ",
@@ -202,10 +211,16 @@ var wordsNL = statementWords{
 		openapi.READINGS: "Meetgegevens", openapi.DRYRUN: "Gevraagd wat mag worden opgevraagd; daarbij worden geen meetgegevens gegeven",
 		openapi.CONSENTS: "Toestemmingen bekeken", openapi.CONSENTSTEP: "Toestemming gewijzigd", openapi.ACCESSLOG: "Dit overzicht van verzoeken bekeken",
 	},
-	steps: map[openapi.AccessLogEntryStep]string{
-		openapi.AccessLogEntryStepREQUEST: "Om uw toestemming gevraagd", openapi.AccessLogEntryStepREGISTER: "Een toestemming van u vastgelegd",
-		openapi.AccessLogEntryStepGRANT: "Uw ja op een verzoek om toestemming vastgelegd", openapi.AccessLogEntryStepREJECT: "Uw nee op een verzoek om toestemming vastgelegd",
-		openapi.AccessLogEntryStepREVOKE: "Een toestemming, of een verzoek daarom, ingetrokken",
+	tried: map[openapi.AccessLogEntryOperation]string{
+		openapi.CONSENTS: "Poging om toestemmingen te bekijken", openapi.CONSENTSTEP: "Poging om een toestemming te wijzigen",
+		openapi.ACCESSLOG: "Poging om dit overzicht van verzoeken te bekijken",
+	},
+	steps: map[openapi.AccessLogEntryStep][2]string{
+		openapi.AccessLogEntryStepREQUEST:  {"Om uw toestemming gevraagd", "Poging om uw toestemming te vragen"},
+		openapi.AccessLogEntryStepREGISTER: {"Een toestemming van u vastgelegd", "Poging om een toestemming van u vast te leggen"},
+		openapi.AccessLogEntryStepGRANT:    {"Uw ja op een verzoek om toestemming vastgelegd", "Poging om uw ja op een verzoek om toestemming vast te leggen"},
+		openapi.AccessLogEntryStepREJECT:   {"Uw nee op een verzoek om toestemming vastgelegd", "Poging om uw nee op een verzoek om toestemming vast te leggen"},
+		openapi.AccessLogEntryStepREVOKE:   {"Een toestemming, of een verzoek daarom, ingetrokken", "Poging om een toestemming, of een verzoek daarom, in te trekken"},
 	},
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Gegeven", openapi.PARTLY: "Deels gegeven",
