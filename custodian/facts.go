@@ -45,7 +45,8 @@ type Fact struct {
 }
 
 // FactStore is what the database tells of sealed facts. Errors are as those of
-// Store.
+// Store. What is returned at once is bounded in bytes, too: of large facts there
+// are fewer than asked for, but one at least if there is any.
 type FactStore interface {
 	// FactHorizon is the oldest transaction that may still store something.
 	FactHorizon(ctx context.Context) (uint64, error)
@@ -54,8 +55,8 @@ type FactStore interface {
 	NewFacts(ctx context.Context, kind FactKind, after FactPlace, limit int) ([]Fact, error)
 	// AllFacts returns up to limit facts after a place, by subject and version.
 	AllFacts(ctx context.Context, kind FactKind, after FactPlace, limit int) ([]Fact, error)
-	// NewestFacts returns the newest row of each subject, in order, with the
-	// version before it; Sealed is nil: none.
+	// NewestFacts returns the newest row of each of the first subjects, in order,
+	// with the version before it; Sealed is nil: none.
 	NewestFacts(ctx context.Context, kind FactKind, subjects []int64) ([]Fact, error)
 	// FactMark is the transaction before which all facts were looked at; 0: never.
 	FactMark(ctx context.Context) (uint64, error)
@@ -184,9 +185,6 @@ func (c *Custodian) pages(ctx context.Context, kind FactKind, after FactPlace,
 			return err
 		}
 		after = page[len(page)-1].Place
-		if len(page) < factPage {
-			return nil
-		}
 	}
 }
 

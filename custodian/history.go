@@ -118,7 +118,7 @@ func (c *Custodian) history(ctx context.Context, kind FactKind, subject int64) (
 				return h, nil
 			}
 		}
-		if len(page) < historyPage {
+		if len(page) == 0 {
 			return h, nil
 		}
 		after = page[len(page)-1].Place

@@ -233,21 +233,30 @@ type Behind struct {
 // behind compares what the feed says of subjects with what the database has of
 // them: verified, as a row may say any number.
 func (c *Custodian) behind(ctx context.Context, kind FactKind, subjects []int64) (out []Behind, stray []Stray, err error) {
-	if len(subjects) == 0 {
-		return nil, nil, nil
+	for len(subjects) > 0 {
+		n, more, further, err := c.someBehind(ctx, kind, subjects)
+		if err != nil {
+			return nil, nil, err
+		}
+		subjects, out, stray = subjects[n:], append(out, more...), append(stray, further...)
 	}
+	return out, stray, nil
+}
+
+// someBehind does so with the first n of them: as many as there is room for.
+func (c *Custodian) someBehind(ctx context.Context, kind FactKind, subjects []int64) (n int, out []Behind, stray []Stray, err error) {
 	newest, err := calling(ctx, c.timing.call, func(ctx context.Context) ([]Fact, error) { return c.store.NewestFacts(ctx, kind, subjects) })
 	if err != nil {
-		return nil, nil, fmt.Errorf("compare %s with the control feed: %w", kind, err)
+		return 0, nil, nil, fmt.Errorf("compare %s with the control feed: %w", kind, err)
 	}
-	for i, subject := range subjects {
+	for i, subject := range subjects[:len(newest)] {
 		var v version
 		if newest[i].Sealed != nil {
 			var why string
 			if v, why = c.judge(kind, newest[i], newest[i].Previous); why != "" {
 				h, err := c.history(ctx, kind, subject)
 				if err != nil {
-					return nil, nil, err
+					return 0, nil, nil, err
 				}
 				v = h.newest
 				if h.stray != nil {
@@ -259,7 +268,7 @@ func (c *Custodian) behind(ctx context.Context, kind FactKind, subjects []int64)
 			out = append(out, Behind{kind, subject, c.minimum(kind, subject), v.number})
 		}
 	}
-	return out, stray, nil
+	return len(newest), out, stray, nil
 }
 
 // FactsCheck is what CheckFacts found.

@@ -212,3 +212,69 @@ func TestFactsCost(t *testing.T) {
 		return err
 	})
 }
+
+// TestFactsSize: a page of facts is bounded in bytes, whatever somebody stored,
+// and all of them come nevertheless, also those that come with a large one
+// before them.
+func TestFactsSize(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	c, owner := custodian(t, d), d.Open(t, migrations.RoleOwner)
+	// Of each second one only the version before is large.
+	if _, err := owner.ExecContext(t.Context(), `INSERT INTO legal_file (ean, version, file, sealed_at)
+		SELECT e, v, CASE v WHEN 1 THEN decode(repeat('00', 1048576), 'hex') ELSE 'x' END, now() FROM generate_series(1, 40) e, generate_series(1, 2) v`); err != nil {
+		t.Fatal(err)
+	}
+	const most = 16 << 20
+	for name, read := range map[string]func(postgres.FactPlace) ([]postgres.Fact, error){
+		"new": func(after postgres.FactPlace) ([]postgres.Fact, error) {
+			return c.NewFacts(t.Context(), postgres.LegalFiles, after, 500)
+		},
+		"all": func(after postgres.FactPlace) ([]postgres.Fact, error) {
+			return c.AllFacts(t.Context(), postgres.LegalFiles, after, 500)
+		},
+	} {
+		found := 0
+		for after := everyFact(0); ; {
+			page, err := read(after)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(page) == 0 {
+				break
+			}
+			bytes := 0
+			for _, f := range page {
+				bytes += len(f.Sealed) + len(f.Previous)
+			}
+			if bytes > most {
+				t.Errorf("%s: a page of %d facts has %d bytes", name, len(page), bytes)
+			}
+			found += len(page)
+			after = page[len(page)-1].Place
+		}
+		if found != 80 {
+			t.Errorf("%s: %d facts of 80", name, found)
+		}
+	}
+	subjects := make([]int64, 60)
+	for i := range subjects {
+		subjects[i] = int64(i + 1)
+	}
+	seen := 0
+	for len(subjects) > 0 {
+		newest, err := c.NewestFacts(t.Context(), postgres.LegalFiles, subjects)
+		if err != nil || len(newest) == 0 || len(newest) > 16+20 {
+			t.Fatalf("%d, %v", len(newest), err)
+		}
+		for i, f := range newest {
+			if f.Place.Subject != subjects[i] || (f.Place.Version == 2) != (f.Place.Subject <= 40) {
+				t.Errorf("%+v", f.Place)
+			}
+		}
+		seen, subjects = seen+len(newest), subjects[len(newest):]
+	}
+	if seen != 60 {
+		t.Errorf("%d", seen)
+	}
+}

@@ -166,3 +166,33 @@ func TestAccessLogPlan(t *testing.T) {
 		}
 	}
 }
+
+// TestAccessLogSize: as large as records may be, no page is larger than 4 MiB
+// and a row; none is left out.
+func TestAccessLogSize(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	g := gateway(t, d)
+	if _, err := d.Open(t, migrations.RoleGateway).ExecContext(t.Context(), `INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt)
+		SELECT $1, gen_random_uuid(), 1, 1, decode(repeat('00', 262144), 'hex'), decode(repeat('00', 4096), 'hex'), decode(repeat('00', 16), 'hex') FROM generate_series(1, 100)`, home.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	after, seen, pages := postgres.LogPlace{At: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)}, 0, 0
+	for more := true; more; pages++ {
+		rows, further, err := g.AccessLog(t.Context(), home, after, time.Unix(0, 0), 500)
+		if err != nil || len(rows) == 0 {
+			t.Fatalf("%d rows, %v", len(rows), err)
+		}
+		bytes := 0
+		for _, r := range rows {
+			bytes += len(r.Record) + len(r.Receipt)
+		}
+		if bytes > 4<<20 {
+			t.Errorf("%d rows of %d bytes", len(rows), bytes)
+		}
+		seen, after, more = seen+len(rows), rows[len(rows)-1].Place, further
+	}
+	if seen != 100 || pages != 7 {
+		t.Errorf("%d rows in %d pages", seen, pages)
+	}
+}
