@@ -661,3 +661,50 @@ func TestAccessLogParameters(t *testing.T) {
 		t.Errorf("%d records", n-before)
 	}
 }
+
+// TestStepPutDownToAnother: a step that an employee took, and that a captured
+// gateway also records as another's, is told as taken by the first alone, as
+// often as it was sent again.
+func TestStepPutDownToAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	e := w.customer(1, w.a)
+	k, _ := w.request(w.a, e, nil)
+	tag := w.asStaff(w.view(e, authz.Agent), "/v1/consents/"+k.Id.String()).header.Get("ETag")
+	w.consentOf(w.answer(k, tag, authz.ActionGrant), 200)
+	taken := w.lastRecord()
+	store := func(change func(*audit.Record)) string {
+		r := taken
+		r.InteractionID, r.At = uuid.New(), time.Now().UTC().Truncate(time.Microsecond)
+		change(&r)
+		id := uuid.UUID(r.InteractionID).String()
+		if _, err := w.db.Open(t, "kluis_gateway").Exec(`INSERT INTO access_log (ean, interaction_id, gln, outcome, record, receipt, salt) VALUES ($1, $2, $3, $4, $5, '', decode(repeat('00',16),'hex'))`,
+			e.Int64(), id, r.Supplier.Int64(), int64(audit.Given), must(r.Encode())); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	another := store(func(r *audit.Record) { r.Employee, r.Reason = stafftest.Subject("agent-99"), "asked by nobody" })
+	revoked := store(func(r *audit.Record) { r.Action = authz.ActionRevoke })
+	again := store(func(*audit.Record) {})
+	a := w.logOf(w.asStaff(w.view(e, authz.Agent), logPath(e)))
+	var unreadable []string
+	for _, id := range a.Unreadable {
+		unreadable = append(unreadable, id.String())
+	}
+	if len(unreadable) != 2 || !slices.Contains(unreadable, another) || !slices.Contains(unreadable, revoked) {
+		t.Errorf("unreadable %v", unreadable)
+	}
+	steps := 0
+	for _, x := range a.Entries {
+		if strings.Contains(says(x), "agent-99") {
+			t.Errorf("told: %s", says(x))
+		}
+		if x.InteractionId.String() == again || x.InteractionId == uuid.UUID(taken.InteractionID) {
+			steps++
+		}
+	}
+	if steps != 2 {
+		t.Errorf("%d of the step itself and its repeat", steps)
+	}
+}
