@@ -708,3 +708,28 @@ func TestStepPutDownToAnother(t *testing.T) {
 		t.Errorf("%d of the step itself and its repeat", steps)
 	}
 }
+
+// TestAnothersKey: an employee who sends the step that another one took, under
+// the same key, is refused: it is no repeat, and the record would say it was.
+func TestAnothersKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	e := w.customer(1, w.a)
+	k, _ := w.request(w.a, e, nil)
+	tag := w.asStaff(w.view(e, authz.Agent), "/v1/consents/"+k.Id.String()).header.Get("ETag")
+	key := newKey()
+	for i, c := range []struct {
+		employee string
+		status   int
+		outcome  audit.Outcome
+	}{{"agent-17", 200, audit.Given}, {"agent-17", 200, audit.Given}, {"agent-18", 422, audit.Refused}} {
+		token := w.staffToken(c.employee, authz.Agent, errandFor(k, authz.ActionReject, ""))
+		r := w.post(w.portal, token, "/v1/consents/"+k.Id.String()+"/reject", nil, "If-Match", tag, "Idempotency-Key", key)
+		if rec := w.lastRecord(); r.status != c.status || rec.Outcome != c.outcome || c.status == 422 && r.problem(t) != "idempotency-key-reused" {
+			t.Errorf("%d: %d %s, record %+v", i, r.status, r.body, rec)
+		}
+	}
+	if a := w.logOf(w.asStaff(w.view(e, authz.Agent), logPath(e))); len(a.Unreadable) != 0 {
+		t.Errorf("unreadable %v", a.Unreadable)
+	}
+}
