@@ -182,7 +182,7 @@ func (p *sqlPart) once(c *sqlConn) error {
 		args []any
 	}{
 		{"querySupplier", 1, []any{p.GLN}},
-		{"queryStoredFile", 1, []any{p.EAN}},
+		{"queryStoredFile", 2, []any{p.EAN}}, // and the version before
 		{"queryBlocks", p.Blocks, []any{p.EAN, pq.Array(p.Fields), pq.Array(p.From), pq.Array(p.To)}},
 		{"queryKeys", len(p.Keys), []any{p.EAN, pq.Array(p.Keys)}},
 	} {
