@@ -54,13 +54,12 @@ func toTake(s Step, f *LegalFile) employee {
 // tale is one history: the file as Apply and Permit make it, and the book.
 type tale struct {
 	dice
-	market  market
-	profile func(Caller, Step, *LegalFile, time.Time) (Actor, error)
-	now     time.Time
-	file    *LegalFile
-	book    *book
-	ids     int
-	seen    map[string]int
+	market market
+	now    time.Time
+	file   *LegalFile
+	book   *book
+	ids    int
+	seen   map[string]int
 }
 
 func newStory(d dice, seen map[string]int) *tale {
