@@ -14,6 +14,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"kluis/internal/strictjson"
 	"kluis/meter"
 )
 
@@ -63,46 +64,6 @@ func isJSON(h http.Header) bool {
 	return len(params) == 0 || len(params) == 1 && said && strings.EqualFold(charset, "utf-8")
 }
 
-var errJSON = errors.New("malformed JSON")
-
-// members takes a JSON object apart. Unlike encoding/json it refuses members
-// that are there twice, tells "ean" from "EAN", and takes nothing after it.
-func members(b []byte) (map[string]json.RawMessage, error) {
-	if !utf8.Valid(b) {
-		return nil, errJSON
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil, errJSON
-	}
-	m := map[string]json.RawMessage{}
-	for dec.More() {
-		t, err := dec.Token()
-		if err != nil {
-			return nil, errJSON
-		}
-		name, ok := t.(string)
-		if !ok {
-			return nil, errJSON
-		}
-		var v json.RawMessage
-		if err := dec.Decode(&v); err != nil {
-			return nil, errJSON
-		}
-		if _, twice := m[name]; twice {
-			return nil, errors.New("a member twice")
-		}
-		m[name] = v
-	}
-	if t, err := dec.Token(); err != nil || t != json.Delim('}') {
-		return nil, errJSON
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, errJSON
-	}
-	return m, nil
-}
-
 // bodyReader reads the members of a body, and collects what is wrong with
 // them. No fault repeats what was sent, nor a name that is not the contract's.
 type bodyReader struct {
@@ -114,7 +75,7 @@ type bodyReader struct {
 func newBodyReader(b []byte, known ...string) *bodyReader {
 	r := &bodyReader{}
 	var err error
-	if r.m, err = members(b); err != nil {
+	if r.m, err = strictjson.Object(b); err != nil {
 		r.errs.add("/body", "must be one JSON object, without repeated members, and nothing after it")
 		return r
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"kluis/authz"
+	"kluis/internal/strictjson"
 	"kluis/meter"
 )
 
@@ -221,9 +222,9 @@ func EncodeErrand(e authz.Errand, p *meter.Profile) ([]byte, error) {
 func oneObject(b []byte) (map[string]json.RawMessage, error) {
 	var list []json.RawMessage
 	if json.Unmarshal(b, &list) != nil || len(list) != 1 {
-		return nil, errJSON
+		return nil, strictjson.ErrMalformed
 	}
-	return object(list[0])
+	return strictjson.Object(list[0])
 }
 
 // plainText says whether s is one line of 1 to maxText bytes of printable UTF-8.

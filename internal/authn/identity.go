@@ -11,6 +11,7 @@ import (
 
 	"kluis/authz"
 	"kluis/internal/config"
+	"kluis/internal/strictjson"
 )
 
 // MaxIDToken bounds an ID token, in bytes: some hold every group of a person.
@@ -115,7 +116,7 @@ func (v *Identities) verify(ctx context.Context, raw string, now time.Time) (Ide
 	if err != nil {
 		return none, err
 	}
-	m, err := object(j.payload)
+	m, err := strictjson.Object(j.payload)
 	if err != nil {
 		return none, badIdentity("malformed_claims")
 	}

@@ -23,6 +23,8 @@ import (
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/time/rate"
+
+	"kluis/internal/strictjson"
 )
 
 // Keys are an issuer's public keys, by kid.
@@ -103,12 +105,12 @@ func PinnedKeys(jwks []byte) (Keys, error) { return pinned(jwks, accessRSA) }
 func PinnedIdentityKeys(jwks []byte) (Keys, error) { return pinned(jwks, identityRSA) }
 
 func pinned(jwks []byte, forRSA []jwt.SigningMethod) (Keys, error) {
-	if _, err := object(jwks); err != nil {
+	if _, err := strictjson.Object(jwks); err != nil {
 		return nil, fmt.Errorf("JWK set: %w", err)
 	}
 	var set jwkset.JWKSMarshal
 	if err := json.Unmarshal(jwks, &set); err != nil {
-		return nil, fmt.Errorf("JWK set: %w", errJSON)
+		return nil, fmt.Errorf("JWK set: %w", strictjson.ErrMalformed)
 	}
 	if len(set.Keys) == 0 {
 		return nil, errors.New("JWK set: it holds no keys")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kluis/authz"
+	"kluis/internal/strictjson"
 	"kluis/meter"
 )
 
@@ -157,7 +158,7 @@ var keyHeaders = []string{"jwk", "jku", "x5u", "x5c"}
 
 // parseHeader accepts the types given; "" stands for none.
 func parseHeader(b []byte, types ...string) (header, error) {
-	m, err := object(b)
+	m, err := strictjson.Object(b)
 	if err != nil {
 		return header{}, invalid("malformed_header")
 	}
@@ -195,7 +196,7 @@ type claims struct {
 
 func parseClaims(b []byte) (claims, error) {
 	var c claims
-	m, err := object(b)
+	m, err := strictjson.Object(b)
 	if err != nil {
 		return c, invalid("malformed_claims")
 	}
@@ -339,7 +340,7 @@ func oneAudience(v json.RawMessage) (string, bool) {
 
 // confirmation reads x5t#S256 of the cnf claim (RFC 8705, clause 3.1).
 func confirmation(v json.RawMessage) (thumbprint [32]byte, ok bool) {
-	m, err := object(v)
+	m, err := strictjson.Object(v)
 	if err != nil {
 		return thumbprint, false
 	}

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"kluis/authz"
+	"kluis/internal/strictjson"
 )
 
 func TestAuthenticate(t *testing.T) {
@@ -126,7 +127,7 @@ func FuzzObject(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := object(b)
+		m, err := strictjson.Object(b)
 		if err != nil {
 			return
 		}
@@ -138,7 +139,7 @@ func FuzzObject(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := object(same)
+		again, err := strictjson.Object(same)
 		if err != nil || len(again) != len(m) {
 			t.Fatalf("%q: %d members, again %d, %v", b, len(m), len(again), err)
 		}
