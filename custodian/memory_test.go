@@ -25,20 +25,20 @@ func TestMemory(t *testing.T) {
 			}
 		}
 	}()
-	w.exec(`INSERT INTO legal_file (ean, version, file, sealed_at) SELECT 871687000000000000, v, decode(repeat('00', 1048576), 'hex'), now() FROM generate_series(1, 250) v`)
-	w.exec(`INSERT INTO legal_file (ean, version, file, sealed_at) SELECT 871687000000000000 + v, 1, decode(repeat('00', 1048576), 'hex'), now() FROM generate_series(1, 250) v`)
-	if got := w.strays(); len(got) != 251 {
+	w.exec(`INSERT INTO legal_file (ean, version, file, sealed_at) SELECT 871687000000000000, v, decode(repeat('00', 1048576), 'hex'), now() FROM generate_series(1, 80) v`)
+	w.exec(`INSERT INTO legal_file (ean, version, file, sealed_at) SELECT 871687000000000000 + v, 1, decode(repeat('00', 1048576), 'hex'), now() FROM generate_series(1, 80) v`)
+	if got := w.strays(); len(got) != 81 {
 		t.Errorf("%d metering points with stray rows", len(got))
 	}
 	w.running()
 	w.looked()
-	if got := w.strays(); len(got) != 251 {
+	if got := w.strays(); len(got) != 81 {
 		t.Errorf("%d metering points with stray rows", len(got))
 	}
 	close(stop)
 	<-done
-	t.Logf("heap in use at most: %d MB, for 500 rows of 1 MB", peak>>20)
-	if peak > 200<<20 {
+	t.Logf("heap in use at most: %d MB, for 160 rows of 1 MB", peak>>20)
+	if peak > 130<<20 {
 		t.Error("the custodian's memory is the writer's to choose")
 	}
 }
