@@ -56,7 +56,10 @@ func members(b []byte, depth int) (map[string]json.RawMessage, error) {
 		}
 		m[name] = v
 	}
-	return m, end(dec, '}')
+	if err := end(dec, '}'); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // unique looks for duplicate members inside a value.

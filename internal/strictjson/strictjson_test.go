@@ -23,7 +23,7 @@ func TestObject(t *testing.T) {
 		`{"x":{"a":1,"a":2}}`, `{"x":[{"a":1,"a":2}]}`, "{\"\xff\":1}", `{"a":` + strings.Repeat("[", 9) + strings.Repeat("]", 9) + `}`,
 		strings.Repeat(`{"a":`, 9) + "1" + strings.Repeat("}", 9),
 	} {
-		if m, err := strictjson.Object([]byte(s)); !errors.Is(err, strictjson.ErrMalformed) {
+		if m, err := strictjson.Object([]byte(s)); !errors.Is(err, strictjson.ErrMalformed) || m != nil {
 			t.Errorf("%q: %v, %v", s, m, err)
 		}
 	}
