@@ -45,9 +45,9 @@ type Sealer interface {
 
 // Store is what ingest needs of the database. It never reads a ciphertext.
 type Store interface {
-	// LegalFile returns the current sealed legal file, or
-	// ErrUnknownMeteringPoint.
-	LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error)
+	// LegalFile returns the newest legal file, and the one before;
+	// ErrUnknownMeteringPoint when there is none.
+	LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error)
 	// Heads returns the highest version of each block stored of the fields
 	// and days, in any order.
 	Heads(ctx context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error)
@@ -243,16 +243,16 @@ type fieldDay struct {
 // plan checks the blocks against the metering point and what is stored of it,
 // and finds or mints their keys.
 func (g *Ingester) plan(ctx context.Context, p Point) (*work, error) {
-	sealed, err := g.store.LegalFile(ctx, p.EAN)
+	newest, err := g.store.LegalFile(ctx, p.EAN)
 	if err != nil {
 		return nil, err
 	}
-	file, err := g.keys.LegalFile(sealed)
-	if err != nil {
+	file, err := g.keys.StoredFile(newest, p.EAN)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("legal file of the metering point: %w", err)
-	}
-	if file.EAN() != p.EAN {
-		return nil, fmt.Errorf("legal file of the metering point: %w: it is of another one", authz.ErrSeal)
+	case file == nil:
+		return nil, ErrUnknownMeteringPoint
 	}
 	w := &work{ean: p.EAN, index: map[meter.FieldCode]int{}, heads: map[fieldDay]Head{}}
 	seen := make(map[fieldDay]bool, len(p.Blocks))

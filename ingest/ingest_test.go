@@ -22,18 +22,18 @@ import (
 // ledger is a Store in memory that can be made to fail, to see what Days does
 // then. The real database and HSM are tested with in cmd/kluis.
 type ledger struct {
-	files  map[meter.EAN][]byte
+	files  map[meter.EAN]authz.StoredFile
 	keys   []envelope.KeyRecord
 	rows   []Row
 	commit []error // taken one by one, before the batch is stored
 	calls  int
 }
 
-func (l *ledger) LegalFile(_ context.Context, ean meter.EAN) ([]byte, error) {
+func (l *ledger) LegalFile(_ context.Context, ean meter.EAN) (authz.StoredFile, error) {
 	if f, ok := l.files[ean]; ok {
 		return f, nil
 	}
-	return nil, ErrUnknownMeteringPoint
+	return authz.StoredFile{}, ErrUnknownMeteringPoint
 }
 
 func (l *ledger) Heads(_ context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
@@ -163,7 +163,7 @@ func newDesk(t *testing.T) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{ledger: &ledger{files: map[meter.EAN][]byte{}}, press: &press{p: p, loc: p.Location()}, day: mustDay(t, "2024-01-20")}
+	d := &desk{ledger: &ledger{files: map[meter.EAN]authz.StoredFile{}}, press: &press{p: p, loc: p.Location()}, day: mustDay(t, "2024-01-20")}
 	if d.ean, err = meter.ParseEAN("871687200000000010"); err != nil {
 		t.Fatal(err)
 	}
@@ -175,9 +175,11 @@ func newDesk(t *testing.T) *desk {
 		if file, err = authz.Apply(file, step, authz.Actor{Kind: authz.ByOperator, Name: "test"}, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), p.Location()); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if d.ledger.files[d.ean], err = authz.Seal(file.Payload(), testSigner{key}); err != nil {
-		t.Fatal(err)
+		sealed, err := authz.Seal(file.Payload(), testSigner{key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.ledger.files[d.ean] = authz.StoredFile{Version: file.Version(), Sealed: sealed, Previous: d.ledger.files[d.ean].Sealed}
 	}
 	d.Ingester = New(p, keys, d.press, d.ledger)
 	return d
@@ -263,7 +265,12 @@ func TestDaysFaults(t *testing.T) {
 		"sealing fails":                   {arrange: func(d *desk) { d.press.err = down }, want: down},
 		"too few keys":                    {arrange: func(d *desk) { d.press.short = true }, text: "data keys instead of"},
 		"unknown metering point":          {arrange: func(d *desk) { clear(d.ledger.files) }, want: ErrUnknownMeteringPoint},
-		"legal file altered":              {arrange: func(d *desk) { d.ledger.files[d.ean][60] ^= 1 }, want: authz.ErrSeal},
+		"legal file kept back, and stored on top of others": {arrange: func(d *desk) {
+			f := d.ledger.files[d.ean]
+			f.Previous = f.Sealed
+			d.ledger.files[d.ean] = f
+		}, want: authz.ErrSeal},
+		"legal file altered": {arrange: func(d *desk) { d.ledger.files[d.ean].Sealed[60] ^= 1 }, want: authz.ErrSeal},
 		"legal file of another point": {points: func(d *desk) []Point {
 			p := d.registers(1)
 			p[0].EAN, _ = meter.ParseEAN("871687200000000027")

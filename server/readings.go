@@ -109,54 +109,23 @@ func reads(e *authz.Errand, r authz.Request) bool {
 		r.Days.Intersect(e.Days) == r.Days
 }
 
-// legalFile verifies the newest legal file of a metering point, and that it
-// follows on the one before. None stored is nil.
-//
-// Whoever has a step sealed may keep it back, and have more sealed on top; what
-// became of the metering point meanwhile is not in it. Stored later, such a
-// version would take the place of the one that says so.
-func (s *Server) legalFile(f StoredFile, ean meter.EAN) (*authz.LegalFile, error) {
-	return s.verified(f, ean, true)
+// legalFile verifies the newest legal file of a metering point. None stored is
+// nil.
+func (s *Server) legalFile(f authz.StoredFile, ean meter.EAN) (*authz.LegalFile, error) {
+	return s.genuine(s.seals.StoredFile(f, ean))
 }
 
-// listedFile does so where the version before was not asked for: good for a
-// list, which opens nothing.
-func (s *Server) listedFile(f StoredFile, ean meter.EAN) (*authz.LegalFile, error) {
-	return s.verified(f, ean, false)
+// listedFile does so in a list, where the version before was not asked for.
+func (s *Server) listedFile(f authz.StoredFile, ean meter.EAN) (*authz.LegalFile, error) {
+	return s.genuine(s.seals.ListedFile(f, ean))
 }
 
-func (s *Server) verified(f StoredFile, ean meter.EAN, follows bool) (*authz.LegalFile, error) {
-	if f.Sealed == nil {
-		return nil, nil
-	}
-	file, err := s.seals.LegalFile(f.Sealed)
-	switch {
-	case err != nil:
-	case file.EAN() != ean:
-		err = errors.New("it is of another metering point")
-	case file.Version() != f.Version:
-		err = errors.New("it is stored as another version than it is")
-	case follows && file.Version() > 1:
-		err = followsOn(file, f.Previous)
-	}
+func (s *Server) genuine(file *authz.LegalFile, err error) (*authz.LegalFile, error) {
 	if err != nil {
 		s.metrics.evidence.WithLabelValues("legal_file").Inc()
 		return nil, fmt.Errorf("legal file: %w", err)
 	}
 	return file, nil
-}
-
-// followsOn says whether previous is what a verified file says it was made of;
-// that vouches for previous, whoever signed it.
-func followsOn(file *authz.LegalFile, previous []byte) error {
-	if previous == nil {
-		return errors.New("the version before it is missing")
-	}
-	digest, err := authz.PayloadDigest(previous)
-	if err == nil && digest != file.Previous() {
-		err = errors.New("it does not follow on the version before it")
-	}
-	return err
 }
 
 // open fetches the granted rows and has them opened.

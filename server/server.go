@@ -43,7 +43,7 @@ type Facts interface {
 	Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
 	// LegalFile returns the current sealed legal file of a metering point, and
 	// the one before.
-	LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error)
+	LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error)
 	// Candidates returns metering points that the indexes connect with a
 	// supplier, with their current sealed legal files, without the ones before:
 	// ascending, above after, at most limit. An index is no evidence: the
@@ -51,18 +51,10 @@ type Facts interface {
 	Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]Candidate, error)
 }
 
-// StoredFile is the newest row of a metering point's legal files. Sealed is nil
-// when there is none.
-type StoredFile struct {
-	Version  uint64 // of the row
-	Sealed   []byte
-	Previous []byte // sealed, of the version before; nil when there is none
-}
-
 // Candidate is a metering point that may belong into a list.
 type Candidate struct {
 	EAN       meter.EAN
-	LegalFile StoredFile
+	LegalFile authz.StoredFile
 }
 
 // Rows fetches ciphertext, or looks for it. There is no way to either without

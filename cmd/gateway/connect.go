@@ -105,11 +105,6 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 // facts gives the database's candidates the server's type.
 type facts struct{ *postgres.Gateway }
 
-func (f facts) LegalFile(ctx context.Context, ean meter.EAN) (server.StoredFile, error) {
-	found, err := f.Gateway.LegalFile(ctx, ean)
-	return server.StoredFile(found), err
-}
-
 func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, limit int) ([]server.Candidate, error) {
 	found, err := f.Gateway.Candidates(ctx, gln, after, limit)
 	return candidates(found), err
@@ -118,7 +113,7 @@ func (f facts) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, l
 func candidates(found []postgres.Candidate) []server.Candidate {
 	out := make([]server.Candidate, len(found))
 	for i, c := range found {
-		out[i] = server.Candidate{EAN: c.EAN, LegalFile: server.StoredFile(c.LegalFile)}
+		out[i] = server.Candidate(c)
 	}
 	return out
 }

@@ -770,11 +770,11 @@ func (p *tap) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
 	return p.Facts.Supplier(ctx, gln)
 }
 
-func (p *tap) LegalFile(ctx context.Context, e meter.EAN) (server.StoredFile, error) {
+func (p *tap) LegalFile(ctx context.Context, e meter.EAN) (authz.StoredFile, error) {
 	p.note("legal-file")
 	if p.facts != nil {
 		if err := p.facts(ctx); err != nil {
-			return server.StoredFile{}, err
+			return authz.StoredFile{}, err
 		}
 	}
 	return p.Facts.LegalFile(ctx, e)

@@ -49,7 +49,7 @@ func (g *Gateway) Consent(ctx context.Context, supplier meter.GLN, id [16]byte) 
 		if n := len(out); n == 0 || out[n-1].EAN != at {
 			out = append(out, Candidate{EAN: at})
 		}
-		out[len(out)-1].LegalFile.add(version, file)
+		addRow(&out[len(out)-1].LegalFile, version, file)
 	}
 	return out, wrap(ctx, op, rows.Err())
 }

@@ -13,7 +13,6 @@ const (
 	QueryStored     = queryStored
 	QueryCandidates = queryCandidates
 	QueryHeads      = queryHeads
-	QueryLegalFile  = queryLegalFile
 	QueryStoredFile = queryStoredFile
 	QueryConsent    = queryConsent
 	QueryKeyed      = queryIdempotency

@@ -118,41 +118,33 @@ func (g *Gateway) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
 	return sealed(ctx, "supplier", g.supplier, gln.Int64())
 }
 
-// StoredFile is the newest row of a metering point's legal files; zero when
-// there is none. What a row says counts only if it agrees with what is sealed.
-type StoredFile struct {
-	Version  uint64 // of the row
-	Sealed   []byte
-	Previous []byte // sealed, of the version before; nil when there is none, or it was not asked for
-}
-
 // LegalFile returns the newest legal file of a metering point, and the one
 // before.
-func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error) {
+func (g *Gateway) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
 	return storedFile(ctx, g.legalFile, ean)
 }
 
-func storedFile(ctx context.Context, stmt *sqlx.Stmt, ean meter.EAN) (StoredFile, error) {
+func storedFile(ctx context.Context, stmt *sqlx.Stmt, ean meter.EAN) (authz.StoredFile, error) {
 	const op = "legal file"
 	rows, err := stmt.QueryxContext(ctx, ean.Int64())
 	if err != nil {
-		return StoredFile{}, wrap(ctx, op, err)
+		return authz.StoredFile{}, wrap(ctx, op, err)
 	}
 	defer rows.Close()
-	var f StoredFile
+	var f authz.StoredFile
 	for rows.Next() {
 		var version int64
 		var file []byte
 		if err := rows.Scan(&version, &file); err != nil {
-			return StoredFile{}, wrap(ctx, op, err)
+			return authz.StoredFile{}, wrap(ctx, op, err)
 		}
-		f.add(version, file)
+		addRow(&f, version, file)
 	}
 	return f, wrap(ctx, op, rows.Err())
 }
 
-// add takes the next row, from the newest down.
-func (f *StoredFile) add(version int64, file []byte) {
+// addRow takes the next row, from the newest down.
+func addRow(f *authz.StoredFile, version int64, file []byte) {
 	switch {
 	case f.Sealed == nil:
 		f.Version, f.Sealed = uint64(version), file
@@ -165,7 +157,7 @@ func (f *StoredFile) add(version int64, file []byte) {
 // is no evidence; its legal file may be.
 type Candidate struct {
 	EAN       meter.EAN
-	LegalFile StoredFile // without the one before
+	LegalFile authz.StoredFile // without the one before
 }
 
 // Candidates lists metering points that the supply periods or consents

@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
+	"kluis/authz"
 	"kluis/cryptoserver/envelope"
 	"kluis/meter"
 )
@@ -70,7 +71,7 @@ func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
 	}
 	i := &Ingest{store: *s}
 	err = i.prepare(ctx, map[**sqlx.Stmt]string{
-		&i.legalFile: queryLegalFile,
+		&i.legalFile: queryStoredFile,
 		&i.heads:     queryHeads,
 		&i.keys:      queryMonthKeys,
 	})
@@ -80,10 +81,10 @@ func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
 	return i, nil
 }
 
-// LegalFile returns the current sealed legal file of a metering point; nil
-// when there is none.
-func (i *Ingest) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
-	return sealed(ctx, "legal file", i.legalFile, ean.Int64())
+// LegalFile returns the newest legal file of a metering point, and the one
+// before.
+func (i *Ingest) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
+	return storedFile(ctx, i.legalFile, ean)
 }
 
 // Head is what can be seen of the highest version of a block.

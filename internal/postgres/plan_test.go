@@ -73,9 +73,6 @@ func TestPlans(t *testing.T) {
 				postgres.QueryKeys, "bigint, uuid[]", fmt.Sprintf("%d, ARRAY[gen_random_uuid(), gen_random_uuid(), gen_random_uuid()]", ean(2).Int64()),
 				[]string{"data_key_"}, true, // either index; or those of the metering point, filtered
 			},
-			"legal file": {
-				postgres.QueryLegalFile, "bigint", "1500", []string{"Index Scan Backward using legal_file_pkey"}, false,
-			},
 			"legal file and the one before": {
 				postgres.QueryStoredFile, "bigint", "1500", []string{"Index Scan Backward using legal_file_pkey"}, false,
 			},

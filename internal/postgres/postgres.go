@@ -191,8 +191,7 @@ func sealed(ctx context.Context, op string, st *sqlx.Stmt, key int64) ([]byte, e
 }
 
 const (
-	querySupplier  = `SELECT record FROM supplier WHERE gln = $1 ORDER BY version DESC LIMIT 1`
-	queryLegalFile = `SELECT file FROM legal_file WHERE ean = $1 ORDER BY version DESC LIMIT 1`
+	querySupplier = `SELECT record FROM supplier WHERE gln = $1 ORDER BY version DESC LIMIT 1`
 )
 
 func orDefault(d, otherwise time.Duration) time.Duration {

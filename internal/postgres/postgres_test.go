@@ -157,24 +157,19 @@ func TestLegalFiles(t *testing.T) {
 	owner := d.Open(t, migrations.RoleOwner)
 
 	f := supplied(t, home)
-	if f, err := g.LegalFile(t.Context(), home); !reflect.DeepEqual(f, postgres.StoredFile{}) || err != nil {
+	if f, err := g.LegalFile(t.Context(), home); !reflect.DeepEqual(f, authz.StoredFile{}) || err != nil {
 		t.Errorf("of none there is %+v, %v", f, err)
 	}
 	if err := r.StoreLegalFile(t.Context(), f, []byte("first")); err != nil {
 		t.Fatal(err)
 	}
-	in := ingest(t, d)
-	if b, err := in.LegalFile(t.Context(), home); string(b) != "first" || err != nil {
-		t.Errorf("ingest: %q, %v", b, err)
-	}
-	if b, err := in.LegalFile(t.Context(), neighbour); b != nil || err != nil {
-		t.Errorf("ingest: of another: %q, %v", b, err)
-	}
-	for name, get := range map[string]func(context.Context, meter.EAN) (postgres.StoredFile, error){"gateway": g.LegalFile, "registrar": r.LegalFile} {
+	for name, get := range map[string]func(context.Context, meter.EAN) (authz.StoredFile, error){
+		"gateway": g.LegalFile, "registrar": r.LegalFile, "ingest": ingest(t, d).LegalFile,
+	} {
 		if f, err := get(t.Context(), home); err != nil || f.Version != supplied(t, home).Version() || f.Previous != nil || string(f.Sealed) != "first" {
 			t.Errorf("%s: %+v, %v", name, f, err) // the one before was not stored
 		}
-		if f, err := get(t.Context(), neighbour); !reflect.DeepEqual(f, postgres.StoredFile{}) || err != nil {
+		if f, err := get(t.Context(), neighbour); !reflect.DeepEqual(f, authz.StoredFile{}) || err != nil {
 			t.Errorf("%s: of another: %+v, %v", name, f, err)
 		}
 	}

@@ -66,7 +66,7 @@ func (r *Registrar) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
 
 // LegalFile returns the newest legal file of a metering point, and the one
 // before.
-func (r *Registrar) LegalFile(ctx context.Context, ean meter.EAN) (StoredFile, error) {
+func (r *Registrar) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
 	return storedFile(ctx, r.legalFile, ean)
 }
 

@@ -128,12 +128,12 @@ type IngestStore struct{ DB *postgres.Ingest }
 var _ ingest.Store = IngestStore{}
 
 // LegalFile implements ingest.Store.
-func (s IngestStore) LegalFile(ctx context.Context, ean meter.EAN) ([]byte, error) {
-	sealed, err := s.DB.LegalFile(ctx, ean)
-	if err == nil && sealed == nil {
-		return nil, ingest.ErrUnknownMeteringPoint
+func (s IngestStore) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
+	f, err := s.DB.LegalFile(ctx, ean)
+	if err == nil && f.Sealed == nil {
+		err = ingest.ErrUnknownMeteringPoint
 	}
-	return sealed, err
+	return f, err
 }
 
 // Heads implements ingest.Store.

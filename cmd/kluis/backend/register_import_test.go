@@ -109,14 +109,14 @@ func (o *office) StoreSupplier(context.Context, *authz.Supplier, []byte) error {
 	return errors.New("not asked for")
 }
 
-func (o *office) LegalFile(_ context.Context, ean meter.EAN) (postgres.StoredFile, error) {
+func (o *office) LegalFile(_ context.Context, ean meter.EAN) (authz.StoredFile, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := len(o.files[ean])
 	if n == 0 {
-		return postgres.StoredFile{}, nil
+		return authz.StoredFile{}, nil
 	}
-	f := postgres.StoredFile{Version: uint64(n), Sealed: o.files[ean][n-1]}
+	f := authz.StoredFile{Version: uint64(n), Sealed: o.files[ean][n-1]}
 	if n > 1 {
 		f.Previous = o.files[ean][n-2]
 	}

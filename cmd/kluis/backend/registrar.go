@@ -40,7 +40,7 @@ type factSealer interface {
 // postgres.Registrar implements it.
 type factStore interface {
 	Supplier(ctx context.Context, gln meter.GLN) ([]byte, error)
-	LegalFile(ctx context.Context, ean meter.EAN) (postgres.StoredFile, error)
+	LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error)
 	StoreSupplier(ctx context.Context, s *authz.Supplier, sealed []byte) error
 	StoreLegalFile(ctx context.Context, f *authz.LegalFile, sealed []byte) error
 }
@@ -212,20 +212,9 @@ func (r *Registrar) legalFile(ctx context.Context, ean meter.EAN) (*authz.LegalF
 	if err != nil || stored.Sealed == nil {
 		return nil, nil, err
 	}
-	f, err := r.verifyLegalFile(stored.Sealed, ean)
-	switch {
-	case err != nil:
+	f, err := r.keys.StoredFile(stored, ean)
+	if err != nil {
 		return nil, nil, fmt.Errorf("%w (%w)", ErrStrayFile, err)
-	case f.Version() != stored.Version:
-		return nil, nil, fmt.Errorf("%w (the newest row says version %d, and it is version %d)", ErrStrayFile, stored.Version, f.Version())
-	case f.Version() == 1:
-	case stored.Previous == nil:
-		return nil, nil, fmt.Errorf("%w (version %d is missing: put it back, or remove what comes after it)", ErrStrayFile, f.Version()-1)
-	default:
-		// What f names as its previous is genuine, whoever signed the envelope.
-		if digest, err := authz.PayloadDigest(stored.Previous); err != nil || digest != f.Previous() {
-			return nil, nil, fmt.Errorf("%w (version %d was not made from the version %d that is there)", ErrStrayFile, f.Version(), f.Version()-1)
-		}
 	}
 	return f, stored.Sealed, nil
 }

@@ -9,17 +9,16 @@ import (
 	"testing"
 
 	"kluis/authz"
-	"kluis/internal/postgres"
 	"kluis/meter"
 )
 
 // fixedFile is a store whose legal file is always the same.
 type fixedFile struct {
 	*office
-	file postgres.StoredFile
+	file authz.StoredFile
 }
 
-func (f fixedFile) LegalFile(context.Context, meter.EAN) (postgres.StoredFile, error) {
+func (f fixedFile) LegalFile(context.Context, meter.EAN) (authz.StoredFile, error) {
 	return f.file, nil
 }
 
@@ -49,19 +48,19 @@ func TestNothingIsBuiltOnAStrayFile(t *testing.T) {
 	forged := slices.Clone(v4)
 	forged[len(forged)-1] ^= 1
 	for name, c := range map[string]struct {
-		file  postgres.StoredFile
+		file  authz.StoredFile
 		says  string
 		whole bool
 	}{
-		"follows":                  {postgres.StoredFile{Version: 4, Sealed: v4, Previous: v3}, "", true},
-		"the first":                {postgres.StoredFile{Version: 1, Sealed: next(nil, authz.Register{EAN: ean, Commodity: meter.Gas})}, "", true},
-		"a fork":                   {postgres.StoredFile{Version: 4, Sealed: v4, Previous: other3}, "was not made from", false},
-		"over nothing":             {postgres.StoredFile{Version: 4, Sealed: v4}, "version 3 is missing", false},
-		"over junk":                {postgres.StoredFile{Version: 4, Sealed: v4, Previous: []byte("junk")}, "was not made from", false},
-		"under another number":     {postgres.StoredFile{Version: 1<<63 - 1, Sealed: v4, Previous: v3}, "it is version 4", false},
-		"an old one, numbered new": {postgres.StoredFile{Version: 4, Sealed: v3, Previous: v3}, "it is version 3", false},
-		"of another":               {postgres.StoredFile{Version: 1, Sealed: elsewhere}, "of another metering point", false},
-		"forged":                   {postgres.StoredFile{Version: 4, Sealed: forged, Previous: v3}, "does not verify", false},
+		"follows":                  {authz.StoredFile{Version: 4, Sealed: v4, Previous: v3}, "", true},
+		"the first":                {authz.StoredFile{Version: 1, Sealed: next(nil, authz.Register{EAN: ean, Commodity: meter.Gas})}, "", true},
+		"a fork":                   {authz.StoredFile{Version: 4, Sealed: v4, Previous: other3}, "was not made from", false},
+		"over nothing":             {authz.StoredFile{Version: 4, Sealed: v4}, "version 3 is missing", false},
+		"over junk":                {authz.StoredFile{Version: 4, Sealed: v4, Previous: []byte("junk")}, "was not made from", false},
+		"under another number":     {authz.StoredFile{Version: 1<<63 - 1, Sealed: v4, Previous: v3}, "it is version 4", false},
+		"an old one, numbered new": {authz.StoredFile{Version: 4, Sealed: v3, Previous: v3}, "it is version 3", false},
+		"of another":               {authz.StoredFile{Version: 1, Sealed: elsewhere}, "of another metering point", false},
+		"forged":                   {authz.StoredFile{Version: 4, Sealed: forged, Previous: v3}, "does not verify", false},
 	} {
 		store := fixedFile{o, c.file}
 		sealed, stored, asked := o.seals, o.stores, false
