@@ -199,7 +199,7 @@ func TestIngestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, complaint = w.kluis("ingest", "csv", "--mapping", mapping, "--ean", testEAN, file)
-	if code != exitFailed || !strings.Contains(complaint, "of another one") {
+	if code != exitFailed || !strings.Contains(complaint, "of another metering point") {
 		t.Errorf("swapped legal file: exit code %d: %s", code, complaint)
 	}
 }
