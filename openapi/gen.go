@@ -135,6 +135,27 @@ func (e BackendStatus) Valid() bool {
 	}
 }
 
+// Defines values for ChangeKind.
+const (
+	ARRIVED   ChangeKind = "ARRIVED"
+	BASES     ChangeKind = "BASES"
+	CORRECTED ChangeKind = "CORRECTED"
+)
+
+// Valid indicates whether the value is a known member of the ChangeKind enum.
+func (e ChangeKind) Valid() bool {
+	switch e {
+	case ARRIVED:
+		return true
+	case BASES:
+		return true
+	case CORRECTED:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ConsentState.
 const (
 	ConsentStateACTIVE      ConsentState = "ACTIVE"
@@ -234,6 +255,66 @@ func (e FieldClass) Valid() bool {
 	}
 }
 
+// Defines values for JwkAlg.
+const (
+	ES256 JwkAlg = "ES256"
+)
+
+// Valid indicates whether the value is a known member of the JwkAlg enum.
+func (e JwkAlg) Valid() bool {
+	switch e {
+	case ES256:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkCrv.
+const (
+	P256 JwkCrv = "P-256"
+)
+
+// Valid indicates whether the value is a known member of the JwkCrv enum.
+func (e JwkCrv) Valid() bool {
+	switch e {
+	case P256:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkKty.
+const (
+	EC JwkKty = "EC"
+)
+
+// Valid indicates whether the value is a known member of the JwkKty enum.
+func (e JwkKty) Valid() bool {
+	switch e {
+	case EC:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkUse.
+const (
+	Sig JwkUse = "sig"
+)
+
+// Valid indicates whether the value is a known member of the JwkUse enum.
+func (e JwkUse) Valid() bool {
+	switch e {
+	case Sig:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for LegalBasis.
 const (
 	LegalBasisCONSENT         LegalBasis = "CONSENT"
@@ -312,6 +393,7 @@ const (
 	UrnKluisProblemDatabaseUnavailable   ProblemType = "urn:kluis:problem:database-unavailable"
 	UrnKluisProblemDeadlineExceeded      ProblemType = "urn:kluis:problem:deadline-exceeded"
 	UrnKluisProblemDecryptionUnavailable ProblemType = "urn:kluis:problem:decryption-unavailable"
+	UrnKluisProblemEvidenceChanged       ProblemType = "urn:kluis:problem:evidence-changed"
 	UrnKluisProblemEvidenceInvalid       ProblemType = "urn:kluis:problem:evidence-invalid"
 	UrnKluisProblemIdempotencyKeyReused  ProblemType = "urn:kluis:problem:idempotency-key-reused"
 	UrnKluisProblemInsufficientScope     ProblemType = "urn:kluis:problem:insufficient-scope"
@@ -323,8 +405,10 @@ const (
 	UrnKluisProblemNotAcceptable         ProblemType = "urn:kluis:problem:not-acceptable"
 	UrnKluisProblemNotFound              ProblemType = "urn:kluis:problem:not-found"
 	UrnKluisProblemNotPermitted          ProblemType = "urn:kluis:problem:not-permitted"
+	UrnKluisProblemOverloaded            ProblemType = "urn:kluis:problem:overloaded"
 	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
 	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
+	UrnKluisProblemRateLimited           ProblemType = "urn:kluis:problem:rate-limited"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
 	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
 	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
@@ -355,6 +439,8 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemDecryptionUnavailable:
 		return true
+	case UrnKluisProblemEvidenceChanged:
+		return true
 	case UrnKluisProblemEvidenceInvalid:
 		return true
 	case UrnKluisProblemIdempotencyKeyReused:
@@ -377,9 +463,13 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemNotPermitted:
 		return true
+	case UrnKluisProblemOverloaded:
+		return true
 	case UrnKluisProblemPreconditionFailed:
 		return true
 	case UrnKluisProblemPreconditionRequired:
+		return true
+	case UrnKluisProblemRateLimited:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
@@ -510,6 +600,30 @@ func (e StatusStatus) Valid() bool {
 	case StatusStatusDOWN:
 		return true
 	case StatusStatusUP:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StreamLineType.
+const (
+	Begin    StreamLineType = "begin"
+	End      StreamLineType = "end"
+	Point    StreamLineType = "point"
+	Progress StreamLineType = "progress"
+)
+
+// Valid indicates whether the value is a known member of the StreamLineType enum.
+func (e StreamLineType) Valid() bool {
+	switch e {
+	case Begin:
+		return true
+	case End:
+		return true
+	case Point:
+		return true
+	case Progress:
 		return true
 	default:
 		return false
@@ -958,6 +1072,71 @@ type BackendKind string
 // Example: UP
 type BackendStatus string
 
+// Change One change at one metering point.
+type Change struct {
+	// At When it was stored, or took effect, UTC. A request `asOf` a moment before gives what was superseded.
+	//
+	// Example: 2026-03-02T05:10:00.123456Z
+	At time.Time `json:"at"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Fields Of `ARRIVED` and `CORRECTED`, the fields.
+	Fields *[]FieldName `json:"fields,omitempty"`
+
+	// From Of `ARRIVED` and `CORRECTED`, the first local day.
+	//
+	// Example: 2026-03-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
+	// Kind `ARRIVED`: days were stored for the first time. `CORRECTED`: days
+	// have a later version. `BASES`: which legal bases the caller has
+	// changed; `legalBases` are those it has now.
+	//
+	//
+	// Example: CORRECTED
+	Kind ChangeKind `json:"kind"`
+
+	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days.
+	LegalBases *[]LegalBasis `json:"legalBases,omitempty"`
+
+	// To Of `ARRIVED` and `CORRECTED`, the first local day after the last.
+	//
+	// Example: 2026-03-02
+	To *openapi_types.Date `json:"to,omitempty"`
+}
+
+// ChangeKind `ARRIVED`: days were stored for the first time. `CORRECTED`: days
+// have a later version. `BASES`: which legal bases the caller has
+// changed; `legalBases` are those it has now.
+//
+// Example: CORRECTED
+type ChangeKind string
+
+// Changes Changes for the caller, in the order in which they were stored.
+type Changes struct {
+	// Changes What changed.
+	Changes []Change `json:"changes"`
+
+	// Cursor Where to go on, always there.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor string `json:"cursor"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// More Whether to ask again at once; false when nothing more was stored yet.
+	//
+	// Example: false
+	More bool `json:"more"`
+}
+
 // Consent A customer's permission for one supplier, as it is now.
 type Consent struct {
 	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
@@ -1147,10 +1326,79 @@ type FieldName = string
 // Example: 8712423000018
 type Gln = string
 
+// GreenButton Green Button: an Atom feed with ESPI resources (NAESB REQ.21, espi.xsd). Values are whole numbers with `powerOfTenMultiplier`; times are Unix seconds. Withheld and unknown values are left out.
+//
+// Example: <feed xmlns="http://www.w3.org/2005/Atom">…</feed>
+type GreenButton = string
+
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
 // Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 type InteractionId = openapi_types.UUID
+
+// Jwk A public key on the curve P-256 (RFC 7517, RFC 7518).
+type Jwk struct {
+	// Alg Algorithm.
+	//
+	// Example: ES256
+	Alg JwkAlg `json:"alg"`
+
+	// Crv Curve.
+	//
+	// Example: P-256
+	Crv JwkCrv `json:"crv"`
+
+	// Kid Thumbprint (RFC 7638), base64url.
+	//
+	// Example: 0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbW
+	Kid string `json:"kid"`
+
+	// Kty Key type.
+	//
+	// Example: EC
+	Kty JwkKty `json:"kty"`
+
+	// Use For signatures.
+	//
+	// Example: sig
+	Use JwkUse `json:"use"`
+
+	// X X coordinate, base64url.
+	//
+	// Example: f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU
+	X string `json:"x"`
+
+	// Y Y coordinate, base64url.
+	//
+	// Example: x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0
+	Y string `json:"y"`
+}
+
+// JwkAlg Algorithm.
+//
+// Example: ES256
+type JwkAlg string
+
+// JwkCrv Curve.
+//
+// Example: P-256
+type JwkCrv string
+
+// JwkKty Key type.
+//
+// Example: EC
+type JwkKty string
+
+// JwkUse For signatures.
+//
+// Example: sig
+type JwkUse string
+
+// JwkSet Public keys (RFC 7517).
+type JwkSet struct {
+	// Keys One key for each cryptoserver that signs.
+	Keys []Jwk `json:"keys"`
+}
 
 // LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 //
@@ -1336,6 +1584,28 @@ type QualityRun struct {
 	Quality Quality `json:"quality"`
 }
 
+// QueryPoint What came of one metering point: `series` and `withheld` as in `Readings`, or `problem`.
+type QueryPoint struct {
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Problem Problem details (RFC 9457).
+	Problem *Problem `json:"problem,omitempty"`
+
+	// Sequence Its number in the answer, from 1, over all pages and parts.
+	//
+	// Example: 17
+	Sequence int `json:"sequence"`
+
+	// Series What is given.
+	Series *[]Series `json:"series,omitempty"`
+
+	// Withheld What was asked for and is not given.
+	Withheld *[]Withheld `json:"withheld,omitempty"`
+}
+
 // ReadingKind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
 //
 // Example: REGISTER
@@ -1386,6 +1656,111 @@ type Readings struct {
 
 	// Withheld What was asked for and is not given.
 	Withheld []Withheld `json:"withheld"`
+}
+
+// ReadingsPage A page of metering points with their readings.
+type ReadingsPage struct {
+	// Cursor For the next page; null when this is the last.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor"`
+
+	// Done How many metering points were answered so far, on all pages.
+	//
+	// Example: 100
+	Done int `json:"done"`
+
+	// From First local day asked for.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// MeteringPoints In ascending order of EAN.
+	MeteringPoints []QueryPoint `json:"meteringPoints"`
+
+	// ProfileVersion Version of the market profile the decisions were made with.
+	//
+	// Example: 2026-01
+	ProfileVersion string `json:"profileVersion"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after the period asked for.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+
+	// Total How many there are; null when nothing was listed.
+	//
+	// Example: 100000
+	Total *int `json:"total"`
+}
+
+// ReadingsQuery What is asked of many metering points.
+type ReadingsQuery struct {
+	// AsOf As the parameter of `getReadings`.
+	//
+	// Example: 2026-03-15T12:00:00Z
+	AsOf *time.Time `json:"asOf,omitempty"`
+
+	// Class Fields that the law treats alike: `registers` (one cumulative read a day) or `intervals` (quarter-hours or hours).
+	//
+	// Example: registers
+	Class *FieldClass `json:"class,omitempty"`
+
+	// Cursor Where to go on, the opaque text from the answer before. The rest of the body must be the same; `limit` may differ.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor,omitempty"`
+
+	// Fields The fields wanted, by name. Not together with `class`; neither: all fields of each metering point's commodity.
+	Fields *[]FieldName `json:"fields,omitempty"`
+
+	// From First local day of the period.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// Kind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
+	//
+	// Example: REGISTER
+	Kind *ReadingKind `json:"kind,omitempty"`
+
+	// Limit The most metering points in a page (JSON only).
+	//
+	// Example: 100
+	Limit *int `json:"limit,omitempty"`
+
+	// MeteringPoints The metering points, each once, in any order. Absent: all of which the caller may read something of what is asked.
+	MeteringPoints *[]Ean `json:"meteringPoints,omitempty"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution *Resolution `json:"resolution,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 366 days.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
 }
 
 // Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
@@ -1506,6 +1881,111 @@ type Status struct {
 // Example: UP
 type StatusStatus string
 
+// StreamLine One line of a stream; which members it has follows from `type`.
+// `begin`: interactionId, purpose, from, to, timeZone, profileVersion,
+// query, done, total. `point`: sequence, ean, series and withheld, or
+// problem. `progress`: sequence, done, total, cursor. `end`: complete,
+// sequence, done; manifest, or cursor and problem.
+type StreamLine struct {
+	// Complete Whether all metering points were answered.
+	//
+	// Example: true
+	Complete *bool `json:"complete,omitempty"`
+
+	// Cursor Where to go on from here.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor,omitempty"`
+
+	// Done How many metering points were answered so far, over all parts.
+	//
+	// Example: 17
+	Done *int `json:"done,omitempty"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean *Ean `json:"ean,omitempty"`
+
+	// From First local day asked for.
+	//
+	// Example: 2026-03-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId *InteractionId `json:"interactionId,omitempty"`
+
+	// Manifest JWS, compact (RFC 7515), of all parts; see the operation.
+	//
+	// Example: eyJhbGciOiJFUzI1NiJ9.e30.c2ln
+	Manifest *string `json:"manifest,omitempty"`
+
+	// Problem Problem details (RFC 9457).
+	Problem *Problem `json:"problem,omitempty"`
+
+	// ProfileVersion Version of the market profile the decisions are made with.
+	//
+	// Example: 2026-01
+	ProfileVersion *string `json:"profileVersion,omitempty"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose *Purpose `json:"purpose,omitempty"`
+
+	// Query Digest of the request without cursor and limit (base64url, 32 bytes); the manifest names it, too.
+	//
+	// Example: c2hhLTI1NiBvZiB0aGUgcXVlcnksIDMyIGJ5dGVzLi4
+	Query *string `json:"query,omitempty"`
+
+	// Sequence Number of the metering point, from 1, over all parts.
+	//
+	// Example: 17
+	Sequence *int `json:"sequence,omitempty"`
+
+	// Series What is given.
+	Series *[]Series `json:"series,omitempty"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone *string `json:"timeZone,omitempty"`
+
+	// To First local day after the period asked for.
+	//
+	// Example: 2026-04-01
+	To *openapi_types.Date `json:"to,omitempty"`
+
+	// Total How many there are; null when nothing was listed.
+	//
+	// Example: 100000
+	Total *int `json:"total,omitempty"`
+
+	// Type What the line is.
+	//
+	// Example: point
+	Type StreamLineType `json:"type"`
+
+	// Withheld What was asked for and is not given.
+	Withheld *[]Withheld `json:"withheld,omitempty"`
+}
+
+// StreamLineType What the line is.
+//
+// Example: point
+type StreamLineType string
+
+// Table CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
+// row is: `value` (one value), `series` (counts of one series),
+// `withheld`, `problem`; in a stream also `begin`, `progress` and `end`.
+// Columns that do not apply are empty.
+//
+// Example: record,ean,field,obis,readingKind,resolution,unit,legalBasis,rule,start,value,quality,from,to,reason,expectedCount,deliveredCount,sequence,cursor,manifest
+// value,871687140000000016,import_low,1-0:1.8.1,REGISTER,P1D,kWh,CONSENT,nl-consent,2026-03-01T00:00:00+01:00,6328.420,,,,,,,,,
+type Table = string
+
 // Withheld A run of days of one field that is not given, and why.
 type Withheld struct {
 	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
@@ -1573,6 +2053,9 @@ type Withheld struct {
 // Example: PARTIAL_PERIOD
 type WithheldReason string
 
+// AsOf defines model for AsOf.
+type AsOf = time.Time
+
 // ConsentId defines model for ConsentId.
 type ConsentId = openapi_types.UUID
 
@@ -1581,6 +2064,9 @@ type IdempotencyKey = string
 
 // IfMatch defines model for IfMatch.
 type IfMatch = string
+
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
 
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
@@ -1615,6 +2101,9 @@ type PreconditionFailed = Problem
 // PreconditionRequired Problem details (RFC 9457).
 type PreconditionRequired = Problem
 
+// TooManyRequests Problem details (RFC 9457).
+type TooManyRequests = Problem
+
 // Unauthorized Problem details (RFC 9457).
 type Unauthorized = Problem
 
@@ -1626,6 +2115,18 @@ type Unprocessable = Problem
 
 // UnsupportedMediaType Problem details (RFC 9457).
 type UnsupportedMediaType = Problem
+
+// ListChangesParams defines parameters for ListChanges.
+type ListChangesParams struct {
+	// Since From when on (RFC 3339), at most 90 days ago. Not together with `cursor`.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Cursor Where to go on, the opaque text from the answer before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The most changes in an answer. It may hold fewer, or none, though there are more.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
 
 // CreateConsentParams defines parameters for CreateConsent.
 type CreateConsentParams struct {
@@ -1733,6 +2234,12 @@ type GetReadingsParams struct {
 
 	// Kind Cumulative reads or amounts per period.
 	Kind *ReadingKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// AsOf The readings as they were stored at this instant (RFC 3339, not in the future): of each day the newest version there was then. Absent: as they are now. What may be read is decided as of now, either way.
+	AsOf *AsOf `form:"asOf,omitempty" json:"asOf,omitempty"`
+
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
@@ -1740,6 +2247,9 @@ type CreateConsentJSONRequestBody = NewConsent
 
 // GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
 type GrantConsentJSONRequestBody = ConsentAnswer
+
+// QueryReadingsJSONRequestBody defines body for QueryReadings for application/json ContentType.
+type QueryReadingsJSONRequestBody = ReadingsQuery
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -1749,6 +2259,9 @@ type ServerInterface interface {
 	// GetReadiness The gateway can serve readings
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
+	// ListChanges What is new or corrected for the caller since a cursor
+	// (GET /v1/changes)
+	ListChanges(w http.ResponseWriter, r *http.Request, params ListChangesParams)
 	// CreateConsent Request a customer's consent, or register one on the customer's word
 	// (POST /v1/consents)
 	CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams)
@@ -1764,6 +2277,9 @@ type ServerInterface interface {
 	// RevokeConsent Revoke a consent, or withdraw a request
 	// (POST /v1/consents/{id}/revoke)
 	RevokeConsent(w http.ResponseWriter, r *http.Request, id ConsentId, params RevokeConsentParams)
+	// GetManifestKeys The public keys that manifests are signed with
+	// (GET /v1/manifest-keys)
+	GetManifestKeys(w http.ResponseWriter, r *http.Request)
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams)
@@ -1779,6 +2295,9 @@ type ServerInterface interface {
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams)
+	// QueryReadings The readings of many metering points, in pages or as a stream
+	// (POST /v1/readings/query)
+	QueryReadings(w http.ResponseWriter, r *http.Request)
 	// GetStatus Health of the back ends and freshness of the data
 	// (GET /v1/status)
 	GetStatus(w http.ResponseWriter, r *http.Request)
@@ -1797,6 +2316,12 @@ func (_ Unimplemented) GetHealth(w http.ResponseWriter, r *http.Request) {
 // GetReadiness The gateway can serve readings
 // (GET /readyz)
 func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListChanges What is new or corrected for the caller since a cursor
+// (GET /v1/changes)
+func (_ Unimplemented) ListChanges(w http.ResponseWriter, r *http.Request, params ListChangesParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1830,6 +2355,12 @@ func (_ Unimplemented) RevokeConsent(w http.ResponseWriter, r *http.Request, id 
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// GetManifestKeys The public keys that manifests are signed with
+// (GET /v1/manifest-keys)
+func (_ Unimplemented) GetManifestKeys(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ListMeteringPoints The metering points the caller has a legal basis for now
 // (GET /v1/metering-points)
 func (_ Unimplemented) ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams) {
@@ -1857,6 +2388,12 @@ func (_ Unimplemented) ListConsents(w http.ResponseWriter, r *http.Request, ean 
 // GetReadings The readings of one metering point for a purpose
 // (GET /v1/metering-points/{ean}/readings)
 func (_ Unimplemented) GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// QueryReadings The readings of many metering points, in pages or as a stream
+// (POST /v1/readings/query)
+func (_ Unimplemented) QueryReadings(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1894,6 +2431,65 @@ func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetReadiness(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListChanges operation middleware
+func (siw *ServerInterfaceWrapper) ListChanges(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListChangesParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", r.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "since"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "since", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListChanges(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2184,6 +2780,20 @@ func (siw *ServerInterfaceWrapper) RevokeConsent(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RevokeConsent(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetManifestKeys operation middleware
+func (siw *ServerInterfaceWrapper) GetManifestKeys(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetManifestKeys(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2575,8 +3185,56 @@ func (siw *ServerInterfaceWrapper) GetReadings(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// ------------- Optional query parameter "asOf" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "asOf", r.URL.Query(), &params.AsOf, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "asOf"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "asOf", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetReadings(w, r, ean, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// QueryReadings operation middleware
+func (siw *ServerInterfaceWrapper) QueryReadings(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.QueryReadings(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2720,6 +3378,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/readings", wrapper.GetReadings)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/readings/query", wrapper.QueryReadings)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/changes", wrapper.ListChanges)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/manifest-keys", wrapper.GetManifestKeys)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access", wrapper.GetAccess)
 	})
 	r.Group(func(r chi.Router) {
@@ -2791,6 +3458,17 @@ type NotFoundApplicationProblemPlusJSONResponse Problem
 type PreconditionFailedApplicationProblemPlusJSONResponse Problem
 
 type PreconditionRequiredApplicationProblemPlusJSONResponse Problem
+
+type TooManyRequestsResponseHeaders struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+type TooManyRequestsApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers TooManyRequestsResponseHeaders
+}
 
 type UnauthorizedResponseHeaders struct {
 	WWWAuthenticate *string
@@ -2940,6 +3618,196 @@ func (response GetReadiness503JSONResponse) VisitGetReadinessResponse(w http.Res
 		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
 	}
 	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChangesRequestObject struct {
+	Params ListChangesParams
+}
+
+type ListChangesResponseObject interface {
+	VisitListChangesResponse(w http.ResponseWriter) error
+}
+
+type ListChanges200ResponseHeaders struct {
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+type ListChanges200JSONResponse struct {
+	Body    Changes
+	Headers ListChanges200ResponseHeaders
+}
+
+func (response ListChanges200JSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges400ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges401ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges403ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges413ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges429ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges500ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges503ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChanges504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response ListChanges504ApplicationProblemPlusJSONResponse) VisitListChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -3123,6 +3991,31 @@ func (response CreateConsent422ApplicationProblemPlusJSONResponse) VisitCreateCo
 	return err
 }
 
+type CreateConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsent429ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateConsent500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -3296,6 +4189,31 @@ func (response GetConsent413ApplicationProblemPlusJSONResponse) VisitGetConsentR
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsent429ApplicationProblemPlusJSONResponse) VisitGetConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -3562,6 +4480,31 @@ func (response GrantConsent428ApplicationProblemPlusJSONResponse) VisitGrantCons
 	return err
 }
 
+type GrantConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GrantConsent429ApplicationProblemPlusJSONResponse) VisitGrantConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GrantConsent500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -3819,6 +4762,31 @@ func (response RejectConsent428ApplicationProblemPlusJSONResponse) VisitRejectCo
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RejectConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response RejectConsent429ApplicationProblemPlusJSONResponse) VisitRejectConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4084,6 +5052,31 @@ func (response RevokeConsent428ApplicationProblemPlusJSONResponse) VisitRevokeCo
 	return err
 }
 
+type RevokeConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeConsent429ApplicationProblemPlusJSONResponse) VisitRevokeConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RevokeConsent500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -4134,6 +5127,57 @@ func (response RevokeConsent504ApplicationProblemPlusJSONResponse) VisitRevokeCo
 		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetManifestKeysRequestObject struct {
+}
+
+type GetManifestKeysResponseObject interface {
+	VisitGetManifestKeysResponse(w http.ResponseWriter) error
+}
+
+type GetManifestKeys200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetManifestKeys200JSONResponse struct {
+	Body    JwkSet
+	Headers GetManifestKeys200ResponseHeaders
+}
+
+func (response GetManifestKeys200JSONResponse) VisitGetManifestKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetManifestKeys500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetManifestKeys500ApplicationProblemPlusJSONResponse) VisitGetManifestKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4237,6 +5281,31 @@ func (response ListMeteringPoints413ApplicationProblemPlusJSONResponse) VisitLis
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListMeteringPoints429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response ListMeteringPoints429ApplicationProblemPlusJSONResponse) VisitListMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4411,6 +5480,31 @@ func (response GetAccess413ApplicationProblemPlusJSONResponse) VisitGetAccessRes
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccess429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccess429ApplicationProblemPlusJSONResponse) VisitGetAccessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4669,6 +5763,31 @@ func (response GetAccessLog413ApplicationProblemPlusJSONResponse) VisitGetAccess
 	return err
 }
 
+type GetAccessLog429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessLog429ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetAccessLog500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -4842,6 +5961,31 @@ func (response ListConsents413ApplicationProblemPlusJSONResponse) VisitListConse
 	return err
 }
 
+type ListConsents429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response ListConsents429ApplicationProblemPlusJSONResponse) VisitListConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListConsents500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -4906,8 +6050,47 @@ type GetReadingsResponseObject interface {
 }
 
 type GetReadings200ResponseHeaders struct {
-	CacheControl   *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+type GetReadings200ApplicationatomXmlResponse struct {
+	Body          io.Reader
+	Headers       GetReadings200ResponseHeaders
+	ContentLength int64
+}
+
+func (response GetReadings200ApplicationatomXmlResponse) VisitGetReadingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/atom+xml")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
 }
 
 type GetReadings200JSONResponse struct {
@@ -4925,12 +6108,81 @@ func (response GetReadings200JSONResponse) VisitGetReadingsResponse(w http.Respo
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
 	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetReadings200TextcsvResponse struct {
+	Body          io.Reader
+	Headers       GetReadings200ResponseHeaders
+	ContentLength int64
+}
+
+func (response GetReadings200TextcsvResponse) VisitGetReadingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/csv")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetReadings304ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetReadings304Response struct {
+	Headers GetReadings304ResponseHeaders
+}
+
+func (response GetReadings304Response) VisitGetReadingsResponse(w http.ResponseWriter) error {
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetReadings400ApplicationProblemPlusJSONResponse struct {
@@ -5000,6 +6252,22 @@ func (response GetReadings404ApplicationProblemPlusJSONResponse) VisitGetReading
 	return err
 }
 
+type GetReadings406ApplicationProblemPlusJSONResponse struct {
+	NotAcceptableApplicationProblemPlusJSONResponse
+}
+
+func (response GetReadings406ApplicationProblemPlusJSONResponse) VisitGetReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(406)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetReadings413ApplicationProblemPlusJSONResponse struct {
 	ContentTooLargeApplicationProblemPlusJSONResponse
 }
@@ -5012,6 +6280,31 @@ func (response GetReadings413ApplicationProblemPlusJSONResponse) VisitGetReading
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetReadings429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetReadings429ApplicationProblemPlusJSONResponse) VisitGetReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -5056,6 +6349,317 @@ type GetReadings504ApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetReadings504ApplicationProblemPlusJSONResponse) VisitGetReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadingsRequestObject struct {
+	Body *QueryReadingsJSONRequestBody
+}
+
+type QueryReadingsResponseObject interface {
+	VisitQueryReadingsResponse(w http.ResponseWriter) error
+}
+
+type QueryReadings200ResponseHeaders struct {
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+type QueryReadings200JSONResponse struct {
+	Body    ReadingsPage
+	Headers QueryReadings200ResponseHeaders
+}
+
+func (response QueryReadings200JSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings200ApplicationxNdjsonResponse struct {
+	Body          io.Reader
+	Headers       QueryReadings200ResponseHeaders
+	ContentLength int64
+}
+
+func (response QueryReadings200ApplicationxNdjsonResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type QueryReadings200TextcsvResponse struct {
+	Body          io.Reader
+	Headers       QueryReadings200ResponseHeaders
+	ContentLength int64
+}
+
+func (response QueryReadings200TextcsvResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/csv")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type QueryReadings400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings400ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings401ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings403ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings406ApplicationProblemPlusJSONResponse struct {
+	NotAcceptableApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings406ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(406)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings413ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings415ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings429ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings500ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings503ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryReadings504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response QueryReadings504ApplicationProblemPlusJSONResponse) VisitQueryReadingsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5172,6 +6776,31 @@ func (response GetStatus413ApplicationProblemPlusJSONResponse) VisitGetStatusRes
 	return err
 }
 
+type GetStatus429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetStatus429ApplicationProblemPlusJSONResponse) VisitGetStatusResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetStatus500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -5234,6 +6863,9 @@ type StrictServerInterface interface {
 	// GetReadiness The gateway can serve readings
 	// (GET /readyz)
 	GetReadiness(ctx context.Context, request GetReadinessRequestObject) (GetReadinessResponseObject, error)
+	// ListChanges What is new or corrected for the caller since a cursor
+	// (GET /v1/changes)
+	ListChanges(ctx context.Context, request ListChangesRequestObject) (ListChangesResponseObject, error)
 	// CreateConsent Request a customer's consent, or register one on the customer's word
 	// (POST /v1/consents)
 	CreateConsent(ctx context.Context, request CreateConsentRequestObject) (CreateConsentResponseObject, error)
@@ -5249,6 +6881,9 @@ type StrictServerInterface interface {
 	// RevokeConsent Revoke a consent, or withdraw a request
 	// (POST /v1/consents/{id}/revoke)
 	RevokeConsent(ctx context.Context, request RevokeConsentRequestObject) (RevokeConsentResponseObject, error)
+	// GetManifestKeys The public keys that manifests are signed with
+	// (GET /v1/manifest-keys)
+	GetManifestKeys(ctx context.Context, request GetManifestKeysRequestObject) (GetManifestKeysResponseObject, error)
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(ctx context.Context, request ListMeteringPointsRequestObject) (ListMeteringPointsResponseObject, error)
@@ -5264,6 +6899,9 @@ type StrictServerInterface interface {
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(ctx context.Context, request GetReadingsRequestObject) (GetReadingsResponseObject, error)
+	// QueryReadings The readings of many metering points, in pages or as a stream
+	// (POST /v1/readings/query)
+	QueryReadings(ctx context.Context, request QueryReadingsRequestObject) (QueryReadingsResponseObject, error)
 	// GetStatus Health of the back ends and freshness of the data
 	// (GET /v1/status)
 	GetStatus(ctx context.Context, request GetStatusRequestObject) (GetStatusResponseObject, error)
@@ -5349,6 +6987,32 @@ func (sh *strictHandler) GetReadiness(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetReadinessResponseObject); ok {
 		if err := validResponse.VisitGetReadinessResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListChanges operation middleware
+func (sh *strictHandler) ListChanges(w http.ResponseWriter, r *http.Request, params ListChangesParams) {
+	var request ListChangesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListChanges(ctx, request.(ListChangesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListChanges")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListChangesResponseObject); ok {
+		if err := validResponse.VisitListChangesResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -5503,6 +7167,30 @@ func (sh *strictHandler) RevokeConsent(w http.ResponseWriter, r *http.Request, i
 	}
 }
 
+// GetManifestKeys operation middleware
+func (sh *strictHandler) GetManifestKeys(w http.ResponseWriter, r *http.Request) {
+	var request GetManifestKeysRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetManifestKeys(ctx, request.(GetManifestKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetManifestKeys")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetManifestKeysResponseObject); ok {
+		if err := validResponse.VisitGetManifestKeysResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListMeteringPoints operation middleware
 func (sh *strictHandler) ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams) {
 	var request ListMeteringPointsRequestObject
@@ -5629,6 +7317,37 @@ func (sh *strictHandler) GetReadings(w http.ResponseWriter, r *http.Request, ean
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetReadingsResponseObject); ok {
 		if err := validResponse.VisitGetReadingsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// QueryReadings operation middleware
+func (sh *strictHandler) QueryReadings(w http.ResponseWriter, r *http.Request) {
+	var request QueryReadingsRequestObject
+
+	var body QueryReadingsJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.QueryReadings(ctx, request.(QueryReadingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "QueryReadings")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(QueryReadingsResponseObject); ok {
+		if err := validResponse.VisitQueryReadingsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

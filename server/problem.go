@@ -67,6 +67,9 @@ var (
 	conflict = &problemKind{slug: "conflict", status: http.StatusConflict,
 		title:  "Conflict",
 		detail: "Others changed the facts of this metering point at the same moment, and nothing was stored: try again with the same Idempotency-Key.", retryAfter: 1}
+	evidenceChanged = &problemKind{slug: "evidence-changed", status: http.StatusConflict,
+		title:  "Evidence changed",
+		detail: "Facts that decide on this metering point changed while its readings were on their way: go on from the cursor, and it is decided anew.", retryAfter: 1}
 	preconditionFailed = &problemKind{slug: "precondition-failed", status: http.StatusPreconditionFailed,
 		title:  "Precondition failed",
 		detail: "The consent is not what If-Match says any more: get it anew, and decide again."}
@@ -85,6 +88,9 @@ var (
 	preconditionRequired = &problemKind{slug: "precondition-required", status: http.StatusPreconditionRequired,
 		title:  "Precondition required",
 		detail: "Send If-Match with the ETag of the consent as you know it."}
+	rateLimited = &problemKind{slug: "rate-limited", status: http.StatusTooManyRequests,
+		title:  "Too many requests",
+		detail: "More than the supplier's share: try again after the time in Retry-After, with fewer requests at once; the header RateLimit-Policy has the quota.", retryAfter: 1}
 	internalError = &problemKind{slug: "internal-error", status: http.StatusInternalServerError,
 		title:  "Internal error",
 		detail: "A fault of the gateway: contact the grid operator with the interactionId."}
@@ -106,6 +112,9 @@ var (
 	recordNotWritten = &problemKind{slug: "record-not-written", status: http.StatusServiceUnavailable,
 		title:  "Access record not written",
 		detail: "The access could not be recorded, so nothing is given: try again after the time in Retry-After.", retryAfter: 2}
+	overloaded = &problemKind{slug: "overloaded", status: http.StatusServiceUnavailable,
+		title:  "Overloaded",
+		detail: "The gateway has more to do than it can: try again after the time in Retry-After.", retryAfter: 2}
 	deadlineExceeded = &problemKind{slug: "deadline-exceeded", status: http.StatusGatewayTimeout,
 		title:  "Deadline exceeded",
 		detail: "The request took too long: try again after the time in Retry-After, or ask for a shorter period.", retryAfter: 2}
@@ -114,10 +123,10 @@ var (
 // problems is the list as a list.
 var problems = []*problemKind{
 	invalidParameters, unauthenticated, insufficientScope, notPermitted, notFound, consentNotFound, meteringPointNotFound,
-	methodNotAllowed, notAcceptable, consentAnswered, consentLapsed, consentEnded, tooManyConsents, conflict, preconditionFailed,
-	contentTooLarge, unsupportedMediaType, consentNotPossible, idempotencyKeyReused, preconditionRequired,
+	methodNotAllowed, notAcceptable, consentAnswered, consentLapsed, consentEnded, tooManyConsents, conflict, evidenceChanged, preconditionFailed,
+	contentTooLarge, unsupportedMediaType, consentNotPossible, idempotencyKeyReused, preconditionRequired, rateLimited,
 	internalError, evidenceInvalid, issuerUnavailable, databaseUnavailable, decryptionUnavailable, sealingUnavailable,
-	recordNotWritten, deadlineExceeded,
+	recordNotWritten, overloaded, deadlineExceeded,
 }
 
 // failure is an error that knows its public problem. The cause is logged and

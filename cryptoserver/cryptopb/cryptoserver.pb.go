@@ -2683,6 +2683,207 @@ func (x *SignCheckpointResponse) GetNote() string {
 	return ""
 }
 
+type SignManifestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The supplier's access token, as presented to the gateway.
+	AccessToken    string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	SupplierRecord []byte `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"` // sealed
+	InteractionId  []byte `protobuf:"bytes,3,opt,name=interaction_id,json=interactionId,proto3" json:"interaction_id,omitempty"`    // 16 bytes
+	Query          []byte `protobuf:"bytes,4,opt,name=query,proto3" json:"query,omitempty"`                                         // digest of what was asked, 32 bytes
+	Format         string `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"`                                       // ndjson, csv
+	Digest         []byte `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`                                       // of the lines of all metering points, 32 bytes
+	Points         uint32 `protobuf:"varint,7,opt,name=points,proto3" json:"points,omitempty"`                                      // answered: given + partly + withheld + failed
+	Given          uint32 `protobuf:"varint,8,opt,name=given,proto3" json:"given,omitempty"`
+	Partly         uint32 `protobuf:"varint,9,opt,name=partly,proto3" json:"partly,omitempty"`
+	Withheld       uint32 `protobuf:"varint,10,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	Failed         uint32 `protobuf:"varint,11,opt,name=failed,proto3" json:"failed,omitempty"`                  // with a problem of their own
+	LeftOut        uint32 `protobuf:"varint,12,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"` // nothing granted, of all that the caller may read
+	Expected       uint64 `protobuf:"varint,13,opt,name=expected,proto3" json:"expected,omitempty"`              // values
+	Delivered      uint64 `protobuf:"varint,14,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	Parts          uint32 `protobuf:"varint,15,opt,name=parts,proto3" json:"parts,omitempty"` // of which the stream was put together
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SignManifestRequest) Reset() {
+	*x = SignManifestRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignManifestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignManifestRequest) ProtoMessage() {}
+
+func (x *SignManifestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignManifestRequest.ProtoReflect.Descriptor instead.
+func (*SignManifestRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SignManifestRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *SignManifestRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *SignManifestRequest) GetInteractionId() []byte {
+	if x != nil {
+		return x.InteractionId
+	}
+	return nil
+}
+
+func (x *SignManifestRequest) GetQuery() []byte {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *SignManifestRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *SignManifestRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SignManifestRequest) GetPoints() uint32 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetGiven() uint32 {
+	if x != nil {
+		return x.Given
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetPartly() uint32 {
+	if x != nil {
+		return x.Partly
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetWithheld() uint32 {
+	if x != nil {
+		return x.Withheld
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetFailed() uint32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetLeftOut() uint32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetExpected() uint64 {
+	if x != nil {
+		return x.Expected
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *SignManifestRequest) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+type SignManifestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      string                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"` // JWS, compact (RFC 7515)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignManifestResponse) Reset() {
+	*x = SignManifestResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignManifestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignManifestResponse) ProtoMessage() {}
+
+func (x *SignManifestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignManifestResponse.ProtoReflect.Descriptor instead.
+func (*SignManifestResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SignManifestResponse) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2691,7 +2892,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2904,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2917,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
 }
 
 type StatusResponse struct {
@@ -2740,7 +2941,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2953,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2966,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -2872,7 +3073,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3085,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3098,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -2949,7 +3150,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3162,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3175,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -3225,7 +3426,26 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\fR\x04root\",\n" +
 	"\x16SignCheckpointResponse\x12\x12\n" +
-	"\x04note\x18\x01 \x01(\tR\x04note\"\x0f\n" +
+	"\x04note\x18\x01 \x01(\tR\x04note\"\xb3\x03\n" +
+	"\x13SignManifestRequest\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
+	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
+	"\x0einteraction_id\x18\x03 \x01(\fR\rinteractionId\x12\x14\n" +
+	"\x05query\x18\x04 \x01(\fR\x05query\x12\x16\n" +
+	"\x06format\x18\x05 \x01(\tR\x06format\x12\x16\n" +
+	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06points\x18\a \x01(\rR\x06points\x12\x14\n" +
+	"\x05given\x18\b \x01(\rR\x05given\x12\x16\n" +
+	"\x06partly\x18\t \x01(\rR\x06partly\x12\x1a\n" +
+	"\bwithheld\x18\n" +
+	" \x01(\rR\bwithheld\x12\x16\n" +
+	"\x06failed\x18\v \x01(\rR\x06failed\x12\x19\n" +
+	"\bleft_out\x18\f \x01(\rR\aleftOut\x12\x1a\n" +
+	"\bexpected\x18\r \x01(\x04R\bexpected\x12\x1c\n" +
+	"\tdelivered\x18\x0e \x01(\x04R\tdelivered\x12\x14\n" +
+	"\x05parts\x18\x0f \x01(\rR\x05parts\"2\n" +
+	"\x14SignManifestResponse\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\"\x0f\n" +
 	"\rStatusRequest\"\xba\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x17\n" +
@@ -3271,7 +3491,7 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
 	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
-	"\fFAULT_ERASED\x10\x042\x91\v\n" +
+	"\fFAULT_ERASED\x10\x042\xfa\v\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
@@ -3287,7 +3507,8 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x06Rewrap\x12$.kluis.cryptoserver.v1.RewrapRequest\x1a%.kluis.cryptoserver.v1.RewrapResponse\x12U\n" +
 	"\x06Reseal\x12$.kluis.cryptoserver.v1.ResealRequest\x1a%.kluis.cryptoserver.v1.ResealResponse\x12d\n" +
 	"\vReadJournal\x12).kluis.cryptoserver.v1.ReadJournalRequest\x1a*.kluis.cryptoserver.v1.ReadJournalResponse\x12m\n" +
-	"\x0eSignCheckpoint\x12,.kluis.cryptoserver.v1.SignCheckpointRequest\x1a-.kluis.cryptoserver.v1.SignCheckpointResponse\x12U\n" +
+	"\x0eSignCheckpoint\x12,.kluis.cryptoserver.v1.SignCheckpointRequest\x1a-.kluis.cryptoserver.v1.SignCheckpointResponse\x12g\n" +
+	"\fSignManifest\x12*.kluis.cryptoserver.v1.SignManifestRequest\x1a+.kluis.cryptoserver.v1.SignManifestResponse\x12U\n" +
 	"\x06Status\x12$.kluis.cryptoserver.v1.StatusRequest\x1a%.kluis.cryptoserver.v1.StatusResponseB\x1dZ\x1bkluis/cryptoserver/cryptopbb\x06proto3"
 
 var (
@@ -3303,7 +3524,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(UnitStatus)(0),                // 0: kluis.cryptoserver.v1.UnitStatus
 	(Fault)(0),                     // 1: kluis.cryptoserver.v1.Fault
@@ -3348,10 +3569,12 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(*JournalBoot)(nil),            // 40: kluis.cryptoserver.v1.JournalBoot
 	(*SignCheckpointRequest)(nil),  // 41: kluis.cryptoserver.v1.SignCheckpointRequest
 	(*SignCheckpointResponse)(nil), // 42: kluis.cryptoserver.v1.SignCheckpointResponse
-	(*StatusRequest)(nil),          // 43: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),         // 44: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),            // 45: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),              // 46: kluis.cryptoserver.v1.KeyStatus
+	(*SignManifestRequest)(nil),    // 43: kluis.cryptoserver.v1.SignManifestRequest
+	(*SignManifestResponse)(nil),   // 44: kluis.cryptoserver.v1.SignManifestResponse
+	(*StatusRequest)(nil),          // 45: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),         // 46: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),            // 47: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),              // 48: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
@@ -3379,8 +3602,8 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	37, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
 	40, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
-	45, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	46, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	47, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	48, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
 	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
 	12, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
 	15, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
@@ -3395,24 +3618,26 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	35, // 38: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
 	38, // 39: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
 	41, // 40: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
-	43, // 41: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	6,  // 42: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	14, // 43: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	17, // 44: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	20, // 45: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	20, // 46: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	24, // 47: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	27, // 48: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	27, // 49: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	29, // 50: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	31, // 51: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	33, // 52: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	36, // 53: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	39, // 54: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
-	42, // 55: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
-	44, // 56: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	42, // [42:57] is the sub-list for method output_type
-	27, // [27:42] is the sub-list for method input_type
+	43, // 41: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
+	45, // 42: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	6,  // 43: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	14, // 44: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	17, // 45: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	20, // 46: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	20, // 47: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	24, // 48: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	27, // 49: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	27, // 50: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	29, // 51: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	31, // 52: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	33, // 53: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	36, // 54: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	39, // 55: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	42, // 56: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	44, // 57: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
+	46, // 58: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	43, // [43:59] is the sub-list for method output_type
+	27, // [27:43] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -3429,7 +3654,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,7 @@ const (
 	Cryptoserver_Reseal_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
 	Cryptoserver_ReadJournal_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/ReadJournal"
 	Cryptoserver_SignCheckpoint_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SignCheckpoint"
+	Cryptoserver_SignManifest_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SignManifest"
 	Cryptoserver_Status_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Status"
 )
 
@@ -75,6 +76,9 @@ type CryptoserverClient interface {
 	ReadJournal(ctx context.Context, in *ReadJournalRequest, opts ...grpc.CallOption) (*ReadJournalResponse, error)
 	// SignCheckpoint signs the head of the audit log's tree.
 	SignCheckpoint(ctx context.Context, in *SignCheckpointRequest, opts ...grpc.CallOption) (*SignCheckpointResponse, error)
+	// SignManifest signs, for the supplier whose token it is, what the gateway says
+	// came of a stream of readings.
+	SignManifest(ctx context.Context, in *SignManifestRequest, opts ...grpc.CallOption) (*SignManifestResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -227,6 +231,16 @@ func (c *cryptoserverClient) SignCheckpoint(ctx context.Context, in *SignCheckpo
 	return out, nil
 }
 
+func (c *cryptoserverClient) SignManifest(ctx context.Context, in *SignManifestRequest, opts ...grpc.CallOption) (*SignManifestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignManifestResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_SignManifest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoserverClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -274,6 +288,9 @@ type CryptoserverServer interface {
 	ReadJournal(context.Context, *ReadJournalRequest) (*ReadJournalResponse, error)
 	// SignCheckpoint signs the head of the audit log's tree.
 	SignCheckpoint(context.Context, *SignCheckpointRequest) (*SignCheckpointResponse, error)
+	// SignManifest signs, for the supplier whose token it is, what the gateway says
+	// came of a stream of readings.
+	SignManifest(context.Context, *SignManifestRequest) (*SignManifestResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedCryptoserverServer()
@@ -327,6 +344,9 @@ func (UnimplementedCryptoserverServer) ReadJournal(context.Context, *ReadJournal
 }
 func (UnimplementedCryptoserverServer) SignCheckpoint(context.Context, *SignCheckpointRequest) (*SignCheckpointResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignCheckpoint not implemented")
+}
+func (UnimplementedCryptoserverServer) SignManifest(context.Context, *SignManifestRequest) (*SignManifestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignManifest not implemented")
 }
 func (UnimplementedCryptoserverServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -604,6 +624,24 @@ func _Cryptoserver_SignCheckpoint_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cryptoserver_SignManifest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignManifestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).SignManifest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_SignManifest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).SignManifest(ctx, req.(*SignManifestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cryptoserver_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -684,6 +722,10 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignCheckpoint",
 			Handler:    _Cryptoserver_SignCheckpoint_Handler,
+		},
+		{
+			MethodName: "SignManifest",
+			Handler:    _Cryptoserver_SignManifest_Handler,
 		},
 		{
 			MethodName: "Status",

@@ -135,6 +135,27 @@ func (e BackendStatus) Valid() bool {
 	}
 }
 
+// Defines values for ChangeKind.
+const (
+	ARRIVED   ChangeKind = "ARRIVED"
+	BASES     ChangeKind = "BASES"
+	CORRECTED ChangeKind = "CORRECTED"
+)
+
+// Valid indicates whether the value is a known member of the ChangeKind enum.
+func (e ChangeKind) Valid() bool {
+	switch e {
+	case ARRIVED:
+		return true
+	case BASES:
+		return true
+	case CORRECTED:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ConsentState.
 const (
 	ConsentStateACTIVE      ConsentState = "ACTIVE"
@@ -234,6 +255,66 @@ func (e FieldClass) Valid() bool {
 	}
 }
 
+// Defines values for JwkAlg.
+const (
+	ES256 JwkAlg = "ES256"
+)
+
+// Valid indicates whether the value is a known member of the JwkAlg enum.
+func (e JwkAlg) Valid() bool {
+	switch e {
+	case ES256:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkCrv.
+const (
+	P256 JwkCrv = "P-256"
+)
+
+// Valid indicates whether the value is a known member of the JwkCrv enum.
+func (e JwkCrv) Valid() bool {
+	switch e {
+	case P256:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkKty.
+const (
+	EC JwkKty = "EC"
+)
+
+// Valid indicates whether the value is a known member of the JwkKty enum.
+func (e JwkKty) Valid() bool {
+	switch e {
+	case EC:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for JwkUse.
+const (
+	Sig JwkUse = "sig"
+)
+
+// Valid indicates whether the value is a known member of the JwkUse enum.
+func (e JwkUse) Valid() bool {
+	switch e {
+	case Sig:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for LegalBasis.
 const (
 	LegalBasisCONSENT         LegalBasis = "CONSENT"
@@ -312,6 +393,7 @@ const (
 	UrnKluisProblemDatabaseUnavailable   ProblemType = "urn:kluis:problem:database-unavailable"
 	UrnKluisProblemDeadlineExceeded      ProblemType = "urn:kluis:problem:deadline-exceeded"
 	UrnKluisProblemDecryptionUnavailable ProblemType = "urn:kluis:problem:decryption-unavailable"
+	UrnKluisProblemEvidenceChanged       ProblemType = "urn:kluis:problem:evidence-changed"
 	UrnKluisProblemEvidenceInvalid       ProblemType = "urn:kluis:problem:evidence-invalid"
 	UrnKluisProblemIdempotencyKeyReused  ProblemType = "urn:kluis:problem:idempotency-key-reused"
 	UrnKluisProblemInsufficientScope     ProblemType = "urn:kluis:problem:insufficient-scope"
@@ -323,8 +405,10 @@ const (
 	UrnKluisProblemNotAcceptable         ProblemType = "urn:kluis:problem:not-acceptable"
 	UrnKluisProblemNotFound              ProblemType = "urn:kluis:problem:not-found"
 	UrnKluisProblemNotPermitted          ProblemType = "urn:kluis:problem:not-permitted"
+	UrnKluisProblemOverloaded            ProblemType = "urn:kluis:problem:overloaded"
 	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
 	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
+	UrnKluisProblemRateLimited           ProblemType = "urn:kluis:problem:rate-limited"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
 	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
 	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
@@ -355,6 +439,8 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemDecryptionUnavailable:
 		return true
+	case UrnKluisProblemEvidenceChanged:
+		return true
 	case UrnKluisProblemEvidenceInvalid:
 		return true
 	case UrnKluisProblemIdempotencyKeyReused:
@@ -377,9 +463,13 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemNotPermitted:
 		return true
+	case UrnKluisProblemOverloaded:
+		return true
 	case UrnKluisProblemPreconditionFailed:
 		return true
 	case UrnKluisProblemPreconditionRequired:
+		return true
+	case UrnKluisProblemRateLimited:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
@@ -510,6 +600,30 @@ func (e StatusStatus) Valid() bool {
 	case StatusStatusDOWN:
 		return true
 	case StatusStatusUP:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StreamLineType.
+const (
+	Begin    StreamLineType = "begin"
+	End      StreamLineType = "end"
+	Point    StreamLineType = "point"
+	Progress StreamLineType = "progress"
+)
+
+// Valid indicates whether the value is a known member of the StreamLineType enum.
+func (e StreamLineType) Valid() bool {
+	switch e {
+	case Begin:
+		return true
+	case End:
+		return true
+	case Point:
+		return true
+	case Progress:
 		return true
 	default:
 		return false
@@ -958,6 +1072,71 @@ type BackendKind string
 // Example: UP
 type BackendStatus string
 
+// Change One change at one metering point.
+type Change struct {
+	// At When it was stored, or took effect, UTC. A request `asOf` a moment before gives what was superseded.
+	//
+	// Example: 2026-03-02T05:10:00.123456Z
+	At time.Time `json:"at"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Fields Of `ARRIVED` and `CORRECTED`, the fields.
+	Fields *[]FieldName `json:"fields,omitempty"`
+
+	// From Of `ARRIVED` and `CORRECTED`, the first local day.
+	//
+	// Example: 2026-03-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
+	// Kind `ARRIVED`: days were stored for the first time. `CORRECTED`: days
+	// have a later version. `BASES`: which legal bases the caller has
+	// changed; `legalBases` are those it has now.
+	//
+	//
+	// Example: CORRECTED
+	Kind ChangeKind `json:"kind"`
+
+	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days.
+	LegalBases *[]LegalBasis `json:"legalBases,omitempty"`
+
+	// To Of `ARRIVED` and `CORRECTED`, the first local day after the last.
+	//
+	// Example: 2026-03-02
+	To *openapi_types.Date `json:"to,omitempty"`
+}
+
+// ChangeKind `ARRIVED`: days were stored for the first time. `CORRECTED`: days
+// have a later version. `BASES`: which legal bases the caller has
+// changed; `legalBases` are those it has now.
+//
+// Example: CORRECTED
+type ChangeKind string
+
+// Changes Changes for the caller, in the order in which they were stored.
+type Changes struct {
+	// Changes What changed.
+	Changes []Change `json:"changes"`
+
+	// Cursor Where to go on, always there.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor string `json:"cursor"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// More Whether to ask again at once; false when nothing more was stored yet.
+	//
+	// Example: false
+	More bool `json:"more"`
+}
+
 // Consent A customer's permission for one supplier, as it is now.
 type Consent struct {
 	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
@@ -1147,10 +1326,79 @@ type FieldName = string
 // Example: 8712423000018
 type Gln = string
 
+// GreenButton Green Button: an Atom feed with ESPI resources (NAESB REQ.21, espi.xsd). Values are whole numbers with `powerOfTenMultiplier`; times are Unix seconds. Withheld and unknown values are left out.
+//
+// Example: <feed xmlns="http://www.w3.org/2005/Atom">…</feed>
+type GreenButton = string
+
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
 // Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 type InteractionId = openapi_types.UUID
+
+// Jwk A public key on the curve P-256 (RFC 7517, RFC 7518).
+type Jwk struct {
+	// Alg Algorithm.
+	//
+	// Example: ES256
+	Alg JwkAlg `json:"alg"`
+
+	// Crv Curve.
+	//
+	// Example: P-256
+	Crv JwkCrv `json:"crv"`
+
+	// Kid Thumbprint (RFC 7638), base64url.
+	//
+	// Example: 0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbW
+	Kid string `json:"kid"`
+
+	// Kty Key type.
+	//
+	// Example: EC
+	Kty JwkKty `json:"kty"`
+
+	// Use For signatures.
+	//
+	// Example: sig
+	Use JwkUse `json:"use"`
+
+	// X X coordinate, base64url.
+	//
+	// Example: f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU
+	X string `json:"x"`
+
+	// Y Y coordinate, base64url.
+	//
+	// Example: x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0
+	Y string `json:"y"`
+}
+
+// JwkAlg Algorithm.
+//
+// Example: ES256
+type JwkAlg string
+
+// JwkCrv Curve.
+//
+// Example: P-256
+type JwkCrv string
+
+// JwkKty Key type.
+//
+// Example: EC
+type JwkKty string
+
+// JwkUse For signatures.
+//
+// Example: sig
+type JwkUse string
+
+// JwkSet Public keys (RFC 7517).
+type JwkSet struct {
+	// Keys One key for each cryptoserver that signs.
+	Keys []Jwk `json:"keys"`
+}
 
 // LegalBasis What the readings are given on. `SUPPLY_PERIODIC`: the supplier's periodic statement and annual bill. `SUPPLY_DAILY`: daily reads of the active supplier. `SWITCH`, `MOVE`: reads at such a boundary. `CONSENT`: the customer's consent. `CUSTOMER_SERVICE`: an employee of the grid operator on an errand for the customer. Each rests on a signed fact in the legal file of the metering point.
 //
@@ -1336,6 +1584,28 @@ type QualityRun struct {
 	Quality Quality `json:"quality"`
 }
 
+// QueryPoint What came of one metering point: `series` and `withheld` as in `Readings`, or `problem`.
+type QueryPoint struct {
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Problem Problem details (RFC 9457).
+	Problem *Problem `json:"problem,omitempty"`
+
+	// Sequence Its number in the answer, from 1, over all pages and parts.
+	//
+	// Example: 17
+	Sequence int `json:"sequence"`
+
+	// Series What is given.
+	Series *[]Series `json:"series,omitempty"`
+
+	// Withheld What was asked for and is not given.
+	Withheld *[]Withheld `json:"withheld,omitempty"`
+}
+
 // ReadingKind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
 //
 // Example: REGISTER
@@ -1386,6 +1656,111 @@ type Readings struct {
 
 	// Withheld What was asked for and is not given.
 	Withheld []Withheld `json:"withheld"`
+}
+
+// ReadingsPage A page of metering points with their readings.
+type ReadingsPage struct {
+	// Cursor For the next page; null when this is the last.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor"`
+
+	// Done How many metering points were answered so far, on all pages.
+	//
+	// Example: 100
+	Done int `json:"done"`
+
+	// From First local day asked for.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// MeteringPoints In ascending order of EAN.
+	MeteringPoints []QueryPoint `json:"meteringPoints"`
+
+	// ProfileVersion Version of the market profile the decisions were made with.
+	//
+	// Example: 2026-01
+	ProfileVersion string `json:"profileVersion"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after the period asked for.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+
+	// Total How many there are; null when nothing was listed.
+	//
+	// Example: 100000
+	Total *int `json:"total"`
+}
+
+// ReadingsQuery What is asked of many metering points.
+type ReadingsQuery struct {
+	// AsOf As the parameter of `getReadings`.
+	//
+	// Example: 2026-03-15T12:00:00Z
+	AsOf *time.Time `json:"asOf,omitempty"`
+
+	// Class Fields that the law treats alike: `registers` (one cumulative read a day) or `intervals` (quarter-hours or hours).
+	//
+	// Example: registers
+	Class *FieldClass `json:"class,omitempty"`
+
+	// Cursor Where to go on, the opaque text from the answer before. The rest of the body must be the same; `limit` may differ.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor,omitempty"`
+
+	// Fields The fields wanted, by name. Not together with `class`; neither: all fields of each metering point's commodity.
+	Fields *[]FieldName `json:"fields,omitempty"`
+
+	// From First local day of the period.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// Kind `REGISTER`: cumulative meter reads, each at the start of its period. `CONSUMPTION`: the amount of each period.
+	//
+	// Example: REGISTER
+	Kind *ReadingKind `json:"kind,omitempty"`
+
+	// Limit The most metering points in a page (JSON only).
+	//
+	// Example: 100
+	Limit *int `json:"limit,omitempty"`
+
+	// MeteringPoints The metering points, each once, in any order. Absent: all of which the caller may read something of what is asked.
+	MeteringPoints *[]Ean `json:"meteringPoints,omitempty"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose Purpose `json:"purpose"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution *Resolution `json:"resolution,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 366 days.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
 }
 
 // Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
@@ -1506,6 +1881,111 @@ type Status struct {
 // Example: UP
 type StatusStatus string
 
+// StreamLine One line of a stream; which members it has follows from `type`.
+// `begin`: interactionId, purpose, from, to, timeZone, profileVersion,
+// query, done, total. `point`: sequence, ean, series and withheld, or
+// problem. `progress`: sequence, done, total, cursor. `end`: complete,
+// sequence, done; manifest, or cursor and problem.
+type StreamLine struct {
+	// Complete Whether all metering points were answered.
+	//
+	// Example: true
+	Complete *bool `json:"complete,omitempty"`
+
+	// Cursor Where to go on from here.
+	//
+	// Example: AQwY2tXe-egT
+	Cursor *string `json:"cursor,omitempty"`
+
+	// Done How many metering points were answered so far, over all parts.
+	//
+	// Example: 17
+	Done *int `json:"done,omitempty"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean *Ean `json:"ean,omitempty"`
+
+	// From First local day asked for.
+	//
+	// Example: 2026-03-01
+	From *openapi_types.Date `json:"from,omitempty"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId *InteractionId `json:"interactionId,omitempty"`
+
+	// Manifest JWS, compact (RFC 7515), of all parts; see the operation.
+	//
+	// Example: eyJhbGciOiJFUzI1NiJ9.e30.c2ln
+	Manifest *string `json:"manifest,omitempty"`
+
+	// Problem Problem details (RFC 9457).
+	Problem *Problem `json:"problem,omitempty"`
+
+	// ProfileVersion Version of the market profile the decisions are made with.
+	//
+	// Example: 2026-01
+	ProfileVersion *string `json:"profileVersion,omitempty"`
+
+	// Purpose What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
+	//
+	// Example: BILLING
+	Purpose *Purpose `json:"purpose,omitempty"`
+
+	// Query Digest of the request without cursor and limit (base64url, 32 bytes); the manifest names it, too.
+	//
+	// Example: c2hhLTI1NiBvZiB0aGUgcXVlcnksIDMyIGJ5dGVzLi4
+	Query *string `json:"query,omitempty"`
+
+	// Sequence Number of the metering point, from 1, over all parts.
+	//
+	// Example: 17
+	Sequence *int `json:"sequence,omitempty"`
+
+	// Series What is given.
+	Series *[]Series `json:"series,omitempty"`
+
+	// TimeZone Zone of the local days (IANA time zone database).
+	//
+	// Example: Europe/Amsterdam
+	TimeZone *string `json:"timeZone,omitempty"`
+
+	// To First local day after the period asked for.
+	//
+	// Example: 2026-04-01
+	To *openapi_types.Date `json:"to,omitempty"`
+
+	// Total How many there are; null when nothing was listed.
+	//
+	// Example: 100000
+	Total *int `json:"total,omitempty"`
+
+	// Type What the line is.
+	//
+	// Example: point
+	Type StreamLineType `json:"type"`
+
+	// Withheld What was asked for and is not given.
+	Withheld *[]Withheld `json:"withheld,omitempty"`
+}
+
+// StreamLineType What the line is.
+//
+// Example: point
+type StreamLineType string
+
+// Table CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
+// row is: `value` (one value), `series` (counts of one series),
+// `withheld`, `problem`; in a stream also `begin`, `progress` and `end`.
+// Columns that do not apply are empty.
+//
+// Example: record,ean,field,obis,readingKind,resolution,unit,legalBasis,rule,start,value,quality,from,to,reason,expectedCount,deliveredCount,sequence,cursor,manifest
+// value,871687140000000016,import_low,1-0:1.8.1,REGISTER,P1D,kWh,CONSENT,nl-consent,2026-03-01T00:00:00+01:00,6328.420,,,,,,,,,
+type Table = string
+
 // Withheld A run of days of one field that is not given, and why.
 type Withheld struct {
 	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
@@ -1573,6 +2053,9 @@ type Withheld struct {
 // Example: PARTIAL_PERIOD
 type WithheldReason string
 
+// AsOf defines model for AsOf.
+type AsOf = time.Time
+
 // ConsentId defines model for ConsentId.
 type ConsentId = openapi_types.UUID
 
@@ -1581,6 +2064,9 @@ type IdempotencyKey = string
 
 // IfMatch defines model for IfMatch.
 type IfMatch = string
+
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
 
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
@@ -1615,6 +2101,9 @@ type PreconditionFailed = Problem
 // PreconditionRequired Problem details (RFC 9457).
 type PreconditionRequired = Problem
 
+// TooManyRequests Problem details (RFC 9457).
+type TooManyRequests = Problem
+
 // Unauthorized Problem details (RFC 9457).
 type Unauthorized = Problem
 
@@ -1626,6 +2115,18 @@ type Unprocessable = Problem
 
 // UnsupportedMediaType Problem details (RFC 9457).
 type UnsupportedMediaType = Problem
+
+// ListChangesParams defines parameters for ListChanges.
+type ListChangesParams struct {
+	// Since From when on (RFC 3339), at most 90 days ago. Not together with `cursor`.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Cursor Where to go on, the opaque text from the answer before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The most changes in an answer. It may hold fewer, or none, though there are more.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
 
 // CreateConsentParams defines parameters for CreateConsent.
 type CreateConsentParams struct {
@@ -1733,6 +2234,12 @@ type GetReadingsParams struct {
 
 	// Kind Cumulative reads or amounts per period.
 	Kind *ReadingKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// AsOf The readings as they were stored at this instant (RFC 3339, not in the future): of each day the newest version there was then. Absent: as they are now. What may be read is decided as of now, either way.
+	AsOf *AsOf `form:"asOf,omitempty" json:"asOf,omitempty"`
+
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
@@ -1740,6 +2247,9 @@ type CreateConsentJSONRequestBody = NewConsent
 
 // GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
 type GrantConsentJSONRequestBody = ConsentAnswer
+
+// QueryReadingsJSONRequestBody defines body for QueryReadings for application/json ContentType.
+type QueryReadingsJSONRequestBody = ReadingsQuery
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1827,6 +2337,24 @@ type ClientInterface interface {
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListChanges What is new or corrected for the caller since a cursor
+	//
+	// A feed to poll: readings that arrived, readings that were corrected
+	// (a later version supersedes one that was there), and metering points
+	// of which the caller's legal bases began or ended. Only what the caller
+	// may read now is told of: of metering points that are its own, and of
+	// fields and days that some purpose gives. Nothing is decrypted.
+	//
+	// The first request says `since`, or nothing for what comes from now on.
+	// Each answer has a cursor for the next, also when there was nothing
+	// new: store it with what was done. Changes are told at least once, in
+	// the order in which they were stored, none is left out; they are kept
+	// for at least 90 days. What the caller may not read any more when it
+	// asks is not told.
+	//
+	// Corresponds with GET /v1/changes (the `ListChanges` operationId).
+	ListChanges(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CreateConsentWithBody Request a customer's consent, or register one on the customer's word
 	//
 	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
@@ -1902,6 +2430,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
 	RevokeConsent(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetManifestKeys The public keys that manifests are signed with
+	//
+	// A JWK set (RFC 7517). Get it once over a channel of your own, or compare the thumbprints with what the grid operator publishes: a gateway that was taken over could show keys of its own.
+	//
+	// Corresponds with GET /v1/manifest-keys (the `GetManifestKeys` operationId).
+	GetManifestKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	//
@@ -1985,6 +2520,88 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 	GetReadings(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// QueryReadingsWithBody The readings of many metering points, in pages or as a stream
+	//
+	// Asks the same of many metering points as `getReadings` of one: of those
+	// listed in the body, or, without a list, of all the caller may read
+	// something of. They are answered in ascending order of EAN, each with
+	// its own values, completeness and withheld list, or with its own
+	// problem: one bad metering point does not end the rest. Each is decided,
+	// opened and recorded by itself.
+	//
+	// **A page** (`Accept: application/json`): as many metering points as fit
+	// `limit` and the size of a page, and a `cursor` to ask for the next one
+	// with; null when this is the last.
+	//
+	// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+	// `Accept-Encoding`): all of them in one answer, however many. Each
+	// metering point (line of `type` `point`) is followed by a line of `type`
+	// `progress` with the cursor after it: whoever stores the two together
+	// can go on from there after any break, without loss or repetition, by
+	// sending the same request with that `cursor`, to any gateway. The last
+	// line is of `type` `end`: with a signed manifest when all was given, or
+	// with the problem that stopped the stream and the cursor to go on from.
+	// A stream without that line was cut off. It runs no longer than its
+	// token lives: then it ends with `unauthenticated`, to be resumed with a
+	// new one.
+	//
+	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+	// `/v1/manifest-keys`: it says how many metering points there were and
+	// what came of them, over all parts of a resumed stream, and a digest of
+	// their lines. A client computes d(0) = SHA-256 of the text
+	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+	// n-th `point` line, its line feed included. The last d is `digest`.
+	//
+	// The stream stops before a metering point whose facts changed since they
+	// were read: a consent that is revoked gives nothing more.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+	QueryReadingsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// QueryReadings The readings of many metering points, in pages or as a stream
+	//
+	// Asks the same of many metering points as `getReadings` of one: of those
+	// listed in the body, or, without a list, of all the caller may read
+	// something of. They are answered in ascending order of EAN, each with
+	// its own values, completeness and withheld list, or with its own
+	// problem: one bad metering point does not end the rest. Each is decided,
+	// opened and recorded by itself.
+	//
+	// **A page** (`Accept: application/json`): as many metering points as fit
+	// `limit` and the size of a page, and a `cursor` to ask for the next one
+	// with; null when this is the last.
+	//
+	// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+	// `Accept-Encoding`): all of them in one answer, however many. Each
+	// metering point (line of `type` `point`) is followed by a line of `type`
+	// `progress` with the cursor after it: whoever stores the two together
+	// can go on from there after any break, without loss or repetition, by
+	// sending the same request with that `cursor`, to any gateway. The last
+	// line is of `type` `end`: with a signed manifest when all was given, or
+	// with the problem that stopped the stream and the cursor to go on from.
+	// A stream without that line was cut off. It runs no longer than its
+	// token lives: then it ends with `unauthenticated`, to be resumed with a
+	// new one.
+	//
+	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+	// `/v1/manifest-keys`: it says how many metering points there were and
+	// what came of them, over all parts of a resumed stream, and a digest of
+	// their lines. A client computes d(0) = SHA-256 of the text
+	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+	// n-th `point` line, its line feed included. The last d is `digest`.
+	//
+	// The stream stops before a metering point whose facts changed since they
+	// were read: a consent that is revoked gives nothing more.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+	QueryReadings(ctx context.Context, body QueryReadingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetStatus Health of the back ends and freshness of the data
 	//
 	// Answers 200 also when a back end is away: the answer says which.
@@ -2015,6 +2632,34 @@ func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (
 // Corresponds with GET /readyz (the `GetReadiness` operationId).
 func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReadinessRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListChanges What is new or corrected for the caller since a cursor
+//
+// A feed to poll: readings that arrived, readings that were corrected
+// (a later version supersedes one that was there), and metering points
+// of which the caller's legal bases began or ended. Only what the caller
+// may read now is told of: of metering points that are its own, and of
+// fields and days that some purpose gives. Nothing is decrypted.
+//
+// The first request says `since`, or nothing for what comes from now on.
+// Each answer has a cursor for the next, also when there was nothing
+// new: store it with what was done. Changes are told at least once, in
+// the order in which they were stored, none is left out; they are kept
+// for at least 90 days. What the caller may not read any more when it
+// asks is not told.
+//
+// Corresponds with GET /v1/changes (the `ListChanges` operationId).
+func (c *Client) ListChanges(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListChangesRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2171,6 +2816,23 @@ func (c *Client) RevokeConsent(ctx context.Context, id ConsentId, params *Revoke
 	return c.Client.Do(req)
 }
 
+// GetManifestKeys The public keys that manifests are signed with
+//
+// A JWK set (RFC 7517). Get it once over a channel of your own, or compare the thumbprints with what the grid operator publishes: a gateway that was taken over could show keys of its own.
+//
+// Corresponds with GET /v1/manifest-keys (the `GetManifestKeys` operationId).
+func (c *Client) GetManifestKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetManifestKeysRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListMeteringPoints The metering points the caller has a legal basis for now
 //
 // In ascending order of EAN, a page at a time. A metering point is listed
@@ -2303,6 +2965,108 @@ func (c *Client) GetReadings(ctx context.Context, ean Ean, params *GetReadingsPa
 	return c.Client.Do(req)
 }
 
+// QueryReadingsWithBody The readings of many metering points, in pages or as a stream
+//
+// Asks the same of many metering points as `getReadings` of one: of those
+// listed in the body, or, without a list, of all the caller may read
+// something of. They are answered in ascending order of EAN, each with
+// its own values, completeness and withheld list, or with its own
+// problem: one bad metering point does not end the rest. Each is decided,
+// opened and recorded by itself.
+//
+// **A page** (`Accept: application/json`): as many metering points as fit
+// `limit` and the size of a page, and a `cursor` to ask for the next one
+// with; null when this is the last.
+//
+// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+// `Accept-Encoding`): all of them in one answer, however many. Each
+// metering point (line of `type` `point`) is followed by a line of `type`
+// `progress` with the cursor after it: whoever stores the two together
+// can go on from there after any break, without loss or repetition, by
+// sending the same request with that `cursor`, to any gateway. The last
+// line is of `type` `end`: with a signed manifest when all was given, or
+// with the problem that stopped the stream and the cursor to go on from.
+// A stream without that line was cut off. It runs no longer than its
+// token lives: then it ends with `unauthenticated`, to be resumed with a
+// new one.
+//
+// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+// `/v1/manifest-keys`: it says how many metering points there were and
+// what came of them, over all parts of a resumed stream, and a digest of
+// their lines. A client computes d(0) = SHA-256 of the text
+// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+// n-th `point` line, its line feed included. The last d is `digest`.
+//
+// The stream stops before a metering point whose facts changed since they
+// were read: a consent that is revoked gives nothing more.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+func (c *Client) QueryReadingsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewQueryReadingsRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// QueryReadings The readings of many metering points, in pages or as a stream
+//
+// Asks the same of many metering points as `getReadings` of one: of those
+// listed in the body, or, without a list, of all the caller may read
+// something of. They are answered in ascending order of EAN, each with
+// its own values, completeness and withheld list, or with its own
+// problem: one bad metering point does not end the rest. Each is decided,
+// opened and recorded by itself.
+//
+// **A page** (`Accept: application/json`): as many metering points as fit
+// `limit` and the size of a page, and a `cursor` to ask for the next one
+// with; null when this is the last.
+//
+// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+// `Accept-Encoding`): all of them in one answer, however many. Each
+// metering point (line of `type` `point`) is followed by a line of `type`
+// `progress` with the cursor after it: whoever stores the two together
+// can go on from there after any break, without loss or repetition, by
+// sending the same request with that `cursor`, to any gateway. The last
+// line is of `type` `end`: with a signed manifest when all was given, or
+// with the problem that stopped the stream and the cursor to go on from.
+// A stream without that line was cut off. It runs no longer than its
+// token lives: then it ends with `unauthenticated`, to be resumed with a
+// new one.
+//
+// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+// `/v1/manifest-keys`: it says how many metering points there were and
+// what came of them, over all parts of a resumed stream, and a digest of
+// their lines. A client computes d(0) = SHA-256 of the text
+// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+// n-th `point` line, its line feed included. The last d is `digest`.
+//
+// The stream stops before a metering point whose facts changed since they
+// were read: a consent that is revoked gives nothing more.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+func (c *Client) QueryReadings(ctx context.Context, body QueryReadingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewQueryReadingsRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetStatus Health of the back ends and freshness of the data
 //
 // Answers 200 also when a back end is away: the answer says which.
@@ -2364,6 +3128,84 @@ func NewGetReadinessRequest(server string) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListChangesRequest constructs an http.Request for the ListChanges method
+func NewListChangesRequest(server string, params *ListChangesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/changes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -2643,6 +3485,33 @@ func NewRevokeConsentRequest(server string, id ConsentId, params *RevokeConsentP
 			req.Header.Set("If-Match", headerParam1)
 		}
 
+	}
+
+	return req, nil
+}
+
+// NewGetManifestKeysRequest constructs an http.Request for the GetManifestKeys method
+func NewGetManifestKeysRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/manifest-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
 	}
 
 	return req, nil
@@ -3085,6 +3954,18 @@ func NewGetReadingsRequest(server string, ean Ean, params *GetReadingsParams) (*
 
 		}
 
+		if params.AsOf != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "asOf", *params.AsOf, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -3095,6 +3976,61 @@ func NewGetReadingsRequest(server string, ean Ean, params *GetReadingsParams) (*
 	if err != nil {
 		return nil, err
 	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewQueryReadingsRequest calls the generic QueryReadings builder with application/json body
+func NewQueryReadingsRequest(server string, body QueryReadingsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewQueryReadingsRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewQueryReadingsRequestWithBody constructs an http.Request for the QueryReadings method, with any body, and a specified content type
+func NewQueryReadingsRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/readings/query")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -3186,6 +4122,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadinessResponse, error)
 
+	// ListChangesWithResponse What is new or corrected for the caller since a cursor
+	//
+	// A feed to poll: readings that arrived, readings that were corrected
+	// (a later version supersedes one that was there), and metering points
+	// of which the caller's legal bases began or ended. Only what the caller
+	// may read now is told of: of metering points that are its own, and of
+	// fields and days that some purpose gives. Nothing is decrypted.
+	//
+	// The first request says `since`, or nothing for what comes from now on.
+	// Each answer has a cursor for the next, also when there was nothing
+	// new: store it with what was done. Changes are told at least once, in
+	// the order in which they were stored, none is left out; they are kept
+	// for at least 90 days. What the caller may not read any more when it
+	// asks is not told.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/changes (the `ListChanges` operationId).
+	ListChangesWithResponse(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*ListChangesResponse, error)
+
 	// CreateConsentWithBodyWithResponse Request a customer's consent, or register one on the customer's word
 	//
 	// A supplier *requests*: the consent is `REQUESTED` and gives nothing
@@ -3267,6 +4223,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/consents/{id}/revoke (the `RevokeConsent` operationId).
 	RevokeConsentWithResponse(ctx context.Context, id ConsentId, params *RevokeConsentParams, reqEditors ...RequestEditorFn) (*RevokeConsentResponse, error)
+
+	// GetManifestKeysWithResponse The public keys that manifests are signed with
+	//
+	// A JWK set (RFC 7517). Get it once over a channel of your own, or compare the thumbprints with what the grid operator publishes: a gateway that was taken over could show keys of its own.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/manifest-keys (the `GetManifestKeys` operationId).
+	GetManifestKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetManifestKeysResponse, error)
 
 	// ListMeteringPointsWithResponse The metering points the caller has a legal basis for now
 	//
@@ -3359,6 +4324,88 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 	GetReadingsWithResponse(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*GetReadingsResponse, error)
+
+	// QueryReadingsWithBodyWithResponse The readings of many metering points, in pages or as a stream
+	//
+	// Asks the same of many metering points as `getReadings` of one: of those
+	// listed in the body, or, without a list, of all the caller may read
+	// something of. They are answered in ascending order of EAN, each with
+	// its own values, completeness and withheld list, or with its own
+	// problem: one bad metering point does not end the rest. Each is decided,
+	// opened and recorded by itself.
+	//
+	// **A page** (`Accept: application/json`): as many metering points as fit
+	// `limit` and the size of a page, and a `cursor` to ask for the next one
+	// with; null when this is the last.
+	//
+	// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+	// `Accept-Encoding`): all of them in one answer, however many. Each
+	// metering point (line of `type` `point`) is followed by a line of `type`
+	// `progress` with the cursor after it: whoever stores the two together
+	// can go on from there after any break, without loss or repetition, by
+	// sending the same request with that `cursor`, to any gateway. The last
+	// line is of `type` `end`: with a signed manifest when all was given, or
+	// with the problem that stopped the stream and the cursor to go on from.
+	// A stream without that line was cut off. It runs no longer than its
+	// token lives: then it ends with `unauthenticated`, to be resumed with a
+	// new one.
+	//
+	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+	// `/v1/manifest-keys`: it says how many metering points there were and
+	// what came of them, over all parts of a resumed stream, and a digest of
+	// their lines. A client computes d(0) = SHA-256 of the text
+	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+	// n-th `point` line, its line feed included. The last d is `digest`.
+	//
+	// The stream stops before a metering point whose facts changed since they
+	// were read: a consent that is revoked gives nothing more.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+	QueryReadingsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*QueryReadingsResponse, error)
+
+	// QueryReadingsWithResponse The readings of many metering points, in pages or as a stream
+	//
+	// Asks the same of many metering points as `getReadings` of one: of those
+	// listed in the body, or, without a list, of all the caller may read
+	// something of. They are answered in ascending order of EAN, each with
+	// its own values, completeness and withheld list, or with its own
+	// problem: one bad metering point does not end the rest. Each is decided,
+	// opened and recorded by itself.
+	//
+	// **A page** (`Accept: application/json`): as many metering points as fit
+	// `limit` and the size of a page, and a `cursor` to ask for the next one
+	// with; null when this is the last.
+	//
+	// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+	// `Accept-Encoding`): all of them in one answer, however many. Each
+	// metering point (line of `type` `point`) is followed by a line of `type`
+	// `progress` with the cursor after it: whoever stores the two together
+	// can go on from there after any break, without loss or repetition, by
+	// sending the same request with that `cursor`, to any gateway. The last
+	// line is of `type` `end`: with a signed manifest when all was given, or
+	// with the problem that stopped the stream and the cursor to go on from.
+	// A stream without that line was cut off. It runs no longer than its
+	// token lives: then it ends with `unauthenticated`, to be resumed with a
+	// new one.
+	//
+	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+	// `/v1/manifest-keys`: it says how many metering points there were and
+	// what came of them, over all parts of a resumed stream, and a digest of
+	// their lines. A client computes d(0) = SHA-256 of the text
+	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+	// n-th `point` line, its line feed included. The last d is `digest`.
+	//
+	// The stream stops before a metering point whose facts changed since they
+	// were read: a consent that is revoked gives nothing more.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+	QueryReadingsWithResponse(ctx context.Context, body QueryReadingsJSONRequestBody, reqEditors ...RequestEditorFn) (*QueryReadingsResponse, error)
 
 	// GetStatusWithResponse Health of the back ends and freshness of the data
 	//
@@ -3494,6 +4541,143 @@ func (r GetReadinessResponse) ContentType() string {
 	return ""
 }
 
+// ListChangesResponse200Headers the declared response headers of an HTTP 200 response for ListChanges
+type ListChangesResponse200Headers struct {
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+// ListChangesResponse401Headers the declared response headers of an HTTP 401 response for ListChanges
+type ListChangesResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// ListChangesResponse429Headers the declared response headers of an HTTP 429 response for ListChanges
+type ListChangesResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// ListChangesResponse503Headers the declared response headers of an HTTP 503 response for ListChanges
+type ListChangesResponse503Headers struct {
+	RetryAfter *int
+}
+
+// ListChangesResponse504Headers the declared response headers of an HTTP 504 response for ListChanges
+type ListChangesResponse504Headers struct {
+	RetryAfter *int
+}
+
+type ListChangesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Changes
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListChangesResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *ListChangesResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ListChangesResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListChangesResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *ListChangesResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListChangesResponse) GetJSON200() *Changes {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r ListChangesResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r ListChangesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListChangesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListChangesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListChangesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // CreateConsentResponse201Headers the declared response headers of an HTTP 201 response for CreateConsent
 type CreateConsentResponse201Headers struct {
 	CacheControl   *string
@@ -3510,6 +4694,13 @@ type CreateConsentResponse401Headers struct {
 // CreateConsentResponse409Headers the declared response headers of an HTTP 409 response for CreateConsent
 type CreateConsentResponse409Headers struct {
 	RetryAfter *int
+}
+
+// CreateConsentResponse429Headers the declared response headers of an HTTP 429 response for CreateConsent
+type CreateConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
 }
 
 // CreateConsentResponse503Headers the declared response headers of an HTTP 503 response for CreateConsent
@@ -3543,6 +4734,8 @@ type CreateConsentResponse struct {
 	ApplicationproblemJSON415 *UnsupportedMediaType
 	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
 	ApplicationproblemJSON422 *Unprocessable
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -3555,6 +4748,8 @@ type CreateConsentResponse struct {
 	Headers401 *CreateConsentResponse401Headers
 	// Headers409 the parsed response headers for an HTTP 409 response
 	Headers409 *CreateConsentResponse409Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *CreateConsentResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *CreateConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -3604,6 +4799,11 @@ func (r CreateConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaT
 // GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
 func (r CreateConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
 	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r CreateConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -3662,6 +4862,13 @@ type GetConsentResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// GetConsentResponse429Headers the declared response headers of an HTTP 429 response for GetConsent
+type GetConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // GetConsentResponse503Headers the declared response headers of an HTTP 503 response for GetConsent
 type GetConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3687,6 +4894,8 @@ type GetConsentResponse struct {
 	ApplicationproblemJSON404 *ConsentNotFound
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -3697,6 +4906,8 @@ type GetConsentResponse struct {
 	Headers200 *GetConsentResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GetConsentResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetConsentResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -3731,6 +4942,11 @@ func (r GetConsentResponse) GetApplicationproblemJSON404() *ConsentNotFound {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r GetConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -3794,6 +5010,13 @@ type GrantConsentResponse409Headers struct {
 	RetryAfter *int
 }
 
+// GrantConsentResponse429Headers the declared response headers of an HTTP 429 response for GrantConsent
+type GrantConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // GrantConsentResponse503Headers the declared response headers of an HTTP 503 response for GrantConsent
 type GrantConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3829,6 +5052,8 @@ type GrantConsentResponse struct {
 	ApplicationproblemJSON422 *Unprocessable
 	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
 	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -3841,6 +5066,8 @@ type GrantConsentResponse struct {
 	Headers401 *GrantConsentResponse401Headers
 	// Headers409 the parsed response headers for an HTTP 409 response
 	Headers409 *GrantConsentResponse409Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GrantConsentResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GrantConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -3900,6 +5127,11 @@ func (r GrantConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
 // GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
 func (r GrantConsentResponse) GetApplicationproblemJSON428() *PreconditionRequired {
 	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GrantConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -3963,6 +5195,13 @@ type RejectConsentResponse409Headers struct {
 	RetryAfter *int
 }
 
+// RejectConsentResponse429Headers the declared response headers of an HTTP 429 response for RejectConsent
+type RejectConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // RejectConsentResponse503Headers the declared response headers of an HTTP 503 response for RejectConsent
 type RejectConsentResponse503Headers struct {
 	RetryAfter *int
@@ -3998,6 +5237,8 @@ type RejectConsentResponse struct {
 	ApplicationproblemJSON422 *Unprocessable
 	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
 	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4010,6 +5251,8 @@ type RejectConsentResponse struct {
 	Headers401 *RejectConsentResponse401Headers
 	// Headers409 the parsed response headers for an HTTP 409 response
 	Headers409 *RejectConsentResponse409Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *RejectConsentResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *RejectConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4069,6 +5312,11 @@ func (r RejectConsentResponse) GetApplicationproblemJSON422() *Unprocessable {
 // GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
 func (r RejectConsentResponse) GetApplicationproblemJSON428() *PreconditionRequired {
 	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RejectConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4132,6 +5380,13 @@ type RevokeConsentResponse409Headers struct {
 	RetryAfter *int
 }
 
+// RevokeConsentResponse429Headers the declared response headers of an HTTP 429 response for RevokeConsent
+type RevokeConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // RevokeConsentResponse503Headers the declared response headers of an HTTP 503 response for RevokeConsent
 type RevokeConsentResponse503Headers struct {
 	RetryAfter *int
@@ -4167,6 +5422,8 @@ type RevokeConsentResponse struct {
 	ApplicationproblemJSON422 *Unprocessable
 	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
 	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4179,6 +5436,8 @@ type RevokeConsentResponse struct {
 	Headers401 *RevokeConsentResponse401Headers
 	// Headers409 the parsed response headers for an HTTP 409 response
 	Headers409 *RevokeConsentResponse409Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *RevokeConsentResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *RevokeConsentResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4240,6 +5499,11 @@ func (r RevokeConsentResponse) GetApplicationproblemJSON428() *PreconditionRequi
 	return r.ApplicationproblemJSON428
 }
 
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RevokeConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
 func (r RevokeConsentResponse) GetApplicationproblemJSON500() *InternalError {
 	return r.ApplicationproblemJSON500
@@ -4284,6 +5548,62 @@ func (r RevokeConsentResponse) ContentType() string {
 	return ""
 }
 
+// GetManifestKeysResponse200Headers the declared response headers of an HTTP 200 response for GetManifestKeys
+type GetManifestKeysResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetManifestKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *JwkSet
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetManifestKeysResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetManifestKeysResponse) GetJSON200() *JwkSet {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetManifestKeysResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetBody returns the raw response body bytes
+func (r GetManifestKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetManifestKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetManifestKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetManifestKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListMeteringPointsResponse200Headers the declared response headers of an HTTP 200 response for ListMeteringPoints
 type ListMeteringPointsResponse200Headers struct {
 	CacheControl   *string
@@ -4293,6 +5613,13 @@ type ListMeteringPointsResponse200Headers struct {
 // ListMeteringPointsResponse401Headers the declared response headers of an HTTP 401 response for ListMeteringPoints
 type ListMeteringPointsResponse401Headers struct {
 	WWWAuthenticate *string
+}
+
+// ListMeteringPointsResponse429Headers the declared response headers of an HTTP 429 response for ListMeteringPoints
+type ListMeteringPointsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
 }
 
 // ListMeteringPointsResponse503Headers the declared response headers of an HTTP 503 response for ListMeteringPoints
@@ -4318,6 +5645,8 @@ type ListMeteringPointsResponse struct {
 	ApplicationproblemJSON403 *Forbidden
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4328,6 +5657,8 @@ type ListMeteringPointsResponse struct {
 	Headers200 *ListMeteringPointsResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *ListMeteringPointsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ListMeteringPointsResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *ListMeteringPointsResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4357,6 +5688,11 @@ func (r ListMeteringPointsResponse) GetApplicationproblemJSON403() *Forbidden {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r ListMeteringPointsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ListMeteringPointsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4414,6 +5750,13 @@ type GetAccessResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// GetAccessResponse429Headers the declared response headers of an HTTP 429 response for GetAccess
+type GetAccessResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // GetAccessResponse503Headers the declared response headers of an HTTP 503 response for GetAccess
 type GetAccessResponse503Headers struct {
 	RetryAfter *int
@@ -4439,6 +5782,8 @@ type GetAccessResponse struct {
 	ApplicationproblemJSON404 *NotFound
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4449,6 +5794,8 @@ type GetAccessResponse struct {
 	Headers200 *GetAccessResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GetAccessResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetAccessResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetAccessResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4483,6 +5830,11 @@ func (r GetAccessResponse) GetApplicationproblemJSON404() *NotFound {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r GetAccessResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetAccessResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4541,6 +5893,13 @@ type GetAccessLogResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// GetAccessLogResponse429Headers the declared response headers of an HTTP 429 response for GetAccessLog
+type GetAccessLogResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // GetAccessLogResponse503Headers the declared response headers of an HTTP 503 response for GetAccessLog
 type GetAccessLogResponse503Headers struct {
 	RetryAfter *int
@@ -4568,6 +5927,8 @@ type GetAccessLogResponse struct {
 	ApplicationproblemJSON406 *NotAcceptable
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4578,6 +5939,8 @@ type GetAccessLogResponse struct {
 	Headers200 *GetAccessLogResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GetAccessLogResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetAccessLogResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetAccessLogResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4617,6 +5980,11 @@ func (r GetAccessLogResponse) GetApplicationproblemJSON406() *NotAcceptable {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r GetAccessLogResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetAccessLogResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4674,6 +6042,13 @@ type ListConsentsResponse401Headers struct {
 	WWWAuthenticate *string
 }
 
+// ListConsentsResponse429Headers the declared response headers of an HTTP 429 response for ListConsents
+type ListConsentsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
 // ListConsentsResponse503Headers the declared response headers of an HTTP 503 response for ListConsents
 type ListConsentsResponse503Headers struct {
 	RetryAfter *int
@@ -4699,6 +6074,8 @@ type ListConsentsResponse struct {
 	ApplicationproblemJSON404 *NotFound
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4709,6 +6086,8 @@ type ListConsentsResponse struct {
 	Headers200 *ListConsentsResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *ListConsentsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ListConsentsResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *ListConsentsResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4743,6 +6122,11 @@ func (r ListConsentsResponse) GetApplicationproblemJSON404() *NotFound {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r ListConsentsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ListConsentsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4791,13 +6175,30 @@ func (r ListConsentsResponse) ContentType() string {
 
 // GetReadingsResponse200Headers the declared response headers of an HTTP 200 response for GetReadings
 type GetReadingsResponse200Headers struct {
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+// GetReadingsResponse304Headers the declared response headers of an HTTP 304 response for GetReadings
+type GetReadingsResponse304Headers struct {
 	CacheControl   *string
+	ETag           *string
 	XInteractionId *openapi_types.UUID
 }
 
 // GetReadingsResponse401Headers the declared response headers of an HTTP 401 response for GetReadings
 type GetReadingsResponse401Headers struct {
 	WWWAuthenticate *string
+}
+
+// GetReadingsResponse429Headers the declared response headers of an HTTP 429 response for GetReadings
+type GetReadingsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
 }
 
 // GetReadingsResponse503Headers the declared response headers of an HTTP 503 response for GetReadings
@@ -4823,8 +6224,12 @@ type GetReadingsResponse struct {
 	ApplicationproblemJSON403 *Forbidden
 	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON406 the response for an HTTP 406 `application/problem+json` response
+	ApplicationproblemJSON406 *NotAcceptable
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4833,8 +6238,12 @@ type GetReadingsResponse struct {
 	ApplicationproblemJSON504 *DeadlineExceeded
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *GetReadingsResponse200Headers
+	// Headers304 the parsed response headers for an HTTP 304 response
+	Headers304 *GetReadingsResponse304Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GetReadingsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetReadingsResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetReadingsResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4866,9 +6275,19 @@ func (r GetReadingsResponse) GetApplicationproblemJSON404() *NotFound {
 	return r.ApplicationproblemJSON404
 }
 
+// GetApplicationproblemJSON406 returns the response for an HTTP 406 `application/problem+json` response
+func (r GetReadingsResponse) GetApplicationproblemJSON406() *NotAcceptable {
+	return r.ApplicationproblemJSON406
+}
+
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r GetReadingsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetReadingsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -4915,6 +6334,157 @@ func (r GetReadingsResponse) ContentType() string {
 	return ""
 }
 
+// QueryReadingsResponse200Headers the declared response headers of an HTTP 200 response for QueryReadings
+type QueryReadingsResponse200Headers struct {
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
+}
+
+// QueryReadingsResponse401Headers the declared response headers of an HTTP 401 response for QueryReadings
+type QueryReadingsResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// QueryReadingsResponse429Headers the declared response headers of an HTTP 429 response for QueryReadings
+type QueryReadingsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// QueryReadingsResponse503Headers the declared response headers of an HTTP 503 response for QueryReadings
+type QueryReadingsResponse503Headers struct {
+	RetryAfter *int
+}
+
+// QueryReadingsResponse504Headers the declared response headers of an HTTP 504 response for QueryReadings
+type QueryReadingsResponse504Headers struct {
+	RetryAfter *int
+}
+
+type QueryReadingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ReadingsPage
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON406 the response for an HTTP 406 `application/problem+json` response
+	ApplicationproblemJSON406 *NotAcceptable
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *QueryReadingsResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *QueryReadingsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *QueryReadingsResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *QueryReadingsResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *QueryReadingsResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r QueryReadingsResponse) GetJSON200() *ReadingsPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON406 returns the response for an HTTP 406 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON406() *NotAcceptable {
+	return r.ApplicationproblemJSON406
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r QueryReadingsResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r QueryReadingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r QueryReadingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r QueryReadingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r QueryReadingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetStatusResponse200Headers the declared response headers of an HTTP 200 response for GetStatus
 type GetStatusResponse200Headers struct {
 	CacheControl   *string
@@ -4924,6 +6494,13 @@ type GetStatusResponse200Headers struct {
 // GetStatusResponse401Headers the declared response headers of an HTTP 401 response for GetStatus
 type GetStatusResponse401Headers struct {
 	WWWAuthenticate *string
+}
+
+// GetStatusResponse429Headers the declared response headers of an HTTP 429 response for GetStatus
+type GetStatusResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
 }
 
 // GetStatusResponse503Headers the declared response headers of an HTTP 503 response for GetStatus
@@ -4949,6 +6526,8 @@ type GetStatusResponse struct {
 	ApplicationproblemJSON403 *Forbidden
 	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
 	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
 	ApplicationproblemJSON500 *InternalError
 	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
@@ -4959,6 +6538,8 @@ type GetStatusResponse struct {
 	Headers200 *GetStatusResponse200Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *GetStatusResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetStatusResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetStatusResponse503Headers
 	// Headers504 the parsed response headers for an HTTP 504 response
@@ -4988,6 +6569,11 @@ func (r GetStatusResponse) GetApplicationproblemJSON403() *Forbidden {
 // GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r GetStatusResponse) GetApplicationproblemJSON413() *ContentTooLarge {
 	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetStatusResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
 }
 
 // GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
@@ -5060,6 +6646,32 @@ func (c *ClientWithResponses) GetReadinessWithResponse(ctx context.Context, reqE
 		return nil, err
 	}
 	return ParseGetReadinessResponse(rsp)
+}
+
+// ListChangesWithResponse What is new or corrected for the caller since a cursor
+//
+// A feed to poll: readings that arrived, readings that were corrected
+// (a later version supersedes one that was there), and metering points
+// of which the caller's legal bases began or ended. Only what the caller
+// may read now is told of: of metering points that are its own, and of
+// fields and days that some purpose gives. Nothing is decrypted.
+//
+// The first request says `since`, or nothing for what comes from now on.
+// Each answer has a cursor for the next, also when there was nothing
+// new: store it with what was done. Changes are told at least once, in
+// the order in which they were stored, none is left out; they are kept
+// for at least 90 days. What the caller may not read any more when it
+// asks is not told.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/changes (the `ListChanges` operationId).
+func (c *ClientWithResponses) ListChangesWithResponse(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*ListChangesResponse, error) {
+	rsp, err := c.ListChanges(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListChangesResponse(rsp)
 }
 
 // CreateConsentWithBodyWithResponse Request a customer's consent, or register one on the customer's word
@@ -5186,6 +6798,21 @@ func (c *ClientWithResponses) RevokeConsentWithResponse(ctx context.Context, id 
 	return ParseRevokeConsentResponse(rsp)
 }
 
+// GetManifestKeysWithResponse The public keys that manifests are signed with
+//
+// A JWK set (RFC 7517). Get it once over a channel of your own, or compare the thumbprints with what the grid operator publishes: a gateway that was taken over could show keys of its own.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/manifest-keys (the `GetManifestKeys` operationId).
+func (c *ClientWithResponses) GetManifestKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetManifestKeysResponse, error) {
+	rsp, err := c.GetManifestKeys(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetManifestKeysResponse(rsp)
+}
+
 // ListMeteringPointsWithResponse The metering points the caller has a legal basis for now
 //
 // In ascending order of EAN, a page at a time. A metering point is listed
@@ -5308,6 +6935,100 @@ func (c *ClientWithResponses) GetReadingsWithResponse(ctx context.Context, ean E
 	return ParseGetReadingsResponse(rsp)
 }
 
+// QueryReadingsWithBodyWithResponse The readings of many metering points, in pages or as a stream
+//
+// Asks the same of many metering points as `getReadings` of one: of those
+// listed in the body, or, without a list, of all the caller may read
+// something of. They are answered in ascending order of EAN, each with
+// its own values, completeness and withheld list, or with its own
+// problem: one bad metering point does not end the rest. Each is decided,
+// opened and recorded by itself.
+//
+// **A page** (`Accept: application/json`): as many metering points as fit
+// `limit` and the size of a page, and a `cursor` to ask for the next one
+// with; null when this is the last.
+//
+// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+// `Accept-Encoding`): all of them in one answer, however many. Each
+// metering point (line of `type` `point`) is followed by a line of `type`
+// `progress` with the cursor after it: whoever stores the two together
+// can go on from there after any break, without loss or repetition, by
+// sending the same request with that `cursor`, to any gateway. The last
+// line is of `type` `end`: with a signed manifest when all was given, or
+// with the problem that stopped the stream and the cursor to go on from.
+// A stream without that line was cut off. It runs no longer than its
+// token lives: then it ends with `unauthenticated`, to be resumed with a
+// new one.
+//
+// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+// `/v1/manifest-keys`: it says how many metering points there were and
+// what came of them, over all parts of a resumed stream, and a digest of
+// their lines. A client computes d(0) = SHA-256 of the text
+// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+// n-th `point` line, its line feed included. The last d is `digest`.
+//
+// The stream stops before a metering point whose facts changed since they
+// were read: a consent that is revoked gives nothing more.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+func (c *ClientWithResponses) QueryReadingsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*QueryReadingsResponse, error) {
+	rsp, err := c.QueryReadingsWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseQueryReadingsResponse(rsp)
+}
+
+// QueryReadingsWithResponse The readings of many metering points, in pages or as a stream
+//
+// Asks the same of many metering points as `getReadings` of one: of those
+// listed in the body, or, without a list, of all the caller may read
+// something of. They are answered in ascending order of EAN, each with
+// its own values, completeness and withheld list, or with its own
+// problem: one bad metering point does not end the rest. Each is decided,
+// opened and recorded by itself.
+//
+// **A page** (`Accept: application/json`): as many metering points as fit
+// `limit` and the size of a page, and a `cursor` to ask for the next one
+// with; null when this is the last.
+//
+// **A stream** (`Accept: application/x-ndjson` or `text/csv`; gzip by
+// `Accept-Encoding`): all of them in one answer, however many. Each
+// metering point (line of `type` `point`) is followed by a line of `type`
+// `progress` with the cursor after it: whoever stores the two together
+// can go on from there after any break, without loss or repetition, by
+// sending the same request with that `cursor`, to any gateway. The last
+// line is of `type` `end`: with a signed manifest when all was given, or
+// with the problem that stopped the stream and the cursor to go on from.
+// A stream without that line was cut off. It runs no longer than its
+// token lives: then it ends with `unauthenticated`, to be resumed with a
+// new one.
+//
+// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
+// `/v1/manifest-keys`: it says how many metering points there were and
+// what came of them, over all parts of a resumed stream, and a digest of
+// their lines. A client computes d(0) = SHA-256 of the text
+// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
+// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
+// n-th `point` line, its line feed included. The last d is `digest`.
+//
+// The stream stops before a metering point whose facts changed since they
+// were read: a consent that is revoked gives nothing more.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/readings/query (the `QueryReadings` operationId).
+func (c *ClientWithResponses) QueryReadingsWithResponse(ctx context.Context, body QueryReadingsJSONRequestBody, reqEditors ...RequestEditorFn) (*QueryReadingsResponse, error) {
+	rsp, err := c.QueryReadings(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseQueryReadingsResponse(rsp)
+}
+
 // GetStatusWithResponse Health of the back ends and freshness of the data
 //
 // Answers 200 also when a back end is away: the answer says which.
@@ -5423,6 +7144,176 @@ func ParseGetReadinessResponse(rsp *http.Response) (*GetReadinessResponse, error
 	return response, nil
 }
 
+// ParseListChangesResponse parses an HTTP response from a ListChangesWithResponse call
+func ParseListChangesResponse(rsp *http.Response) (*ListChangesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListChangesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Changes
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListChangesResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers ListChangesResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers ListChangesResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers ListChangesResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers ListChangesResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseCreateConsentResponse parses an HTTP response from a CreateConsentWithResponse call
 func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -5500,6 +7391,13 @@ func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, err
 		}
 		response.ApplicationproblemJSON422 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5575,6 +7473,30 @@ func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, err
 			headers.RetryAfter = &value
 		}
 		response.Headers409 = &headers
+	case rsp.StatusCode == 429:
+		var headers CreateConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers CreateConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -5656,6 +7578,13 @@ func ParseGetConsentResponse(rsp *http.Response) (*GetConsentResponse, error) {
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5714,6 +7643,30 @@ func ParseGetConsentResponse(rsp *http.Response) (*GetConsentResponse, error) {
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -5830,6 +7783,13 @@ func ParseGrantConsentResponse(rsp *http.Response) (*GrantConsentResponse, error
 		}
 		response.ApplicationproblemJSON428 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5898,6 +7858,30 @@ func ParseGrantConsentResponse(rsp *http.Response) (*GrantConsentResponse, error
 			headers.RetryAfter = &value
 		}
 		response.Headers409 = &headers
+	case rsp.StatusCode == 429:
+		var headers GrantConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GrantConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6014,6 +7998,13 @@ func ParseRejectConsentResponse(rsp *http.Response) (*RejectConsentResponse, err
 		}
 		response.ApplicationproblemJSON428 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6082,6 +8073,30 @@ func ParseRejectConsentResponse(rsp *http.Response) (*RejectConsentResponse, err
 			headers.RetryAfter = &value
 		}
 		response.Headers409 = &headers
+	case rsp.StatusCode == 429:
+		var headers RejectConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers RejectConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6198,6 +8213,13 @@ func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, err
 		}
 		response.ApplicationproblemJSON428 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6266,6 +8288,30 @@ func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, err
 			headers.RetryAfter = &value
 		}
 		response.Headers409 = &headers
+	case rsp.StatusCode == 429:
+		var headers RevokeConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers RevokeConsentResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6286,6 +8332,59 @@ func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, err
 			headers.RetryAfter = &value
 		}
 		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetManifestKeysResponse parses an HTTP response from a GetManifestKeysWithResponse call
+func ParseGetManifestKeysResponse(rsp *http.Response) (*GetManifestKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetManifestKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest JwkSet
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetManifestKeysResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil
@@ -6340,6 +8439,13 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6391,6 +8497,30 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers ListMeteringPointsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers ListMeteringPointsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6472,6 +8602,13 @@ func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6523,6 +8660,30 @@ func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetAccessResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetAccessResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6611,6 +8772,13 @@ func ParseGetAccessLogResponse(rsp *http.Response) (*GetAccessLogResponse, error
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6672,6 +8840,30 @@ func ParseGetAccessLogResponse(rsp *http.Response) (*GetAccessLogResponse, error
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetAccessLogResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetAccessLogResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6753,6 +8945,13 @@ func ParseListConsentsResponse(rsp *http.Response) (*ListConsentsResponse, error
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6804,6 +9003,30 @@ func ParseListConsentsResponse(rsp *http.Response) (*ListConsentsResponse, error
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers ListConsentsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers ListConsentsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6850,6 +9073,9 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest BadRequest
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6878,12 +9104,26 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 		}
 		response.ApplicationproblemJSON404 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 406:
+		var dest NotAcceptable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON406 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
 		var dest ContentTooLarge
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
 		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
@@ -6906,6 +9146,9 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 		}
 		response.ApplicationproblemJSON504 = &dest
 
+	case rsp.StatusCode == 200:
+		// Content-type (text/csv) unsupported
+
 	}
 
 	switch {
@@ -6918,6 +9161,27 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 			}
 			headers.CacheControl = &value
 		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -6926,6 +9190,30 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 			headers.XInteractionId = &value
 		}
 		response.Headers200 = &headers
+	case rsp.StatusCode == 304:
+		var headers GetReadingsResponse304Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers304 = &headers
 	case rsp.StatusCode == 401:
 		var headers GetReadingsResponse401Headers
 		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
@@ -6936,6 +9224,30 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetReadingsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetReadingsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -6948,6 +9260,193 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers GetReadingsResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseQueryReadingsResponse parses an HTTP response from a QueryReadingsWithResponse call
+func ParseQueryReadingsResponse(rsp *http.Response) (*QueryReadingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &QueryReadingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ReadingsPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 406:
+		var dest NotAcceptable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON406 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/csv) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers QueryReadingsResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers QueryReadingsResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers QueryReadingsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers QueryReadingsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers QueryReadingsResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -7010,6 +9509,13 @@ func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
 		}
 		response.ApplicationproblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
 		var dest InternalError
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -7061,6 +9567,30 @@ func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
 			headers.WWWAuthenticate = &value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetStatusResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetStatusResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
