@@ -56,6 +56,9 @@ const (
 	// AccessLog: what was asked of a metering point was to be told to its
 	// customer.
 	AccessLog Operation = 6
+	// Changes for the caller since a place in what was stored. It names no
+	// metering point.
+	Changes Operation = 7
 )
 
 func (o Operation) String() string {
@@ -72,6 +75,8 @@ func (o Operation) String() string {
 		return "consent_step"
 	case AccessLog:
 		return "access_log"
+	case Changes:
+		return "changes"
 	}
 	return fmt.Sprintf("Operation(%d)", uint8(o))
 }
@@ -98,6 +103,9 @@ const (
 	// Refused: a step that the facts or the market's rules do not let the
 	// caller take now; an access log of an occupancy that is none.
 	Refused Outcome = 6
+	// Unchanged: the caller has the answer already, as it said; nothing was
+	// opened. What is granted is what it was given before. Readings only.
+	Unchanged Outcome = 7
 )
 
 func (o Outcome) String() string {
@@ -114,6 +122,8 @@ func (o Outcome) String() string {
 		return "failed"
 	case Refused:
 		return "refused"
+	case Unchanged:
+		return "unchanged"
 	}
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
@@ -123,7 +133,7 @@ func (o Outcome) String() string {
 //
 //   - Readings have a metering point, purpose, days and fields; and what was
 //     decided.
-//   - A List has nothing but its caller, who is a supplier.
+//   - A List, and Changes, have nothing but their caller, who is a supplier.
 //   - A DryRun has a metering point, days and fields, and what was told to be
 //     readable. It does not list what is withheld: that follows from the legal
 //     file and the profile it names.
@@ -155,6 +165,7 @@ type Record struct {
 	Fields     []meter.FieldCode // as a set: encoded ascending, each once
 	Resolution meter.Resolution  // 0: not said
 	Kind       meter.Kind        // 0: not said
+	AsOf       time.Time         // readings as they were stored then; UTC, microseconds; zero: not said
 	ConsentID  [16]byte
 	Action     authz.ConsentAction // of a step
 
@@ -244,6 +255,7 @@ func (r Record) Encode() ([]byte, error) {
 	}
 	w.U8(uint8(r.Resolution))
 	w.U8(uint8(r.Kind))
+	w.Time(r.AsOf)
 	w.Fixed(r.ConsentID[:])
 	w.U8(uint8(r.Action))
 	w.U8(uint8(r.Outcome))
@@ -320,6 +332,7 @@ func parse(record, receipt []byte) (Record, error) {
 	}
 	r.Resolution = meter.Resolution(rd.U8())
 	r.Kind = meter.Kind(rd.U8())
+	r.AsOf = rd.Time()
 	rd.Fixed(r.ConsentID[:])
 	r.Action = authz.ConsentAction(rd.U8())
 	r.Outcome = Outcome(rd.U8())
@@ -375,12 +388,13 @@ func days(rd *canonical.Reader) meter.DayRange {
 
 // outcomes says what may come of each operation.
 var outcomes = [...][]Outcome{
-	Readings:    {Given, Partly, Withheld, NoRelation, Failed},
+	Readings:    {Given, Partly, Withheld, NoRelation, Failed, Unchanged},
 	List:        {Given, Failed},
 	DryRun:      {Given, NoRelation, Failed},
 	Consents:    {Given, NoRelation, Failed},
 	ConsentStep: {Given, NoRelation, Failed, Refused},
 	AccessLog:   {Given, NoRelation, Failed, Refused},
+	Changes:     {Given, Failed},
 }
 
 // check holds what Encode and Parse agree on.
@@ -392,7 +406,7 @@ func (r *Record) check() error {
 		return errors.New("no time")
 	case r.Supplier.IsZero():
 		return errors.New("no supplier")
-	case r.Operation < Readings || r.Operation > AccessLog:
+	case r.Operation < Readings || r.Operation > Changes:
 		return errors.New("unknown operation")
 	case !slices.Contains(outcomes[r.Operation], r.Outcome):
 		return errors.New("no outcome of such an operation")
@@ -427,7 +441,7 @@ func (r *Record) check() error {
 func (r *Record) checkParts() error {
 	var (
 		decided = len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0
-		reading = len(r.Fields) > 0 || r.Resolution != 0 || r.Kind != 0 || decided
+		reading = len(r.Fields) > 0 || r.Resolution != 0 || r.Kind != 0 || !r.AsOf.IsZero() || decided
 		consent = r.ConsentID != [16]byte{}
 	)
 	if r.Operation != Consents && consent && r.Operation != ConsentStep || (r.Action != 0) != (r.Operation == ConsentStep) {
@@ -442,17 +456,21 @@ func (r *Record) checkParts() error {
 			return errors.New("something was given, but there is no receipt of its opening")
 		case r.Outcome == Withheld && len(r.Granted)+len(r.Receipt) > 0:
 			return errors.New("all withheld, but something is granted")
+		case r.Outcome == Unchanged && (len(r.Granted) == 0 || len(r.Receipt) > 0):
+			return errors.New("unchanged, but nothing is granted, or something was opened")
+		case !r.AsOf.IsZero() && (r.AsOf.UnixMicro() <= 0 || r.AsOf.After(r.At)):
+			return errors.New("readings as of before 1970, or of the future")
 		}
-	case List:
+	case List, Changes:
 		if r.Employee != "" || !r.EAN.IsZero() || r.Purpose != 0 || !r.Days.Empty() || reading ||
 			r.LegalFile != [32]byte{} || r.FileVersion != 0 {
-			return errors.New("a list of an employee, or with parts it does not have")
+			return errors.New("a list or changes of an employee, or with parts they do not have")
 		}
 	case DryRun:
 		switch {
 		case r.EAN.IsZero() || r.Days.Empty():
 			return errors.New("a dry run of no metering point or days")
-		case len(r.Receipt)+len(r.Withheld) > 0 || r.Resolution != 0 || r.Kind != 0:
+		case len(r.Receipt)+len(r.Withheld) > 0 || r.Resolution != 0 || r.Kind != 0 || !r.AsOf.IsZero():
 			return errors.New("a dry run with parts that only readings have")
 		}
 	case Consents:

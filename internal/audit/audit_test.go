@@ -42,6 +42,7 @@ func full() audit.Record {
 		Fields:        []meter.FieldCode{1, 2, 6},
 		Resolution:    meter.PT1H,
 		Kind:          meter.Consumption,
+		AsOf:          time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC),
 		Outcome:       audit.Partly,
 		LegalFile:     [32]byte{0x40, 31: 0x4f},
 		FileVersion:   7,
@@ -72,7 +73,7 @@ func noRelation() audit.Record {
 func dryRun() audit.Record {
 	r := full()
 	r.Operation, r.Outcome, r.Purpose = audit.DryRun, audit.Given, 0
-	r.Resolution, r.Kind, r.Withheld, r.Receipt = 0, 0, nil, nil
+	r.Resolution, r.Kind, r.AsOf, r.Withheld, r.Receipt = 0, 0, time.Time{}, nil, nil
 	return r
 }
 
@@ -80,6 +81,19 @@ func list() audit.Record {
 	return audit.Record{
 		InteractionID: [16]byte{1}, At: time.UnixMicro(1).UTC(), Operation: audit.List, Supplier: full().Supplier, Outcome: audit.Given,
 	}
+}
+
+func changes() audit.Record {
+	r := list()
+	r.Operation = audit.Changes
+	return r
+}
+
+// unchanged is a record of readings that the caller had already.
+func unchanged() audit.Record {
+	r := full()
+	r.Outcome, r.Receipt = audit.Unchanged, nil
+	return r
 }
 
 func consents() audit.Record {
@@ -121,6 +135,8 @@ func TestGolden(t *testing.T) {
 		noDays    = "00000000" + "00000000"
 		none      = "00000000"
 		fields    = "00000003" + "0001" + "0002" + "0006"
+		asOf      = "00064d0ed7765000"
+		noTime    = "0000000000000000"
 		noConsent = "00000000000000000000000000000000" + "00"
 		noFile    = zeros32 + "0000000000000000"
 		file      = "4000000000000000000000000000000000000000000000000000000000" + "00004f"
@@ -135,18 +151,21 @@ func TestGolden(t *testing.T) {
 		r    audit.Record
 		want string
 	}{
-		"full": {full(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + noConsent + "02" + file + "0000000000000007" + profile +
+		"full": {full(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + asOf + noConsent + "02" + file + "0000000000000007" + profile +
 			granted + "00000001" + "0006" + "00004fec" + "00004ff6" + "04" + "01" + hex.EncodeToString(sum[:])},
-		"no relation": {noRelation(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + noConsent + "04" + noFile + profile +
+		"no relation": {noRelation(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + asOf + noConsent + "04" + noFile + profile +
 			none + none + "00"},
-		"dry run": {dryRun(), when + "03" + who + ean + "00" + days + fields + "00" + "00" + noConsent + "01" + file + "0000000000000007" + profile +
+		"unchanged": {unchanged(), when + "01" + who + ean + "02" + days + fields + "02" + "02" + asOf + noConsent + "07" + file + "0000000000000007" + profile +
+			granted + "00000001" + "0006" + "00004fec" + "00004ff6" + "04" + "00"},
+		"dry run": {dryRun(), when + "03" + who + ean + "00" + days + fields + "00" + "00" + noTime + noConsent + "01" + file + "0000000000000007" + profile +
 			granted + none + "00"},
-		"list":     {list(), early + "02" + bare + "0000000000000000" + "00" + noDays + none + "00" + "00" + noConsent + "01" + noFile + zeros32 + none + none + "00"},
-		"consents": {consents(), early + "04" + bare + ean + "00" + noDays + none + "00" + "00" + noConsent + "01" + noFile + zeros32 + none + none + "00"},
-		"step": {step(), early + "05" + bare + ean + "02" + noDays + none + "00" + "00" + "6000000000000000000000000000006f" + "05" + "01" +
+		"list":     {list(), early + "02" + bare + "0000000000000000" + "00" + noDays + none + "00" + "00" + noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"changes":  {changes(), early + "07" + bare + "0000000000000000" + "00" + noDays + none + "00" + "00" + noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"consents": {consents(), early + "04" + bare + ean + "00" + noDays + none + "00" + "00" + noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"step": {step(), early + "05" + bare + ean + "02" + noDays + none + "00" + "00" + noTime + "6000000000000000000000000000006f" + "05" + "01" +
 			file + "0000000000000008" + profile + none + none + "00"},
 		"access log": {accessLog(), early + "06" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + ean + "00" + "00004fe6" + "7fffffff" + none + "00" + "00" +
-			noConsent + "01" + noFile + zeros32 + none + none + "00"},
+			noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
 	} {
 		b, err := c.r.Encode()
 		if err != nil {
@@ -184,9 +203,9 @@ func TestRefused(t *testing.T) {
 		"epoch":                      func(r *audit.Record) { r.At = time.Unix(0, 0) },
 		"no supplier":                func(r *audit.Record) { r.Supplier = meter.GLN{} },
 		"no outcome":                 func(r *audit.Record) { r.Outcome = 0 },
-		"unknown outcome":            func(r *audit.Record) { r.Outcome = 7 },
+		"unknown outcome":            func(r *audit.Record) { r.Outcome = 8 },
 		"no operation":               func(r *audit.Record) { r.Operation = 0 },
-		"unknown operation":          func(r *audit.Record) { r.Operation = 7 },
+		"unknown operation":          func(r *audit.Record) { r.Operation = 8 },
 		"an employee, but no reason": func(r *audit.Record) { r.Reason = "" },
 		"a reason, but no employee":  func(r *audit.Record) { r.Employee = "" },
 		"long reason":                func(r *audit.Record) { r.Reason = strings.Repeat("x", 129) },
@@ -210,6 +229,20 @@ func TestRefused(t *testing.T) {
 		"list of fields":             func(r *audit.Record) { *r = list(); r.Fields = full().Fields },
 		"list by a file":             func(r *audit.Record) { *r = list(); r.FileVersion = 1 },
 		"list of nobody":             func(r *audit.Record) { *r = list(); r.Outcome = audit.NoRelation },
+		"changes of an employee":     func(r *audit.Record) { *r = changes(); r.Employee, r.Reason = "a", "b" },
+		"changes of one":             func(r *audit.Record) { *r = changes(); r.EAN = full().EAN },
+		"changes as of":              func(r *audit.Record) { *r = changes(); r.AsOf = full().AsOf },
+		"changes of nobody":          func(r *audit.Record) { *r = changes(); r.Outcome = audit.NoRelation },
+		"as of the future":           func(r *audit.Record) { r.AsOf = r.At.Add(time.Microsecond) },
+		"as of the epoch":            func(r *audit.Record) { r.AsOf = time.Unix(0, 0) },
+		"as of long ago":             func(r *audit.Record) { r.AsOf = time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"list as of":                 func(r *audit.Record) { *r = list(); r.AsOf = time.UnixMicro(1) },
+		"consents as of":             func(r *audit.Record) { *r = consents(); r.AsOf = time.UnixMicro(1) },
+		"dry run as of":              func(r *audit.Record) { *r = dryRun(); r.AsOf = full().AsOf },
+		"unchanged, but opened":      func(r *audit.Record) { *r = unchanged(); r.Receipt = []byte{1} },
+		"unchanged, but not granted": func(r *audit.Record) { *r = unchanged(); r.Granted = nil },
+		"dry run unchanged":          func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.Unchanged },
+		"list unchanged":             func(r *audit.Record) { *r = list(); r.Outcome = audit.Unchanged },
 		"consents of nothing":        func(r *audit.Record) { *r = consents(); r.EAN = meter.EAN{} },
 		"unknown consent told":       func(r *audit.Record) { *r = consents(); r.EAN, r.ConsentID = meter.EAN{}, [16]byte{1} },
 		"consents of days":           func(r *audit.Record) { *r = consents(); r.Days = full().Days },
@@ -339,6 +372,9 @@ func TestRoundTrip(t *testing.T) {
 		r.Fields = rapid.SliceOfNDistinct(rapid.Map(rapid.IntRange(1, 99), func(n int) meter.FieldCode { return meter.FieldCode(n) }),
 			0, 9, rapid.ID[meter.FieldCode]).Draw(t, "fields")
 		r.Outcome = audit.Outcome(rapid.SampledFrom([]audit.Outcome{audit.Given, audit.Partly, audit.Failed}).Draw(t, "outcome"))
+		if r.AsOf = (time.Time{}); rapid.Bool().Draw(t, "as of") {
+			r.AsOf = time.UnixMicro(rapid.Int64Range(1, r.At.UnixMicro()).Draw(t, "as of when")).UTC()
+		}
 		r.FileVersion = rapid.Uint64().Draw(t, "version")
 		r.Granted = nil
 		for range rapid.IntRange(0, 4).Draw(t, "granted") {
@@ -378,7 +414,7 @@ func TestRoundTrip(t *testing.T) {
 
 // FuzzParse: whatever parses encodes to the same bytes.
 func FuzzParse(f *testing.F) {
-	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list(), consents(), step(), accessLog()} {
+	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list(), changes(), unchanged(), consents(), step(), accessLog()} {
 		f.Add(must(r.Encode()), r.Receipt)
 	}
 	f.Add([]byte{}, []byte{})
@@ -404,12 +440,12 @@ func TestAccessItemsFit(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	t.Parallel()
-	for i, want := range []string{"Operation(0)", "readings", "list", "dry_run", "consents", "consent_step", "access_log", "Operation(7)"} {
+	for i, want := range []string{"Operation(0)", "readings", "list", "dry_run", "consents", "consent_step", "access_log", "changes", "Operation(8)"} {
 		if got := audit.Operation(i).String(); got != want {
 			t.Errorf("operation %d: %s", i, got)
 		}
 	}
-	for i, want := range []string{"Outcome(0)", "given", "partly", "withheld", "no_relation", "failed", "refused", "Outcome(7)"} {
+	for i, want := range []string{"Outcome(0)", "given", "partly", "withheld", "no_relation", "failed", "refused", "unchanged", "Outcome(8)"} {
 		if got := audit.Outcome(i).String(); got != want {
 			t.Errorf("outcome %d: %s", i, got)
 		}
