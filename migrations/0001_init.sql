@@ -116,7 +116,11 @@ CREATE TABLE sealed_block (
     ciphertext  bytea       NOT NULL CHECK (octet_length(ciphertext) BETWEEN 1 AND 16384),
     sealed_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (ean, field, day, version)
-);
+) PARTITION BY RANGE (day);
+-- One partition per calendar month, which nobody but the owner makes or has any
+-- right to (EnsureMonths); days of no such month lie here.
+CREATE TABLE sealed_block_default PARTITION OF sealed_block DEFAULT;
+COMMENT ON TABLE  sealed_block_default IS 'Sealed blocks of days whose month has no partition. Empty, unless months were not made in time.';
 COMMENT ON TABLE  sealed_block IS 'One field of one metering point for one local day, encrypted. Corrections are new versions; the highest counts. Insert only.';
 COMMENT ON COLUMN sealed_block.ean IS 'EAN-18 of the metering point.';
 COMMENT ON COLUMN sealed_block.field IS 'Code of the field in the market profile''s catalogue.';

@@ -12,6 +12,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/lib/pq"
 	"github.com/pressly/goose/v3"
@@ -77,7 +78,8 @@ func EnsureRoles(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// Up applies the migrations that are missing and returns how many those were.
+// Up applies the migrations that are missing, makes the months that sealed_block
+// wants now (EnsureMonths), and returns how many migrations those were.
 // Replicas that start at once wait for one another; one of them applies. db
 // must be a connection of the role that owns the database, so that whatever
 // is created is the owner's.
@@ -105,6 +107,10 @@ func Up(ctx context.Context, db *sql.DB) (applied int, err error) {
 	done, err := p.Up(ctx)
 	if err != nil {
 		return len(done), fmt.Errorf("migrate: %w", err)
+	}
+	first, last := Months(time.Now())
+	if _, err := EnsureMonths(ctx, db, first, last); err != nil {
+		return len(done), err
 	}
 	return len(done), nil
 }

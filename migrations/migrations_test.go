@@ -52,7 +52,7 @@ func TestEveryTableAndColumnHasAComment(t *testing.T) {
 	}
 	for _, name := range column(t, db, `SELECT a.attrelid::regclass || '.' || a.attname
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p', 'v', 'm') AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p', 'v', 'm') AND a.attnum > 0 AND NOT a.attisdropped AND NOT c.relispartition
 		  AND coalesce(col_description(a.attrelid, a.attnum), '') = ''`) {
 		t.Errorf("column %s has no comment", name)
 	}

@@ -114,7 +114,8 @@ const (
 	queryDigests = `
 		SELECT k.at, substring(sha256(b.ciphertext) FROM 1 FOR 16)
 		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[]) WITH ORDINALITY AS k (ean, field, day, version, at)
-		JOIN sealed_block b ON b.ean = k.ean AND b.field = k.field AND b.day = DATE '1970-01-01' + k.day AND b.version = k.version`
+		JOIN sealed_block b ON b.ean = k.ean AND b.field = k.field AND b.day = DATE '1970-01-01' + k.day AND b.version = k.version
+		WHERE b.day >= DATE '1970-01-01' + $5::int AND b.day <= DATE '1970-01-01' + $6::int`
 	// Along access_log_by_arrival: nobody but the owner says when a row arrived.
 	// The record of a step takes some 600 bytes at most.
 	queryRecordsWith = `
@@ -644,7 +645,7 @@ func (a *Auditor) Digests(ctx context.Context, blocks []leaf.Block) ([]*[16]byte
 			}
 			out[from+at-1] = (*[16]byte)(slices.Clone(b))
 			return nil
-		}, pq.Array(eans), pq.Array(fields), pq.Array(days), pq.Array(versions))
+		}, pq.Array(eans), pq.Array(fields), pq.Array(days), pq.Array(versions), slices.Min(days), slices.Max(days))
 		if err != nil {
 			return nil, err
 		}

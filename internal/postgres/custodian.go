@@ -84,6 +84,7 @@ const (
 		FROM unnest($1::bigint[], $2::uuid[], $3::int[], $4::int[]) AS r (ean, key_id, from_day, to_day)
 		WHERE b.ean = r.ean AND b.key_id = r.key_id
 		  AND b.day >= DATE '1970-01-01' + r.from_day AND b.day < DATE '1970-01-01' + r.to_day
+		  AND b.day >= DATE '1970-01-01' + $5::int AND b.day < DATE '1970-01-01' + $6::int -- of all of them, for the partitions
 		  AND b.content_mac <> decode(repeat('00', 32), 'hex')`
 
 	queryUnder = `
@@ -96,7 +97,8 @@ const (
 	execResealed = `
 		UPDATE sealed_block b SET key_id = $3::uuid, ciphertext = n.ciphertext
 		FROM unnest($4::smallint[], $5::int[], $6::int[], $7::bytea[]) AS n (field, day, version, ciphertext)
-		WHERE b.ean = $1 AND b.key_id = $2::uuid AND b.field = n.field AND b.day = DATE '1970-01-01' + n.day AND b.version = n.version`
+		WHERE b.ean = $1 AND b.key_id = $2::uuid AND b.field = n.field AND b.day = DATE '1970-01-01' + n.day AND b.version = n.version
+		  AND b.day >= DATE '1970-01-01' + $8::int AND b.day < DATE '1970-01-01' + $9::int`
 	queryLeft = `
 		SELECT count(*) FROM sealed_block
 		WHERE ean = $1 AND key_id = $2::uuid AND day >= DATE '1970-01-01' + $3::int AND day < DATE '1970-01-01' + $4::int`
@@ -330,7 +332,8 @@ func (c *Custodian) DeleteKeys(ctx context.Context, keys []KeyRef, sequence uint
 		if deleted = len(gone.ean); deleted == 0 {
 			return nil
 		}
-		_, err = tx.ExecContext(ctx, execBlank, pq.Array(gone.ean), pq.Array(gone.id), pq.Array(gone.from), pq.Array(gone.to))
+		_, err = tx.ExecContext(ctx, execBlank, pq.Array(gone.ean), pq.Array(gone.id), pq.Array(gone.from), pq.Array(gone.to),
+			slices.Min(gone.from), slices.Max(gone.to))
 		return err
 	})
 	if err != nil {
@@ -419,7 +422,7 @@ func (c *Custodian) ReplaceDataKey(ctx context.Context, old, new envelope.KeyRec
 		if err := insertKeys(ctx, tx, []envelope.KeyRecord{new}); err != nil {
 			return err
 		}
-		res, err := tx.ExecContext(ctx, execResealed, ean, was, is, pq.Array(field), pq.Array(day), pq.Array(version), pq.Array(ciphertext))
+		res, err := tx.ExecContext(ctx, execResealed, ean, was, is, pq.Array(field), pq.Array(day), pq.Array(version), pq.Array(ciphertext), from, to)
 		if err != nil {
 			return err
 		}

@@ -63,21 +63,21 @@ func TestCustodianPlans(t *testing.T) {
 			postgres.QueryCount, "tid, tid", "'(0,0)', '(16384,0)'", "Tid Range Scan",
 		},
 		"blocks under a key": {
-			postgres.QueryUnder, "bigint, uuid, int, int", fmt.Sprintf("%d, '%s', %d, %d", ean(2).Int64(), id, from, to), "sealed_block_pkey",
+			postgres.QueryUnder, "bigint, uuid, int, int", fmt.Sprintf("%d, '%s', %d, %d", ean(2).Int64(), id, from, to), "sealed_block_2025_02_pkey",
 		},
 		"delete": {
 			postgres.QueryDelete, "bigint[], uuid[], bigint", fmt.Sprintf("'{%d}', '{%s}', 1", ean(2).Int64(), id), "using data_key_",
 		},
 		"blank": {
-			postgres.ExecBlank, "bigint[], uuid[], int[], int[]", fmt.Sprintf("'{%d}', '{%s}', '{%d}', '{%d}'", ean(2).Int64(), id, from, to), "sealed_block_pkey",
+			postgres.ExecBlank, "bigint[], uuid[], int[], int[], int, int", fmt.Sprintf("'{%d}', '{%s}', '{%d}', '{%d}', %d, %d", ean(2).Int64(), id, from, to, from, to), "sealed_block_2025_02_pkey",
 		},
 		"rewrap": {
 			postgres.ExecRewrapped, "bigint[], uuid[], int[], bytea[], bytea[], int[], bytea[], bytea[]",
 			fmt.Sprintf(`'{%d}', '{%s}', '{1}', '{"\\x00"}', '{"\\x00"}', '{2}', '{"\\x00"}', '{"\\x00"}'`, ean(2).Int64(), id), "using data_key_",
 		},
 		"reseal": {
-			postgres.ExecResealed, "bigint, uuid, uuid, smallint[], int[], int[], bytea[]",
-			fmt.Sprintf(`%d, '%s', gen_random_uuid(), '{1,2}', '{20120,20121}', '{1,1}', '{"\\x00","\\x01"}'`, ean(2).Int64(), id), "sealed_block_pkey",
+			postgres.ExecResealed, "bigint, uuid, uuid, smallint[], int[], int[], bytea[], int, int",
+			fmt.Sprintf(`%d, '%s', gen_random_uuid(), '{1,2}', '{20120,20121}', '{1,1}', '{"\\x00","\\x01"}', %d, %d`, ean(2).Int64(), id, from, to), "sealed_block_2025_02_pkey",
 		},
 	} {
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {

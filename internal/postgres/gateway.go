@@ -33,6 +33,16 @@ type Gateway struct {
 const (
 	// One descent of the primary key per run of days, read backwards: the
 	// first row of each day is its highest version.
+	//
+	// $5 and $6 are the days that all runs lie in. A statement that is planned
+	// once leaves partitions (months) out by parameters alone, before it runs,
+	// and by what a run says only with work for each run and each partition.
+	// With 60 of them that is no slower than one table, without it by a half.
+	// The bounds are written as the days of the runs are, DATE + $n: a month
+	// that holds none of them is not opened. And no run has more days than it
+	// has: the limit has the planner, which knows nothing of $5 and $6 and
+	// reckons with few rows of every month there is, merge the indexes of the
+	// months in their order instead of sorting what it finds.
 	queryBlocks = `
 		SELECT b.field, b.day - DATE '1970-01-01', b.version, b.resolution, uuid_send(b.key_id), b.ciphertext
 		FROM unnest($2::smallint[], $3::int[], $4::int[]) AS run (field, from_day, to_day)
@@ -41,7 +51,8 @@ const (
 			FROM sealed_block s
 			WHERE s.ean = $1 AND s.field = run.field
 			  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
-			ORDER BY s.day DESC, s.version DESC
+			  AND s.day >= DATE '1970-01-01' + $5::int AND s.day < DATE '1970-01-01' + $6::int
+			ORDER BY s.day DESC, s.version DESC LIMIT run.to_day - run.from_day
 		) b`
 	queryKeys = `
 		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
@@ -60,7 +71,8 @@ const (
 				FROM sealed_block s
 				WHERE s.ean = $1 AND s.field = run.field
 				  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
-				ORDER BY s.day DESC, s.version DESC
+				  AND s.day >= DATE '1970-01-01' + $5::int AND s.day < DATE '1970-01-01' + $6::int
+				ORDER BY s.day DESC, s.version DESC LIMIT run.to_day - run.from_day
 			) b
 			WHERE b.key_id IN (SELECT k.key_id FROM data_key k WHERE k.ean = $1)
 		) d
@@ -272,7 +284,7 @@ func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to 
 // ids it returns.
 func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int) ([]envelope.SealedBlock, []uuid.UUID, error) {
 	const op = "blocks"
-	rows, err := g.blocks.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to))
+	rows, err := g.blocks.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to))
 	if err != nil {
 		return nil, nil, wrap(ctx, op, err)
 	}
@@ -352,7 +364,7 @@ func (g *Gateway) Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun
 	if len(fields) == 0 {
 		return nil, nil
 	}
-	rows, err := g.stored.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to))
+	rows, err := g.stored.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to))
 	if err != nil {
 		return nil, wrap(ctx, op, err)
 	}

@@ -32,7 +32,7 @@ const (
 			FROM sealed_block s
 			WHERE s.ean = $1 AND s.field = f.field
 			  AND s.day >= DATE '1970-01-01' + $3::int AND s.day < DATE '1970-01-01' + $4::int
-			ORDER BY s.day DESC, s.version DESC
+			ORDER BY s.day DESC, s.version DESC LIMIT $4::int - $3::int
 		) b`
 	queryMonthKeys = `
 		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac

@@ -27,6 +27,8 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+
+	"kluis/internal/tracing"
 )
 
 // Config says how to reach the database.
@@ -39,6 +41,9 @@ type Config struct {
 	// StatementTimeout is PostgreSQL's limit for one statement; 0: 5 s. A
 	// server that does not answer at all is given up a second later.
 	StatementTimeout time.Duration
+	// Traces makes spans of the statements that belong to a traced request; nil:
+	// none.
+	Traces *tracing.Traces
 	// ConnectTimeout bounds the making of one connection; 0: 3 s.
 	ConnectTimeout time.Duration
 }
@@ -113,8 +118,8 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 	setDefault(parsed.Runtime, "statement_timeout", strconv.FormatInt(statement.Milliseconds(), 10))
 	setDefault(parsed.Runtime, "idle_in_transaction_session_timeout", "60000")
 	setDefault(parsed.Runtime, "synchronous_commit", "on")
-	if role == roleGateway {
-		// Each of its statements walks an index, whatever the arguments. To
+	if role == roleGateway || role == roleIngest {
+		// Each of their statements walks an index, whatever the arguments. To
 		// plan it anew for each call costs the database as much as to run it.
 		setDefault(parsed.Runtime, "plan_cache_mode", "force_generic_plan")
 	}
@@ -132,7 +137,7 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 	connector.Dialer(dialer{silence: statement + time.Second})
 
 	s := &store{unconfirmed: new(atomic.Uint64)}
-	db := sqlx.NewDb(sql.OpenDB(pq.ConnectorWithNoticeHandler(connector, s.notice)), "postgres")
+	db := sqlx.NewDb(c.Traces.DB(pq.ConnectorWithNoticeHandler(connector, s.notice)), "postgres")
 	s.db = db
 	conns := c.MaxConns
 	if conns <= 0 {

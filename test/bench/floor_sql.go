@@ -12,6 +12,7 @@ import (
 	"go/token"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -183,7 +184,7 @@ func (p *sqlPart) once(c *sqlConn) error {
 	}{
 		{"querySupplier", 1, []any{p.GLN}},
 		{"queryStoredFile", 2, []any{p.EAN}}, // and the version before
-		{"queryBlocks", p.Blocks, []any{p.EAN, pq.Array(p.Fields), pq.Array(p.From), pq.Array(p.To)}},
+		{"queryBlocks", p.Blocks, []any{p.EAN, pq.Array(p.Fields), pq.Array(p.From), pq.Array(p.To), slices.Min(p.From), slices.Max(p.To)}},
 		{"queryKeys", len(p.Keys), []any{p.EAN, pq.Array(p.Keys)}},
 	} {
 		n, err := fetch(ctx, c.stmt[q.name], q.args)

@@ -486,7 +486,7 @@ func (g *growth) asked(ean int64, days meter.DayRange) []any {
 		}
 		fields, from, to = append(fields, int64(f.Code)), append(from, int64(days.From)), append(to, int64(end))
 	}
-	return []any{ean, pq.Array(fields), pq.Array(from), pq.Array(to)}
+	return []any{ean, pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to)}
 }
 
 // keysOf are the data keys of a month.
