@@ -47,11 +47,12 @@ func (e AccessLogEntryOperation) Valid() bool {
 
 // Defines values for AccessLogEntryOutcome.
 const (
-	FAILED   AccessLogEntryOutcome = "FAILED"
-	GIVEN    AccessLogEntryOutcome = "GIVEN"
-	PARTLY   AccessLogEntryOutcome = "PARTLY"
-	REFUSED  AccessLogEntryOutcome = "REFUSED"
-	WITHHELD AccessLogEntryOutcome = "WITHHELD"
+	FAILED    AccessLogEntryOutcome = "FAILED"
+	GIVEN     AccessLogEntryOutcome = "GIVEN"
+	PARTLY    AccessLogEntryOutcome = "PARTLY"
+	REFUSED   AccessLogEntryOutcome = "REFUSED"
+	UNCHANGED AccessLogEntryOutcome = "UNCHANGED"
+	WITHHELD  AccessLogEntryOutcome = "WITHHELD"
 )
 
 // Valid indicates whether the value is a known member of the AccessLogEntryOutcome enum.
@@ -64,6 +65,8 @@ func (e AccessLogEntryOutcome) Valid() bool {
 	case PARTLY:
 		return true
 	case REFUSED:
+		return true
+	case UNCHANGED:
 		return true
 	case WITHHELD:
 		return true
@@ -840,6 +843,11 @@ type AccessLog struct {
 
 // AccessLogEntry One request.
 type AccessLogEntry struct {
+	// AsOf With `READINGS`, the instant as of which they were asked for, as they were stored then; absent where none was said.
+	//
+	// Example: 2026-04-15T12:00:00Z
+	AsOf *time.Time `json:"asOf,omitempty"`
+
 	// At When, UTC.
 	//
 	// Example: 2026-05-02T09:30:00Z
@@ -878,7 +886,7 @@ type AccessLogEntry struct {
 	// Example: 2026-04-01
 	From *openapi_types.Date `json:"from,omitempty"`
 
-	// Granted What was given, or told to be readable; of the customer's days only.
+	// Granted What was given, told to be readable, or, where it is `UNCHANGED`, had been given; of the customer's days only.
 	Granted []AccessLogGranted `json:"granted"`
 
 	// InteractionId The request's own id, by which the operator's audit proves and explains it.
@@ -896,7 +904,7 @@ type AccessLogEntry struct {
 	// Example: READINGS
 	Operation AccessLogEntryOperation `json:"operation"`
 
-	// Outcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+	// Outcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted. `UNCHANGED`: the caller asked whether what it was given before has changed, and it had not; nothing was decrypted.
 	//
 	// Example: GIVEN
 	Outcome AccessLogEntryOutcome `json:"outcome"`
@@ -916,7 +924,7 @@ type AccessLogEntry struct {
 	// Example: 2026-05-01
 	To *openapi_types.Date `json:"to,omitempty"`
 
-	// Withheld With `READINGS`, what was not given, and why, as the caller was told; of the customer's days only. A `REFUSED` or `FAILED` request has none.
+	// Withheld With `READINGS`, what was not given, and why, as the caller was told; of the customer's days only. A `REFUSED`, `FAILED` or `UNCHANGED` request has none.
 	Withheld []Withheld `json:"withheld"`
 }
 
@@ -925,7 +933,7 @@ type AccessLogEntry struct {
 // Example: READINGS
 type AccessLogEntryOperation string
 
-// AccessLogEntryOutcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted.
+// AccessLogEntryOutcome `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted. `UNCHANGED`: the caller asked whether what it was given before has changed, and it had not; nothing was decrypted.
 //
 // Example: GIVEN
 type AccessLogEntryOutcome string
@@ -1613,6 +1621,11 @@ type ReadingKind string
 
 // Readings The readings of one metering point.
 type Readings struct {
+	// AsOf The instant asked for, UTC: of each day the newest version that was stored then. Absent where none was: as they are now.
+	//
+	// Example: 2026-03-15T12:00:00Z
+	AsOf *time.Time `json:"asOf,omitempty"`
+
 	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
 	//
 	// Example: 871687140000000019
