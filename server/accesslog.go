@@ -469,7 +469,7 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		return logEntry{}, false, err
 	}
 	e.Granted, e.Withheld = []openapi.AccessLogGranted{}, []openapi.Withheld{} // [] and not null
-	if outcome == audit.Given || outcome == audit.Partly {
+	if outcome == audit.Given || outcome == audit.Partly || outcome == audit.Unchanged {
 		e.Granted = append(e.Granted, granted...)
 	}
 	if outcome == audit.Partly || outcome == audit.Withheld {
@@ -493,6 +493,9 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		asked := rec.Days.Intersect(v.occupancy.Days)
 		from, to := date(asked.From), date(asked.To)
 		e.From, e.To = &from, &to
+	}
+	if !rec.AsOf.IsZero() {
+		e.AsOf = &rec.AsOf
 	}
 	if rec.ConsentID != [16]byte{} {
 		id := openapi_types.UUID(rec.ConsentID)
@@ -536,12 +539,12 @@ func wordsOf(op audit.Operation, came audit.Outcome) (openapi.AccessLogEntryOper
 		audit.Readings: openapi.READINGS, audit.DryRun: openapi.DRYRUN, audit.Consents: openapi.CONSENTS,
 		audit.ConsentStep: openapi.CONSENTSTEP, audit.AccessLog: openapi.ACCESSLOG,
 	}[op]
-	if !ok { // a list names no metering point
+	if !ok { // a list, and changes, name no metering point
 		return "", "", errUnreadable
 	}
 	outcome, ok := map[audit.Outcome]openapi.AccessLogEntryOutcome{
 		audit.Given: openapi.GIVEN, audit.Partly: openapi.PARTLY, audit.Withheld: openapi.WITHHELD,
-		audit.NoRelation: openapi.REFUSED, audit.Refused: openapi.REFUSED, audit.Failed: openapi.FAILED,
+		audit.NoRelation: openapi.REFUSED, audit.Refused: openapi.REFUSED, audit.Failed: openapi.FAILED, audit.Unchanged: openapi.UNCHANGED,
 	}[came]
 	if !ok {
 		return "", "", errUnreadable

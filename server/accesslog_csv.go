@@ -20,7 +20,7 @@ import (
 // Where the table goes on stands in next, in its last line.
 var csvColumns = []string{
 	"interactionId", "at", "localTime", "requests", "firstAt", "operation", "outcome", "gln", "name", "employee", "reason", "purpose",
-	"askedFrom", "askedTo", "opened", "field", "from", "to", "granularity", "legalBasis", "rule", "withheld", "consentId", "step", "next",
+	"askedFrom", "askedTo", "asOf", "opened", "field", "from", "to", "granularity", "legalBasis", "rule", "withheld", "consentId", "step", "next",
 }
 
 // Outcomes of lines that are of no request shown.
@@ -56,6 +56,9 @@ func (v *logView) csv(now time.Time, more *rest) (*document, error) {
 		}
 		if e.From != nil {
 			cells["askedFrom"], cells["askedTo"] = e.From.String(), e.To.String()
+		}
+		if e.AsOf != nil {
+			cells["asOf"] = e.AsOf.Format(time.RFC3339Nano)
 		}
 		if e.ConsentId != nil {
 			cells["consentId"] = e.ConsentId.String()

@@ -51,7 +51,7 @@ const maxFoldedWithheld = 16
 
 // gave says whether readings were given.
 func (e *logEntry) gave() bool {
-	return e.Operation == openapi.READINGS && e.Outcome != openapi.FAILED && len(e.Granted) > 0
+	return e.Operation == openapi.READINGS && e.Outcome != openapi.FAILED && e.Outcome != openapi.UNCHANGED && len(e.Granted) > 0
 }
 
 func (e *logEntry) key(loc *time.Location) foldKey {
@@ -123,6 +123,9 @@ func (e *logEntry) fold(o *logEntry) {
 	}
 	if e.ConsentId != nil && (o.ConsentId == nil || *o.ConsentId != *e.ConsentId) {
 		e.ConsentId = nil
+	}
+	if e.AsOf != nil && (o.AsOf == nil || !o.AsOf.Equal(*e.AsOf)) {
+		e.AsOf = nil
 	}
 	if !slices.Equal(e.Withheld, o.Withheld) {
 		e.Withheld = nil

@@ -114,8 +114,8 @@ func (v *logView) outcome(rec *audit.Record, granted, withheld bool) audit.Outco
 	case audit.Readings, audit.DryRun:
 		undecided := rec.Outcome == audit.NoRelation || rec.FileVersion == 0
 		switch {
-		case granted && rec.Outcome == audit.Failed:
-			return audit.Failed
+		case granted && (rec.Outcome == audit.Failed || rec.Outcome == audit.Unchanged):
+			return rec.Outcome
 		case granted && withheld:
 			return audit.Partly
 		case granted:

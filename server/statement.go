@@ -226,6 +226,10 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 			out.AskedDays = fmt.Sprintf(w.FoldedDays, w.run(*e.From, *e.To))
 		}
 	}
+	if e.AsOf != nil {
+		known := e.AsOf.In(loc)
+		out.AskedDays += fmt.Sprintf(w.AsKnown, w.day(meter.DayOf(known, loc)), known.Format("15:04"))
+	}
 	if e.ConsentId != nil {
 		out.Consent = fmt.Sprintf(w.Consent, e.ConsentId)
 	}
@@ -323,6 +327,8 @@ func (st *statement) summarise(entries []logEntry, loc *time.Location) int {
 			p.Given += e.requests
 		case e.Outcome == openapi.FAILED:
 			failed += e.requests
+		case e.Outcome == openapi.UNCHANGED:
+			other += e.requests
 		case e.Operation == openapi.READINGS || e.Outcome == openapi.REFUSED || e.Outcome == openapi.WITHHELD:
 			refused += e.requests // also when what was given was of days of another's
 		default:

@@ -22,6 +22,7 @@ type statementWords struct {
 	AllTitle, When, Asked, Result                              string
 	Employee, Reason                                           string // formats
 	AskedDays, FoldedDays                                      string // format: days
+	AsKnown                                                    string // format: day, time; follows on the days asked for
 	Folded                                                     string // format: number
 	Range                                                      string // format: first, last day
 	NotDone                                                    string // format: outcome
@@ -73,6 +74,7 @@ var wordsEN = statementWords{
 	Who: "Who", Times: "Requests", TimesGiven: "Readings given", Data: "Which readings", Basis: "Legal basis", Purpose: "Purpose", Latest: "Latest request",
 	AllTitle: "All requests", When: "When", Asked: "What was asked", Result: "What came of it",
 	Employee: "staff member %s", Reason: "because: %s",
+	AsKnown:   ", as known on %s at %s",
 	AskedDays: "Days: %s", FoldedDays: "Days, taken together: %s", Folded: "%d times", Range: "%s to %s",
 	NotDone:   "Not done: %s",
 	Why:       "Why not given:",
@@ -120,6 +122,7 @@ var wordsEN = statementWords{
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Given", openapi.PARTLY: "Given in part",
 		openapi.WITHHELD: "Not given", openapi.REFUSED: "Refused", openapi.FAILED: "Failed: nothing was given",
+		openapi.UNCHANGED: "Nothing new: the caller has this already, and was given no readings again",
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Done", openapi.PARTLY: "Done in part", openapi.WITHHELD: "Not done", openapi.REFUSED: "Refused", openapi.FAILED: "Failed",
@@ -177,6 +180,7 @@ var wordsNL = statementWords{
 	Who: "Wie", Times: "Verzoeken", TimesGiven: "Gegevens gegeven", Data: "Welke gegevens", Basis: "Grondslag", Purpose: "Doel", Latest: "Laatste verzoek",
 	AllTitle: "Alle verzoeken", When: "Wanneer", Asked: "Wat is gevraagd", Result: "Wat kwam ervan",
 	Employee: "medewerker %s", Reason: "reden: %s",
+	AsKnown:   ", zoals bekend op %s om %s",
 	AskedDays: "Dagen: %s", FoldedDays: "Dagen, bij elkaar: %s", Folded: "%d keer", Range: "%s t/m %s",
 	NotDone:   "Niet gedaan: %s",
 	Why:       "Waarom niet gegeven:",
@@ -225,6 +229,7 @@ var wordsNL = statementWords{
 	outcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Gegeven", openapi.PARTLY: "Deels gegeven",
 		openapi.WITHHELD: "Niet gegeven", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt: er is niets gegeven",
+		openapi.UNCHANGED: "Niets nieuws: de vrager heeft dit al, en er zijn geen meetgegevens opnieuw gegeven",
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Gedaan", openapi.PARTLY: "Deels gedaan", openapi.WITHHELD: "Niet gedaan", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt",
