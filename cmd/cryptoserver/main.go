@@ -13,6 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"kluis/internal/hsm"
+	"kluis/internal/timerslack"
 )
 
 // version is set by the linker.
@@ -89,6 +90,11 @@ func run() error {
 		kong.UsageOnError(),
 		kong.Exit(exitAs),
 	)
+	if k.Command() == "serve" {
+		if err := timerslack.Relax(); err != nil {
+			fmt.Fprintln(os.Stderr, "cryptoserver: it will take more CPU:", err)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	k.BindTo(ctx, (*context.Context)(nil))

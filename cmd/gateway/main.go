@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kluis/internal/config"
+	"kluis/internal/timerslack"
 	"kluis/server"
 )
 
@@ -51,6 +52,9 @@ func main() {
 		kong.Vars{"version": version},
 		kong.UsageOnError(),
 	)
+	if err := timerslack.Relax(); err != nil {
+		fmt.Fprintln(os.Stderr, "gateway: it will take more CPU:", err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := realMain(ctx, c.Config, slog.New(slog.NewJSONHandler(os.Stdout, nil))); err != nil {
