@@ -635,7 +635,7 @@ func TestLogParameters(t *testing.T) {
 		"others":           {mediaJSON, logParams{supplier: "1", lang: "de", cursor: "AQ", limit: "9"}, "/query/cursor /query/lang /query/limit /query/supplier"},
 		"limit too high":   {mediaJSON, logParams{limit: "1001"}, "/query/limit"},
 		"limit no number":  {mediaJSON, logParams{limit: "x"}, "/query/limit"},
-		"cursor of a list": {mediaJSON, logParams{cursor: encodeCursor(mustEAN(t, testEAN))}, "/query/cursor"},
+		"cursor of a list": {mediaJSON, logParams{cursor: mustOf(t, testCursors(t, 1), cursorList, cursorCaller, [32]byte{}).seal(listState(mustEAN(t, testEAN)), cursorTime)}, "/query/cursor"},
 		"pages of a table": {mediaCSV, logParams{cursor: cursor, limit: "10"}, "/query/limit"},
 		"pages of a page":  {mediaHTML, logParams{limit: "10"}, "/query/limit"},
 		"table, cursor":    {mediaCSV, logParams{cursor: cursor}, ""},

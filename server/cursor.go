@@ -3,40 +3,13 @@ package server
 import (
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"time"
-
-	"kluis/meter"
 )
 
-// A cursor says after which metering point a list goes on. It is opaque to
-// clients, and holds no right: a list goes on with the caller's own metering
-// points only.
-//
-// Form: version 1, EAN as 8 bytes big endian; base64url without padding.
 const cursorVersion = 1
 
-var errCursor = errors.New("not a cursor of this API")
-
-func encodeCursor(after meter.EAN) string {
-	b := binary.BigEndian.AppendUint64([]byte{cursorVersion}, uint64(after.Int64()))
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-func decodeCursor(s string) (meter.EAN, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != 9 || b[0] != cursorVersion {
-		return meter.EAN{}, errCursor
-	}
-	ean, err := meter.EANFromInt64(int64(binary.BigEndian.Uint64(b[1:])))
-	if err != nil || encodeCursor(ean) != s {
-		return meter.EAN{}, errCursor
-	}
-	return ean, nil
-}
-
 // A cursor of an access log says after which record it goes on. It holds no
-// right either: whose log it is, and what of it is shown, the request says
+// right: whose log it is, and what of it is shown, the request says
 // again, and one made up says no more than another place in the same log.
 //
 // Form: version 1, time as microseconds since 1970 (8 bytes big endian),

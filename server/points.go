@@ -28,14 +28,17 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 	if r.Params.Limit != nil {
 		limit = *r.Params.Limit
 	}
+	c, ev := callOf(ctx), eventOf(ctx)
+	of, err := s.cursors.of(cursorList, c.caller.Supplier(), [32]byte{})
+	if err != nil {
+		return nil, err
+	}
 	var after meter.EAN
 	if r.Params.Cursor != nil {
-		var err error
-		if after, err = decodeCursor(*r.Params.Cursor); err != nil {
-			return nil, failParams(paramErrors{{Pointer: "/query/cursor", Reason: wantCursor}})
+		if after, err = s.listCursor(c.caller.Supplier(), *r.Params.Cursor); err != nil {
+			return nil, failParams(paramErrors{{Pointer: "/query/cursor", Reason: cursorFault(err)}})
 		}
 	}
-	c, ev := callOf(ctx), eventOf(ctx)
 	points, next, err := s.points(ctx, c, after, limit)
 	if err != nil {
 		return nil, err
@@ -44,7 +47,7 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 	if !next.IsZero() {
 		u := *s.public
 		u.Path = "/v1/metering-points"
-		u.RawQuery = url.Values{"cursor": {encodeCursor(next)}, "limit": {strconv.Itoa(limit)}}.Encode()
+		u.RawQuery = url.Values{"cursor": {of.seal(listState(next), s.now())}, "limit": {strconv.Itoa(limit)}}.Encode()
 		link := u.String()
 		page.Links.Next = &link
 	}
@@ -58,6 +61,20 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 		return nil, err
 	}
 	return &body{json: append(rendered, '\n')}, nil
+}
+
+// listCursor opens a cursor of a list: the metering point after which it goes
+// on.
+func (s *Server) listCursor(caller meter.GLN, text string) (meter.EAN, error) {
+	of, err := s.cursors.of(cursorList, caller, [32]byte{})
+	if err != nil {
+		return meter.EAN{}, err
+	}
+	state, err := of.open(text, s.now())
+	if err != nil {
+		return meter.EAN{}, err
+	}
+	return parseListState(state)
 }
 
 // points finds a page of metering points above after, and the last one looked

@@ -204,6 +204,7 @@ type Config struct {
 	AccessLog      AccessLog
 	Health         Health
 	PublicURL      string        // https://host:port, for links
+	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
 	RequestTimeout time.Duration // of a whole request
 	Now            func() time.Time
 	Log            *slog.Logger
@@ -226,6 +227,7 @@ type Server struct {
 	public   *url.URL
 	timeout  time.Duration
 	now      func() time.Time
+	cursors  cursors
 	log      *slog.Logger
 	metrics  *metrics
 	handler  http.Handler
@@ -246,7 +248,11 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
-		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, health: c.Health, public: public, timeout: c.RequestTimeout, now: c.Now, log: c.Log,
+		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, health: c.Health, public: public, timeout: c.RequestTimeout,
+		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
+	}
+	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
+		return nil, err
 	}
 	if s.metrics, err = newMetrics(c.Metrics); err != nil {
 		return nil, err

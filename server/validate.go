@@ -169,9 +169,8 @@ func wanted(p *openapi3.Parameter) string {
 }
 
 const (
-	wantEAN    = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
-	wantID     = "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, not all of them 0"
-	wantCursor = "must be the cursor of a link given by this API"
+	wantEAN = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
+	wantID  = "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, not all of them 0"
 )
 
 // checkQueryString refuses what the contract does not know: unknown and
@@ -250,11 +249,11 @@ func checkIfMatch(s *Server, r *http.Request) paramErrors {
 }
 
 // checkList does the same for listMeteringPoints.
-func checkList(_ *Server, r *http.Request) paramErrors {
+func checkList(s *Server, r *http.Request) paramErrors {
 	var errs paramErrors
 	if c := r.URL.Query().Get("cursor"); c != "" {
-		if _, err := decodeCursor(c); err != nil {
-			errs.add("/query/cursor", wantCursor)
+		if _, err := s.listCursor(callOf(r.Context()).caller.Supplier(), c); err != nil {
+			errs.add("/query/cursor", cursorFault(err))
 		}
 	}
 	return errs

@@ -59,6 +59,10 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 	}
 	tlsConfig, err := config.ClientTLS(cfg.Cryptoservers.TLS)
 	if err != nil {
+	cursorKeys, err := config.CursorKeys(cfg.CursorKeysFile)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("cursor_keys_file: %w", err)
+	}
 		return server.Config{}, nil, fmt.Errorf("cryptoservers: %w", err)
 	}
 	pool, err := client.New(client.Config{
@@ -100,6 +104,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Log:            log,
 		Metrics:        reg,
 	}, closeAll, nil
+		CursorKeys:     cursorKeys,
 }
 
 // facts gives the database's candidates the server's type.

@@ -378,6 +378,7 @@ func (w *world) configFile(o options) string {
 		TLS:         identity("server", a.supplier, devpki.Leaf{CommonName: "gateway", Hosts: []string{"127.0.0.1"}}),
 		DatabaseURL: w.db.URL("kluis_gateway"), ProfileFile: w.write(dir, "nl.yaml", meter.NL()),
 		SealKeysFile:   w.pool.hsm.SealKeysFile,
+		CursorKeysFile: w.write(dir, "cursor-keys", []byte(strings.Repeat("c1", 32)+"\n")),
 		Issuers:        append([]config.Issuer{{URL: issuerURL, Audience: audience, JWKSFile: w.pool.hsm.JWKSFile, Staff: true}}, o.issuers...),
 		OperatorGLN:    w.pool.office.Operator.String(),
 		Cryptoservers:  config.Cryptoservers{Addresses: w.pool.addresses, TLS: identity("client", a.operator, devpki.Leaf{CommonName: "gateway"})},

@@ -61,15 +61,18 @@ type Roles struct {
 
 // Gateway configures cmd/gateway.
 type Gateway struct {
-	Listen               string   `yaml:"listen"`         // host:port of the API, mTLS
-	MetricsListen        string   `yaml:"metrics_listen"` // host:port of Prometheus metrics, plain HTTP, private network
-	PublicURL            string   `yaml:"public_url"`     // https://host:port, for links
-	TLS                  TLS      `yaml:"tls"`            // server certificate; CA of the suppliers
-	DatabaseURL          string   `yaml:"database_url"`   // role kluis_gateway; without a password
-	DatabasePasswordFile string   `yaml:"database_password_file,omitempty"`
-	ProfileFile          string   `yaml:"profile_file"`
-	SealKeysFile         string   `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
-	Issuers              []Issuer `yaml:"issuers"`
+	Listen               string `yaml:"listen"`         // host:port of the API, mTLS
+	MetricsListen        string `yaml:"metrics_listen"` // host:port of Prometheus metrics, plain HTTP, private network
+	PublicURL            string `yaml:"public_url"`     // https://host:port, for links
+	TLS                  TLS    `yaml:"tls"`            // server certificate; CA of the suppliers
+	DatabaseURL          string `yaml:"database_url"`   // role kluis_gateway; without a password
+	DatabasePasswordFile string `yaml:"database_password_file,omitempty"`
+	ProfileFile          string `yaml:"profile_file"`
+	SealKeysFile         string `yaml:"seal_keys_file"` // PEM, the pinned public seal keys
+	// CursorKeysFile holds the keys that cursors are sealed with: 64 hexadecimal
+	// digits a line, the same at all gateways. The first one seals, all open.
+	CursorKeysFile string   `yaml:"cursor_keys_file"`
+	Issuers        []Issuer `yaml:"issuers"`
 	// OperatorGLN is the grid operator's own GLN: the client_id of its
 	// employees' tokens. Without it there are no employees.
 	OperatorGLN    string        `yaml:"operator_gln,omitempty"`

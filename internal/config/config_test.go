@@ -33,6 +33,7 @@ database_url: postgres://kluis_gateway@/kluis?host=/run/postgresql
 database_password_file: secrets/db
 profile_file: nl.yaml
 seal_keys_file: seal.pem
+cursor_keys_file: secrets/cursors
 issuers:
   - url: https://localhost:8444
     audience: urn:kluis:gateway
@@ -114,6 +115,7 @@ func TestLoad(t *testing.T) {
 		{g.TLS.CertificateFile, dir + "/pki/gateway.crt"},
 		{g.TLS.CAFile, "/etc/suppliers.crt"},
 		{g.DatabasePasswordFile, dir + "/secrets/db"},
+		{g.CursorKeysFile, dir + "/secrets/cursors"},
 		{g.Issuers[0].JWKSFile, dir + "/jwks.json"},
 		{g.Issuers[1].JWKSURL, "https://login.example.com/realm/jwks"},
 		{g.Issuers[1].CAFile, dir + "/extern.crt"},
@@ -201,12 +203,13 @@ func TestLoadRefuses(t *testing.T) {
 		"unknown nested key":    {"  key_file: pki/gateway", "  key_path: pki/gateway", "[6:3] unknown field"},
 		"repeated key":          {"profile_file: nl.yaml", "profile_file: a\nprofile_file: b", "[11:1] mapping key \"profile_file\" already defined"},
 		"wrong type":            {"listen: 127.0.0.1:0", "listen: [1]", "[1:"},
-		"duration without unit": {"600s", "600", "[20:19] not a duration"},
-		"duration of nothing":   {"600s", `""`, "[20:19] not a duration"},
+		"duration without unit": {"600s", "600", "[21:19] not a duration"},
+		"duration of nothing":   {"600s", `""`, "[21:19] not a duration"},
 		"duration too long":     {"600s", "2h", "issuers[1].max_lifetime: must be"},
 		"negative timeout":      {"profile_file:", "request_timeout: -1s\nprofile_file:", "request_timeout: must be"},
 		"zero timeout":          {"profile_file:", "request_timeout: 0s\nprofile_file:", "request_timeout: must be"},
 		"missing":               {"seal_keys_file: seal.pem\n", "", "seal_keys_file: is missing"},
+		"no cursor keys":        {"cursor_keys_file: secrets/cursors\n", "", "cursor_keys_file: is missing"},
 		"no port":               {"metrics_listen: 127.0.0.1:0", "metrics_listen: 127.0.0.1", "metrics_listen: must be host:port"},
 		"port too big":          {"metrics_listen: 127.0.0.1:0", "metrics_listen: 127.0.0.1:65536", "metrics_listen: must be host:port"},
 		"plain http":            {"url: https://localhost:8444", "url: http://localhost:8444", "issuers[0].url: must be an https URL"},

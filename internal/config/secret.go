@@ -2,11 +2,13 @@ package config
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -24,6 +26,37 @@ func ReadSecret(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s must hold the secret on its one line", path)
 	}
 	return line, nil
+}
+
+// maxCursorKeys bounds the keys of a file of cursor keys.
+const maxCursorKeys = 8
+
+// CursorKeys reads the keys that cursors are sealed with: one to eight lines of
+// 64 hexadecimal digits, no key twice. The first one seals, all open.
+func CursorKeys(path string) ([][32]byte, error) {
+	raw, err := readPrivate(path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(raw)
+	var keys [][32]byte
+	for line := range bytes.SplitSeq(bytes.TrimSuffix(raw, []byte("\n")), []byte("\n")) {
+		var k [32]byte
+		n, err := 0, error(nil)
+		if len(line) == hex.EncodedLen(len(k)) {
+			n, err = hex.Decode(k[:], line)
+		}
+		switch { // never the text itself
+		case n != len(k) || err != nil:
+			return nil, fmt.Errorf("line %d of %s is no key: write 64 hexadecimal digits, from openssl rand -hex 32", len(keys)+1, path)
+		case k == [32]byte{} || slices.Contains(keys, k):
+			return nil, fmt.Errorf("line %d of %s is all zeros, or a key that is there already", len(keys)+1, path)
+		case len(keys) == maxCursorKeys:
+			return nil, fmt.Errorf("%s has more than %d keys: those that nothing was sealed with for a week can go", path, maxCursorKeys)
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
 }
 
 func readPrivate(path string) ([]byte, error) {

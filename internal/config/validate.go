@@ -60,6 +60,7 @@ func (c Gateway) Validate() error {
 	p.database("database_url", c.DatabaseURL)
 	p.required("profile_file", c.ProfileFile)
 	p.required("seal_keys_file", c.SealKeysFile)
+	p.required("cursor_keys_file", c.CursorKeysFile)
 	p.issuers(c.Issuers, true)
 	p.operator(c.OperatorGLN, c.Issuers, nil)
 	p.cryptoservers("cryptoservers", c.Cryptoservers)

@@ -263,10 +263,14 @@ func installation(t *testing.T) metrics {
 	}
 	auditor := start(t, bin+"kluis", "audit", "run", "--config", operator)
 
+	cursorKeys := filepath.Join(dir, "cursor-keys")
+	if err := os.WriteFile(cursorKeys, []byte(strings.Repeat("c1", 32)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	gw := filepath.Join(dir, "gateway.yaml")
 	if err := config.Write(gw, config.Gateway{
 		Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", PublicURL: "https://gateway.test", TLS: files("gateway", "gateway", "127.0.0.1"),
-		DatabaseURL: db.URL("kluis_gateway"), ProfileFile: profileFile, SealKeysFile: tokens.SealKeysFile, Issuers: issuers,
+		DatabaseURL: db.URL("kluis_gateway"), ProfileFile: profileFile, SealKeysFile: tokens.SealKeysFile, CursorKeysFile: cursorKeys, Issuers: issuers,
 		Cryptoservers:  config.Cryptoservers{Addresses: []string{server.address}, TLS: files("gateway-client", "gateway")},
 		RequestTimeout: config.Duration(10 * time.Second),
 	}); err != nil {

@@ -153,6 +153,9 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.writePKI(d.plan); err != nil {
 		return err
 	}
+	if err := d.writeCursorKey(); err != nil {
+		return err
+	}
 	if err := d.writeIdentity(); err != nil {
 		return err
 	}

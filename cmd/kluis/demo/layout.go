@@ -1,6 +1,7 @@
 package demo
 
 import (
+	crand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ func (l layout) sealKeysFile() string    { return l.path("keys", "seal-keys.pem"
 func (l layout) jwksFile() string        { return l.path("keys", "jwks.json") }
 func (l layout) operatorCAFile() string  { return l.path("pki", "operator-ca.crt") }
 func (l layout) supplierCAFile() string  { return l.path("pki", "supplier-ca.crt") }
+func (l layout) cursorKeysFile() string  { return l.path("cursor-keys") }
 func (l layout) gatewayConfig() string   { return l.path("gateway.yaml") }
 func (l layout) issuerConfig() string    { return l.path("issuer.yaml") }
 func (l layout) logFile(n string) string { return l.path("logs", n+".log") }
@@ -274,6 +276,17 @@ func (l layout) writeProfile() error {
 	return writeFile(l.profileFile(), yaml, 0o644)
 }
 
+// writeCursorKey makes the key of the cursors once, like those of pki: not
+// every start may end the cursors that clients have.
+func (l layout) writeCursorKey() error {
+	if _, err := os.Stat(l.cursorKeysFile()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var key [32]byte
+	_, _ = crand.Read(key[:]) // never fails: see crypto/rand
+	return writeFile(l.cursorKeysFile(), fmt.Appendf(nil, "%x\n", key), 0o600)
+}
+
 func (l layout) tls(name, ca string) config.TLS {
 	return config.TLS{CertificateFile: l.path("pki", name+".crt"), KeyFile: l.path("pki", name+".key"), CAFile: ca}
 }
@@ -316,7 +329,7 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 	}
 	if err := config.Write(l.gatewayConfig(), config.Gateway{
 		Listen: p.Gateway, MetricsListen: p.Metrics, PublicURL: gatewayURL, TLS: l.tls("gateway", l.supplierCAFile()),
-		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(),
+		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), CursorKeysFile: l.cursorKeysFile(),
 		Issuers: issuers, OperatorGLN: operatorGLN, Cryptoservers: pool("gateway"), RequestTimeout: config.Duration(10 * time.Second),
 	}); err != nil {
 		return err
