@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,6 +29,8 @@ const roleGateway = "kluis_gateway"
 type Gateway struct {
 	store
 	supplier, legalFile, candidates, consent, idempotency, blocks, keys, stored, record, accessLog, suppliers, lastStored *sqlx.Stmt
+
+	many manyStatements
 }
 
 const (
@@ -104,7 +107,8 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{store: *s}
-	err = g.prepare(ctx, map[**sqlx.Stmt]string{
+	statements := g.many.all()
+	maps.Copy(statements, map[**sqlx.Stmt]string{
 		&g.supplier:    querySupplier,
 		&g.legalFile:   queryStoredFile,
 		&g.candidates:  queryCandidates,
@@ -118,7 +122,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.suppliers:   querySuppliers,
 		&g.lastStored:  queryLastStored,
 	})
-	if err != nil {
+	if err := g.prepare(ctx, statements); err != nil {
 		return nil, err
 	}
 	return g, nil
