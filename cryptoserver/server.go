@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
 
 	"kluis/authz"
 	"kluis/cryptoserver/control"
@@ -77,6 +78,7 @@ type Config struct {
 	Clock      func() time.Time // time.Now when nil
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
+	Traces     stats.Handler // is told of each call; nil: nobody is
 
 	CheckEvery time.Duration // of the tokens; 2 s when zero
 	MaxCall    time.Duration // a call without an earlier deadline ends here; 30 s when zero
@@ -125,6 +127,7 @@ type Server struct {
 	tokens   Tokens
 	sealer   *sealSigner
 
+	traces      stats.Handler
 	now         func() time.Time
 	log         *slog.Logger
 	metrics     *metrics
@@ -162,7 +165,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	s := &Server{
 		id: c.ID, version: c.Version, tls: c.TLS, profile: c.Profile, digest: c.Profile.Digest(),
 		verifier: c.Verifier, issue: c.Issue, staff: c.Staff, tokens: c.Tokens,
-		now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
+		traces: c.Traces, now: c.Clock, log: c.Log, checkEvery: c.CheckEvery, maxCall: c.MaxCall, drain: c.Drain,
 		sealed: newRepeats(), resealed: newRepeats(), points: newPoints(c.PointsPerToken),
 	}
 	if s.now == nil {
@@ -265,7 +268,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 // Serve serves on l until ctx ends, then drains: health says NOT_SERVING,
 // calls in progress may finish within the drain time, the rest is cut.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	g := grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(s.tls)),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.InTapHandle(s.admit),
@@ -274,10 +277,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.MaxConcurrentStreams(256),
 		// A usual call fits, so that its sender need not wait for leave to go
 		// on; fixed, so that nobody measures the network to find a better one.
-		grpc.StaticStreamWindowSize(1<<20),
-		grpc.StaticConnWindowSize(4<<20),
-		grpc.MaxHeaderListSize(16<<10),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.StaticStreamWindowSize(1 << 20),
+		grpc.StaticConnWindowSize(4 << 20),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			// A connection outlives its certificates by no more than this.
 			MaxConnectionAge:      time.Hour,
@@ -286,7 +289,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			Timeout:               5 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
+	}
+	if s.traces != nil {
+		options = append(options, grpc.StatsHandler(s.traces))
+	}
+	g := grpc.NewServer(options...)
 	cryptopb.RegisterCryptoserverServer(g, s)
 	healthpb.RegisterHealthServer(g, s.health.server)
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"kluis/authz"
 	"kluis/cryptoserver/envelope"
@@ -190,7 +191,7 @@ type Cryptoserver struct {
 	Serves bool
 }
 
-// Config is what a Server is made of. Everything is required.
+// Config is what a Server is made of. Everything but Tracer is required.
 type Config struct {
 	Profile        *meter.Profile
 	SealKeys       *authz.SealKeys
@@ -203,12 +204,14 @@ type Config struct {
 	Recorder       Recorder
 	AccessLog      AccessLog
 	Health         Health
-	PublicURL      string        // https://host:port, for links
 	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
+	PublicURL      string        // https://host:port, for links
 	RequestTimeout time.Duration // of a whole request
+	Limits         Limits
 	Now            func() time.Time
 	Log            *slog.Logger
 	Metrics        prometheus.Registerer
+	Tracer         trace.Tracer // nil: no traces
 }
 
 // Server serves the API.
@@ -224,12 +227,14 @@ type Server struct {
 	recorder Recorder
 	accesses AccessLog
 	health   Health
+	cursors  cursors
 	public   *url.URL
 	timeout  time.Duration
+	turns    *turns
 	now      func() time.Time
-	cursors  cursors
 	log      *slog.Logger
 	metrics  *metrics
+	tracer   trace.Tracer
 	handler  http.Handler
 }
 
@@ -241,6 +246,9 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
+	}
+	if err := c.Limits.check(); err != nil {
+		return nil, err
 	}
 	public, err := url.Parse(c.PublicURL)
 	if err != nil || public.Scheme != "https" || public.Host == "" {
@@ -254,6 +262,7 @@ func New(c Config) (*Server, error) {
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
 		return nil, err
 	}
+	s.tracer = c.Tracer
 	if s.metrics, err = newMetrics(c.Metrics); err != nil {
 		return nil, err
 	}
@@ -363,7 +372,7 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 		},
 	}
 	mux := chi.NewRouter()
-	mux.Use(s.observe)
+	mux.Use(s.observe, s.trace)
 	for i := range routes {
 		rt := &routes[i]
 		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt))

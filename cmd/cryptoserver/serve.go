@@ -18,6 +18,7 @@ import (
 	"kluis/internal/config"
 	"kluis/internal/hsm"
 	"kluis/internal/scrape"
+	"kluis/internal/tracing"
 	"kluis/meter"
 )
 
@@ -67,6 +68,11 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	traces, err := tracing.Configured(ctx, cfg.Traces, "cryptoserver", cfg.ID, version)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
 	tokens, err := openTokens(cfg, log, reg)
 	if err != nil {
 		return err
@@ -84,14 +90,23 @@ func (cmd *serveCmd) Run(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, j.Close()) }()
 		kept = j
 	}
+	holders := cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()}
+	if calls := traces.Server(); calls != nil {
+		if holders.Open != nil {
+			holders.Open = tracedOpener{holders.Open}
+		}
+		if holders.Seal != nil {
+			holders.Seal = tracedSealer{holders.Seal}
+		}
+	}
 	server, err := cryptoserver.New(ctx, cryptoserver.Config{
 		ID: cfg.ID, Version: version, TLS: tls, Allow: cfg.Allow,
 		Profile: profile, SealKeys: sealKeys, Verifier: verifier,
 		Issue:    cryptoserver.Issue{Issuer: cfg.Token.Issuer, Audience: cfg.Token.Audience, KeyID: cfg.Token.KeyID},
 		Staff:    staff,
-		Tokens:   cryptoserver.Tokens{Open: tokens.Opener(), Seal: tokens.Sealer(), Mint: tokens.Minter(), Rotate: tokens.Rotator(), Sign: tokens.TokenSigner()},
+		Tokens:   holders,
 		Journal:  kept,
-		SealRate: cfg.SealRate, PointsPerToken: cfg.PointsPerToken, Log: log, Registerer: reg,
+		SealRate: cfg.SealRate, PointsPerToken: cfg.PointsPerToken, Log: log, Registerer: reg, Traces: traces.Server(),
 	})
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/postgres"
+	"kluis/internal/tracing"
 	"kluis/meter"
 	"kluis/server"
 )
@@ -45,6 +46,11 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 	if err != nil {
 		return server.Config{}, nil, fmt.Errorf("profile_file %s: %w", cfg.ProfileFile, err)
 	}
+	traces, err := tracing.Configured(ctx, cfg.Traces, "gateway", "", version)
+	if err != nil {
+		return server.Config{}, nil, err
+	}
+	closers = append(closers, func() error { traces.Close(); return nil })
 	keys, err := config.PublicKeys(cfg.SealKeysFile)
 	if err != nil {
 		return server.Config{}, nil, fmt.Errorf("seal_keys_file: %w", err)
@@ -53,20 +59,20 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 	if err != nil {
 		return server.Config{}, nil, fmt.Errorf("seal_keys_file: %w", err)
 	}
+	cursorKeys, err := config.CursorKeys(cfg.CursorKeysFile)
+	if err != nil {
+		return server.Config{}, nil, fmt.Errorf("cursor_keys_file: %w", err)
+	}
 	verifier, err := authn.Configured(ctx, cfg.Issuers, cfg.OperatorGLN, profile, log)
 	if err != nil {
 		return server.Config{}, nil, err
 	}
 	tlsConfig, err := config.ClientTLS(cfg.Cryptoservers.TLS)
 	if err != nil {
-	cursorKeys, err := config.CursorKeys(cfg.CursorKeysFile)
-	if err != nil {
-		return server.Config{}, nil, fmt.Errorf("cursor_keys_file: %w", err)
-	}
 		return server.Config{}, nil, fmt.Errorf("cryptoservers: %w", err)
 	}
 	pool, err := client.New(client.Config{
-		Addresses: cfg.Cryptoservers.Addresses, TLS: tlsConfig, Timeout: time.Duration(cfg.RequestTimeout), Registerer: reg,
+		Addresses: cfg.Cryptoservers.Addresses, TLS: tlsConfig, Timeout: time.Duration(cfg.RequestTimeout), Registerer: reg, Traces: traces.Client(),
 	})
 	if err != nil {
 		return server.Config{}, nil, err
@@ -76,7 +82,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 	if err != nil {
 		return server.Config{}, nil, fmt.Errorf("database_url: %w", err)
 	}
-	db, err := postgres.NewGateway(ctx, postgres.Config{DSN: dsn})
+	db, err := postgres.NewGateway(ctx, postgres.Config{DSN: dsn, Traces: traces})
 	if err != nil {
 		return server.Config{}, nil, err
 	}
@@ -98,13 +104,15 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Recorder:       db,
 		AccessLog:      accesses{db},
 		Health:         health{db, pool, profile.Digest()},
+		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
 		RequestTimeout: time.Duration(cfg.RequestTimeout),
+		Limits:         server.DefaultLimits(),
 		Now:            time.Now,
 		Log:            log,
 		Metrics:        reg,
+		Tracer:         traces.Tracer(),
 	}, closeAll, nil
-		CursorKeys:     cursorKeys,
 }
 
 // facts gives the database's candidates the server's type.

@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/stats"
 
 	"kluis/cryptoserver/cryptopb"
 )
@@ -50,6 +51,7 @@ type Config struct {
 	Timeout   time.Duration
 	// Timeout ends a call whose context has no earlier deadline; 10 s when zero.
 	Registerer prometheus.Registerer // of the pool's metrics, once per process; nil: none
+	Traces     stats.Handler         // is told of each call; nil: nobody is
 }
 
 const maxMessage = 16 << 20
@@ -132,6 +134,9 @@ func New(c Config) (*Client, error) {
 		return nil, fmt.Errorf("cryptoserver client: metrics: %w", err)
 	}
 	common = append(common, report...)
+	if c.Traces != nil {
+		common = append(common, grpc.WithStatsHandler(c.Traces))
+	}
 	cl := &Client{timeout: c.Timeout}
 	cl.closed, cl.stop = context.WithCancel(context.Background())
 	if cl.timeout == 0 {

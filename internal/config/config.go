@@ -59,6 +59,17 @@ type Roles struct {
 	Auditor    []string `yaml:"auditor,omitempty"`
 }
 
+// Traces names the OpenTelemetry collector that spans are sent to.
+type Traces struct {
+	Endpoint string `yaml:"endpoint"` // host:port, OTLP over gRPC; empty: no traces
+	// TLS is how the collector is reached: the client's certificate, and the CA
+	// of the collector's. May be left out for a collector on a loopback address.
+	TLS *TLS `yaml:"tls,omitempty"`
+	// Share of the requests that are traced, from 0 to 1. The gateway's alone: a
+	// cryptoserver traces what belongs to a traced request.
+	Share float64 `yaml:"share,omitempty"`
+}
+
 // Gateway configures cmd/gateway.
 type Gateway struct {
 	Listen               string `yaml:"listen"`         // host:port of the API, mTLS
@@ -78,6 +89,7 @@ type Gateway struct {
 	OperatorGLN    string        `yaml:"operator_gln,omitempty"`
 	Cryptoservers  Cryptoservers `yaml:"cryptoservers"`
 	RequestTimeout Duration      `yaml:"request_timeout,omitempty"` // whole request; default 10s
+	Traces         Traces        `yaml:"traces,omitempty"`
 }
 
 // IssuerProcess configures cmd/issuer.
@@ -144,7 +156,8 @@ type Cryptoserver struct {
 	// PointsPerToken is how many different metering points this server opens on one
 	// access token at most; default 100000, at most 1000000. Who needs more gets
 	// another token in between.
-	PointsPerToken int `yaml:"points_per_token,omitempty"`
+	PointsPerToken int    `yaml:"points_per_token,omitempty"`
+	Traces         Traces `yaml:"traces,omitempty"`
 }
 
 // TokenIssue is what the sign role puts into access tokens.

@@ -65,6 +65,7 @@ func (c Gateway) Validate() error {
 	p.operator(c.OperatorGLN, c.Issuers, nil)
 	p.cryptoservers("cryptoservers", c.Cryptoservers)
 	p.duration("request_timeout", c.RequestTimeout, maxRequestTimeout)
+	p.traces(c.Traces, true)
 	return p.err()
 }
 
@@ -125,6 +126,7 @@ func (c Cryptoserver) Validate() error {
 		p.duration("call_timeout", c.CallTimeout, maxCallTimeout)
 	}
 	p.check(c.StuckLimit >= 0 && c.StuckLimit <= maxStuckLimit, "stuck_limit", fmt.Sprintf("must be from 1 to %d", maxStuckLimit))
+	p.traces(c.Traces, false)
 	p.check(c.SealRate >= 0 && c.SealRate <= maxSealRate, "seal_rate", fmt.Sprintf("must be from 1 to %d", maxSealRate))
 	p.check(c.PointsPerToken >= 0 && c.PointsPerToken <= maxPointsPerToken, "points_per_token", fmt.Sprintf("must be from 1 to %d", maxPointsPerToken))
 	return p.err()
@@ -265,6 +267,27 @@ func (p *problems) cryptoservers(key string, c Cryptoservers) {
 		p.check(!slices.Contains(c.Addresses[:i], a), at, "is repeated")
 	}
 	p.tls(key+".tls", c.TLS)
+}
+
+// traces checks where spans go, and who says how many.
+func (p *problems) traces(t Traces, begins bool) {
+	if t == (Traces{}) {
+		return
+	}
+	host, ps, err := net.SplitHostPort(t.Endpoint)
+	n, ok := port(ps)
+	p.check(err == nil && host != "" && ok && n != 0, "traces.endpoint", "must be host:port")
+	if t.TLS != nil {
+		p.tls("traces.tls", *t.TLS)
+	} else {
+		ip := net.ParseIP(host)
+		p.check(host == "localhost" || ip != nil && ip.IsLoopback(), "traces.tls", "is missing: spans go in the clear to a loopback address only")
+	}
+	if begins {
+		p.check(t.Share > 0 && t.Share <= 1, "traces.share", "must be above 0 and at most 1")
+	} else {
+		p.check(t.Share == 0, "traces.share", "is the gateway's: what belongs to a traced request is traced")
+	}
 }
 
 func (p *problems) issuers(list []Issuer, mayFetch bool) {

@@ -28,6 +28,8 @@ var mayImport = map[string][]string{
 	"internal/devpg":      {},
 	"internal/scrape":     {},
 	"internal/strictjson": {},
+	"internal/tracing":    {"internal/config"},
+	"internal/timerslack": {},
 
 	"meter": {"internal/canonical"},
 	"authz": {"internal/canonical", "meter"},
@@ -56,7 +58,7 @@ var mayImport = map[string][]string{
 	"conformance":       {"authz", "meter"}, // what answers requests, it must not use
 	"auditlog/leaf":     {"internal/canonical"},
 	"auditlog":          {"auditlog/leaf", "authz", "cryptoserver/checkpoint", "cryptoserver/envelope", "internal/audit"},
-	"internal/postgres": {"auditlog/leaf", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "meter"},
+	"internal/postgres": {"auditlog/leaf", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "internal/tracing", "meter"},
 }
 
 // only these commands may link the HSM library.
