@@ -254,9 +254,9 @@ func (s *sink) Header() http.Header         { return s.header }
 func (s *sink) WriteHeader(int)             {}
 func (s *sink) Write(b []byte) (int, error) { s.body = append(s.body, b...); return len(b), nil }
 
-// BenchmarkRender is a month of quarter-hours of two fields and the daily
+// benchmarkAnswer is a month of quarter-hours of two fields and the daily
 // registers, as in docs/PERFORMANCE.md.
-func BenchmarkRender(b *testing.B) {
+func benchmarkAnswer(b *testing.B) *answer {
 	profile := dutch(b)
 	a := &answer{
 		interaction: uuid.MustParse("019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e"), profile: profile,
@@ -278,6 +278,11 @@ func BenchmarkRender(b *testing.B) {
 		}
 		a.series = append(a.series, s)
 	}
+	return a
+}
+
+func BenchmarkRender(b *testing.B) {
+	a := benchmarkAnswer(b)
 	b.Run("append", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
