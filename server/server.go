@@ -203,6 +203,7 @@ type Config struct {
 	Steps          Steps
 	Recorder       Recorder
 	AccessLog      AccessLog
+	Many           Many
 	Health         Health
 	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
 	PublicURL      string        // https://host:port, for links
@@ -226,6 +227,7 @@ type Server struct {
 	steps    Steps
 	recorder Recorder
 	accesses AccessLog
+	many     Many
 	health   Health
 	cursors  cursors
 	public   *url.URL
@@ -242,7 +244,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
-		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -256,7 +258,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
-		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, health: c.Health, public: public, timeout: c.RequestTimeout,
+		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, health: c.Health, public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {

@@ -103,6 +103,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Steps:          steps{db},
 		Recorder:       db,
 		AccessLog:      accesses{db},
+		Many:           connectMany(db, pool, profile),
 		Health:         health{db, pool, profile.Digest()},
 		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
@@ -175,6 +176,10 @@ func (o opener) Open(ctx context.Context, r server.OpenRequest) (server.Opened, 
 	if u.Err != nil {
 		return server.Opened{}, openError(u.Err)
 	}
+	return openedUnit(u), nil
+}
+
+func openedUnit(u client.Opened) server.Opened {
 	opened := server.Opened{Series: u.Series, Withheld: u.Withheld, Receipt: u.Receipt}
 	for _, f := range u.Faults {
 		switch f.Reason {
@@ -185,7 +190,7 @@ func (o opener) Open(ctx context.Context, r server.OpenRequest) (server.Opened, 
 			opened.Outside++
 		}
 	}
-	return opened, nil
+	return opened
 }
 
 // sealer asks the pool of cryptoservers.
