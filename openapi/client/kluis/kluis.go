@@ -13,7 +13,7 @@
 //	})
 //	…
 //	r, err := c.Readings(ctx, "871687200000000010", &client.GetReadingsParams{
-//		From: kluis.Date(2026, 9, 1), To: kluis.Date(2026, 11, 1), Purpose: client.BILLING,
+//		From: kluis.Date(2026, 9, 1), To: kluis.Date(2026, 11, 1), Purpose: client.PurposeBILLING,
 //	})
 package kluis
 

@@ -2,9 +2,7 @@ package kluis
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,17 +30,19 @@ type Point struct {
 
 // Result is what a Query that came to its end has to show for it.
 type Result struct {
-	// JWS is the signed manifest as it came: to be kept as proof.
-	JWS      string
-	Manifest client.Manifest
-	// Parts is how many requests this process needed.
-	Parts int
+	JWS      string // the signed manifest as it came: to be kept as proof
+	Manifest Manifest
+	Requests int // how many this call needed: 1 when nothing broke
 }
 
 // ErrBroken says that a stream could not be finished although it was tried
-// again for as long as the client's Patience; the last checkpoint that was
+// again for as long as the client's Patience: the last checkpoint that was
 // delivered is where to go on. It wraps the cause of the last try.
 var ErrBroken = errors.New("kluis: the stream broke, and did not come back")
+
+// ErrStream says that the gateway does not keep to the contract: something is
+// missing, repeated or altered. No new try is made.
+var ErrStream = errors.New("kluis: the stream is not as the contract has it")
 
 // maxLine bounds a line of a stream: a year of quarter-hours of several fields
 // has a few megabytes.
@@ -58,7 +58,7 @@ const maxLine = 32 << 20
 // when the caller stores point and checkpoint together. At the end the signed
 // manifest is checked against all that was delivered, by all calls: without an
 // error, nothing is missing, repeated or altered. An error of deliver ends the
-// query and is returned; one that no new try can change is, too.
+// query and is returned; so is one that no new try can change.
 func (k *Client) Query(ctx context.Context, q client.ReadingsQuery, checkpoint string, deliver func(Point) error) (*Result, error) {
 	s := &stream{k: k, query: q, deliver: deliver}
 	if checkpoint != "" {
@@ -66,42 +66,261 @@ func (k *Client) Query(ctx context.Context, q client.ReadingsQuery, checkpoint s
 			return nil, err
 		}
 	}
-	wait, renewed := k.backoff(), false
-	for {
-		before := s.state.sequence()
-		done, err := s.part(ctx)
-		if err == nil && done {
-			return s.result, nil
+	wait := k.backoff()
+	renewed := false
+	for requests := 1; ; requests++ {
+		before := s.state.Sequence
+		result, err := s.part(ctx)
+		if err == nil {
+			result.Requests = requests
+			return result, nil
 		}
-		if s.state.sequence() > before {
+		if s.state.Sequence > before {
 			wait.progress()
 			renewed = false
 		}
-		p := AsProblem(err)
-		switch {
+		var last final
+		var after time.Duration
+		switch p := AsProblem(err); {
+		case errors.As(err, &last):
+			return nil, last.error
 		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.Is(err, errFinal), permanent(err):
-			return nil, errors.Unwrap(finalCause{err})
-		case p.expired() && !renewed:
-			// A token lives shorter than a long stream: that is no break.
+			return nil, context.Cause(ctx)
+		case p == nil && permanent(err):
+			return nil, err
+		case p == nil: // broke
+		case p.Is(Unauthenticated) && !renewed:
+			// A token lives shorter than a long stream: its end is no break.
 			k.tokens.drop(s.authorization)
 			renewed = true
 			continue
-		case p != nil && !p.Temporary() && !p.expired():
+		case !p.Temporary():
 			return nil, p
-		case p.expired():
-			return nil, p
-		}
-		var after time.Duration
-		if p != nil {
+		default:
 			after = p.RetryAfter
 		}
 		if !wait.next(ctx, after) {
 			if ctx.Err() != nil {
-				return nil, ctx.Err()
+				return nil, context.Cause(ctx)
 			}
 			return nil, fmt.Errorf("%w: %w", ErrBroken, err)
 		}
 	}
+}
+
+// final is an error that ends a query.
+type final struct{ error }
+
+func violated(format string, args ...any) error {
+	return final{fmt.Errorf("%w: %s", ErrStream, fmt.Sprintf(format, args...))}
+}
+
+// stream is one query over all its parts.
+type stream struct {
+	k             *Client
+	query         client.ReadingsQuery
+	deliver       func(Point) error
+	state         state
+	authorization string // of the last request
+}
+
+// part makes one request, and goes on until the stream ends or breaks.
+func (s *stream) part(ctx context.Context) (*Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.query.Cursor = nil
+	if s.state.Cursor != "" {
+		s.query.Cursor = &s.state.Cursor
+	}
+	req, err := client.NewQueryReadingsRequest(s.k.config.Gateway, s.query)
+	if err != nil {
+		return nil, final{err}
+	}
+	req.Header.Set("Accept", "application/x-ndjson")
+	stalled := time.AfterFunc(s.k.config.Stall, func() { cancel(errors.New("nothing came for too long")) })
+	defer stalled.Stop()
+	// As young a token as can be: the stream ends with it.
+	res, err := s.k.send(req.WithContext(ctx), time.Hour)
+	s.authorization = req.Header.Get("Authorization")
+	if err != nil {
+		return nil, broke(ctx, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+		if err != nil {
+			return nil, broke(ctx, err)
+		}
+		return nil, problemOf(res, body)
+	}
+	p := partial{stream: s}
+	lines := bufio.NewReaderSize(alive{res.Body, stalled, s.k.config.Stall}, 64<<10)
+	for {
+		line, err := readLine(lines)
+		if err != nil {
+			return nil, broke(ctx, err)
+		}
+		result, err := p.take(ctx, line)
+		if result != nil || err != nil {
+			return result, err
+		}
+	}
+}
+
+// broke is an error of the connection, or why it was given up. It is never
+// taken for the end of the caller's own context.
+func broke(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return err
+}
+
+// alive starts the wait for the next bytes anew with each that came.
+type alive struct {
+	r     io.Reader
+	timer *time.Timer
+	stall time.Duration
+}
+
+func (a alive) Read(p []byte) (int, error) {
+	a.timer.Reset(a.stall)
+	return a.r.Read(p)
+}
+
+// readLine returns the next line with its line feed; what has none was cut off.
+func readLine(r *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		chunk, err := r.ReadSlice('\n')
+		line = append(line, chunk...)
+		switch {
+		case len(line) > maxLine:
+			return nil, violated("a line is longer than %d bytes", maxLine)
+		case err == nil:
+			return line, nil
+		case errors.Is(err, io.EOF):
+			return nil, io.ErrUnexpectedEOF
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+	}
+}
+
+// partial is how far the answer to one request was read.
+type partial struct {
+	*stream
+	begun   bool
+	id      client.InteractionId // of the request
+	pending *client.StreamLine   // a point of which the progress is to come
+	line    []byte               // its line
+}
+
+// take deals with one line; the result is that of a complete stream.
+func (p *partial) take(ctx context.Context, line []byte) (*Result, error) {
+	var l client.StreamLine
+	if err := decode(line, &l); err != nil {
+		return nil, violated("a line is not JSON: %v", err)
+	}
+	if (l.Type == client.Begin) == p.begun {
+		return nil, violated("line %q out of order", l.Type)
+	}
+	if p.pending != nil && l.Type != client.Progress && l.Type != client.End {
+		return nil, violated("line %q between a metering point and its progress", l.Type)
+	}
+	switch l.Type {
+	case client.Begin:
+		return nil, p.begin(l)
+	case client.Point:
+		if l.Ean == nil || l.Sequence == nil || *l.Sequence != p.state.Sequence+1 || *l.Ean <= p.state.Ean {
+			return nil, violated("metering points after number %d are missing or repeated", p.state.Sequence)
+		}
+		p.pending, p.line = &l, line
+		return nil, nil
+	case client.Progress:
+		return nil, p.progress(l)
+	case client.End:
+		return p.end(ctx, l)
+	}
+	return nil, violated("a line of the unknown type %q", l.Type)
+}
+
+func (p *partial) begin(l client.StreamLine) error {
+	if l.Query == nil || l.Done == nil || l.InteractionId == nil {
+		return violated("the first line lacks members")
+	}
+	p.begun, p.id = true, *l.InteractionId
+	if p.state.Query == "" {
+		return p.state.begin(*l.Query)
+	}
+	if p.state.Query != *l.Query {
+		return violated("the stream goes on with another query")
+	}
+	if *l.Done != p.state.Sequence {
+		return violated("the stream goes on after number %d, not %d", *l.Done, p.state.Sequence)
+	}
+	return nil
+}
+
+// progress is what makes the metering point before it count.
+func (p *partial) progress(l client.StreamLine) error {
+	if l.Cursor == nil || l.Sequence == nil || l.Done == nil {
+		return violated("a line of progress lacks members")
+	}
+	next := p.state
+	next.Cursor = *l.Cursor
+	if p.pending != nil {
+		next.add(p.pending, p.line)
+	}
+	if *l.Sequence != next.Sequence {
+		return violated("progress of number %d after metering point %d", *l.Sequence, next.Sequence)
+	}
+	if p.pending != nil {
+		checkpoint, err := next.text()
+		if err != nil {
+			return final{err}
+		}
+		point := Point{
+			QueryPoint: client.QueryPoint{
+				Sequence: next.Sequence, Ean: *p.pending.Ean, Series: p.pending.Series, Withheld: p.pending.Withheld, Problem: p.pending.Problem,
+			},
+			Line: p.line, Done: *l.Done, Total: l.Total, Checkpoint: checkpoint,
+		}
+		if err := p.deliver(point); err != nil {
+			return final{err}
+		}
+	}
+	p.state, p.pending, p.line = next, nil, nil
+	return nil
+}
+
+func (p *partial) end(ctx context.Context, l client.StreamLine) (*Result, error) {
+	switch {
+	case l.Complete == nil:
+		return nil, violated("the last line does not say whether the stream is complete")
+	case !*l.Complete && l.Problem == nil:
+		return nil, violated("the stream ends without a reason")
+	case !*l.Complete:
+		return nil, &Problem{Problem: *l.Problem}
+	case p.pending != nil || l.Sequence == nil || *l.Sequence != p.state.Sequence || l.Manifest == nil:
+		return nil, violated("the stream ends before its end")
+	}
+	keys := p.k.config.ManifestKeys
+	if keys == nil {
+		res, err := p.k.api.GetManifestKeysWithResponse(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if keys, err = answer(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+			return nil, err
+		}
+	}
+	m, err := VerifyManifest(*l.Manifest, keys)
+	if err != nil {
+		return nil, final{fmt.Errorf("%w: manifest: %w", ErrStream, err)}
+	}
+	if err := p.state.check(m, p.k.config.ClientID, p.id); err != nil {
+		return nil, err
+	}
+	return &Result{JWS: *l.Manifest, Manifest: *m}, nil
 }
