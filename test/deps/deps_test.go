@@ -34,9 +34,10 @@ var mayImport = map[string][]string{
 	"meter": {"internal/canonical"},
 	"authz": {"internal/canonical", "meter"},
 
-	"openapi":        {},
-	"openapi/client": {},
-	"migrations":     {},
+	"openapi":              {},
+	"openapi/client":       {},
+	"openapi/client/kluis": {"openapi/client"},
+	"migrations":           {},
 
 	"internal/authn": {"authz", "internal/config", "internal/strictjson", "meter"},
 	"internal/audit": {"authz", "internal/canonical", "meter"},
