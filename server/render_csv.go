@@ -48,13 +48,16 @@ func (r *tableRow) size() int {
 // apostrophe. No name, code or number of the API does; what else a table
 // holds (cursors, a manifest) is made not to, or it could not be sent back.
 func appendCell(dst []byte, s string) []byte {
+	quoted := strings.ContainsAny(s, "\",\r\n")
+	if quoted {
+		dst = append(dst, '"')
+	}
 	if s != "" && strings.IndexByte("=+-@\t\r\n", s[0]) >= 0 && !plainNumber(s) {
 		dst = append(dst, '\'')
 	}
-	if !strings.ContainsAny(s, "\",\r\n") {
+	if !quoted {
 		return append(dst, s...)
 	}
-	dst = append(dst, '"')
 	for i := range len(s) {
 		if s[i] == '"' {
 			dst = append(dst, '"')

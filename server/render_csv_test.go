@@ -273,7 +273,7 @@ func TestTableRow(t *testing.T) {
 
 // No cell is a formula, whatever it is made of, and each reads back.
 func FuzzAppendCell(f *testing.F) {
-	for _, s := range []string{"", "-0.500", "=1+1", "-1+1", "+1", "@SUM(A1)", "\t=1", "a\"b", "a,b", "a\r\nb", "-", "-.", "-1.", "1.2.3", "--1"} {
+	for _, s := range []string{"", "-0.500", "=1+1", "-1+1", "+1", "@SUM(A1)", "\t=1", "a\"b", "a,b", "a\r\nb", "-", "-.", "-1.", "1.2.3", "--1", "-0\"00"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
