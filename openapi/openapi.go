@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/goccy/go-yaml"
 )
 
 //go:embed openapi.yaml
@@ -15,6 +16,15 @@ var contract []byte
 
 // Contract returns the contract as written: OpenAPI 3.0.3, YAML.
 func Contract() []byte { return append([]byte(nil), contract...) }
+
+// JSON returns the contract as JSON, in the same order.
+func JSON() ([]byte, error) {
+	b, err := yaml.YAMLToJSON(contract)
+	if err != nil {
+		return nil, fmt.Errorf("openapi.yaml: %w", err)
+	}
+	return b, nil
+}
 
 // Load parses and checks the contract. Each call gives a value of its own, as
 // middleware changes it.

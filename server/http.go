@@ -31,12 +31,16 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 }
 
 // ProbeServer serves plain HTTP for the operator's private network: handler,
-// which is the metrics', at /metrics, and the probes beside it.
+// which is the metrics', at /metrics, and beside it the probes, and the
+// documentation for browsers without a client certificate.
 func (s *Server) ProbeServer(metrics http.Handler) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.Handle("GET /healthz", s.handler)
 	mux.Handle("GET /readyz", s.handler)
+	for _, path := range docsPaths {
+		mux.Handle("GET "+path, s.handler)
+	}
 	h := newHTTPServer(mux, s.log)
 	h.WriteTimeout = 30 * time.Second
 	return h
