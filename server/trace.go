@@ -4,7 +4,7 @@ import (
 	"net/http"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
+	otelcodes "go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -39,7 +39,7 @@ func (s *Server) trace(next http.Handler) http.Handler {
 				span.SetAttributes(attribute.String("kluis.problem", ev.problem))
 			}
 			if sw.status >= http.StatusInternalServerError {
-				span.SetStatus(codes.Error, ev.problem)
+				span.SetStatus(otelcodes.Error, ev.problem)
 			}
 			span.End()
 		}()
