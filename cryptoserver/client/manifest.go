@@ -26,7 +26,7 @@ type ManifestRequest struct {
 func (c *Client) SignManifest(ctx context.Context, r ManifestRequest) (string, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	resp, err := c.seal.SignManifest(ctx, &cryptopb.SignManifestRequest{
+	resp, err := c.sealKey.SignManifest(ctx, &cryptopb.SignManifestRequest{
 		AccessToken: r.AccessToken, SupplierRecord: r.SupplierRecord, InteractionId: r.InteractionID[:],
 		Query: r.Query[:], Format: r.Format, Digest: r.Digest[:],
 		Points: r.Points, Given: r.Given, Partly: r.Partly, Withheld: r.Withheld, Failed: r.Failed, LeftOut: r.LeftOut,

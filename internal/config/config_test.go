@@ -313,16 +313,18 @@ func TestCryptoserverRefuses(t *testing.T) {
 }
 
 // TestTakeStepNeedsIssuers: a server that only seals verifies access tokens too,
-// where steps are taken by them.
+// where steps are taken by them, or manifests signed.
 func TestTakeStepNeedsIssuers(t *testing.T) {
 	t.Parallel()
 	seals := strings.NewReplacer("open: [{label: open, pin_file: open.pin}]", "seal: {label: seal, pin_file: seal.pin}", "issuers: [{", "#issuers: [{").Replace(cryptoserverYAML)
 	if _, err := Load[Cryptoserver](write(t, "cs.yaml", seals, 0o644)); err != nil {
 		t.Errorf("without such steps: %v", err)
 	}
-	takes := strings.Replace(seals, "Open: [gateway]", "TakeStep: [gateway]", 1)
-	if _, err := Load[Cryptoserver](write(t, "cs.yaml", takes, 0o644)); err == nil || !strings.Contains(err.Error(), "issuers: name at least one") {
-		t.Errorf("with them: %v", err)
+	for _, method := range []string{"TakeStep", "SignManifest"} {
+		takes := strings.Replace(seals, "Open: [gateway]", method+": [gateway]", 1)
+		if _, err := Load[Cryptoserver](write(t, "cs.yaml", takes, 0o644)); err == nil || !strings.Contains(err.Error(), "issuers: name at least one") {
+			t.Errorf("with %s: %v", method, err)
+		}
 	}
 }
 

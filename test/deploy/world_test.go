@@ -227,7 +227,7 @@ func installation(t *testing.T) metrics {
 	err := config.Write(cs, config.Cryptoserver{
 		ID: "cs1", Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", TLS: files("cryptoserver-1", "cryptoserver-1", "127.0.0.1"),
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "Status": {"gateway", "custodian"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"},
+			"Open": {"gateway"}, "Status": {"gateway", "custodian"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"},
 			"SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"},
 			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 		},

@@ -490,7 +490,7 @@ func TestWhoMayCallACryptoserver(t *testing.T) {
 	t.Parallel()
 	l := sharedWorld(t).lab(t)
 	may := map[string][]string{
-		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SealSupplier": {"registrar"},
+		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"},
 		"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "Status": {"gateway", "ingest", "issuer", "registrar"},
 	}
 	leaf := func(ca *devpki.CA, l devpki.Leaf) *tls.Certificate { return ptrTo(sure(ca.Issue(l))) }
