@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -195,6 +196,17 @@ func (k *SealKeys) IDs() []KeyID {
 		ids = append(ids, id)
 	}
 	return ids
+}
+
+// PublicKeys lists the keys, ascending by id.
+func (k *SealKeys) PublicKeys() []*ecdsa.PublicKey {
+	ids := k.IDs()
+	slices.SortFunc(ids, func(a, b KeyID) int { return bytes.Compare(a[:], b[:]) })
+	keys := make([]*ecdsa.PublicKey, len(ids))
+	for i, id := range ids {
+		keys[i] = k.keys[id]
+	}
+	return keys
 }
 
 // LegalFile verifies and parses. The caller must still check that EAN() is
