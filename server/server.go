@@ -353,6 +353,10 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetStatus },
 	},
 	{
+		method: http.MethodGet, path: "/v1/manifest-keys",
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetManifestKeys },
+	},
+	{
 		method: http.MethodGet, path: "/healthz",
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetHealth },
 	},
