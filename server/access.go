@@ -169,7 +169,7 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{json: append(rendered, '\n')}, nil
+	return &body{bytes: append(rendered, '\n')}, nil
 }
 
 func (s *Server) renderAccess(ev *event, q accessQuery, now time.Time, a authz.Access, stored []StoredRun) openapi.Access {

@@ -190,16 +190,13 @@ func checkAccessLog(s *Server, r *http.Request) paramErrors {
 	_, errs := logParams{
 		ean: chi.URLParam(r, "ean"), from: q.Get("from"), to: q.Get("to"), occupancy: q.Get("occupancy"), supplier: q.Get("supplier"),
 		lang: q.Get("lang"), cursor: q.Get("cursor"), limit: q.Get("limit"),
-	}.parse(negotiate(r.Header.Values("Accept")), s.profile.Location())
+	}.parse(callOf(r.Context()).media, s.profile.Location())
 	return errs
 }
 
 // GetAccessLog answers GET /v1/metering-points/{ean}/access-log.
 func (s *Server) GetAccessLog(ctx context.Context, r openapi.GetAccessLogRequestObject) (openapi.GetAccessLogResponseObject, error) {
 	c := callOf(ctx)
-	if c.media == "" {
-		return nil, fail(notAcceptable, nil)
-	}
 	q, errs := boundLogParams(r).parse(c.media, s.profile.Location())
 	if len(errs) > 0 {
 		return nil, failParams(errs)
@@ -643,12 +640,8 @@ type document struct {
 // VisitGetAccessLogResponse sends it.
 func (d *document) VisitGetAccessLogResponse(w http.ResponseWriter) error {
 	h := w.Header()
-	h.Set("Content-Type", d.media)
-	if d.media != mediaJSON {
-		h.Set("Content-Type", d.media+"; charset=utf-8")
-	}
+	h.Set("Content-Type", contentTypes[d.media])
 	h.Set("Content-Length", strconv.Itoa(len(d.body)))
-	h.Set("Vary", "Accept")
 	for name, value := range d.header {
 		h.Set(name, value)
 	}

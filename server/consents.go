@@ -77,7 +77,7 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{json: append(rendered, '\n')}, nil
+	return &body{bytes: append(rendered, '\n')}, nil
 }
 
 func (b *body) VisitListConsentsResponse(w http.ResponseWriter) error { return b.write(w) }
@@ -232,7 +232,7 @@ func (s *Server) consentAnswer(c authn.Caller, file *authz.LegalFile, id [16]byt
 	if err != nil {
 		return nil, fmt.Errorf("rendering a consent: %w", err)
 	}
-	return &consentAnswer{body{json: append(rendered, '\n')}, id, tagOf(file.EAN(), k)}, nil
+	return &consentAnswer{body{bytes: append(rendered, '\n')}, id, tagOf(file.EAN(), k)}, nil
 }
 
 func (a *consentAnswer) respond(w http.ResponseWriter, status int) error {

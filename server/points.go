@@ -60,7 +60,7 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{json: append(rendered, '\n')}, nil
+	return &body{bytes: append(rendered, '\n')}, nil
 }
 
 // listCursor opens a cursor of a list: the metering point after which it goes

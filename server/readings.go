@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestOb
 		return nil, err
 	}
 	s.metrics.age.Observe(time.Since(eventOf(ctx).evidence).Seconds())
-	return newBody(a), nil
+	return newBody(a, callOf(ctx).media), nil
 }
 
 // readings takes a request from the legal file to the committed record. The
@@ -230,16 +231,25 @@ func outcome(g authz.Grant, withheld []authz.Withheld) audit.Outcome {
 	return audit.Partly
 }
 
-// newBody renders the answer and erases it. The body is erased once sent.
-func newBody(a *answer) *body {
-	b := &body{json: a.appendTo(make([]byte, 0, a.size())), secret: true}
+// newBody renders the answer in a media type and erases it. The body is erased
+// once sent.
+func newBody(a *answer, media string) *body {
+	b := &body{media: media, secret: true}
+	switch media {
+	case mediaCSV:
+		b.bytes = append(make([]byte, 0, len(csvHeader)+a.csvSize()), csvHeader...)
+		b.bytes = a.appendCSV(b.bytes)
+	default:
+		b.bytes = a.appendTo(make([]byte, 0, a.size()))
+	}
 	a.erase()
 	return b
 }
 
 // body is a rendered answer.
 type body struct {
-	json   []byte
+	bytes  []byte
+	media  string // "": JSON
 	secret bool
 }
 
@@ -247,12 +257,12 @@ func (b *body) write(w http.ResponseWriter) error { return b.writeStatus(w, http
 
 func (b *body) writeStatus(w http.ResponseWriter, status int) error {
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(b.json)))
+	h.Set("Content-Type", contentTypes[cmp.Or(b.media, mediaJSON)])
+	h.Set("Content-Length", strconv.Itoa(len(b.bytes)))
 	w.WriteHeader(status)
-	_, err := w.Write(b.json)
+	_, err := w.Write(b.bytes)
 	if b.secret {
-		clear(b.json)
+		clear(b.bytes)
 	}
 	return err
 }

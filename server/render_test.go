@@ -221,7 +221,7 @@ func TestAppendString(t *testing.T) {
 func TestErase(t *testing.T) {
 	t.Parallel()
 	a := goldenAnswer(t)
-	b := newBody(a)
+	b := newBody(a, mediaJSON)
 	for _, s := range a.series {
 		for _, d := range s.Days {
 			for i := range d.Values {
@@ -238,7 +238,7 @@ func TestErase(t *testing.T) {
 	if !bytes.Contains(w.body, []byte(`"6328.420"`)) {
 		t.Errorf("sent %s", w.body)
 	}
-	for _, c := range b.json {
+	for _, c := range b.bytes {
 		if c != 0 {
 			t.Fatal("the rendered answer is left in memory")
 		}

@@ -292,6 +292,7 @@ type route struct {
 	token        bool     // wants an access token; of whom, the contract says
 	body         bool     // has a body; no other may be sent one
 	query        []string // the query parameters there are
+	media        []string // of the answer, where Accept chooses among several
 	// check finds the faults of the parameters that the contract's language
 	// cannot express; nil when there are none.
 	check func(*Server, *http.Request) paramErrors
@@ -306,7 +307,7 @@ var routes = []route{
 	},
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/readings", token: true,
-		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind"}, check: checkReadings,
+		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind"}, check: checkReadings, media: readingsMedia,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetReadings },
 	},
 	{
@@ -320,13 +321,8 @@ var routes = []route{
 	},
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/access-log", token: true,
-		query: []string{"from", "to", "occupancy", "supplier", "lang", "cursor", "limit"}, check: checkAccessLog,
-		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc {
-			return func(rw http.ResponseWriter, r *http.Request) {
-				callOf(r.Context()).media = negotiate(r.Header.Values("Accept"))
-				w.GetAccessLog(rw, r)
-			}
-		},
+		query: []string{"from", "to", "occupancy", "supplier", "lang", "cursor", "limit"}, check: checkAccessLog, media: logMedia,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccessLog },
 	},
 	{
 		method: http.MethodPost, path: "/v1/consents", token: true, body: true, check: checkNewConsent,
@@ -381,7 +377,7 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 	mux.Use(s.observe, s.trace)
 	for i := range routes {
 		rt := &routes[i]
-		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt))
+		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt), s.acceptable)
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
 	mux.NotFound(func(w http.ResponseWriter, r *http.Request) { s.writeFailure(w, r, fail(notFound, nil)) })
@@ -433,7 +429,9 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			eventOf(r.Context()).route = rt.path
 			ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 			defer cancel()
-			r = r.WithContext(context.WithValue(ctx, callKey{}, &call{route: rt}))
+			c := &call{route: rt}
+			c.choose(w.Header(), r)
+			r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 			if r.ContentLength > maxBody || !rt.body && r.ContentLength != 0 { // also -1, chunked
 				s.writeFailure(w, r, fail(contentTooLarge, nil))
 				return

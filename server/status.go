@@ -62,7 +62,7 @@ func (s *Server) GetStatus(ctx context.Context, _ openapi.GetStatusRequestObject
 	if err != nil {
 		return nil, fmt.Errorf("rendering the status: %w", err)
 	}
-	return &body{json: append(rendered, '\n')}, nil
+	return &body{bytes: append(rendered, '\n')}, nil
 }
 
 func (s *Server) status(ev *event, b *backends) openapi.Status {
