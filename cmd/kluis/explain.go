@@ -120,6 +120,7 @@ type requestView struct {
 	Fields     []string `json:"fields"`
 	Resolution string   `json:"resolution,omitempty"`
 	Kind       string   `json:"kind,omitempty"`
+	AsOf       string   `json:"asOf,omitempty"` // none: as they were stored when asked for
 }
 
 type auditLogView struct {
@@ -251,6 +252,9 @@ func explained(e *backend.Explanation) explanationView {
 	}
 	if r.Kind != 0 {
 		v.Request.Kind = r.Kind.String()
+	}
+	if !r.AsOf.IsZero() {
+		v.Request.AsOf = r.AsOf.Format(time.RFC3339Nano)
 	}
 	if e.Leaf >= 0 {
 		v.AuditLog.Leaf = &e.Leaf
@@ -602,6 +606,9 @@ func (v *explanationView) print(w io.Writer) error {
 		if v.Request.Kind != "" {
 			fmt.Fprintf(w, ", %s", v.Request.Kind)
 		}
+		if v.Request.AsOf != "" {
+			fmt.Fprintf(w, ", as stored at %s", v.Request.AsOf)
+		}
 		if len(v.Request.Fields) > 0 {
 			fmt.Fprintf(w, ":\n  %s", strings.Join(v.Request.Fields, ", "))
 		}
@@ -738,6 +745,8 @@ func (v *explanationView) did() string {
 		return looked(given) + what + at
 	case audit.AccessLog.String():
 		return looked(given) + "the access log" + at
+	case audit.Changes.String():
+		return looked(given) + "the changes for the caller"
 	}
 	return "listed the caller's metering points"
 }

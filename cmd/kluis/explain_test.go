@@ -517,6 +517,8 @@ func TestExplainSays(t *testing.T) {
 		{requestView{Operation: audit.Consents.String(), Consent: id}, audit.Given, false, "looked at consent " + id + " at " + ean + "."},
 		{requestView{Operation: audit.Consents.String()}, audit.NoRelation, false, "tried to look at the consents at " + ean + "."},
 		{requestView{Operation: audit.AccessLog.String()}, audit.Given, true, "looked at the access log at " + ean + "."},
+		{requestView{Operation: audit.Readings.String(), Purpose: "BILLING", From: "2026-03-01", To: "2026-04-01", AsOf: "2026-03-15T12:00:00Z"}, audit.Given, false,
+			" for BILLING, 2026-03-01 to 2026-04-01, as stored at 2026-03-15T12:00:00Z."},
 	} {
 		v := explanationView{Supplier: "8712000000011", Name: "Polderstroom", EAN: ean, Certificate: strings.Repeat("0", 64), Request: c.request, Outcome: c.outcome.String()}
 		if c.employee {
