@@ -87,6 +87,9 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		return server.Config{}, nil, err
 	}
 	closers = append(closers, db.Close)
+	if err := reg.Register(db.Metrics()); err != nil {
+		return server.Config{}, nil, fmt.Errorf("metrics: %w", err)
+	}
 	// Nothing is decided by rules that nobody could look up later.
 	if err := db.KeepProfile(ctx, yaml); err != nil {
 		return server.Config{}, nil, err

@@ -27,6 +27,8 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"kluis/internal/tracing"
 )
@@ -89,6 +91,12 @@ func (s *store) Close() error {
 
 // Stats describes the pool.
 func (s *store) Stats() sql.DBStats { return s.db.Stats() }
+
+// Metrics are the pool's connections: how many there are, and how long callers
+// wait for one.
+func (s *store) Metrics() prometheus.Collector {
+	return collectors.NewDBStatsCollector(s.db.DB, "kluis")
+}
 
 // Database reports whether the database serves.
 func (s *store) Database(ctx context.Context) error {
