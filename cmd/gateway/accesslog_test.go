@@ -303,7 +303,7 @@ func TestAccessLogStatement(t *testing.T) {
 	for _, x := range j.Entries {
 		runs += max(1, len(x.Granted))
 	}
-	if err != nil || r.status != 200 || r.header.Get("Content-Type") != "text/csv; charset=utf-8" || len(lines) != 1+runs || runs < 2 ||
+	if err != nil || r.status != 200 || r.header.Get("Content-Type") != "text/csv; charset=utf-8; header=present" || len(lines) != 1+runs || runs < 2 ||
 		lines[1][0] != j.Entries[0].InteractionId.String() || !strings.HasPrefix(r.header.Get("Content-Disposition"), "attachment; filename=\"access-log-") ||
 		strings.Contains(r.header.Get("Content-Disposition"), e.String()) {
 		t.Errorf("%d %v %q, %v", r.status, r.header, lines, err)
