@@ -126,6 +126,7 @@ var wordsEN = statementWords{
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Done", openapi.PARTLY: "Done in part", openapi.WITHHELD: "Not done", openapi.REFUSED: "Refused", openapi.FAILED: "Failed",
+		openapi.UNCHANGED: "Nothing new",
 	},
 	granularities: map[openapi.Resolution]string{
 		openapi.PT15M: "by quarter-hour", openapi.PT1H: "by hour", openapi.P1D: "by day", openapi.P1M: "by month",
@@ -233,6 +234,7 @@ var wordsNL = statementWords{
 	},
 	otherOutcomes: map[openapi.AccessLogEntryOutcome]string{
 		openapi.GIVEN: "Gedaan", openapi.PARTLY: "Deels gedaan", openapi.WITHHELD: "Niet gedaan", openapi.REFUSED: "Geweigerd", openapi.FAILED: "Mislukt",
+		openapi.UNCHANGED: "Niets nieuws",
 	},
 	granularities: map[openapi.Resolution]string{
 		openapi.PT15M: "per kwartier", openapi.PT1H: "per uur", openapi.P1D: "per dag", openapi.P1M: "per maand",
