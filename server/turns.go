@@ -98,7 +98,6 @@ func (t *turns) ask(supplier meter.GLN, force bool) (*waiter, error) {
 		l = &line{supplier: supplier}
 	}
 	w := &waiter{line: l, ready: make(chan struct{})}
-	// As long as a turn is free, nobody waits who may have it.
 	if t.free > 0 && l.waiting.Len() == 0 && t.may(l, now) {
 		t.lines[supplier] = l
 		t.give(w)
@@ -115,6 +114,7 @@ func (t *turns) ask(supplier meter.GLN, force bool) (*waiter, error) {
 	w.place = l.waiting.PushBack(w)
 	t.waiting++
 	t.enroll(l, now)
+	t.serve(now) // others may have gone quiet, and it may have more than before
 	return w, nil
 }
 
@@ -133,6 +133,14 @@ func (t *turns) leave(w *waiter) {
 	}
 	now := t.now()
 	t.enroll(l, now)
+	t.serve(now)
+	if l.held == 0 && l.waiting.Len() == 0 {
+		delete(t.lines, l.supplier)
+	}
+}
+
+// serve gives away the turns that are free.
+func (t *turns) serve(now time.Time) {
 	for t.free > 0 && t.ring.Len() > 0 {
 		l := t.ring.Front().Value.(*line)
 		t.ring.Remove(l.place)
@@ -145,9 +153,6 @@ func (t *turns) leave(w *waiter) {
 			t.give(w)
 		}
 		t.enroll(l, now)
-	}
-	if l.held == 0 && l.waiting.Len() == 0 {
-		delete(t.lines, l.supplier)
 	}
 }
 

@@ -125,6 +125,7 @@ func (w *turnWorld) look() {
 	for _, g := range w.glns {
 		short[g] = len(w.queue(g)) > 0 && w.held(g) < l.Each
 	}
+	got := map[meter.GLN]int{}
 	for _, g := range w.glns {
 		queue := w.queue(g)
 		for i, a := range queue {
@@ -138,14 +139,17 @@ func (w *turnWorld) look() {
 			}
 			w.has[a] = true
 			w.took = append(w.took, a)
-			for _, o := range w.glns {
-				if o == g {
-					clear(w.overtaken[o])
-				} else if short[o] {
-					if w.overtaken[o][g]++; w.overtaken[o][g] > 1+l.Each {
-						w.t.Fatal("a supplier got turn after turn while another waited with less than its share")
-					}
-				}
+			got[g]++
+		}
+	}
+	for _, o := range w.glns {
+		if got[o] > 0 || !short[o] {
+			clear(w.overtaken[o])
+			continue
+		}
+		for g, n := range got {
+			if w.overtaken[o][g] += n; w.overtaken[o][g] > 1 {
+				w.t.Fatal("a supplier got turn after turn while another waited with less than its share")
 			}
 		}
 	}
