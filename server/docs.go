@@ -32,8 +32,12 @@ const (
 	redocPicture = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 	// docsPolicy lets the page run the scripts of this server, ask it for the
 	// contract, and make styles under the answer's nonce: nothing inline,
-	// nothing evaluated, nothing from or to anywhere else.
-	docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-%s'; img-src 'self' data:; connect-src 'self'; " +
+	// nothing evaluated, nothing from or to anywhere else. Two style elements
+	// are made before Redoc is told the nonce, and are known by their hashes: an
+	// empty one, and the scrollbars'.
+	docsPolicy = "default-src 'none'; script-src 'self'; " +
+		"style-src 'self' 'nonce-%s' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-QMIg+bpjm3JdElJ388KYke01izlUW0UoNOeKjpMxdgc='; " +
+		"img-src 'self' data:; connect-src 'self'; " +
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

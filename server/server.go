@@ -237,6 +237,7 @@ type Server struct {
 	log      *slog.Logger
 	metrics  *metrics
 	tracer   trace.Tracer
+	docs     *docs
 	handler  http.Handler
 }
 
@@ -277,6 +278,9 @@ func New(c Config) (*Server, error) {
 		if may[i], err = callersOf(doc, &routes[i]); err != nil {
 			return nil, err
 		}
+	}
+	if s.docs, err = newDocs(); err != nil {
+		return nil, err
 	}
 	s.handler = s.router(may, s.validate(doc))
 	return s, nil
@@ -380,6 +384,7 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt), s.acceptable)
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
+	s.docs.route(mux)
 	mux.NotFound(func(w http.ResponseWriter, r *http.Request) { s.writeFailure(w, r, fail(notFound, nil)) })
 	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", allowed(mux, r.URL.Path))
