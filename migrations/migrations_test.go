@@ -212,6 +212,7 @@ func TestRolesAttack(t *testing.T) {
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
 		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key",
 		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile",
+		"sealed_block_default", "storage_month", "storage_change",
 	}
 	const (
 		journal    = `INSERT INTO journal_entry (boot_id, sequence, entry) VALUES (gen_random_uuid(), 1, '\x00')`
@@ -290,6 +291,7 @@ func TestRolesAttack(t *testing.T) {
 	denied[migrations.RoleRegistrar] = append(denied[migrations.RoleRegistrar],
 		`INSERT INTO legal_file (ean, version, file, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`,
 		`INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES (2, 1, '\x00', now(), '1')`)
+	month := column(t, d.Open(t, migrations.RoleOwner), `SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'sealed_block'::regclass AND inhrelid <> 'sealed_block_default'::regclass`)[0]
 	for role := range denied {
 		if role != migrations.RoleGateway {
 			denied[role] = append(denied[role], market)
@@ -322,6 +324,10 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE control_entry SET entry = entry", "UPDATE control_entry SET head = head", "UPDATE control_heartbeat SET one = true",
 			"UPDATE market_profile SET profile = profile", "UPDATE market_profile SET digest = digest",
 			"CREATE TABLE mine (n int)", "CREATE TEMP TABLE mine (n int)", "CREATE SCHEMA mine", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+			"SELECT FROM sealed_block_default", "SELECT FROM "+month, "UPDATE "+month+" SET version = 9", "DELETE FROM "+month, "TRUNCATE "+month, "DROP TABLE "+month,
+			strings.Replace(block, "INTO sealed_block ", "INTO "+month+" ", 1), "ALTER TABLE sealed_block DETACH PARTITION "+month,
+			"CREATE TABLE mine PARTITION OF sealed_block FOR VALUES FROM ('2090-01-01') TO ('2090-02-01')",
+			"SELECT FROM storage_month", "SELECT FROM storage_change", "INSERT INTO storage_change VALUES (1, 1, '2026-01-01', 1)", "SELECT sealed_block_changed()",
 			"SET ROLE "+migrations.RoleOwner, "SET SESSION AUTHORIZATION "+migrations.RoleOwner,
 			"CREATE ROLE mine", "ALTER ROLE "+role+" CREATEROLE", "CREATE DATABASE mine", "SELECT pg_read_file('PG_VERSION')")
 	}
