@@ -454,6 +454,7 @@ Kluis is ready.
 
   API       %s        (mutual TLS and an access token)
   issuer    %s
+  docs      %s        (the contract, to read in a browser; also at /docs of the API)
   metrics   %s
   database  %s
   logs      %s
@@ -488,7 +489,7 @@ Test metering points for every refusal and edge:    %s conformance list --state 
 
 Ctrl-C stops everything; the data stays in %s.
 `,
-		r.GatewayURL, r.IssuerURL, r.MetricsURL, r.DatabaseURL, d.path("logs"),
+		r.GatewayURL, r.IssuerURL, strings.TrimSuffix(r.MetricsURL, "/metrics")+"/docs", r.MetricsURL, r.DatabaseURL, d.path("logs"),
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),
 		r.CAFile, s.CertificateFile, s.KeyFile, d.oneDay(s, p),
