@@ -3,6 +3,7 @@ package kluis
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +32,7 @@ type Point struct {
 // Result is what a Query that came to its end has to show for it.
 type Result struct {
 	JWS      string // the signed manifest as it came: to be kept as proof
-	Manifest Manifest
+	Manifest client.Manifest
 	Requests int // how many this call needed: 1 when nothing broke
 }
 
@@ -250,10 +251,10 @@ func (p *partial) begin(l client.StreamLine) error {
 		return violated("the first line lacks members")
 	}
 	p.begun, p.id = true, *l.InteractionId
-	if p.state.Query == "" {
+	if p.state.Query == nil {
 		return p.state.begin(*l.Query)
 	}
-	if p.state.Query != *l.Query {
+	if base64.RawURLEncoding.EncodeToString(p.state.Query) != *l.Query {
 		return violated("the stream goes on with another query")
 	}
 	if *l.Done != p.state.Sequence {
@@ -315,12 +316,12 @@ func (p *partial) end(ctx context.Context, l client.StreamLine) (*Result, error)
 			return nil, err
 		}
 	}
-	m, err := VerifyManifest(*l.Manifest, keys)
+	m, err := client.VerifyManifest(*l.Manifest, *keys)
 	if err != nil {
-		return nil, final{fmt.Errorf("%w: manifest: %w", ErrStream, err)}
+		return nil, final{fmt.Errorf("%w: %w", ErrStream, err)}
 	}
 	if err := p.state.check(m, p.k.config.ClientID, p.id); err != nil {
 		return nil, err
 	}
-	return &Result{JWS: *l.Manifest, Manifest: *m}, nil
+	return &Result{JWS: *l.Manifest, Manifest: m}, nil
 }

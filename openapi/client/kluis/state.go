@@ -15,22 +15,18 @@ import (
 // the manifest is held against at the end: whoever goes on in another process
 // checks all parts all the same.
 type state struct {
-	Cursor    string   `json:"cursor"`
-	Query     string   `json:"query"` // digest, as the gateway says
-	Sequence  int      `json:"sequence"`
-	Ean       string   `json:"ean"` // the last
-	Given     int      `json:"given"`
-	Partly    int      `json:"partly"`
-	Withheld  int      `json:"withheld"`
-	Failed    int      `json:"failed"`
-	Expected  int      `json:"expected"`
-	Delivered int      `json:"delivered"`
-	Digest    [32]byte `json:"-"`
-	Chain     string   `json:"digest"` // Digest, in text
+	Cursor    string `json:"cursor"`
+	Query     []byte `json:"query"` // digest, as the gateway says
+	Ean       string `json:"ean"`   // the last
+	Sequence  int    `json:"sequence"`
+	Given     int    `json:"given"`
+	Partly    int    `json:"partly"`
+	Withheld  int    `json:"withheld"`
+	Failed    int    `json:"failed"`
+	Expected  int    `json:"expected"`
+	Delivered int    `json:"delivered"`
+	Digest    []byte `json:"digest"` // of client.Chain
 }
-
-// chainTag begins what the first digest of a chain is over.
-const chainTag = "kluis/manifest/1\n"
 
 // begin starts the chain of a query.
 func (s *state) begin(query string) error {
@@ -38,15 +34,17 @@ func (s *state) begin(query string) error {
 	if err != nil || len(q) != sha256.Size {
 		return violated("the query's digest is malformed")
 	}
-	s.Query = query
-	s.Digest = sha256.Sum256(append([]byte(chainTag), q...))
+	d := client.NewChain([32]byte(q)).Digest()
+	s.Query, s.Digest = q, d[:]
 	return nil
 }
 
 // add counts a metering point.
 func (s *state) add(l *client.StreamLine, line []byte) {
-	h := sha256.Sum256(line)
-	s.Digest = sha256.Sum256(append(s.Digest[:], h[:]...))
+	chain := client.ResumeChain([32]byte(s.Digest))
+	chain.Add(line)
+	d := chain.Digest()
+	s.Digest = d[:]
 	s.Sequence, s.Ean = s.Sequence+1, *l.Ean
 	series, withheld := 0, l.Withheld != nil && len(*l.Withheld) > 0
 	if l.Series != nil {
@@ -70,46 +68,39 @@ func (s *state) add(l *client.StreamLine, line []byte) {
 
 // text is the state as a checkpoint. It is opaque: its form may change.
 func (s state) text() (string, error) {
-	s.Chain = base64.RawURLEncoding.EncodeToString(s.Digest[:])
 	b, err := json.Marshal(s)
 	return base64.RawURLEncoding.EncodeToString(b), err
 }
 
 func (s *state) parse(checkpoint string) error {
-	b, err := base64.RawURLEncoding.DecodeString(checkpoint)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(checkpoint)
 	if err == nil {
 		err = decode(b, s)
 	}
-	var digest []byte
-	if err == nil {
-		digest, err = base64.RawURLEncoding.DecodeString(s.Chain)
-	}
-	if err != nil || len(digest) != sha256.Size || s.Cursor == "" || s.Query == "" || s.Sequence < 1 {
+	if err != nil || len(s.Digest) != sha256.Size || len(s.Query) != sha256.Size || s.Cursor == "" || s.Sequence < 1 {
 		return errors.New("kluis: this is no checkpoint of a query")
 	}
-	s.Digest = [32]byte(digest)
 	return nil
 }
 
 // check holds a verified manifest against what was delivered.
-func (s *state) check(m *Manifest, caller string, id client.InteractionId) error {
-	digest := base64.RawURLEncoding.EncodeToString(s.Digest[:])
+func (s *state) check(m client.Manifest, caller string, id client.InteractionId) error {
 	for _, c := range []struct {
 		name      string
 		got, want any
 	}{
-		{"sub", m.Subject, caller},
-		{"jti", m.ID, id.String()},
+		{"supplier", m.Supplier, caller},
+		{"interaction id", m.InteractionID, id.String()},
 		{"format", m.Format, "ndjson"},
-		{"query", m.Query, s.Query},
-		{"points", m.Points, s.Sequence},
-		{"given", m.Given, s.Given},
-		{"partly", m.Partly, s.Partly},
-		{"withheld", m.Withheld, s.Withheld},
-		{"failed", m.Failed, s.Failed},
-		{"expected", m.Expected, s.Expected},
-		{"delivered", m.Delivered, s.Delivered},
-		{"digest", m.Digest, digest},
+		{"query", m.Query, [32]byte(s.Query)},
+		{"points", int(m.Points), s.Sequence},
+		{"given", int(m.Given), s.Given},
+		{"partly", int(m.Partly), s.Partly},
+		{"withheld", int(m.Withheld), s.Withheld},
+		{"failed", int(m.Failed), s.Failed},
+		{"expected", int(m.Expected), s.Expected},
+		{"delivered", int(m.Delivered), s.Delivered},
+		{"digest", m.Digest, [32]byte(s.Digest)},
 	} {
 		if c.got != c.want {
 			return final{fmt.Errorf("%w: the manifest has %s %v, what came has %v", ErrStream, c.name, c.got, c.want)}
