@@ -80,8 +80,8 @@ type manifestClaims struct {
 // Digest. It accepts the one form in which Kluis writes it. Every error wraps
 // ErrManifest.
 func VerifyManifest(jws string, keys JwkSet) (Manifest, error) {
-	if len(jws) > maxManifest {
-		return Manifest{}, fmt.Errorf("%w: longer than %d bytes", ErrManifest, maxManifest)
+	if len(jws) > maxManifest || strings.ContainsAny(jws, "\r\n") { // which base64 skips
+		return Manifest{}, fmt.Errorf("%w: longer than %d bytes, or of several lines", ErrManifest, maxManifest)
 	}
 	parts := strings.Split(jws, ".")
 	if len(parts) != 3 {
@@ -121,7 +121,7 @@ func VerifyManifest(jws string, keys JwkSet) (Manifest, error) {
 // unknown, or written in another way.
 func oneForm(part string, into any) error {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(part)
-	if err != nil || strings.ContainsAny(part, "\r\n") { // which the decoder skips
+	if err != nil {
 		return errors.New("not base64url")
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
@@ -188,7 +188,7 @@ func (c *manifestClaims) manifest() (Manifest, error) {
 
 func digestOf(s string) (d [32]byte, ok bool) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return [32]byte(append(b, make([]byte, 32)...)[:32]), err == nil && len(b) == 32 && !strings.ContainsAny(s, "\r\n")
+	return [32]byte(append(b, make([]byte, 32)...)[:32]), err == nil && len(b) == 32 && base64.RawURLEncoding.EncodeToString(b) == s
 }
 
 // Chain is the digest over the lines of metering points, in their order: none is
