@@ -118,36 +118,44 @@ func TestPrivileges(t *testing.T) {
 		"kluis_custodian UPDATE fact_mark (arrived)",
 		"kluis_custodian UPDATE key_tombstone (sequence)",
 		"kluis_custodian UPDATE sealed_block (ciphertext, content_mac, key_id)",
+		"kluis_gateway DELETE basis_day",
 		"kluis_gateway DELETE consent",
 		"kluis_gateway INSERT access_log (ean, gln, interaction_id, outcome, receipt, record, salt)",
+		"kluis_gateway INSERT basis_day",
+		"kluis_gateway INSERT change_mark (one)",
 		"kluis_gateway INSERT consent",
 		"kluis_gateway INSERT idempotency_key (consent_id, gln, key_digest, request)",
 		"kluis_gateway INSERT legal_file (ean, file, sealed_at, version)",
 		"kluis_gateway SELECT access_log (ean, gln, interaction_id, outcome, receipt, record, recorded_at)",
 		"kluis_gateway INSERT market_profile (digest, profile)",
+		"kluis_gateway SELECT basis_day",
+		"kluis_gateway SELECT change_mark",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
 		"kluis_gateway SELECT idempotency_key",
-		"kluis_gateway SELECT ingest_batch (stored_at)",
+		"kluis_gateway SELECT ingest_batch (arrived, batch_id, changed, ean, stored_at)",
 		"kluis_gateway SELECT legal_file",
 		"kluis_gateway SELECT sealed_block",
 		"kluis_gateway SELECT supplier",
 		"kluis_gateway SELECT supply_period",
 		"kluis_ingest INSERT data_key (class, ean, kek_epoch, key_id, mac, month, occupancy, wrapped)",
-		"kluis_ingest INSERT ingest_batch (batch_id, blocks, ean, keys)",
+		"kluis_ingest INSERT ingest_batch (batch_id, blocks, changed, ean, keys)",
 		"kluis_ingest INSERT sealed_block (ciphertext, content_mac, day, ean, field, key_id, resolution, value_count, version)",
 		"kluis_ingest SELECT data_key",
 		"kluis_ingest SELECT legal_file",
 		"kluis_ingest SELECT metering_point",
 		"kluis_ingest SELECT sealed_block (content_mac, day, ean, field, key_id, resolution, sealed_at, value_count, version)",
 		"kluis_issuer SELECT supplier",
+		"kluis_registrar DELETE basis_day",
 		"kluis_registrar DELETE consent",
 		"kluis_registrar DELETE supply_period",
+		"kluis_registrar INSERT basis_day",
 		"kluis_registrar INSERT consent",
 		"kluis_registrar INSERT legal_file (ean, file, sealed_at, version)",
 		"kluis_registrar INSERT metering_point (commodity, ean)",
 		"kluis_registrar INSERT supplier (gln, record, sealed_at, version)",
 		"kluis_registrar INSERT supply_period",
+		"kluis_registrar SELECT basis_day",
 		"kluis_registrar SELECT consent",
 		"kluis_registrar SELECT legal_file",
 		"kluis_registrar SELECT metering_point",
@@ -221,17 +229,18 @@ func TestRolesAttack(t *testing.T) {
 		auditHash  = `INSERT INTO audit_hash (index, hash) VALUES (0, decode(repeat('00', 32), 'hex'))`
 		checkpoint = `INSERT INTO audit_checkpoint (size, note) VALUES (1, '\x00')`
 		market     = `INSERT INTO market_profile (digest, profile) VALUES (sha256('rules'), 'rules') ON CONFLICT DO NOTHING`
+		mark       = `INSERT INTO change_mark (one) VALUES (true)`
 		cursor     = `INSERT INTO audit_cursor (kind, position) VALUES (1, '\x00') ON CONFLICT (kind) DO UPDATE SET position = EXCLUDED.position`
 	)
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
-			log, idem, market, "DELETE FROM consent", "SELECT ean, record, receipt, recorded_at FROM access_log",
+			log, idem, market, mark, "DELETE FROM consent", "DELETE FROM basis_day", "SELECT ean, arrived, changed FROM ingest_batch", "SELECT ean, record, receipt, recorded_at FROM access_log",
 			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
 		migrations.RoleRegistrar: {
-			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent",
+			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent", "DELETE FROM basis_day",
 		},
 		migrations.RoleAuditor: {
 			journal, statement, auditLeaf, auditHash, checkpoint, cursor, "SELECT record, receipt, salt FROM access_log", "SELECT FROM journal_entry",
@@ -245,7 +254,8 @@ func TestRolesAttack(t *testing.T) {
 	}
 	denied := map[string][]string{
 		migrations.RoleGateway: {
-			block, key, supp, supply, "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
+			block, key, supp, supply, "INSERT INTO change_mark (at) VALUES ('2020-01-01')", "INSERT INTO change_mark (oldest) VALUES ('1')", "DELETE FROM change_mark",
+			"SELECT keys FROM ingest_batch", "INSERT INTO ingest_batch (ean, batch_id, keys, blocks) VALUES (1, gen_random_uuid(), 0, 0)", "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
 			`INSERT INTO idempotency_key (gln, key_digest, request, consent_id, stored_at) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid(), '2020-01-01')`,
 			`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, '2020-01-01', gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`,
 		},
@@ -275,6 +285,8 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE key_tombstone SET kek_epoch = 1", "UPDATE key_tombstone SET deleted_at = now()",
 		},
 	}
+	denied[migrations.RoleIngest] = append(denied[migrations.RoleIngest], mark, "SELECT changed FROM ingest_batch", "SELECT FROM basis_day",
+		"INSERT INTO ingest_batch (ean, batch_id, keys, blocks, arrived) VALUES (1, gen_random_uuid(), 0, 0, '1')")
 	denied[migrations.RoleAuditor] = []string{
 		block, key, file, supp, supply, log, entry,
 		"SELECT FROM data_key", "SELECT * FROM sealed_block", "SELECT key_id FROM sealed_block", "SELECT content_mac FROM sealed_block", "SELECT FROM consent",

@@ -102,6 +102,9 @@ func (g *Gateway) StoreStep(ctx context.Context, f *authz.LegalFile, sealed []by
 		if err := indexConsents(ctx, tx, ean, f.Consents()); err != nil {
 			return err
 		}
+		if err := indexBasisDays(ctx, tx, f); err != nil {
+			return err
+		}
 		_, err := tx.ExecContext(ctx, execIdempotency, k.Caller.Int64(), k.Key[:], k.Request[:], uuid.UUID(k.Consent).String())
 		if err != nil {
 			return err

@@ -28,9 +28,10 @@ const roleGateway = "kluis_gateway"
 // sealed, appends to the access log, and reads it back for the customer.
 type Gateway struct {
 	store
-	supplier, legalFile, candidates, consent, idempotency, blocks, keys, stored, record, accessLog, suppliers, lastStored *sqlx.Stmt
+	supplier, legalFile, candidates, consent, idempotency, blocks, blocksAsOf, keys, stored, record, accessLog, suppliers, lastStored *sqlx.Stmt
 
-	many manyStatements
+	many    manyStatements
+	changes changeStatements
 }
 
 const (
@@ -46,7 +47,10 @@ const (
 	// has: the limit has the planner, which knows nothing of $5 and $6 and
 	// reckons with few rows of every month there is, merge the indexes of the
 	// months in their order instead of sorting what it finds.
-	queryBlocks = `
+	queryBlocks     = blocksStored + blocksNewest
+	queryBlocksAsOf = blocksStored + `
+			  AND s.sealed_at <= TIMESTAMPTZ 'epoch' + $7::bigint * INTERVAL '1 microsecond'` + blocksNewest
+	blocksStored = `
 		SELECT b.field, b.day - DATE '1970-01-01', b.version, b.resolution, uuid_send(b.key_id), b.ciphertext
 		FROM unnest($2::smallint[], $3::int[], $4::int[]) AS run (field, from_day, to_day)
 		CROSS JOIN LATERAL (
@@ -54,7 +58,8 @@ const (
 			FROM sealed_block s
 			WHERE s.ean = $1 AND s.field = run.field
 			  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
-			  AND s.day >= DATE '1970-01-01' + $5::int AND s.day < DATE '1970-01-01' + $6::int
+			  AND s.day >= DATE '1970-01-01' + $5::int AND s.day < DATE '1970-01-01' + $6::int`
+	blocksNewest = `
 			ORDER BY s.day DESC, s.version DESC LIMIT run.to_day - run.from_day
 		) b`
 	queryKeys = `
@@ -108,6 +113,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 	}
 	g := &Gateway{store: *s}
 	statements := g.many.all()
+	maps.Copy(statements, g.changes.all())
 	maps.Copy(statements, map[**sqlx.Stmt]string{
 		&g.supplier:    querySupplier,
 		&g.legalFile:   queryStoredFile,
@@ -115,6 +121,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.consent:     queryConsent,
 		&g.idempotency: queryIdempotency,
 		&g.blocks:      queryBlocks,
+		&g.blocksAsOf:  queryBlocksAsOf,
 		&g.keys:        queryKeys,
 		&g.stored:      queryStored,
 		&g.record:      queryRecord,
@@ -219,6 +226,13 @@ func (g *Gateway) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN
 // Values that the database cannot rightly hold are passed on; a block with
 // one does not open.
 func (g *Gateway) Blocks(ctx context.Context, grant authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+	return g.BlocksAsOf(ctx, grant, time.Time{})
+}
+
+// BlocksAsOf does the same as of an instant: it returns of each day the newest
+// version that was stored by then. Zero is now. What was sealed anew or erased
+// since keeps the time at which it was stored.
+func (g *Gateway) BlocksAsOf(ctx context.Context, grant authz.Grant, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
 	var fields, from, to []int64
 	days := 0
 	for _, r := range grant.Reads() {
@@ -232,7 +246,7 @@ func (g *Gateway) Blocks(ctx context.Context, grant authz.Grant) ([]envelope.Key
 	if len(fields) == 0 {
 		return nil, nil, nil
 	}
-	keys, blocks, err := g.together(ctx, grant.EAN(), fields, from, to, days)
+	keys, blocks, err := g.together(ctx, grant.EAN(), fields, from, to, days, asOf)
 	if err != nil || len(blocks) == 0 {
 		return nil, nil, err
 	}
@@ -250,10 +264,10 @@ const readTries = 4
 // is missing, and both are read again. A key that is missing once more was
 // erased. That costs two statements where something was erased and nothing
 // elsewhere; a transaction would cost three round trips each time.
-func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
 	var missed []uuid.UUID
 	for try := 1; ; try++ {
-		blocks, ids, err := g.ciphertexts(ctx, ean, fields, from, to, days)
+		blocks, ids, err := g.ciphertexts(ctx, ean, fields, from, to, days, asOf)
 		if err != nil || len(blocks) == 0 {
 			return nil, nil, err
 		}
@@ -286,9 +300,13 @@ func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to 
 
 // ciphertexts fetches the blocks of runs of days. Key is an index into the
 // ids it returns.
-func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int) ([]envelope.SealedBlock, []uuid.UUID, error) {
+func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int, asOf time.Time) ([]envelope.SealedBlock, []uuid.UUID, error) {
 	const op = "blocks"
-	rows, err := g.blocks.QueryxContext(ctx, ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to))
+	st, args := g.blocks, []any{ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to)}
+	if !asOf.IsZero() {
+		st, args = g.blocksAsOf, append(args, asOf.UnixMicro())
+	}
+	rows, err := st.QueryxContext(ctx, args...)
 	if err != nil {
 		return nil, nil, wrap(ctx, op, err)
 	}

@@ -56,8 +56,8 @@ const (
 			SELECT FROM unnest($1::bigint[], $2::uuid[]) AS b (ean, key_id)
 			WHERE NOT EXISTS (SELECT FROM data_key k WHERE k.ean = b.ean AND k.key_id = b.key_id))`
 	execBatch = `
-		INSERT INTO ingest_batch (ean, batch_id, keys, blocks)
-		SELECT ean, $2::uuid, keys, blocks FROM unnest($1::bigint[], $3::int[], $4::int[]) AS b (ean, keys, blocks)`
+		INSERT INTO ingest_batch (ean, batch_id, keys, blocks, changed)
+		SELECT ean, $2::uuid, keys, blocks, changed FROM unnest($1::bigint[], $3::int[], $4::int[], $5::bytea[]) AS b (ean, keys, blocks, changed)`
 
 	// blocksPerStatement bounds a statement to a few megabytes.
 	blocksPerStatement = 2000
@@ -192,6 +192,10 @@ func (i *Ingest) Commit(ctx context.Context, b Batch) error {
 		keys = append(keys, counts[ean].keys)
 		blocks = append(blocks, counts[ean].blocks)
 	}
+	changed, err := changedColumn(eans, b.Blocks)
+	if err != nil {
+		return err
+	}
 	id := uuid.New()
 
 	return i.transact(ctx, "store batch", func(ctx context.Context, tx *sqlx.Tx) error {
@@ -209,7 +213,7 @@ func (i *Ingest) Commit(ctx context.Context, b Batch) error {
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, execBatch, pq.Array(eans), id.String(), pq.Array(keys), pq.Array(blocks))
+		_, err := tx.ExecContext(ctx, execBatch, pq.Array(eans), id.String(), pq.Array(keys), pq.Array(blocks), pq.Array(changed))
 		return err
 	})
 }

@@ -95,7 +95,10 @@ func (r *Registrar) StoreLegalFile(ctx context.Context, f *authz.LegalFile, seal
 		if err := indexSupply(ctx, tx, ean, f.SupplyPeriods()); err != nil {
 			return err
 		}
-		return indexConsents(ctx, tx, ean, f.Consents())
+		if err := indexConsents(ctx, tx, ean, f.Consents()); err != nil {
+			return err
+		}
+		return indexBasisDays(ctx, tx, f)
 	})
 }
 

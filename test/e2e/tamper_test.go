@@ -676,14 +676,15 @@ func TestDatabaseRoles(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
-		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key"}
+		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key",
+		"basis_day", "change_mark"}
 	may := map[string]map[string]string{
 		"kluis_gateway": {"supplier": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
-			"idempotency_key": "SI"},
+			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI"},
 		"kluis_issuer": {"supplier": "S"},
 		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
-			"supply_period": "SID", "consent": "SID"},
+			"supply_period": "SID", "consent": "SID", "basis_day": "SID"},
 		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S",
 			"supplier": "S", "legal_file": "S", "fact_mark": "SI"},
 		"kluis_auditor": {"supplier": "S", "legal_file": "S", "access_log": "S", "control_entry": "S", "journal_entry": "SI", "audit_leaf": "SI",
@@ -736,6 +737,8 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "size"
 				case "audit_cursor":
 					column = "kind"
+				case "change_mark":
+					column = "at"
 				case "market_profile":
 					column = "digest"
 				case "idempotency_key":
@@ -765,7 +768,8 @@ func TestDatabaseRoles(t *testing.T) {
 			attempt(role == "kluis_gateway" || role == "kluis_custodian" || role == "kluis_auditor", `SELECT ciphertext FROM sealed_block`)
 			attempt(role == "kluis_gateway" || role == "kluis_ingest" || role == "kluis_custodian", `SELECT content_mac FROM sealed_block`)
 			attempt(role == "kluis_gateway", `SELECT stored_at FROM ingest_batch`)
-			attempt(false, `SELECT ean FROM ingest_batch`)
+			attempt(role == "kluis_gateway", `SELECT ean, changed FROM ingest_batch`)
+			attempt(false, `SELECT keys FROM ingest_batch`)
 			// The feed is added to, and never changed; a block stays where it is.
 			attempt(false, `UPDATE control_entry SET entry = entry`)
 			attempt(role == "kluis_custodian", `UPDATE sealed_block SET ciphertext = ciphertext WHERE false`)
