@@ -1,18 +1,245 @@
 package server
 
-import "runtime"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+
+	"kluis/meter"
+)
 
 // Limits bound what callers can make the gateway do.
 type Limits struct {
-	Turns TurnLimits
+	Rate  Rate               // requests of each supplier
+	Rates map[meter.GLN]Rate // instead, for some
+	// Streams is how many streams of one supplier may be under way.
+	Streams     int
+	Turns       TurnLimits
+	Connections ConnectionLimits
+}
+
+// Rate bounds requests: a bucket of Burst, filled PerSecond.
+type Rate struct {
+	PerSecond float64
+	Burst     int
+}
+
+func (r Rate) check() error {
+	if !(r.PerSecond > 0 && r.PerSecond <= 1e6) || r.Burst < 1 || r.Burst > 1e6 {
+		return errors.New("server: limits: a rate and its burst are more than nothing and at most a million")
+	}
+	return nil
 }
 
 // DefaultLimits are for the CPUs there are.
 func DefaultLimits() Limits {
 	turns := max(4, 2*runtime.GOMAXPROCS(0))
 	return Limits{
-		Turns: TurnLimits{Turns: turns, Each: turns / 4, Queue: 64, QueueAll: 512},
+		Rate:        Rate{PerSecond: 100, Burst: 200},
+		Streams:     4,
+		Turns:       TurnLimits{Turns: turns, Each: turns / 4, Queue: 64, QueueAll: 512},
+		Connections: ConnectionLimits{All: 2000, PerCertificate: 200, Handshakes: 256},
 	}
 }
 
-func (l Limits) check() error { return l.Turns.check() }
+func (l Limits) check() error {
+	errs := []error{l.Rate.check(), l.Turns.check(), l.Connections.check()}
+	for _, r := range l.Rates {
+		errs = append(errs, r.check())
+	}
+	if l.Streams < 1 {
+		errs = append(errs, errors.New("server: limits: a supplier may have a stream"))
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	// What a certificate may do without being anybody: have tokens refused, and
+	// ask what needs none. Who holds one was given it by the suppliers' CA.
+	strangerPerSecond, strangerBurst = 20, 200
+	// maxStrangers are remembered; there are fewer suppliers than that.
+	maxStrangers = 1024
+
+	// Bytes of one supplier's answers and bodies that may lie in memory at once,
+	// and of all together. The longest answer to getReadings fits.
+	roomEach = 32 << 20
+	roomAll  = 256 << 20
+)
+
+// limiter counts what suppliers ask for. Only who is registered and
+// authenticated has a quota, so that memory is bounded by the register.
+type limiter struct {
+	limits    Limits
+	now       func() time.Time
+	strangers *lru.Cache[[32]byte, *stranger]
+
+	mu     sync.Mutex
+	quotas map[meter.GLN]*quota
+	room   int64 // bytes taken of roomAll
+}
+
+// quota is one supplier's.
+type quota struct {
+	*rate.Limiter
+	policy  string // the value of RateLimit-Policy
+	room    *semaphore.Weighted
+	streams int // under way
+}
+
+// stranger is a certificate, with what it may try.
+type stranger struct{ failed, open *rate.Limiter }
+
+func newLimiter(l Limits, now func() time.Time) (*limiter, error) {
+	strangers, err := lru.New[[32]byte, *stranger](maxStrangers)
+	return &limiter{limits: l, now: now, strangers: strangers, quotas: map[meter.GLN]*quota{}}, err
+}
+
+// quota is that of a supplier; made if there is none and make says so, for a
+// registered and authenticated one only.
+func (l *limiter) quota(g meter.GLN, make bool) *quota {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.quotas[g]
+	if q == nil && make {
+		r, own := l.limits.Rates[g]
+		if !own {
+			r = l.limits.Rate
+		}
+		q = &quota{
+			Limiter: rate.NewLimiter(rate.Limit(r.PerSecond), r.Burst),
+			policy:  fmt.Sprintf(`"default";q=%d;w=%d`, r.Burst, seconds(float64(r.Burst)/r.PerSecond)),
+			room:    semaphore.NewWeighted(roomEach),
+		}
+		l.quotas[g] = q
+	}
+	return q
+}
+
+// seconds rounds up to whole ones, one at least.
+func seconds(s float64) int { return max(1, int(math.Ceil(s))) }
+
+// spend counts a request and tells the caller, in the headers of
+// draft-ietf-httpapi-ratelimit-headers, what it has left; more than it may have
+// is refused.
+func (l *limiter) spend(h http.Header, q *quota) error {
+	now := l.now()
+	ok := q.AllowN(now, 1)
+	left := max(0, q.TokensAt(now))
+	per := float64(q.Limit())
+	h.Set("RateLimit-Policy", q.policy)
+	h.Set("RateLimit", fmt.Sprintf(`"default";r=%d;t=%d`, int(left), seconds((float64(q.Burst())-left)/per)))
+	if !ok {
+		return &failure{kind: rateLimited, retryAfter: seconds((1 - left) / per), cause: errTooFast}
+	}
+	return nil
+}
+
+var (
+	errTooFast  = errors.New("requests come faster than the quota fills")
+	errStranger = errors.New("too many requests without a good token")
+	errStreams  = errors.New("as many streams as there may be")
+	errRoom     = errors.New("answers and bodies take all the room there is")
+)
+
+func (l *limiter) stranger(leaf [32]byte) *stranger {
+	if s, ok := l.strangers.Get(leaf); ok {
+		return s
+	}
+	s := &stranger{rate.NewLimiter(strangerPerSecond, strangerBurst), rate.NewLimiter(strangerPerSecond, strangerBurst)}
+	if there, ok, _ := l.strangers.PeekOrAdd(leaf, s); ok {
+		return there
+	}
+	return s
+}
+
+// heard says whether a certificate may have one more token looked at: too many
+// were refused of late.
+func (l *limiter) heard(leaf [32]byte) error {
+	s, ok := l.strangers.Get(leaf)
+	if !ok {
+		return nil
+	}
+	if left := s.failed.TokensAt(l.now()); left < 1 {
+		return &failure{kind: rateLimited, retryAfter: seconds((1 - left) / strangerPerSecond), cause: errStranger}
+	}
+	return nil
+}
+
+// refused counts a token that was refused.
+func (l *limiter) refused(leaf [32]byte) { l.stranger(leaf).failed.AllowN(l.now(), 1) }
+
+// open counts a request that needs no token.
+func (l *limiter) open(leaf [32]byte) error {
+	if s := l.stranger(leaf); !s.open.AllowN(l.now(), 1) {
+		return &failure{kind: rateLimited, retryAfter: 1, cause: errStranger}
+	}
+	return nil
+}
+
+// stream counts a stream that begins; end counts it off, once.
+func (l *limiter) stream(g meter.GLN) (end func(), err error) {
+	q := l.quota(g, true)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q.streams >= l.limits.Streams {
+		return nil, fail(rateLimited, errStreams)
+	}
+	q.streams++
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		q.streams--
+		l.mu.Unlock()
+	}), nil
+}
+
+// takeRoom waits until the supplier's answers and bodies leave room for n
+// bytes: who reads slowly makes only itself wait. The room of all is not waited
+// for. leave gives it back, once.
+func (l *limiter) takeRoom(ctx context.Context, g meter.GLN, n int64) (leave func(), err error) {
+	q := l.quota(g, true)
+	n = min(n, roomEach)
+	if err := q.room.Acquire(ctx, n); err != nil {
+		return nil, fail(rateLimited, errors.Join(errRoom, err))
+	}
+	l.mu.Lock()
+	full := l.room+n > roomAll
+	if !full {
+		l.room += n
+	}
+	l.mu.Unlock()
+	if full {
+		q.room.Release(n)
+		return nil, fail(overloaded, errRoom)
+	}
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		l.room -= n
+		l.mu.Unlock()
+		q.room.Release(n)
+	}), nil
+}
+
+// beginStream counts a stream of a supplier, or refuses it when as many are
+// under way as there may be. end is called when it ends; again, it does nothing.
+func (s *Server) beginStream(g meter.GLN) (end func(), err error) { return s.limits.stream(g) }
+
+// retryIn is what Retry-After says of a failure: its own word, or its kind's.
+func (f *failure) retryIn() string {
+	if f.retryAfter > 0 {
+		return strconv.Itoa(f.retryAfter)
+	}
+	if f.kind.retryAfter > 0 {
+		return strconv.Itoa(f.kind.retryAfter)
+	}
+	return ""
+}

@@ -137,6 +137,8 @@ type failure struct {
 	params    []openapi.ParameterError
 	challenge string // WWW-Authenticate
 	cause     error
+
+	retryAfter int // seconds, instead of the kind's
 }
 
 func (f *failure) Error() string {
@@ -187,6 +189,7 @@ func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error)
 	}
 	f := asFailure(r.Context(), err)
 	ev.fail(f)
+	s.limitMetrics.failed(ev, f.cause)
 	detail := f.kind.detail
 	if f.detail != "" {
 		detail = f.detail
@@ -208,8 +211,8 @@ func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error)
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	if f.kind.retryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(f.kind.retryAfter))
+	if in := f.retryIn(); in != "" {
+		h.Set("Retry-After", in)
 	}
 	if f.challenge != "" {
 		h.Set("WWW-Authenticate", f.challenge)

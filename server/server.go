@@ -233,12 +233,16 @@ type Server struct {
 	public   *url.URL
 	timeout  time.Duration
 	turns    *turns
+	limits   *limiter
 	now      func() time.Time
 	log      *slog.Logger
 	metrics  *metrics
-	tracer   trace.Tracer
-	docs     *docs
-	handler  http.Handler
+
+	limitMetrics *limitMetrics
+
+	tracer  trace.Tracer
+	docs    *docs
+	handler http.Handler
 }
 
 // New checks the configuration and compiles the contract.
@@ -267,6 +271,12 @@ func New(c Config) (*Server, error) {
 	}
 	s.tracer = c.Tracer
 	if s.metrics, err = newMetrics(c.Metrics); err != nil {
+		return nil, err
+	}
+	if s.limitMetrics, err = newLimitMetrics(c.Metrics, s.turns); err != nil {
+		return nil, err
+	}
+	if s.limits, err = newLimiter(c.Limits, time.Now); err != nil {
 		return nil, err
 	}
 	doc, err := openapi.Load()

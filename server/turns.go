@@ -212,7 +212,10 @@ func (s *Server) wait(ctx context.Context, supplier meter.GLN, force bool) (rele
 	}
 	select {
 	case <-w.ready:
+		s.limitMetrics.waited(supplier, 0)
 	default:
+		began := time.Now()
+		defer func() { s.limitMetrics.waited(supplier, time.Since(began)) }()
 		select {
 		case <-w.ready:
 		case <-ctx.Done():
