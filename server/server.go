@@ -395,11 +395,13 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
 	s.docs.route(mux)
-	mux.NotFound(func(w http.ResponseWriter, r *http.Request) { s.writeFailure(w, r, fail(notFound, nil)) })
-	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+	mux.NotFound(s.anyone(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.writeFailure(w, r, fail(notFound, nil))
+	})).ServeHTTP)
+	mux.MethodNotAllowed(s.anyone(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", allowed(mux, r.URL.Path))
 		s.writeFailure(w, r, fail(methodNotAllowed, nil))
-	})
+	})).ServeHTTP)
 	return mux
 }
 
@@ -465,14 +467,15 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 }
 
 // authenticate finds out who calls, or refuses: by the contract's table of
-// callers; nil is an operation that wants no token.
+// callers; nil is an operation that wants no token. Here requests are counted,
+// too: of a supplier, or of a certificate that nobody is known by yet.
 func (s *Server) authenticate(may *callers) func(http.Handler) http.Handler {
 	if may == nil {
-		return func(next http.Handler) http.Handler { return next }
+		return s.anyone
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := s.identify(r, callOf(r.Context()), may); err != nil {
+			if err := s.identify(w.Header(), r, callOf(r.Context()), may); err != nil {
 				s.writeFailure(w, r, err)
 				return
 			}
@@ -481,19 +484,52 @@ func (s *Server) authenticate(may *callers) func(http.Handler) http.Handler {
 	}
 }
 
-func (s *Server) identify(r *http.Request, c *call, may *callers) error {
+// anyone serves an operation that wants no token, as often as a certificate may
+// ask. Where there are none, on the operator's private network, it does not
+// count.
+func (s *Server) anyone(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if leaf, err := authn.LeafThumbprint(r.TLS); err == nil {
+			if err := s.limits.open(leaf); err != nil {
+				s.writeFailure(w, r, err)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// identify finds out who calls; h are the headers of the answer.
+func (s *Server) identify(h http.Header, r *http.Request, c *call, may *callers) (err error) {
 	ctx := r.Context()
-	raw, err := authn.Bearer(r.Header)
+	leaf, err := authn.LeafThumbprint(r.TLS)
 	if err != nil {
 		return refuseCaller(err)
 	}
-	leaf, err := authn.LeafThumbprint(r.TLS)
+	if err := s.limits.heard(leaf); err != nil {
+		return err
+	}
+	defer func() {
+		if f, ok := errors.AsType[*failure](err); ok && f.kind == unauthenticated {
+			s.limits.refused(leaf)
+		}
+	}()
+	raw, err := authn.Bearer(r.Header)
 	if err != nil {
 		return refuseCaller(err)
 	}
 	token, err := s.tokens.Verify(ctx, raw, leaf)
 	if err != nil {
 		return refuseCaller(err)
+	}
+	// Before the database is asked, if it said of this supplier before that it
+	// is one.
+	counted := s.limits.quota(token.Client(), false)
+	if counted != nil {
+		eventOf(ctx).supplier = token.Client()
+		if err := s.limits.spend(h, counted); err != nil {
+			return err
+		}
 	}
 	sealed, err := s.facts.Supplier(ctx, token.Client())
 	if err != nil {
@@ -509,6 +545,11 @@ func (s *Server) identify(r *http.Request, c *call, may *callers) error {
 	caller, err := admit(token, record, may, s.now())
 	if !caller.Supplier().IsZero() { // who is refused as a caller is somebody
 		eventOf(ctx).supplier = caller.Supplier()
+		if counted == nil {
+			if err := s.limits.spend(h, s.limits.quota(caller.Supplier(), true)); err != nil {
+				return err
+			}
+		}
 	}
 	if err != nil {
 		return err
