@@ -21,6 +21,7 @@ import (
 	"kluis/custodian"
 	"kluis/ingest"
 	"kluis/internal/postgres"
+	"kluis/migrations"
 )
 
 // version is set by the linker.
@@ -55,6 +56,7 @@ type cli struct {
 	Staff       staffCmd       `cmd:"" help:"Demo only: tokens of the grid operator's employees."`
 	Explain     explainCmd     `cmd:"" help:"Make a recorded decision again: who asked what, when, and why it was given or not."`
 	Keys        keysCmd        `cmd:"" help:"The life of keys: status, ceremony, rotation, erasure."`
+	Storage     storageCmd     `cmd:"" help:"How readings lie on the disk: months, and the order in them."`
 	Audit       auditCmd       `cmd:"" help:"The tamper-evident log of every access: keep, verify, prove."`
 	Conformance conformanceCmd `cmd:"" help:"Test metering points: what suppliers must be answered, and whether they are."`
 	HSM         hsmCmd         `cmd:"" name:"hsm" help:"Bring your own HSM."`
@@ -155,11 +157,11 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case ctx.Err() != nil:
 		return exitInterrupted
-	case errors.Is(err, backend.ErrRegister), errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking), errors.Is(err, custodian.ErrFactsBehind), errors.Is(err, custodian.ErrStrayFacts):
+	case errors.Is(err, backend.ErrRegister), errors.Is(err, ingest.ErrFile), errors.Is(err, ingest.ErrFewer), errors.Is(err, custodian.ErrRefused), errors.Is(err, custodian.ErrLacking), errors.Is(err, custodian.ErrFactsBehind), errors.Is(err, custodian.ErrStrayFacts), errors.Is(err, postgres.ErrDiffers), errors.Is(err, postgres.ErrNoMonth):
 		return exitRefused
 	case errors.Is(err, ingest.ErrMapping):
 		return exitUsage
-	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, custodian.ErrUnavailable), errors.Is(err, conformance.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, postgres.ErrUnavailable), errors.Is(err, postgres.ErrLocked), errors.Is(err, postgres.ErrStorageBusy), errors.Is(err, migrations.ErrBusy), errors.Is(err, custodian.ErrUnavailable), errors.Is(err, conformance.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
 		return exitUnavailable
 	default:
 		return exitFailed

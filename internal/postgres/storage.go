@@ -52,6 +52,7 @@ type StoredMonth struct {
 	CompactedAt time.Time // UTC; zero: never
 	Compacted   int64     // blocks it had then
 	Copying     bool      // it is being put in order, or that was interrupted
+	Empty       bool      // it has not a page
 }
 
 // Stray is the default partition, of blocks whose month has none.
@@ -61,7 +62,7 @@ const (
 	queryMonths = `
 		SELECT c.relname, substring(pg_get_expr(c.relpartbound, c.oid) FROM $$FROM \('([0-9]{4}-[0-9]{2}-[0-9]{2})'\)$$)::date - DATE '1970-01-01',
 		       greatest(c.reltuples, 0)::bigint, pg_table_size(c.oid), pg_indexes_size(c.oid),
-		       (extract(epoch FROM m.compacted_at) * 1000000)::bigint, coalesce(m.blocks, 0), m.source IS NOT NULL
+		       (extract(epoch FROM m.compacted_at) * 1000000)::bigint, coalesce(m.blocks, 0), m.source IS NOT NULL, pg_relation_size(c.oid) = 0
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 		LEFT JOIN storage_month m ON m.month = substring(pg_get_expr(c.relpartbound, c.oid) FROM $$FROM \('([0-9]{4}-[0-9]{2}-[0-9]{2})'\)$$)::date
 		WHERE i.inhparent = 'sealed_block'::regclass AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT'
@@ -91,7 +92,7 @@ func (s *Storage) Months(ctx context.Context) ([]StoredMonth, Stray, error) {
 		var first int64
 		var at sql.NullInt64
 		var copying sql.NullBool
-		if err := rows.Scan(&m.Partition, &first, &m.Blocks, &m.TableBytes, &m.IndexBytes, &at, &m.Compacted, &copying); err != nil {
+		if err := rows.Scan(&m.Partition, &first, &m.Blocks, &m.TableBytes, &m.IndexBytes, &at, &m.Compacted, &copying, &m.Empty); err != nil {
 			return nil, stray, wrap(ctx, op, err)
 		}
 		m.Month, m.Copying = meter.Day(first).Month(), copying.Bool

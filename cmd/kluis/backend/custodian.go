@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/cryptopb"
@@ -20,6 +22,7 @@ import (
 // Custodian keeps the keys' lives.
 type Custodian struct {
 	*custodian.Custodian
+	store  *postgres.Custodian
 	closer func() error
 }
 
@@ -50,7 +53,12 @@ func OpenCustodian(ctx context.Context, c config.Operator, log *slog.Logger) (*C
 	if err != nil {
 		return nil, errors.Join(err, servers.Close(), store.Close())
 	}
-	return &Custodian{k, func() error { return errors.Join(k.Close(), servers.Close(), store.Close()) }}, nil
+	return &Custodian{k, store, func() error { return errors.Join(k.Close(), servers.Close(), store.Close()) }}, nil
+}
+
+// Register has the daemon's metrics exported, and what the database has room for.
+func (c *Custodian) Register(reg prometheus.Registerer) error {
+	return errors.Join(c.Custodian.Register(reg), reg.Register(roomCollector{c.store}))
 }
 
 // Close ends the connections.
