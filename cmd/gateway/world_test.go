@@ -268,6 +268,7 @@ type world struct {
 	ingest    *postgres.Ingest
 	profile   *meter.Profile
 	tap       *tap
+	many      server.Many // the real ones
 	log       *syncBuffer
 	metrics   *prometheus.Registry
 	url       string
@@ -405,6 +406,7 @@ func (w *world) serve(o options) {
 		t.Fatal(err)
 	}
 	w.closeAfter(closeParts)
+	w.many = parts.Many
 	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Sealer: parts.Sealer, Recorder: parts.Recorder}
 	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
 	parts.Steps = stepsTap{parts.Steps, w.tap}
@@ -786,12 +788,12 @@ func (p *tap) Candidates(ctx context.Context, gln meter.GLN, after meter.EAN, li
 	return p.Facts.Candidates(ctx, gln, after, limit)
 }
 
-func (p *tap) Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+func (p *tap) Blocks(ctx context.Context, g authz.Grant, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
 	p.note("blocks")
 	if p.rows != nil {
 		return p.rows(ctx, g, p.Rows)
 	}
-	return p.Rows.Blocks(ctx, g)
+	return p.Rows.Blocks(ctx, g, asOf)
 }
 
 func (p *tap) Stored(ctx context.Context, grants []authz.Grant) ([]server.StoredRun, error) {
