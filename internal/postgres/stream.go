@@ -63,7 +63,7 @@ const (
 			  AND s.day >= DATE '1970-01-01' + run.from_day AND s.day < DATE '1970-01-01' + run.to_day
 			  AND s.day >= DATE '1970-01-01' + $7::int AND s.day < DATE '1970-01-01' + $8::int`
 	manyNewest = `
-			ORDER BY s.day DESC, s.version DESC
+			ORDER BY s.day DESC, s.version DESC LIMIT run.to_day - run.from_day
 		) b`
 	queryManyKeys = `
 		SELECT w.at, uuid_send(k.key_id), k.class, k.month, k.occupancy, k.kek_epoch, k.wrapped, k.mac
