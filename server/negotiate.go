@@ -12,20 +12,27 @@ const (
 	mediaJSON = "application/json"
 	mediaHTML = "text/html"
 	mediaCSV  = "text/csv"
+	mediaAtom = "application/atom+xml"
+
+	mediaNDJSON = "application/x-ndjson"
 )
 
 // The media types of operations that have several, the one for who does not
 // say first.
 var (
-	readingsMedia = []string{mediaJSON, mediaCSV}
+	readingsMedia = []string{mediaJSON, mediaCSV, mediaAtom}
 	logMedia      = []string{mediaJSON, mediaHTML, mediaCSV}
+	queryMedia    = []string{mediaJSON, mediaNDJSON, mediaCSV}
 )
 
 // contentTypes are what the header of an answer says of its media type.
 var contentTypes = map[string]string{
 	mediaJSON: mediaJSON,
 	mediaHTML: mediaHTML + "; charset=utf-8",
-	mediaCSV:  mediaCSV + "; charset=utf-8; header=present", // RFC 7111, RFC 4180
+	mediaCSV:  mediaCSV + "; charset=utf-8; header=present", // RFC 4180
+	mediaAtom: mediaAtom + "; charset=utf-8; type=feed",     // RFC 4287, RFC 5023
+
+	mediaNDJSON: mediaNDJSON,
 }
 
 // choose notes the media type that the answer of the request will have; all

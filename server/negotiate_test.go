@@ -24,6 +24,14 @@ func TestNegotiate(t *testing.T) {
 	if got := negotiate([]string{"text/csv;q=0.1", "text/html;q=0.2"}, logMedia); got != mediaHTML {
 		t.Errorf("two headers: %q", got)
 	}
+	for accept, want := range map[string]string{
+		"": mediaJSON, "application/*": mediaJSON, "text/*": mediaCSV, "application/atom+xml": mediaAtom, "application/atom+xml;type=feed": mediaAtom,
+		"application/json;q=0.1, application/*;q=0.2": mediaAtom, "application/xml": "", "text/html": "",
+	} {
+		if got := negotiate([]string{accept}, readingsMedia); got != want {
+			t.Errorf("Accept: %s gives %q of readings, want %q", accept, got, want)
+		}
+	}
 	if got := negotiate(nil, logMedia); got != mediaJSON {
 		t.Errorf("no header: %q", got)
 	}

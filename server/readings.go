@@ -239,6 +239,8 @@ func newBody(a *answer, media string) *body {
 	case mediaCSV:
 		b.bytes = append(make([]byte, 0, len(csvHeader)+a.csvSize()), csvHeader...)
 		b.bytes = a.appendCSV(b.bytes)
+	case mediaAtom:
+		b.bytes = a.appendESPI(make([]byte, 0, a.espiSize()))
 	default:
 		b.bytes = a.appendTo(make([]byte, 0, a.size()))
 	}
