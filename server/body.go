@@ -34,7 +34,15 @@ func (s *Server) readBody(rt *route) func(http.Handler) http.Handler {
 				s.writeFailure(w, r, fail(unsupportedMediaType, nil))
 				return
 			}
-			b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+			r.Body = http.MaxBytesReader(w, r.Body, rt.bodyLimit())
+			var b []byte
+			var err error
+			if rt.take != nil {
+				// The generated code has nothing left to read.
+				b, err = []byte("{}"), rt.take(s, w, r)
+			} else {
+				b, err = io.ReadAll(r.Body)
+			}
 			if _, long := errors.AsType[*http.MaxBytesError](err); long {
 				s.writeFailure(w, r, fail(contentTooLarge, nil))
 				return

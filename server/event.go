@@ -25,6 +25,8 @@ type event struct {
 	cause       error
 	gone        bool
 	evidence    time.Time // when the facts that decided were read
+	points      int       // metering points given of many, and
+	values      int       // known values
 }
 
 type eventKey struct{}
@@ -150,6 +152,9 @@ func (s *Server) finish(r *http.Request, ev *event, status int, took time.Durati
 	}
 	if !ev.supplier.IsZero() {
 		attrs = append(attrs, slog.String("supplier", ev.supplier.String()))
+	}
+	if ev.points > 0 {
+		attrs = append(attrs, slog.Int("points", ev.points), slog.Int("values", ev.values))
 	}
 	if ev.problem != "" {
 		attrs = append(attrs, slog.String("problem", ev.problem))

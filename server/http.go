@@ -23,6 +23,7 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 		return nil, errors.New("server: the TLS configuration must require TLS 1.3 and client certificates of the suppliers' CA")
 	}
 	h := newHTTPServer(s.handler, s.log)
+	h.RegisterOnShutdown(func() { s.drain() })
 	h.TLSConfig = tlsConfig.Clone()
 	// A request is cut off by its own deadline first, with an answer: that a
 	// step could not be stored may have to be recorded.

@@ -17,6 +17,11 @@ type metrics struct {
 	faults    *prometheus.CounterVec
 	evidence  *prometheus.CounterVec
 	age       prometheus.Histogram
+
+	changesLag prometheus.Gauge
+	points    *prometheus.CounterVec
+	streams   prometheus.Gauge
+	ended     *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -43,14 +48,30 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help:    "How old the legal file behind an answer with readings was when the answer left: the delay within which a revocation counts.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
+		points: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_gateway_query_points_total",
+			Help: "Metering points answered in queries of many, by outcome: given, partly, withheld or problem.",
+		}, []string{"outcome"}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kluis_gateway_streams",
+			Help: "Streams of readings under way.",
+		}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_gateway_streams_ended_total",
+			Help: "Streams of readings that ended, by reason: complete, client_gone, slow_reader, or the slug of a problem.",
+		}, []string{"reason"}),
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.requests, m.durations, m.faults, m.evidence, m.age} {
+	for _, c := range []prometheus.Collector{m.requests, m.durations, m.faults, m.evidence, m.age, m.points, m.streams, m.ended} {
 		errs = append(errs, reg.Register(c))
 	}
 	// From the start, so that an alert on an increase sees the first one.
 	m.faults.WithLabelValues(faultOutside)
 	m.faults.WithLabelValues(faultDamaged)
+	for _, outcome := range []string{"given", "partly", "withheld", "problem"} {
+		m.points.WithLabelValues(outcome)
+	}
+	m.ended.WithLabelValues("complete")
 	m.evidence.WithLabelValues("supplier")
 	m.evidence.WithLabelValues("legal_file")
 	m.evidence.WithLabelValues("access_record")

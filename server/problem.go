@@ -173,6 +173,25 @@ func asFailure(ctx context.Context, err error) *failure {
 	return f
 }
 
+// problem is the failure as its caller sees it.
+func (f *failure) problem(interaction openapi.InteractionId) openapi.Problem {
+	detail := f.kind.detail
+	if f.detail != "" {
+		detail = f.detail
+	}
+	p := openapi.Problem{
+		Type:          openapi.ProblemType(problemPrefix + f.kind.slug),
+		Title:         f.kind.title,
+		Status:        f.kind.status,
+		Detail:        &detail,
+		InteractionId: interaction,
+	}
+	if len(f.params) > 0 {
+		p.Errors = &f.params
+	}
+	return p
+}
+
 // statusClientGone is logged, never sent: nobody is there to read it.
 const statusClientGone = 499
 
@@ -190,20 +209,7 @@ func (s *Server) writeFailure(w http.ResponseWriter, r *http.Request, err error)
 	f := asFailure(r.Context(), err)
 	ev.fail(f)
 	s.limitMetrics.failed(ev, f.cause)
-	detail := f.kind.detail
-	if f.detail != "" {
-		detail = f.detail
-	}
-	p := openapi.Problem{
-		Type:          openapi.ProblemType(problemPrefix + f.kind.slug),
-		Title:         f.kind.title,
-		Status:        f.kind.status,
-		Detail:        &detail,
-		InteractionId: ev.interaction,
-	}
-	if len(f.params) > 0 {
-		p.Errors = &f.params
-	}
+	p := f.problem(ev.interaction)
 	var body bytes.Buffer
 	if err := json.NewEncoder(&body).Encode(p); err != nil {
 		panic(fmt.Sprintf("a problem must always encode: %v", err)) // strings and numbers

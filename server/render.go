@@ -40,7 +40,15 @@ func (a *answer) appendTo(dst []byte) []byte {
 	dst = appendString(dst, loc.String())
 	dst = append(dst, `,"profileVersion":`...)
 	dst = appendString(dst, a.profile.Version())
-	dst = append(dst, `,"series":[`...)
+	dst = append(dst, ',')
+	dst = a.appendContents(dst)
+	return append(dst, `,"links":{"next":null}}`+"\n"...)
+}
+
+// appendContents writes what is given and what is withheld.
+func (a *answer) appendContents(dst []byte) []byte {
+	loc := a.profile.Location()
+	dst = append(dst, `"series":[`...)
 	for i := range a.series {
 		if i > 0 {
 			dst = append(dst, ',')
@@ -63,7 +71,7 @@ func (a *answer) appendTo(dst []byte) []byte {
 		dst = append(dst, w.Reason.String()...)
 		dst = append(dst, `"}`...)
 	}
-	return append(dst, `],"links":{"next":null}}`+"\n"...)
+	return append(dst, ']')
 }
 
 func (a *answer) appendSeries(dst []byte, s *meter.Series, loc *time.Location) []byte {

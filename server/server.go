@@ -10,6 +10,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -64,7 +66,7 @@ type Rows interface {
 	// Blocks returns the current versions of exactly the granted blocks, and
 	// the data key records they name. An error means that the database did
 	// not serve.
-	Blocks(ctx context.Context, g authz.Grant) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
+	Blocks(ctx context.Context, g authz.Grant, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
 	// Stored says which of the stored days that grants of one metering point
 	// read are there, without fetching them: ascending by field and day.
 	Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun, error)
@@ -204,6 +206,7 @@ type Config struct {
 	Recorder       Recorder
 	AccessLog      AccessLog
 	Many           Many
+	Feed           Feed
 	Health         Health
 	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
 	PublicURL      string        // https://host:port, for links
@@ -228,6 +231,7 @@ type Server struct {
 	recorder Recorder
 	accesses AccessLog
 	many     Many
+	feed     Feed
 	health   Health
 	cursors  cursors
 	public   *url.URL
@@ -239,17 +243,20 @@ type Server struct {
 	metrics  *metrics
 
 	limitMetrics *limitMetrics
-
-	tracer  trace.Tracer
-	docs    *docs
-	handler http.Handler
+	tracer       trace.Tracer
+	docs         *docs
+	handler      http.Handler
+	// draining is closed when the server is told to stop: streams end at their
+	// next metering point.
+	draining chan struct{}
+	drain    func()
 }
 
 // New checks the configuration and compiles the contract.
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
-		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -263,7 +270,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
-		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, health: c.Health, public: public, timeout: c.RequestTimeout,
+		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
@@ -292,6 +299,8 @@ func New(c Config) (*Server, error) {
 	if s.docs, err = newDocs(); err != nil {
 		return nil, err
 	}
+	s.draining = make(chan struct{})
+	s.drain = sync.OnceFunc(func() { close(s.draining) })
 	s.handler = s.router(may, s.validate(doc))
 	return s, nil
 }
@@ -303,10 +312,14 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // route is one operation of the contract.
 type route struct {
 	method, path string
-	token        bool     // wants an access token; of whom, the contract says
-	body         bool     // has a body; no other may be sent one
-	query        []string // the query parameters there are
-	media        []string // of the answer, where Accept chooses among several
+	token        bool  // wants an access token; of whom, the contract says
+	body         bool  // has a body; no other may be sent one
+	maxBody      int64 // in bytes; 0: maxBody
+	// take reads a body that is too long to be kept, as it comes in, and leaves
+	// in the call what was in it; nil: it is kept.
+	take  func(*Server, http.ResponseWriter, *http.Request) error
+	query []string // the query parameters there are
+	media []string // of the answer, where Accept chooses among several
 	// check finds the faults of the parameters that the contract's language
 	// cannot express; nil when there are none.
 	check func(*Server, *http.Request) paramErrors
@@ -321,8 +334,13 @@ var routes = []route{
 	},
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/readings", token: true,
-		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind"}, check: checkReadings, media: readingsMedia,
+		query: []string{"from", "to", "purpose", "fields", "class", "resolution", "kind", "asOf"}, check: checkReadings, media: readingsMedia,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetReadings },
+	},
+	{
+		method: http.MethodPost, path: "/v1/readings/query", token: true, media: queryMedia,
+		body: true, maxBody: maxQueryBody, take: (*Server).takeQuery, check: checkQuery,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.QueryReadings },
 	},
 	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/access", token: true,
@@ -424,9 +442,18 @@ type call struct {
 	supplier []byte // sealed record
 	body     []byte // of an operation that has one
 	media    string // of the answer of one that has several; "": Accept allows none
+	packed   bool   // the answer of one that may be compressed is
+	verified *authn.Token
+	asked    *manyQuery  // of queryReadings
+	faults   paramErrors // of its body
+	// connection is the context of the request without the deadline of enter:
+	// it ends with the client.
+	connection context.Context
 }
 
 type callKey struct{}
+
+func (rt *route) bodyLimit() int64 { return cmp.Or(rt.maxBody, maxBody) }
 
 func callOf(ctx context.Context) *call {
 	c, ok := ctx.Value(callKey{}).(*call)
@@ -446,10 +473,10 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			eventOf(r.Context()).route = rt.path
 			ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 			defer cancel()
-			c := &call{route: rt}
+			c := &call{route: rt, connection: r.Context()}
 			c.choose(w.Header(), r)
 			r = r.WithContext(context.WithValue(ctx, callKey{}, c))
-			if r.ContentLength > maxBody || !rt.body && r.ContentLength != 0 { // also -1, chunked
+			if r.ContentLength > rt.bodyLimit() || !rt.body && r.ContentLength != 0 { // also -1, chunked
 				s.writeFailure(w, r, fail(contentTooLarge, nil))
 				return
 			}
@@ -554,7 +581,7 @@ func (s *Server) identify(h http.Header, r *http.Request, c *call, may *callers)
 	if err != nil {
 		return err
 	}
-	c.caller, c.token, c.supplier = caller, raw, sealed
+	c.caller, c.token, c.supplier, c.verified = caller, raw, sealed, token
 	return nil
 }
 
