@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,11 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		return server.Config{}, nil, err
 	}
 
+	limits, err := limitsOf(cfg.Limits)
+	if err != nil {
+		return server.Config{}, nil, err
+	}
+
 	return server.Config{
 		Profile:        profile,
 		SealKeys:       sealKeys,
@@ -111,12 +117,38 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
 		RequestTimeout: time.Duration(cfg.RequestTimeout),
-		Limits:         server.DefaultLimits(),
+		Limits:         limits,
 		Now:            time.Now,
 		Log:            log,
 		Metrics:        reg,
 		Tracer:         traces.Tracer(),
 	}, closeAll, nil
+}
+
+// limitsOf lays what is configured over the defaults.
+func limitsOf(c config.Limits) (server.Limits, error) {
+	l := server.DefaultLimits()
+	l.Rate.PerSecond = cmp.Or(c.RequestsPerSecond, l.Rate.PerSecond)
+	l.Rate.Burst = cmp.Or(c.Burst, l.Rate.Burst)
+	l.Rates = map[meter.GLN]server.Rate{}
+	for s, r := range c.Suppliers {
+		gln, err := meter.ParseGLN(s)
+		if err != nil {
+			return server.Limits{}, fmt.Errorf("limits.suppliers: %w", err)
+		}
+		l.Rates[gln] = server.Rate{PerSecond: r.RequestsPerSecond, Burst: r.Burst}
+	}
+	l.Streams = cmp.Or(c.Streams, l.Streams)
+	if c.Turns > 0 {
+		l.Turns.Turns, l.Turns.Each = c.Turns, max(1, c.Turns/4)
+	}
+	l.Turns.Each = cmp.Or(c.TurnsEach, l.Turns.Each)
+	l.Turns.Queue = cmp.Or(c.Queue, l.Turns.Queue)
+	l.Turns.QueueAll = cmp.Or(c.QueueAll, max(l.Turns.QueueAll, l.Turns.Queue))
+	l.Connections.All = cmp.Or(c.Connections, l.Connections.All)
+	l.Connections.PerCertificate = cmp.Or(c.ConnectionsEach, min(l.Connections.PerCertificate, l.Connections.All))
+	l.Connections.Handshakes = cmp.Or(c.Handshakes, l.Connections.Handshakes)
+	return l, nil
 }
 
 // facts gives the database's candidates the server's type.

@@ -313,6 +313,7 @@ type options struct {
 	issuers []config.Issuer // besides the one of the pool
 	timeout time.Duration
 	now     func() time.Time // the gateway's clock
+	limits  config.Limits    // none: no rate that a test could meet
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -325,6 +326,9 @@ func newWorld(t testing.TB, o options) *world {
 	}
 	if o.timeout == 0 {
 		o.timeout = 10 * time.Second
+	}
+	if o.limits.RequestsPerSecond == 0 {
+		o.limits.RequestsPerSecond, o.limits.Burst = 1e6, 1e6
 	}
 	w := &world{t: t, number: worlds.Add(1), pool: o.pool, db: o.db, profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
 	w.month = meter.DayOf(time.Now(), w.profile.Location()).Month() - 1
@@ -384,6 +388,7 @@ func (w *world) configFile(o options) string {
 		OperatorGLN:    w.pool.office.Operator.String(),
 		Cryptoservers:  config.Cryptoservers{Addresses: w.pool.addresses, TLS: identity("client", a.operator, devpki.Leaf{CommonName: "gateway"})},
 		RequestTimeout: config.Duration(o.timeout),
+		Limits:         o.limits,
 	}
 	b, err := yaml.Marshal(cfg)
 	if err != nil {

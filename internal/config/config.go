@@ -70,6 +70,35 @@ type Traces struct {
 	Share float64 `yaml:"share,omitempty"`
 }
 
+// Limits bound what callers can make the gateway do; docs/decisions/0037 has the
+// reasons. What is left out has its default.
+type Limits struct {
+	Rate      `yaml:",inline"`
+	Suppliers map[string]Rate `yaml:"suppliers,omitempty"` // by GLN: other rates for some
+	Streams   int             `yaml:"streams,omitempty"`   // under way of one supplier; default 4
+	// Turns is how many requests and batches of streams may be at the back ends
+	// at once, by default two for each CPU; TurnsEach how many of them one
+	// supplier may have while others are about, by default a quarter.
+	Turns     int `yaml:"turns,omitempty"`
+	TurnsEach int `yaml:"turns_each,omitempty"`
+	// Queue is how many requests of a supplier may wait for a turn, QueueAll how
+	// many of all suppliers; default 64 and 512.
+	Queue    int `yaml:"queue,omitempty"`
+	QueueAll int `yaml:"queue_all,omitempty"`
+	// Connections is how many there may be at once, ConnectionsEach how many of
+	// them with one client certificate, Handshakes how many may be on their way
+	// besides; default 2000, 200 and 256.
+	Connections     int `yaml:"connections,omitempty"`
+	ConnectionsEach int `yaml:"connections_each,omitempty"`
+	Handshakes      int `yaml:"handshakes,omitempty"`
+}
+
+// Rate is a bucket of requests.
+type Rate struct {
+	RequestsPerSecond float64 `yaml:"requests_per_second,omitempty"` // default 100
+	Burst             int     `yaml:"burst,omitempty"`               // default 200
+}
+
 // Gateway configures cmd/gateway.
 type Gateway struct {
 	Listen               string `yaml:"listen"`         // host:port of the API, mTLS
@@ -89,6 +118,7 @@ type Gateway struct {
 	OperatorGLN    string        `yaml:"operator_gln,omitempty"`
 	Cryptoservers  Cryptoservers `yaml:"cryptoservers"`
 	RequestTimeout Duration      `yaml:"request_timeout,omitempty"` // whole request; default 10s
+	Limits         Limits        `yaml:"limits,omitempty"`
 	Traces         Traces        `yaml:"traces,omitempty"`
 }
 

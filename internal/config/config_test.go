@@ -49,6 +49,7 @@ cryptoservers:
     certificate_file: pki/client.crt
     key_file: pki/client.key
     ca_file: pki/operator.crt
+limits: {requests_per_second: 50, streams: 2, suppliers: {"8712423000014": {requests_per_second: 300, burst: 600}}}
 `
 
 const cryptoserverYAML = `id: cs1
@@ -121,6 +122,7 @@ func TestLoad(t *testing.T) {
 		{g.Issuers[1].CAFile, dir + "/extern.crt"},
 		{g.Cryptoservers.TLS.KeyFile, dir + "/pki/client.key"},
 		{time.Duration(g.RequestTimeout).String(), "10s"},
+		{fmt.Sprint(g.Limits.RequestsPerSecond, g.Limits.Streams, g.Limits.Suppliers), "50 2 map[8712423000014:{300 600}]"},
 		{g.Issuers[0].Lifetime().String(), "5m0s"},
 		{g.Issuers[1].Lifetime().String(), "10m0s"},
 	} {
@@ -209,6 +211,11 @@ func TestLoadRefuses(t *testing.T) {
 		"negative timeout":      {"profile_file:", "request_timeout: -1s\nprofile_file:", "request_timeout: must be"},
 		"zero timeout":          {"profile_file:", "request_timeout: 0s\nprofile_file:", "request_timeout: must be"},
 		"missing":               {"seal_keys_file: seal.pem\n", "", "seal_keys_file: is missing"},
+		"negative limit":        {"streams: 2", "streams: -2", "limits.streams: must be"},
+		"no such limit":         {"streams: 2", "stream: 2", "unknown field"},
+		"a rate of somebody":    {`"8712423000014"`, `"somebody"`, "limits.suppliers.somebody: must be a GLN"},
+		"half a rate":           {", burst: 600", "", "limits.suppliers.8712423000014: needs"},
+		"too fast":              {"requests_per_second: 50", "requests_per_second: 1e7", "limits.requests_per_second: must be"},
 		"no cursor keys":        {"cursor_keys_file: secrets/cursors\n", "", "cursor_keys_file: is missing"},
 		"no port":               {"metrics_listen: 127.0.0.1:0", "metrics_listen: 127.0.0.1", "metrics_listen: must be host:port"},
 		"port too big":          {"metrics_listen: 127.0.0.1:0", "metrics_listen: 127.0.0.1:65536", "metrics_listen: must be host:port"},

@@ -26,6 +26,7 @@ const (
 	maxJournalDays       = 3650
 	maxWorkers           = 64
 	maxTokens            = 16 // of one role
+	maxLimit             = 1_000_000
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
@@ -65,6 +66,7 @@ func (c Gateway) Validate() error {
 	p.operator(c.OperatorGLN, c.Issuers, nil)
 	p.cryptoservers("cryptoservers", c.Cryptoservers)
 	p.duration("request_timeout", c.RequestTimeout, maxRequestTimeout)
+	p.limits("limits", c.Limits)
 	p.traces(c.Traces, true)
 	return p.err()
 }
@@ -335,6 +337,27 @@ func (p *problems) operator(gln string, issuers []Issuer, providers []IdentityPr
 		p.gln("operator_gln", gln)
 	case gln != "":
 		p.add("operator_gln", "says whose employees there are, but no issuer's tokens may name any: set staff on Kluis' own issuer")
+	}
+}
+
+// limits checks those that are said; which go together, the gateway checks.
+func (p *problems) limits(key string, l Limits) {
+	rate := func(key string, r Rate) {
+		p.check(r.RequestsPerSecond >= 0 && r.RequestsPerSecond <= maxLimit, key+".requests_per_second", fmt.Sprintf("must be more than 0 and at most %d", maxLimit))
+		p.check(r.Burst >= 0 && r.Burst <= maxLimit, key+".burst", fmt.Sprintf("must be from 1 to %d", maxLimit))
+	}
+	rate(key, l.Rate)
+	for gln, r := range l.Suppliers {
+		at := key + ".suppliers." + gln
+		p.gln(at, gln)
+		rate(at, r)
+		p.check(r.RequestsPerSecond > 0 && r.Burst > 0, at, "needs requests_per_second and burst")
+	}
+	for name, n := range map[string]int{
+		"streams": l.Streams, "turns": l.Turns, "turns_each": l.TurnsEach, "queue": l.Queue, "queue_all": l.QueueAll,
+		"connections": l.Connections, "connections_each": l.ConnectionsEach, "handshakes": l.Handshakes,
+	} {
+		p.check(n >= 0 && n <= maxLimit, key+"."+name, fmt.Sprintf("must be from 1 to %d", maxLimit))
 	}
 }
 
