@@ -307,6 +307,17 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// setBlocks gives the first metering point n blocks that do not open.
+func setBlocks(r *cryptopb.OpenRequest, n int) *cryptopb.SealedBlocks {
+	r.Units[0].Blocks = uint32(n)
+	r.Blocks = &cryptopb.SealedBlocks{
+		Field: slices.Repeat([]uint32{1}, n), Day: slices.Repeat([]int32{r.Units[0].FromDay}, n),
+		Resolution: slices.Repeat([]uint32{uint32(meter.P1D)}, n), Version: slices.Repeat([]uint32{1}, n),
+		Key: make([]uint32, n), Size: slices.Repeat([]uint32{40}, n), Ciphertexts: make([]byte, 40*n),
+	}
+	return r.Blocks
+}
+
 // TestLimits: what is malformed or too much is refused before any work.
 func TestLimits(t *testing.T) {
 	t.Parallel()
@@ -326,13 +337,53 @@ func TestLimits(t *testing.T) {
 	if _, err := api.Open(t.Context(), good()); err != nil {
 		t.Fatal(err)
 	}
+	with := good()
+	setBlocks(with, 2)
+	got, err := api.Open(t.Context(), with)
+	if err != nil || len(got.Units[0].Faults) != 2 || got.Units[0].Faults[0].Fault != cryptopb.Fault_FAULT_DAMAGED || got.Units[0].Faults[1].Fault != cryptopb.Fault_FAULT_DUPLICATE {
+		t.Fatal(err, got)
+	}
 	for name, change := range map[string]func(*cryptopb.OpenRequest){
 		"no unit": func(r *cryptopb.OpenRequest) { r.Units = nil },
 		"too many units": func(r *cryptopb.OpenRequest) {
 			r.Units[0].ToDay = r.Units[0].FromDay + 1
 			r.Units = slices.Repeat(r.Units, 1001)
 		},
-		"too many blocks": func(r *cryptopb.OpenRequest) { r.Units[0].Blocks = slices.Repeat([]*cryptopb.SealedBlock{{}}, 20001) },
+		"too many blocks": func(r *cryptopb.OpenRequest) { setBlocks(r, 20001) },
+		"more blocks than said": func(r *cryptopb.OpenRequest) {
+			setBlocks(r, 2)
+			r.Units[0].Blocks = 1
+		},
+		"fewer blocks than said": func(r *cryptopb.OpenRequest) {
+			setBlocks(r, 2)
+			r.Units[0].Blocks = 3
+		},
+		"blocks said that are not there": func(r *cryptopb.OpenRequest) { r.Units[0].Blocks = 1 },
+		"as many blocks as overflow": func(r *cryptopb.OpenRequest) {
+			setBlocks(r, 2)
+			r.Units[0].ToDay = r.Units[0].FromDay + 1
+			r.Units = slices.Repeat(r.Units, 3)
+			for _, u := range r.Units {
+				*u = cryptopb.OpenUnit{LegalFile: u.LegalFile, InteractionId: u.InteractionId, Purpose: u.Purpose, FromDay: u.FromDay, ToDay: u.ToDay, Fields: u.Fields, Blocks: 1<<32 - 1}
+			}
+		},
+		"no days":        func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Day = nil },
+		"a day short":    func(r *cryptopb.OpenRequest) { b := setBlocks(r, 2); b.Day = b.Day[:1] },
+		"a day more":     func(r *cryptopb.OpenRequest) { b := setBlocks(r, 2); b.Day = append(b.Day, 1) },
+		"no resolutions": func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Resolution = nil },
+		"no versions":    func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Version = nil },
+		"no keys":        func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Key = nil },
+		"no sizes":       func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Size = nil },
+		"no fields":      func(r *cryptopb.OpenRequest) { setBlocks(r, 2).Field = nil },
+		"a field that wraps": func(r *cryptopb.OpenRequest) {
+			setBlocks(r, 2).Field[1] += 1 << 16
+		},
+		"ciphertexts too short": func(r *cryptopb.OpenRequest) { b := setBlocks(r, 2); b.Ciphertexts = b.Ciphertexts[:79] },
+		"ciphertexts too long":  func(r *cryptopb.OpenRequest) { b := setBlocks(r, 2); b.Ciphertexts = append(b.Ciphertexts, 0) },
+		"sizes that overflow": func(r *cryptopb.OpenRequest) {
+			b := setBlocks(r, 2)
+			b.Size[0], b.Size[1] = 1<<32-40, 120
+		},
 		"too many days": func(r *cryptopb.OpenRequest) {
 			r.Units[0].Fields = []uint32{1, 2, 3, 4, 6, 7}
 			r.Units[0].ToDay = r.Units[0].FromDay + 366

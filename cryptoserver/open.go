@@ -20,13 +20,18 @@ import (
 // it that held plaintext is cleared before it goes back.
 type openWork struct {
 	units  []unitWork
+	in     blockColumns
+	start  []int // memory of in
+	out    seriesColumns
 	refs   []blockRef
 	keys   []token.WrappedKey
+	parsed []unitKey // of one unit
 	items  []token.Item
 	aad    []byte
 	plain  []byte
 	blocks []meter.Block // parallel to items
-	days   []dayBlocks   // reused maps
+	days   []int32       // memory of all dayBlocks
+	zone   meter.Calendar
 	opened []envelope.Opened
 	eans   []int64 // of the units of which something is opened
 }
@@ -35,10 +40,12 @@ type openWork struct {
 type unitWork struct {
 	file     *authz.LegalFile
 	purpose  meter.Purpose
+	asked    meter.DayRange
 	grant    authz.Grant
 	items    []authz.GrantItem
 	withheld []authz.Withheld
-	first    int // of its items in openWork.items
+	blocks   [2]int // from and to, in openWork.in
+	first    int    // of its items in openWork.items
 	end      int
 	fields   []dayBlocks
 	damaged  []fieldDay
@@ -48,12 +55,18 @@ type unitWork struct {
 	out      *cryptopb.OpenedUnit
 }
 
-// dayBlocks holds the blocks of one field. A nil block is one that was asked
-// for and cannot be given.
+// dayBlocks holds the blocks of one field, by the days since from.
 type dayBlocks struct {
 	field meter.Field
-	byDay map[meter.Day]*meter.Block
+	from  meter.Day
+	at    []int32
 }
+
+// What is in dayBlocks, beside an item of the batch, counted from 1.
+const (
+	notSent  = 0
+	notGiven = -1 // it was sent, and cannot be given
+)
 
 type fieldDay struct {
 	field meter.FieldCode
@@ -79,8 +92,8 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	}
 	var fieldDays int64
 	keys := 0
+	c.blocks = len(req.GetBlocks().GetField())
 	for _, u := range req.Units {
-		c.blocks += len(u.GetBlocks())
 		if len(u.GetKeys()) > maxKeys {
 			return nil, malformed("at most %d data keys of a metering point", maxKeys)
 		}
@@ -115,12 +128,19 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 
 	w := s.work.Get().(*openWork)
 	defer s.release(w)
-	w.grow(c.blocks, req)
+	if w.in, err = parseBlocks(req, w.start); err != nil {
+		return nil, err
+	}
+	w.start = w.in.start
+	w.grow(req, int(fieldDays))
+	from := 0
 	for i, u := range req.Units {
-		w.units = append(w.units, unitWork{out: &cryptopb.OpenedUnit{}})
+		to := from + int(u.GetBlocks())
+		w.units = append(w.units, unitWork{out: &cryptopb.OpenedUnit{}, blocks: [2]int{from, to}})
 		if err := s.authorise(w, &w.units[i], caller, u, now); err != nil {
 			return nil, err
 		}
+		from = to
 	}
 	if len(w.items) > 0 {
 		for i := range w.units {
@@ -160,6 +180,7 @@ func (s *Server) Open(ctx context.Context, req *cryptopb.OpenRequest) (*cryptopb
 	if err := s.record(w); err != nil {
 		return nil, err
 	}
+	resp.Days = w.out.take()
 	return resp, nil
 }
 
@@ -232,7 +253,7 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 	if err != nil {
 		return err
 	}
-	u.purpose = r.Purpose
+	u.purpose, u.asked = r.Purpose, r.Days
 	u.file, err = s.sealKeys.LegalFile(in.LegalFile)
 	if err != nil {
 		u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_EVIDENCE_INVALID
@@ -269,12 +290,14 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 	u.out.Status = cryptopb.UnitStatus_UNIT_STATUS_OK
 	s.metrics.units.WithLabelValues("ok").Inc()
 
-	keys := make([]unitKey, len(in.Keys))
-	for i, b := range in.Blocks {
-		if b == nil || b.Field > 1<<16-1 {
+	keys := w.keysOf(len(in.Keys))
+	for at := u.blocks[0]; at < u.blocks[1]; at++ {
+		i := at - u.blocks[0]
+		b := w.in.in
+		if b.Field[at] > 1<<16-1 {
 			return malformed("a block without a field")
 		}
-		code, day := meter.FieldCode(b.Field), meter.Day(b.Day)
+		code, day := meter.FieldCode(b.Field[at]), meter.Day(b.Day[at])
 		if !u.grant.Covers(code, day) {
 			u.counts.outside++
 			u.fault(i, cryptopb.Fault_FAULT_OUTSIDE_GRANT)
@@ -288,27 +311,31 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 			}
 		}
 		f := w.field(u, code, s.profile)
-		if _, twice := u.fields[f].byDay[day]; twice {
+		place, ok := u.fields[f].place(day)
+		if !ok {
+			return refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", errBeyond)
+		}
+		if *place != notSent {
 			u.counts.duplicate++
 			u.fault(i, cryptopb.Fault_FAULT_DUPLICATE)
 			continue
 		}
-		u.fields[f].byDay[day] = nil
-		field := u.fields[f].field
-		ct, err := envelope.ParseCiphertext(b.Ciphertext)
+		*place = notGiven
+		field := &u.fields[f].field
+		ct, err := envelope.ParseCiphertext(w.in.ciphertext(at))
 		// By the id that the ciphertext is bound to: the record of the key may
 		// be gone.
 		if s.control.Erased(ct.KeyID, day.Month()) {
 			u.erase(i, code, day)
 			continue
 		}
-		if err != nil || b.Version == 0 || !storedAs(field, b.Resolution) || uint64(b.Key) >= uint64(len(in.Keys)) {
+		if err != nil || b.Version[at] == 0 || !storedAs(*field, b.Resolution[at]) || uint64(b.Key[at]) >= uint64(len(in.Keys)) {
 			u.damage(i, code, day)
 			continue
 		}
 		// What the key record says of itself must agree with where it is used,
 		// so that a neighbour's key is not even unwrapped.
-		key := keys[b.Key].parse(in.Keys[b.Key])
+		key := keys[b.Key[at]].parse(in.Keys[b.Key[at]])
 		if !key.ok || key.rec.EAN != u.file.EAN() || key.rec.Class != field.Class ||
 			key.rec.Month != day.Month() || key.rec.ID != ct.KeyID {
 			u.damage(i, code, day)
@@ -323,8 +350,8 @@ func (s *Server) authorise(w *openWork, u *unitWork, caller authn.Caller, in *cr
 			w.keys = append(w.keys, token.WrappedKey{ID: ct.KeyID, Epoch: key.rec.Epoch, Wrapped: key.rec.Wrapped})
 		}
 		id := envelope.BlockID{
-			EAN: u.file.EAN(), Field: code, Day: day, Resolution: meter.Resolution(b.Resolution),
-			Version: b.Version, KeyID: ct.KeyID,
+			EAN: u.file.EAN(), Field: code, Day: day, Resolution: meter.Resolution(b.Resolution[at]),
+			Version: b.Version[at], KeyID: ct.KeyID,
 		}
 		from := len(w.aad)
 		w.aad = id.AppendAAD(w.aad)
@@ -351,36 +378,33 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 	if u.file == nil {
 		return nil
 	}
-	loc := s.profile.Location()
 	w.opened = w.opened[:0]
 	for i := u.first; i < u.end; i++ {
 		item, ref, block := &w.items[i], &w.refs[i], &w.blocks[i]
-		field := u.fields[ref.field].field
-		if item.Err != nil || meter.DecodeBlock(item.Out, block, ref.id.Day, ref.id.Resolution, field.Class, loc) != nil {
+		f := &u.fields[ref.field]
+		if item.Err != nil || w.zone.DecodeBlock(item.Out, block, ref.id.Day, ref.id.Resolution, f.field.Class) != nil {
 			u.damage(int(ref.index), ref.id.Field, ref.id.Day)
 			continue
 		}
 		u.counts.opened++
-		u.fields[ref.field].byDay[ref.id.Day] = block
+		place, _ := f.place(ref.id.Day)
+		*place = int32(i) + 1
 		w.opened = append(w.opened, openedUnder(u.items, ref.id))
-	}
-	// A block that is not there must not be found as nil.
-	for _, f := range u.fields {
-		for d, b := range f.byDay {
-			if b == nil {
-				delete(f.byDay, d)
-			}
-		}
 	}
 	var series []meter.Series
 	for _, g := range u.items {
-		var blocks map[meter.Day]*meter.Block
+		var blocks dayBlocks
 		for _, f := range u.fields {
 			if f.field.Code == g.Spec.Field.Code {
-				blocks = f.byDay
+				blocks = f
 			}
 		}
-		made, short := meter.Assemble(g.Spec, blocks, loc)
+		made, short := w.zone.Assemble(g.Spec, func(d meter.Day) *meter.Block {
+			if place, ok := blocks.place(d); ok && *place > 0 {
+				return &w.blocks[*place-1]
+			}
+			return nil
+		})
 		for i := range made {
 			if made[i].Resolution < g.Spec.Granularity {
 				return refuse(codes.Internal, cryptopb.ReasonInternal, "internal error", errTooFine)
@@ -394,7 +418,7 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 	}
 	u.withheld = append(u.withheld, runs(u.damaged, meter.Damaged)...)
 	u.withheld = append(u.withheld, runs(u.erased, meter.Erased)...)
-	u.out.Series = seriesToWire(series)
+	u.out.Series = w.out.add(series)
 	u.out.Withheld = withheldToWire(u.withheld)
 	u.receipt = envelope.Receipt{
 		At:            now,
@@ -414,18 +438,24 @@ func (s *Server) finishUnit(w *openWork, u *unitWork, caller authn.Caller, in *c
 	if e := caller.Employee(); e != nil {
 		u.receipt.Employee = envelope.EmployeeDigest(u.receipt.TokenID, e.Subject, e.Errand.Reason)
 	}
-	for outcome, n := range map[string]uint32{
-		"opened": u.counts.opened, "outside_grant": u.counts.outside, "duplicate": u.counts.duplicate,
-		"damaged": u.counts.damaged, "erased": u.counts.erased,
+	for _, c := range [...]struct {
+		outcome string
+		n       uint32
+	}{
+		{"opened", u.counts.opened}, {"outside_grant", u.counts.outside}, {"duplicate", u.counts.duplicate},
+		{"damaged", u.counts.damaged}, {"erased", u.counts.erased},
 	} {
-		if n > 0 {
-			s.metrics.blocks.WithLabelValues(outcome).Add(float64(n))
+		if c.n > 0 {
+			s.metrics.blocks.WithLabelValues(c.outcome).Add(float64(c.n))
 		}
 	}
 	return nil
 }
 
-var errTooFine = errors.New("assembled finer than granted")
+var (
+	errTooFine = errors.New("assembled finer than granted")
+	errBeyond  = errors.New("granted beyond what was asked for")
+)
 
 // openedUnder names the basis a block was opened on and how fine it left. The
 // closing read of a register belongs to the day before it.
@@ -485,18 +515,17 @@ func runs(days []fieldDay, reason meter.Reason) []authz.Withheld {
 
 // grow makes room for a whole call at once: slices into the buffers must not
 // move while the batch is built.
-func (w *openWork) grow(blocks int, req *cryptopb.OpenRequest) {
+func (w *openWork) grow(req *cryptopb.OpenRequest, fieldDays int) {
+	blocks, fields := w.in.len(), 0
+	for _, u := range req.Units {
+		fields += min(len(u.GetFields()), maxFields)
+	}
 	w.units = slices.Grow(w.units[:0], len(req.Units))
 	w.refs = slices.Grow(w.refs[:0], blocks)
 	w.items = slices.Grow(w.items[:0], blocks)
 	w.aad = slices.Grow(w.aad[:0], blocks*envelope.AADSize)
-	size := 0
-	for _, u := range req.Units {
-		for _, b := range u.Blocks {
-			size += len(b.GetCiphertext())
-		}
-	}
-	w.plain = slices.Grow(w.plain[:0], size)
+	w.plain = slices.Grow(w.plain[:0], len(w.in.in.Ciphertexts))
+	w.days = slices.Grow(w.days[:0], fieldDays+fields) // and the closing reads
 	w.keys = w.keys[:0]
 	if n := blocks - len(w.blocks); n > 0 {
 		w.blocks = append(w.blocks, make([]meter.Block, n)...)
@@ -521,6 +550,13 @@ func (k *unitKey) parse(in *cryptopb.DataKey) *unitKey {
 	return k
 }
 
+// keysOf is memory for the keys of a unit.
+func (w *openWork) keysOf(n int) []unitKey {
+	w.parsed = slices.Grow(w.parsed[:0], n)[:n]
+	clear(w.parsed)
+	return w.parsed
+}
+
 // field finds or adds the unit's entry of a field.
 func (w *openWork) field(u *unitWork, code meter.FieldCode, p *meter.Profile) int {
 	for i := range u.fields {
@@ -529,14 +565,21 @@ func (w *openWork) field(u *unitWork, code meter.FieldCode, p *meter.Profile) in
 		}
 	}
 	f, _ := p.FieldByCode(code) // a granted field is in the catalogue
-	var m map[meter.Day]*meter.Block
-	if n := len(w.days); n > 0 {
-		m, w.days = w.days[n-1].byDay, w.days[:n-1]
-	} else {
-		m = map[meter.Day]*meter.Block{}
-	}
-	u.fields = append(u.fields, dayBlocks{f, m})
+	n := u.asked.Len() + 1      // and the closing read
+	w.days = slices.Grow(w.days, n)
+	at := w.days[len(w.days) : len(w.days)+n : len(w.days)+n]
+	w.days = w.days[:len(w.days)+n]
+	clear(at)
+	u.fields = append(u.fields, dayBlocks{f, u.asked.From, at})
 	return len(u.fields) - 1
+}
+
+// place is that of a day.
+func (f *dayBlocks) place(d meter.Day) (*int32, bool) {
+	if i := int64(d) - int64(f.from); i >= 0 && i < int64(len(f.at)) {
+		return &f.at[i], true
+	}
+	return nil, false
 }
 
 // release clears what held plaintext and keeps the memory, unless the call was
@@ -549,21 +592,23 @@ func (s *Server) release(w *openWork) {
 		clear(b.Quality[:cap(b.Quality)])
 		b.Start = 0
 	}
-	for i := range w.units {
-		for _, f := range w.units[i].fields {
-			clear(f.byDay)
-			w.days = append(w.days, dayBlocks{byDay: f.byDay})
-		}
-	}
 	clear(w.units)
 	clear(w.items)
 	clear(w.keys)
 	clear(w.refs)
 	clear(w.opened)
+	if clear(w.parsed[:cap(w.parsed)]); cap(w.parsed) > keepKeys {
+		w.parsed = nil
+	}
+	w.out.reset()
+	w.in = blockColumns{}
 	w.units, w.items, w.keys, w.refs, w.opened, w.eans = w.units[:0], w.items[:0], w.keys[:0], w.refs[:0], w.opened[:0], w.eans[:0]
 	if cap(w.plain) <= keepPlain {
 		s.work.Put(w)
 	}
 }
 
-const keepPlain = 1 << 20
+const (
+	keepPlain = 1 << 20
+	keepKeys  = 256
+)

@@ -180,7 +180,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if s.drain == 0 {
 		s.drain = 10 * time.Second
 	}
-	s.work.New = func() any { return new(openWork) }
+	s.work.New = func() any { return &openWork{zone: meter.NewCalendar(s.profile.Location())} }
 	var err error
 	if s.allow, err = newAllowList(c.Allow); err != nil {
 		return nil, fmt.Errorf("cryptoserver: %w", err)

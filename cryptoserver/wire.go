@@ -1,6 +1,10 @@
 package cryptoserver
 
 import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+
 	"kluis/authz"
 	"kluis/cryptoserver/cryptopb"
 	"kluis/cryptoserver/envelope"
@@ -98,49 +102,120 @@ func parseRequest(u *cryptopb.OpenUnit, p *meter.Profile) (authz.Request, error)
 	return r, nil
 }
 
-// seriesToWire copies: what it reads is cleared after the call, what it makes
-// is sent after it.
-func seriesToWire(in []meter.Series) []*cryptopb.Series {
+// blockColumns are the blocks of a call, of which the columns fit each other.
+type blockColumns struct {
+	in    *cryptopb.SealedBlocks
+	start []int // of the ciphertexts, and the end of the last
+}
+
+// parseBlocks checks that there is a value of each column for every block, and
+// that every block is of a unit. start is memory to be used again.
+func parseBlocks(req *cryptopb.OpenRequest, start []int) (blockColumns, error) {
+	in := req.Blocks
+	if in == nil {
+		in = &cryptopb.SealedBlocks{}
+	}
+	c := blockColumns{in: in}
+	n := len(in.Field)
+	if n > maxBlocks {
+		return c, malformed("at most %d blocks in a call", maxBlocks)
+	}
+	if len(in.Day) != n || len(in.Resolution) != n || len(in.Version) != n || len(in.Key) != n || len(in.Size) != n {
+		return c, malformed("columns of blocks that are not of one length")
+	}
+	units := 0
+	for _, u := range req.Units {
+		if units += int(min(u.GetBlocks(), maxBlocks+1)); units > n { // neither sum overflows
+			break
+		}
+	}
+	if units != n {
+		return c, malformed("another number of blocks than the metering points have")
+	}
+	c.start = append(slices.Grow(start[:0], n+1), 0)
+	at := 0
+	for _, size := range in.Size {
+		if uint64(size) > uint64(len(in.Ciphertexts)-at) {
+			return c, malformed("ciphertexts that are shorter than their sizes")
+		}
+		at += int(size)
+		c.start = append(c.start, at)
+	}
+	if at != len(in.Ciphertexts) {
+		return c, malformed("ciphertexts that are longer than their sizes")
+	}
+	return c, nil
+}
+
+func (c *blockColumns) len() int { return len(c.in.Field) }
+
+func (c *blockColumns) ciphertext(i int) []byte {
+	return c.in.Ciphertexts[c.start[i]:c.start[i+1]:c.start[i+1]]
+}
+
+// seriesColumns collects the days of all series of a call. The values wait in
+// memory that is used again, and so is cleared.
+type seriesColumns struct {
+	out    cryptopb.SeriesDays
+	values []byte
+}
+
+// add copies: what it reads is cleared after the call, what it makes is sent
+// after it.
+func (c *seriesColumns) add(in []meter.Series) []*cryptopb.Series {
 	out := make([]*cryptopb.Series, len(in))
 	slab := make([]cryptopb.Series, len(in))
-	days, values := 0, 0
 	for i := range in {
-		days += len(in[i].Days)
-		for _, d := range in[i].Days {
-			values += len(d.Values)
-		}
-	}
-	daySlab := make([]cryptopb.SeriesDay, days)
-	dayPtrs := make([]*cryptopb.SeriesDay, days)
-	valueSlab := make([]int64, 0, values)
-	for i := range in {
-		s := &in[i]
-		w := &slab[i]
+		s, w := &in[i], &slab[i]
 		w.Field, w.Kind, w.Resolution = uint32(s.Field), uint32(s.Kind), uint32(s.Resolution)
 		w.Basis, w.Rule = uint32(s.Basis), s.Rule
-		w.Expected, w.Delivered = uint32(s.Expected), uint32(s.Delivered)
-		n := len(s.Days)
-		w.Days, dayPtrs = dayPtrs[:n:n], dayPtrs[n:]
+		w.Expected, w.Delivered, w.Days = uint32(s.Expected), uint32(s.Delivered), uint32(len(s.Days))
+		out[i] = w
 		for j := range s.Days {
-			d := &daySlab[j]
-			d.Day = int32(s.Days[j].Day)
-			from := len(valueSlab)
-			for _, v := range s.Days[j].Values {
-				valueSlab = append(valueSlab, int64(v))
-			}
-			d.Values = valueSlab[from:len(valueSlab):len(valueSlab)]
-			if q := s.Days[j].Quality; q != nil {
-				d.Quality = make([]byte, len(q))
-				for k := range q {
-					d.Quality[k] = byte(q[k])
+			d := &s.Days[j]
+			if d.Quality != nil {
+				c.out.Qualified = append(c.out.Qualified, uint32(len(c.out.Day)))
+				for _, q := range d.Quality {
+					c.out.Quality = append(c.out.Quality, byte(q))
 				}
 			}
-			w.Days[j] = d
+			c.out.Day = append(c.out.Day, int32(d.Day))
+			c.out.Size = append(c.out.Size, uint32(len(d.Values)))
+			c.room(len(d.Values) * binary.MaxVarintLen64)
+			b := c.values
+			for _, v := range d.Values {
+				b = binary.AppendVarint(b, int64(v)) // the zig-zag of sint64
+			}
+			c.values = b
 		}
-		daySlab = daySlab[n:]
-		out[i] = w
 	}
 	return out
+}
+
+// room grows the values; what is outgrown is cleared.
+func (c *seriesColumns) room(n int) {
+	if cap(c.values)-len(c.values) >= n {
+		return
+	}
+	old := c.values
+	c.values = append(make([]byte, 0, max(2*cap(old), len(old)+n, 32<<10)), old...)
+	clear(old)
+}
+
+// take returns the message, and readies the columns for the next call.
+func (c *seriesColumns) take() *cryptopb.SeriesDays {
+	m := &cryptopb.SeriesDays{
+		Day: c.out.Day, Size: c.out.Size, Qualified: c.out.Qualified, Quality: c.out.Quality,
+		Values: bytes.Clone(c.values),
+	}
+	c.reset()
+	return m
+}
+
+func (c *seriesColumns) reset() {
+	clear(c.values)
+	c.values = c.values[:0]
+	c.out.Day, c.out.Size, c.out.Qualified, c.out.Quality = nil, nil, nil, nil
 }
 
 func withheldToWire(in []authz.Withheld) []*cryptopb.Withheld {

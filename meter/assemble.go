@@ -46,7 +46,13 @@ import (
 // Values share no memory with the blocks. Blocks within the limits that
 // DecodeBlock enforces cannot overflow, whatever the period.
 func Assemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) ([]Series, []Shortfall) {
-	a := assembler{spec: &spec, blocks: blocks, loc: loc}
+	c := NewCalendar(loc)
+	return c.Assemble(spec, func(d Day) *Block { return blocks[d] })
+}
+
+// Assemble is the function Assemble with blocks by a function of their day.
+func (c *Calendar) Assemble(spec SeriesSpec, blocks func(Day) *Block) ([]Series, []Shortfall) {
+	a := assembler{spec: &spec, blocks: blocks, calendar: c}
 	switch {
 	case spec.Days.Empty():
 	case spec.Granularity == 0 || spec.Resolution != 0 && spec.Resolution < spec.Granularity,
@@ -72,8 +78,8 @@ func Assemble(spec SeriesSpec, blocks map[Day]*Block, loc *time.Location) ([]Ser
 
 type assembler struct {
 	spec     *SeriesSpec
-	blocks   map[Day]*Block
-	loc      *time.Location
+	blocks   func(Day) *Block
+	calendar *Calendar
 	series   []Series
 	withheld [NotCoveredByRule + 1][]DayRange // by reason
 }
@@ -111,11 +117,11 @@ func (a *assembler) wholeMonths() DaySet {
 
 // block returns the block of a day, or nil when it is missing or does not fit.
 func (a *assembler) block(d Day) *Block {
-	b := a.blocks[d]
+	b := a.blocks(d)
 	if b == nil || b.Day != d {
 		return nil
 	}
-	slots, _, err := blockShape(d, b.Resolution, a.spec.Field.Class, a.loc)
+	slots, _, err := a.calendar.blockShape(d, b.Resolution, a.spec.Field.Class)
 	if err != nil || len(b.Values) != slots || b.Quality != nil && len(b.Quality) != slots {
 		return nil
 	}
@@ -278,7 +284,7 @@ func (a *assembler) daily(res Resolution, days []storedDay) {
 		if d := &days[i]; d.block != nil && d.stored == res {
 			d.slots = len(d.block.Values)
 		} else {
-			d.slots = Slots(d.day, res, a.loc)
+			d.slots = a.calendar.Slots(d.day, res)
 		}
 		n += days[i].slots
 	}
@@ -292,9 +298,7 @@ func (a *assembler) daily(res Resolution, days []storedDay) {
 			continue
 		}
 		if d.stored == res && a.spec.Kind == Consumption {
-			for i := range d.slots {
-				b.set(i, d.block.at(i))
-			}
+			b.copy(d.block)
 			continue
 		}
 		parts := len(d.block.Values) // of one value

@@ -54,12 +54,12 @@ const (
 )
 
 // blockShape returns the slots and the bytes per value of a block.
-func blockShape(d Day, r Resolution, class Class, loc *time.Location) (slots, width int, err error) {
+func (c *Calendar) blockShape(d Day, r Resolution, class Class) (slots, width int, err error) {
 	switch {
 	case class == Registers && r == P1D:
 		return 1, 8, nil
 	case class == Intervals && r.duration() != 0:
-		return Slots(d, r, loc), 4, nil
+		return c.Slots(d, r), 4, nil
 	default:
 		return 0, 0, fmt.Errorf("%w: %s are not stored at %s", ErrBlock, class, r)
 	}
@@ -72,7 +72,8 @@ func blockLen(slots, width int) int { return blockHeader + slots*(width+1) }
 // DecodeBlock could not give back: another number of values than the day has
 // slots, values beyond MaxInterval or MaxRegister, unknown qualities.
 func AppendBlock(dst []byte, b *Block, class Class, loc *time.Location) ([]byte, error) {
-	slots, width, err := blockShape(b.Day, b.Resolution, class, loc)
+	c := NewCalendar(loc)
+	slots, width, err := c.blockShape(b.Day, b.Resolution, class)
 	if err != nil {
 		return dst, err
 	}
@@ -128,7 +129,13 @@ func within(v, limit Value) bool { return v == Null || -limit <= v && v <= limit
 // written for the same day, resolution and class. It reuses b's slices; after
 // an error b is as before.
 func DecodeBlock(p []byte, b *Block, day Day, r Resolution, class Class, loc *time.Location) error {
-	slots, width, err := blockShape(day, r, class, loc)
+	c := NewCalendar(loc)
+	return c.DecodeBlock(p, b, day, r, class)
+}
+
+// DecodeBlock is the function DecodeBlock.
+func (c *Calendar) DecodeBlock(p []byte, b *Block, day Day, r Resolution, class Class) error {
+	slots, width, err := c.blockShape(day, r, class)
 	if err != nil {
 		return err
 	}
@@ -158,11 +165,11 @@ func DecodeBlock(p []byte, b *Block, day Day, r Resolution, class Class, loc *ti
 		// Every 32-bit value is one AppendBlock writes.
 		b.Values = slices.Grow(b.Values[:0], slots)[:slots]
 		for i := range b.Values {
-			v := Value(int32(binary.BigEndian.Uint32(values[4*i:])))
+			v := Value(int32(binary.BigEndian.Uint32(values)))
 			if v == nullInterval {
 				v = Null
 			}
-			b.Values[i] = v
+			b.Values[i], values = v, values[4:]
 		}
 	}
 	b.Day, b.Resolution, b.Start = day, r, start

@@ -55,7 +55,6 @@ func (d Day) Start(loc *time.Location) time.Time {
 	y, m, dd := d.Date()
 	t := time.Date(y, m, dd, 0, 0, 0, 0, loc)
 	since, until := t.ZoneBounds()
-	const far = 48 * time.Hour
 	if (since.IsZero() || t.Sub(since) > far) && (until.IsZero() || until.Sub(t) > far) {
 		return t
 	}

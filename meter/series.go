@@ -1,5 +1,7 @@
 package meter
 
+import "slices"
+
 // SeriesSpec says what may be given of one field: made from a Grant.
 type SeriesSpec struct {
 	Field       Field
@@ -71,6 +73,23 @@ func (b *seriesBuilder) set(i int, r reading) {
 			d.Quality = make([]Quality, len(d.Values))
 		}
 		d.Quality[i] = r.quality
+	}
+}
+
+// copy sets all values of the day begun last to those of a block.
+func (b *seriesBuilder) copy(from *Block) {
+	d := &b.Days[len(b.Days)-1]
+	copy(d.Values, from.Values)
+	for _, v := range d.Values {
+		if v != Null {
+			b.Delivered++
+		}
+	}
+	for _, q := range from.Quality {
+		if q != AsProvided {
+			d.Quality = slices.Clone(from.Quality)
+			return
+		}
 	}
 }
 

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strconv"
+	"slices"
 )
 
 // MaxPrecision is the greatest number of decimals a field may have.
@@ -24,21 +24,42 @@ func AppendValue(dst []byte, v Value, precision int) []byte {
 		dst = append(dst, '-')
 		u = -u
 	}
-	var buf [20]byte
-	digits := strconv.AppendUint(buf[:0], u, 10)
-	if precision <= 0 {
-		return append(dst, digits...)
+	// Written from its end, where it is to be.
+	size := digits(u)
+	if precision > 0 {
+		size = max(size, precision+1) + 1
 	}
-	if whole := len(digits) - precision; whole > 0 {
-		dst = append(dst, digits[:whole]...)
-		dst = append(dst, '.')
-		return append(dst, digits[whole:]...)
+	dst = slices.Grow(dst, size)
+	to := dst[len(dst) : len(dst)+size]
+	at := size - 1
+	if precision > 0 {
+		for ; at >= size-precision; at-- {
+			to[at] = byte('0' + u%10)
+			u /= 10
+		}
+		to[at] = '.'
+		at--
 	}
-	dst = append(dst, '0', '.')
-	for range precision - len(digits) {
-		dst = append(dst, '0')
+	for ; at >= 0; at-- {
+		to[at] = byte('0' + u%10)
+		u /= 10
 	}
-	return append(dst, digits...)
+	return dst[:len(dst)+size]
+}
+
+// digits counts the decimal digits.
+func digits(u uint64) int {
+	n := 1
+	for ; u >= 1000; u /= 1000 {
+		n += 3
+	}
+	if u >= 100 {
+		return n + 2
+	}
+	if u >= 10 {
+		return n + 1
+	}
+	return n
 }
 
 // ParseValue reads an exact decimal with at most precision decimals: digits,

@@ -135,7 +135,7 @@ func TestOpenedChecksTheAnswer(t *testing.T) {
 	good := func() *cryptopb.OpenedUnit {
 		return &cryptopb.OpenedUnit{Status: cryptopb.UnitStatus_UNIT_STATUS_OK, Receipt: receipt.Encode()}
 	}
-	if _, err := opened(good(), asked); err != nil {
+	if _, err := opened(good(), asked, new([]meter.SeriesDay)); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*cryptopb.OpenedUnit){
@@ -151,13 +151,14 @@ func TestOpenedChecksTheAnswer(t *testing.T) {
 			r.InteractionID[0]++
 			u.Receipt = r.Encode()
 		},
+		"a day that is not there": func(u *cryptopb.OpenedUnit) { u.Series = []*cryptopb.Series{{Field: 1, Days: 1}} },
 		"a block that was not sent": func(u *cryptopb.OpenedUnit) {
 			u.Faults = []*cryptopb.ItemFault{{Block: 1, Fault: cryptopb.Fault_FAULT_DAMAGED}}
 		},
 	} {
 		u := good()
 		change(u)
-		if _, err := opened(u, asked); !errors.Is(err, ErrInternal) {
+		if _, err := opened(u, asked, new([]meter.SeriesDay)); !errors.Is(err, ErrInternal) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

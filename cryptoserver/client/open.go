@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/binary"
 	"math"
 
 	"kluis/authz"
@@ -61,7 +62,7 @@ func (c *Client) Open(ctx context.Context, r OpenRequest) ([]Opened, error) {
 	defer cancel()
 	in := &cryptopb.OpenRequest{
 		AccessToken: r.AccessToken, SupplierRecord: r.SupplierRecord, ProfileDigest: r.Profile[:],
-		Units: make([]*cryptopb.OpenUnit, len(r.Units)),
+		Units: make([]*cryptopb.OpenUnit, len(r.Units)), Blocks: blocksToWire(r.Units),
 	}
 	for i := range r.Units {
 		in.Units[i] = unitToWire(&r.Units[i])
@@ -73,11 +74,18 @@ func (c *Client) Open(ctx context.Context, r OpenRequest) ([]Opened, error) {
 	if len(resp.Units) != len(r.Units) {
 		return nil, internal("the server answered for another number of metering points")
 	}
+	days, err := parseDays(resp.Days)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]Opened, len(resp.Units))
 	for i, u := range resp.Units {
-		if out[i], err = opened(u, &r.Units[i]); err != nil {
+		if out[i], err = opened(u, &r.Units[i], &days); err != nil {
 			return nil, err
 		}
+	}
+	if len(days) > 0 {
+		return nil, internal("the server answered with days of no series")
 	}
 	return out, nil
 }
@@ -93,7 +101,7 @@ func unitToWire(u *Unit) *cryptopb.OpenUnit {
 		Kind:          uint32(u.Request.Kind),
 		Fields:        make([]uint32, len(u.Request.Fields)),
 		Keys:          make([]*cryptopb.DataKey, len(u.Keys)),
-		Blocks:        make([]*cryptopb.SealedBlock, len(u.Blocks)),
+		Blocks:        uint32(len(u.Blocks)),
 	}
 	for i, f := range u.Request.Fields {
 		w.Fields[i] = uint32(f)
@@ -101,10 +109,36 @@ func unitToWire(u *Unit) *cryptopb.OpenUnit {
 	for i := range u.Keys {
 		w.Keys[i] = keyToWire(&u.Keys[i])
 	}
-	slab := make([]cryptopb.SealedBlock, len(u.Blocks))
-	for i := range u.Blocks {
-		w.Blocks[i] = &slab[i]
-		sealedToWire(&u.Blocks[i], &slab[i])
+	return w
+}
+
+// blocksToWire lays the blocks of all units out by the column.
+func blocksToWire(units []Unit) *cryptopb.SealedBlocks {
+	n, size := 0, 0
+	for i := range units {
+		n += len(units[i].Blocks)
+		for j := range units[i].Blocks {
+			size += len(units[i].Blocks[j].Ciphertext)
+		}
+	}
+	slab := make([]uint32, 5*n)
+	column := func(i int) []uint32 { return slab[i*n : (i+1)*n : (i+1)*n] }
+	w := &cryptopb.SealedBlocks{
+		Field: column(0), Day: make([]int32, n), Resolution: column(1), Version: column(2), Key: column(3), Size: column(4),
+		Ciphertexts: make([]byte, 0, size),
+	}
+	at := 0
+	for i := range units {
+		for j := range units[i].Blocks {
+			b := &units[i].Blocks[j]
+			w.Field[at], w.Day[at], w.Resolution[at], w.Version[at] = uint32(b.Field), int32(b.Day), uint32(b.Resolution), b.Version
+			w.Key[at], w.Size[at] = uint32(b.Key), uint32(len(b.Ciphertext))
+			if b.Key < 0 { // envelope.NoKey
+				w.Key[at] = math.MaxUint32
+			}
+			w.Ciphertexts = append(w.Ciphertexts, b.Ciphertext...)
+			at++
+		}
 	}
 	return w
 }
@@ -117,7 +151,8 @@ func sealedToWire(b *envelope.SealedBlock, o *cryptopb.SealedBlock) {
 	}
 }
 
-func opened(u *cryptopb.OpenedUnit, asked *Unit) (Opened, error) {
+// opened takes the days of the unit's series from those of the call.
+func opened(u *cryptopb.OpenedUnit, asked *Unit, days *[]meter.SeriesDay) (Opened, error) {
 	var o Opened
 	switch u.GetStatus() {
 	case cryptopb.UnitStatus_UNIT_STATUS_OK:
@@ -137,7 +172,9 @@ func opened(u *cryptopb.OpenedUnit, asked *Unit) (Opened, error) {
 		return o, internal("the server's receipt is not of what was asked")
 	}
 	o.Receipt = u.Receipt
-	o.Series = seriesFromWire(u.Series)
+	if o.Series, err = seriesFromWire(u.Series, days); err != nil {
+		return o, err
+	}
 	o.Withheld = make([]authz.Withheld, len(u.Withheld))
 	for i, w := range u.Withheld {
 		o.Withheld[i] = authz.Withheld{
@@ -155,39 +192,83 @@ func opened(u *cryptopb.OpenedUnit, asked *Unit) (Opened, error) {
 	return o, nil
 }
 
-func seriesFromWire(in []*cryptopb.Series) []meter.Series {
+func seriesFromWire(in []*cryptopb.Series, days *[]meter.SeriesDay) ([]meter.Series, error) {
 	out := make([]meter.Series, len(in))
-	days, values := 0, 0
-	for _, s := range in {
-		days += len(s.Days)
-		for _, d := range s.Days {
-			values += len(d.Values)
-		}
-	}
-	daySlab := make([]meter.SeriesDay, days)
-	valueSlab := make([]meter.Value, 0, values)
 	for i, s := range in {
-		n := len(s.Days)
-		out[i] = meter.Series{
-			Field: meter.FieldCode(s.Field), Kind: meter.Kind(s.Kind), Resolution: meter.Resolution(s.Resolution),
-			Basis: meter.Basis(s.Basis), Rule: s.Rule, Expected: int(s.Expected), Delivered: int(s.Delivered),
-			Days: daySlab[:n:n],
+		n := s.GetDays()
+		if uint64(n) > uint64(len(*days)) {
+			return nil, errColumns
 		}
-		daySlab = daySlab[n:]
-		for j, d := range s.Days {
-			from := len(valueSlab)
-			for _, v := range d.Values {
-				valueSlab = append(valueSlab, meter.Value(v))
-			}
-			o := &out[i].Days[j]
-			o.Day, o.Values = meter.Day(d.Day), valueSlab[from:len(valueSlab):len(valueSlab)]
-			if len(d.Quality) > 0 {
-				o.Quality = make([]meter.Quality, len(d.Quality))
-				for k, q := range d.Quality {
-					o.Quality[k] = meter.Quality(q)
-				}
-			}
+		out[i] = meter.Series{
+			Field: meter.FieldCode(s.GetField()), Kind: meter.Kind(s.GetKind()), Resolution: meter.Resolution(s.GetResolution()),
+			Basis: meter.Basis(s.GetBasis()), Rule: s.GetRule(), Expected: int(s.GetExpected()), Delivered: int(s.GetDelivered()),
+			Days: (*days)[:n:n],
+		}
+		*days = (*days)[n:]
+	}
+	return out, nil
+}
+
+var errColumns = internal("the server answered with days that do not fit each other")
+
+// parseDays reads the days of all series. All values lie in one piece of
+// memory, and so do all qualities.
+func parseDays(in *cryptopb.SeriesDays) ([]meter.SeriesDay, error) {
+	sizes := in.GetSize()
+	if len(in.GetDay()) != len(sizes) {
+		return nil, errColumns
+	}
+	total := uint64(0)
+	for _, n := range sizes {
+		if total += uint64(n); total > uint64(len(in.GetValues())) { // a value has a byte at least
+			return nil, errColumns
 		}
 	}
-	return out
+	values, ok := parseValues(make([]meter.Value, total), in.GetValues())
+	if !ok {
+		return nil, errColumns
+	}
+	out := make([]meter.SeriesDay, len(sizes))
+	for i, n := range sizes {
+		out[i].Day, out[i].Values = meter.Day(in.Day[i]), values[:n:n]
+		values = values[n:]
+	}
+	quality := make([]meter.Quality, len(in.GetQuality()))
+	for i, q := range in.GetQuality() {
+		quality[i] = meter.Quality(q)
+	}
+	for i, at := range in.GetQualified() {
+		if uint64(at) >= uint64(len(out)) || i > 0 && at <= in.Qualified[i-1] || len(out[at].Values) > len(quality) {
+			return nil, errColumns
+		}
+		n := len(out[at].Values)
+		out[at].Quality, quality = quality[:n:n], quality[n:]
+	}
+	if len(quality) > 0 {
+		return nil, errColumns
+	}
+	return out, nil
 }
+
+// parseValues reads as many values as there is room for, and all of b.
+func parseValues(to []meter.Value, b []byte) ([]meter.Value, bool) {
+	for i := range to {
+		// Most have two bytes.
+		if len(b) >= 2 && b[1] < 0x80 {
+			if b[0] < 0x80 {
+				to[i], b = unzigzag(uint64(b[0])), b[1:]
+				continue
+			}
+			to[i], b = unzigzag(uint64(b[0]&0x7f)|uint64(b[1])<<7), b[2:]
+			continue
+		}
+		u, n := binary.Uvarint(b)
+		if n <= 0 {
+			return nil, false
+		}
+		to[i], b = unzigzag(u), b[n:]
+	}
+	return to, len(b) == 0
+}
+
+func unzigzag(u uint64) meter.Value { return meter.Value(u>>1) ^ -meter.Value(u&1) }

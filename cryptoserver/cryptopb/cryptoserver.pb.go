@@ -137,8 +137,9 @@ type OpenRequest struct {
 	// The caller's sealed supplier record.
 	SupplierRecord []byte `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"`
 	// SHA-256 of the market profile the gateway decided with.
-	ProfileDigest []byte      `protobuf:"bytes,3,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
-	Units         []*OpenUnit `protobuf:"bytes,4,rep,name=units,proto3" json:"units,omitempty"`
+	ProfileDigest []byte        `protobuf:"bytes,3,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
+	Units         []*OpenUnit   `protobuf:"bytes,4,rep,name=units,proto3" json:"units,omitempty"`
+	Blocks        *SealedBlocks `protobuf:"bytes,5,opt,name=blocks,proto3" json:"blocks,omitempty"` // of all units, one unit's after the other's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +202,13 @@ func (x *OpenRequest) GetUnits() []*OpenUnit {
 	return nil
 }
 
+func (x *OpenRequest) GetBlocks() *SealedBlocks {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
 // One metering point.
 type OpenUnit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -213,7 +221,7 @@ type OpenUnit struct {
 	Resolution    uint32                 `protobuf:"varint,7,opt,name=resolution,proto3" json:"resolution,omitempty"` // 0: not said
 	Kind          uint32                 `protobuf:"varint,8,opt,name=kind,proto3" json:"kind,omitempty"`             // 0: not said
 	Keys          []*DataKey             `protobuf:"bytes,9,rep,name=keys,proto3" json:"keys,omitempty"`
-	Blocks        []*SealedBlock         `protobuf:"bytes,10,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	Blocks        uint32                 `protobuf:"varint,10,opt,name=blocks,proto3" json:"blocks,omitempty"` // how many of the call's are its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,9 +319,103 @@ func (x *OpenUnit) GetKeys() []*DataKey {
 	return nil
 }
 
-func (x *OpenUnit) GetBlocks() []*SealedBlock {
+func (x *OpenUnit) GetBlocks() uint32 {
 	if x != nil {
 		return x.Blocks
+	}
+	return 0
+}
+
+// Blocks by the column: a value of each for every block. Thousands of messages
+// of a few bytes each would cost more than what is done with them.
+type SealedBlocks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Field         []uint32               `protobuf:"varint,1,rep,packed,name=field,proto3" json:"field,omitempty"`
+	Day           []int32                `protobuf:"varint,2,rep,packed,name=day,proto3" json:"day,omitempty"`
+	Resolution    []uint32               `protobuf:"varint,3,rep,packed,name=resolution,proto3" json:"resolution,omitempty"`
+	Version       []uint32               `protobuf:"varint,4,rep,packed,name=version,proto3" json:"version,omitempty"` // of the block, 1, 2, ...
+	Key           []uint32               `protobuf:"varint,5,rep,packed,name=key,proto3" json:"key,omitempty"`         // index into the keys of the unit
+	Size          []uint32               `protobuf:"varint,6,rep,packed,name=size,proto3" json:"size,omitempty"`       // of the ciphertext
+	Ciphertexts   []byte                 `protobuf:"bytes,7,opt,name=ciphertexts,proto3" json:"ciphertexts,omitempty"` // package envelope, one after the other
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealedBlocks) Reset() {
+	*x = SealedBlocks{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealedBlocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealedBlocks) ProtoMessage() {}
+
+func (x *SealedBlocks) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealedBlocks.ProtoReflect.Descriptor instead.
+func (*SealedBlocks) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SealedBlocks) GetField() []uint32 {
+	if x != nil {
+		return x.Field
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetDay() []int32 {
+	if x != nil {
+		return x.Day
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetResolution() []uint32 {
+	if x != nil {
+		return x.Resolution
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetVersion() []uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetKey() []uint32 {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetSize() []uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *SealedBlocks) GetCiphertexts() []byte {
+	if x != nil {
+		return x.Ciphertexts
 	}
 	return nil
 }
@@ -335,7 +437,7 @@ type DataKey struct {
 
 func (x *DataKey) Reset() {
 	*x = DataKey{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[2]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +449,7 @@ func (x *DataKey) String() string {
 func (*DataKey) ProtoMessage() {}
 
 func (x *DataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[2]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,7 +462,7 @@ func (x *DataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataKey.ProtoReflect.Descriptor instead.
 func (*DataKey) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{2}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DataKey) GetId() []byte {
@@ -433,7 +535,7 @@ type SealedBlock struct {
 
 func (x *SealedBlock) Reset() {
 	*x = SealedBlock{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[3]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +547,7 @@ func (x *SealedBlock) String() string {
 func (*SealedBlock) ProtoMessage() {}
 
 func (x *SealedBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[3]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +560,7 @@ func (x *SealedBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedBlock.ProtoReflect.Descriptor instead.
 func (*SealedBlock) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{3}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SealedBlock) GetField() uint32 {
@@ -506,13 +608,14 @@ func (x *SealedBlock) GetCiphertext() []byte {
 type OpenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Units         []*OpenedUnit          `protobuf:"bytes,1,rep,name=units,proto3" json:"units,omitempty"` // as asked, in order
+	Days          *SeriesDays            `protobuf:"bytes,2,opt,name=days,proto3" json:"days,omitempty"`   // of all series of all units, one series' after the other's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OpenResponse) Reset() {
 	*x = OpenResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[4]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +627,7 @@ func (x *OpenResponse) String() string {
 func (*OpenResponse) ProtoMessage() {}
 
 func (x *OpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[4]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,12 +640,19 @@ func (x *OpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
 func (*OpenResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{4}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OpenResponse) GetUnits() []*OpenedUnit {
 	if x != nil {
 		return x.Units
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetDays() *SeriesDays {
+	if x != nil {
+		return x.Days
 	}
 	return nil
 }
@@ -560,7 +670,7 @@ type OpenedUnit struct {
 
 func (x *OpenedUnit) Reset() {
 	*x = OpenedUnit{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[5]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +682,7 @@ func (x *OpenedUnit) String() string {
 func (*OpenedUnit) ProtoMessage() {}
 
 func (x *OpenedUnit) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[5]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +695,7 @@ func (x *OpenedUnit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenedUnit.ProtoReflect.Descriptor instead.
 func (*OpenedUnit) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{5}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OpenedUnit) GetSeries() []*Series {
@@ -632,14 +742,14 @@ type Series struct {
 	Rule          string                 `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`
 	Expected      uint32                 `protobuf:"varint,6,opt,name=expected,proto3" json:"expected,omitempty"`
 	Delivered     uint32                 `protobuf:"varint,7,opt,name=delivered,proto3" json:"delivered,omitempty"`
-	Days          []*SeriesDay           `protobuf:"bytes,8,rep,name=days,proto3" json:"days,omitempty"`
+	Days          uint32                 `protobuf:"varint,8,opt,name=days,proto3" json:"days,omitempty"` // how many of the call's are its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Series) Reset() {
 	*x = Series{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[6]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +761,7 @@ func (x *Series) String() string {
 func (*Series) ProtoMessage() {}
 
 func (x *Series) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[6]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +774,7 @@ func (x *Series) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Series.ProtoReflect.Descriptor instead.
 func (*Series) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{6}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Series) GetField() uint32 {
@@ -716,38 +826,44 @@ func (x *Series) GetDelivered() uint32 {
 	return 0
 }
 
-func (x *Series) GetDays() []*SeriesDay {
+func (x *Series) GetDays() uint32 {
 	if x != nil {
 		return x.Days
 	}
-	return nil
+	return 0
 }
 
-type SeriesDay struct {
+// Days by the column.
+type SeriesDays struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Day   int32                  `protobuf:"varint,1,opt,name=day,proto3" json:"day,omitempty"`
-	// Scaled integers; a null is the smallest int64.
-	Values        []int64 `protobuf:"zigzag64,2,rep,packed,name=values,proto3" json:"values,omitempty"`
-	Quality       []byte  `protobuf:"bytes,3,opt,name=quality,proto3" json:"quality,omitempty"` // empty, or one byte per value
+	Day   []int32                `protobuf:"varint,1,rep,packed,name=day,proto3" json:"day,omitempty"`
+	Size  []uint32               `protobuf:"varint,2,rep,packed,name=size,proto3" json:"size,omitempty"` // values of the day
+	// Scaled integers, as many as all sizes together, each a varint as of sint64;
+	// a null is the smallest int64.
+	Values []byte `protobuf:"bytes,3,opt,name=values,proto3" json:"values,omitempty"`
+	// The days, as indexes, that have a value which is not as provided; and of
+	// those the quality of each value.
+	Qualified     []uint32 `protobuf:"varint,4,rep,packed,name=qualified,proto3" json:"qualified,omitempty"`
+	Quality       []byte   `protobuf:"bytes,5,opt,name=quality,proto3" json:"quality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SeriesDay) Reset() {
-	*x = SeriesDay{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[7]
+func (x *SeriesDays) Reset() {
+	*x = SeriesDays{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SeriesDay) String() string {
+func (x *SeriesDays) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SeriesDay) ProtoMessage() {}
+func (*SeriesDays) ProtoMessage() {}
 
-func (x *SeriesDay) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[7]
+func (x *SeriesDays) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,26 +874,40 @@ func (x *SeriesDay) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SeriesDay.ProtoReflect.Descriptor instead.
-func (*SeriesDay) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{7}
+// Deprecated: Use SeriesDays.ProtoReflect.Descriptor instead.
+func (*SeriesDays) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *SeriesDay) GetDay() int32 {
+func (x *SeriesDays) GetDay() []int32 {
 	if x != nil {
 		return x.Day
 	}
-	return 0
+	return nil
 }
 
-func (x *SeriesDay) GetValues() []int64 {
+func (x *SeriesDays) GetSize() []uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *SeriesDays) GetValues() []byte {
 	if x != nil {
 		return x.Values
 	}
 	return nil
 }
 
-func (x *SeriesDay) GetQuality() []byte {
+func (x *SeriesDays) GetQualified() []uint32 {
+	if x != nil {
+		return x.Qualified
+	}
+	return nil
+}
+
+func (x *SeriesDays) GetQuality() []byte {
 	if x != nil {
 		return x.Quality
 	}
@@ -796,7 +926,7 @@ type Withheld struct {
 
 func (x *Withheld) Reset() {
 	*x = Withheld{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[8]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +938,7 @@ func (x *Withheld) String() string {
 func (*Withheld) ProtoMessage() {}
 
 func (x *Withheld) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[8]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +951,7 @@ func (x *Withheld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
 func (*Withheld) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{8}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Withheld) GetField() uint32 {
@@ -862,7 +992,7 @@ type ItemFault struct {
 
 func (x *ItemFault) Reset() {
 	*x = ItemFault{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[9]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1004,7 @@ func (x *ItemFault) String() string {
 func (*ItemFault) ProtoMessage() {}
 
 func (x *ItemFault) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[9]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1017,7 @@ func (x *ItemFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemFault.ProtoReflect.Descriptor instead.
 func (*ItemFault) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{9}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ItemFault) GetBlock() uint32 {
@@ -913,7 +1043,7 @@ type MintRequest struct {
 
 func (x *MintRequest) Reset() {
 	*x = MintRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[10]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1055,7 @@ func (x *MintRequest) String() string {
 func (*MintRequest) ProtoMessage() {}
 
 func (x *MintRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[10]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1068,7 @@ func (x *MintRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintRequest.ProtoReflect.Descriptor instead.
 func (*MintRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{10}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MintRequest) GetKeys() []*MintKey {
@@ -960,7 +1090,7 @@ type MintKey struct {
 
 func (x *MintKey) Reset() {
 	*x = MintKey{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[11]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1102,7 @@ func (x *MintKey) String() string {
 func (*MintKey) ProtoMessage() {}
 
 func (x *MintKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[11]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1115,7 @@ func (x *MintKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintKey.ProtoReflect.Descriptor instead.
 func (*MintKey) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{11}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MintKey) GetEan() uint64 {
@@ -1025,7 +1155,7 @@ type MintResponse struct {
 
 func (x *MintResponse) Reset() {
 	*x = MintResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[12]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1167,7 @@ func (x *MintResponse) String() string {
 func (*MintResponse) ProtoMessage() {}
 
 func (x *MintResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[12]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1180,7 @@ func (x *MintResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintResponse.ProtoReflect.Descriptor instead.
 func (*MintResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{12}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MintResponse) GetKeys() []*DataKey {
@@ -1071,7 +1201,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[13]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1213,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[13]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1226,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{13}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SealRequest) GetEan() uint64 {
@@ -1136,7 +1266,7 @@ type PlainBlock struct {
 
 func (x *PlainBlock) Reset() {
 	*x = PlainBlock{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[14]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1278,7 @@ func (x *PlainBlock) String() string {
 func (*PlainBlock) ProtoMessage() {}
 
 func (x *PlainBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[14]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1291,7 @@ func (x *PlainBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlainBlock.ProtoReflect.Descriptor instead.
 func (*PlainBlock) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{14}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PlainBlock) GetField() uint32 {
@@ -1229,7 +1359,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[15]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1371,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[15]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1384,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{15}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SealResponse) GetBlocks() []*SealedContent {
@@ -1274,7 +1404,7 @@ type SealedContent struct {
 
 func (x *SealedContent) Reset() {
 	*x = SealedContent{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[16]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1416,7 @@ func (x *SealedContent) String() string {
 func (*SealedContent) ProtoMessage() {}
 
 func (x *SealedContent) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[16]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1429,7 @@ func (x *SealedContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedContent.ProtoReflect.Descriptor instead.
 func (*SealedContent) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{16}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SealedContent) GetCiphertext() []byte {
@@ -1326,7 +1456,7 @@ type SealStepRequest struct {
 
 func (x *SealStepRequest) Reset() {
 	*x = SealStepRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[17]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1468,7 @@ func (x *SealStepRequest) String() string {
 func (*SealStepRequest) ProtoMessage() {}
 
 func (x *SealStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[17]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1481,7 @@ func (x *SealStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStepRequest.ProtoReflect.Descriptor instead.
 func (*SealStepRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{17}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SealStepRequest) GetPrevious() []byte {
@@ -1377,7 +1507,7 @@ type SealStepResponse struct {
 
 func (x *SealStepResponse) Reset() {
 	*x = SealStepResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[18]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1519,7 @@ func (x *SealStepResponse) String() string {
 func (*SealStepResponse) ProtoMessage() {}
 
 func (x *SealStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[18]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1532,7 @@ func (x *SealStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStepResponse.ProtoReflect.Descriptor instead.
 func (*SealStepResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{18}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SealStepResponse) GetLegalFile() []byte {
@@ -1428,7 +1558,7 @@ type TakeStepRequest struct {
 
 func (x *TakeStepRequest) Reset() {
 	*x = TakeStepRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1570,7 @@ func (x *TakeStepRequest) String() string {
 func (*TakeStepRequest) ProtoMessage() {}
 
 func (x *TakeStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[19]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1583,7 @@ func (x *TakeStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeStepRequest.ProtoReflect.Descriptor instead.
 func (*TakeStepRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{19}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TakeStepRequest) GetAccessToken() string {
@@ -1505,7 +1635,7 @@ type SealSupplierRequest struct {
 
 func (x *SealSupplierRequest) Reset() {
 	*x = SealSupplierRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1647,7 @@ func (x *SealSupplierRequest) String() string {
 func (*SealSupplierRequest) ProtoMessage() {}
 
 func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[20]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1660,7 @@ func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierRequest.ProtoReflect.Descriptor instead.
 func (*SealSupplierRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{20}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SealSupplierRequest) GetPrevious() []byte {
@@ -1586,7 +1716,7 @@ type SupplierCertificate struct {
 
 func (x *SupplierCertificate) Reset() {
 	*x = SupplierCertificate{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1728,7 @@ func (x *SupplierCertificate) String() string {
 func (*SupplierCertificate) ProtoMessage() {}
 
 func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1741,7 @@ func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupplierCertificate.ProtoReflect.Descriptor instead.
 func (*SupplierCertificate) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SupplierCertificate) GetThumbprint() []byte {
@@ -1644,7 +1774,7 @@ type SealSupplierResponse struct {
 
 func (x *SealSupplierResponse) Reset() {
 	*x = SealSupplierResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1786,7 @@ func (x *SealSupplierResponse) String() string {
 func (*SealSupplierResponse) ProtoMessage() {}
 
 func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1799,7 @@ func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierResponse.ProtoReflect.Descriptor instead.
 func (*SealSupplierResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SealSupplierResponse) GetSupplierRecord() []byte {
@@ -1691,7 +1821,7 @@ type SignTokenRequest struct {
 
 func (x *SignTokenRequest) Reset() {
 	*x = SignTokenRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1833,7 @@ func (x *SignTokenRequest) String() string {
 func (*SignTokenRequest) ProtoMessage() {}
 
 func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1846,7 @@ func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenRequest.ProtoReflect.Descriptor instead.
 func (*SignTokenRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignTokenRequest) GetSupplierRecord() []byte {
@@ -1760,7 +1890,7 @@ type SignStaffTokenRequest struct {
 
 func (x *SignStaffTokenRequest) Reset() {
 	*x = SignStaffTokenRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1902,7 @@ func (x *SignStaffTokenRequest) String() string {
 func (*SignStaffTokenRequest) ProtoMessage() {}
 
 func (x *SignStaffTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1915,7 @@ func (x *SignStaffTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignStaffTokenRequest.ProtoReflect.Descriptor instead.
 func (*SignStaffTokenRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignStaffTokenRequest) GetSupplierRecord() []byte {
@@ -1833,7 +1963,7 @@ type SignTokenResponse struct {
 
 func (x *SignTokenResponse) Reset() {
 	*x = SignTokenResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1975,7 @@ func (x *SignTokenResponse) String() string {
 func (*SignTokenResponse) ProtoMessage() {}
 
 func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1988,7 @@ func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenResponse.ProtoReflect.Descriptor instead.
 func (*SignTokenResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignTokenResponse) GetAccessToken() string {
@@ -1887,7 +2017,7 @@ type SignControlRequest struct {
 
 func (x *SignControlRequest) Reset() {
 	*x = SignControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2029,7 @@ func (x *SignControlRequest) String() string {
 func (*SignControlRequest) ProtoMessage() {}
 
 func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2042,7 @@ func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlRequest.ProtoReflect.Descriptor instead.
 func (*SignControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignControlRequest) GetSequence() uint64 {
@@ -1945,7 +2075,7 @@ type SignControlResponse struct {
 
 func (x *SignControlResponse) Reset() {
 	*x = SignControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2087,7 @@ func (x *SignControlResponse) String() string {
 func (*SignControlResponse) ProtoMessage() {}
 
 func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2100,7 @@ func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlResponse.ProtoReflect.Descriptor instead.
 func (*SignControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SignControlResponse) GetHead() []byte {
@@ -1991,7 +2121,7 @@ type PutControlRequest struct {
 
 func (x *PutControlRequest) Reset() {
 	*x = PutControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2133,7 @@ func (x *PutControlRequest) String() string {
 func (*PutControlRequest) ProtoMessage() {}
 
 func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2146,7 @@ func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlRequest.ProtoReflect.Descriptor instead.
 func (*PutControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PutControlRequest) GetFirst() uint64 {
@@ -2051,7 +2181,7 @@ type PutControlResponse struct {
 
 func (x *PutControlResponse) Reset() {
 	*x = PutControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2193,7 @@ func (x *PutControlResponse) String() string {
 func (*PutControlResponse) ProtoMessage() {}
 
 func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2206,7 @@ func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlResponse.ProtoReflect.Descriptor instead.
 func (*PutControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PutControlResponse) GetSequence() uint64 {
@@ -2095,7 +2225,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2237,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2250,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RewrapRequest) GetKeys() []*DataKey {
@@ -2140,7 +2270,7 @@ type RewrapResponse struct {
 
 func (x *RewrapResponse) Reset() {
 	*x = RewrapResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2282,7 @@ func (x *RewrapResponse) String() string {
 func (*RewrapResponse) ProtoMessage() {}
 
 func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2295,7 @@ func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
 func (*RewrapResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RewrapResponse) GetKekEpoch() uint32 {
@@ -2193,7 +2323,7 @@ type RewrappedKey struct {
 
 func (x *RewrappedKey) Reset() {
 	*x = RewrappedKey{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2335,7 @@ func (x *RewrappedKey) String() string {
 func (*RewrappedKey) ProtoMessage() {}
 
 func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2348,7 @@ func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrappedKey.ProtoReflect.Descriptor instead.
 func (*RewrappedKey) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RewrappedKey) GetWrapped() []byte {
@@ -2254,7 +2384,7 @@ type ResealRequest struct {
 
 func (x *ResealRequest) Reset() {
 	*x = ResealRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2396,7 @@ func (x *ResealRequest) String() string {
 func (*ResealRequest) ProtoMessage() {}
 
 func (x *ResealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2409,7 @@ func (x *ResealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
 func (*ResealRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResealRequest) GetEan() uint64 {
@@ -2319,7 +2449,7 @@ type ResealResponse struct {
 
 func (x *ResealResponse) Reset() {
 	*x = ResealResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2461,7 @@ func (x *ResealResponse) String() string {
 func (*ResealResponse) ProtoMessage() {}
 
 func (x *ResealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2474,7 @@ func (x *ResealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
 func (*ResealResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResealResponse) GetBlocks() []*ResealedBlock {
@@ -2364,7 +2494,7 @@ type ResealedBlock struct {
 
 func (x *ResealedBlock) Reset() {
 	*x = ResealedBlock{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2506,7 @@ func (x *ResealedBlock) String() string {
 func (*ResealedBlock) ProtoMessage() {}
 
 func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2519,7 @@ func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedBlock.ProtoReflect.Descriptor instead.
 func (*ResealedBlock) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResealedBlock) GetCiphertext() []byte {
@@ -2416,7 +2546,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2558,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2571,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadJournalRequest) GetBootId() []byte {
@@ -2469,7 +2599,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2611,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2624,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReadJournalResponse) GetBoots() []*JournalBoot {
@@ -2523,7 +2653,7 @@ type JournalBoot struct {
 
 func (x *JournalBoot) Reset() {
 	*x = JournalBoot{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2665,7 @@ func (x *JournalBoot) String() string {
 func (*JournalBoot) ProtoMessage() {}
 
 func (x *JournalBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2678,7 @@ func (x *JournalBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBoot.ProtoReflect.Descriptor instead.
 func (*JournalBoot) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *JournalBoot) GetBootId() []byte {
@@ -2590,7 +2720,7 @@ type SignCheckpointRequest struct {
 
 func (x *SignCheckpointRequest) Reset() {
 	*x = SignCheckpointRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2732,7 @@ func (x *SignCheckpointRequest) String() string {
 func (*SignCheckpointRequest) ProtoMessage() {}
 
 func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2745,7 @@ func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SignCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SignCheckpointRequest) GetOrigin() string {
@@ -2648,7 +2778,7 @@ type SignCheckpointResponse struct {
 
 func (x *SignCheckpointResponse) Reset() {
 	*x = SignCheckpointResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2790,7 @@ func (x *SignCheckpointResponse) String() string {
 func (*SignCheckpointResponse) ProtoMessage() {}
 
 func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2803,7 @@ func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SignCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SignCheckpointResponse) GetNote() string {
@@ -2707,7 +2837,7 @@ type SignManifestRequest struct {
 
 func (x *SignManifestRequest) Reset() {
 	*x = SignManifestRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2849,7 @@ func (x *SignManifestRequest) String() string {
 func (*SignManifestRequest) ProtoMessage() {}
 
 func (x *SignManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2862,7 @@ func (x *SignManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignManifestRequest.ProtoReflect.Descriptor instead.
 func (*SignManifestRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SignManifestRequest) GetAccessToken() string {
@@ -2849,7 +2979,7 @@ type SignManifestResponse struct {
 
 func (x *SignManifestResponse) Reset() {
 	*x = SignManifestResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2991,7 @@ func (x *SignManifestResponse) String() string {
 func (*SignManifestResponse) ProtoMessage() {}
 
 func (x *SignManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3004,7 @@ func (x *SignManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignManifestResponse.ProtoReflect.Descriptor instead.
 func (*SignManifestResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SignManifestResponse) GetManifest() string {
@@ -2892,7 +3022,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3034,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3047,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
 }
 
 type StatusResponse struct {
@@ -2941,7 +3071,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3083,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3096,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -3073,7 +3203,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3215,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3228,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -3150,7 +3280,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3292,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3305,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -3224,12 +3354,13 @@ var File_cryptoserver_cryptopb_cryptoserver_proto protoreflect.FileDescriptor
 
 const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\n" +
-	"(cryptoserver/cryptopb/cryptoserver.proto\x12\x15kluis.cryptoserver.v1\"\xb7\x01\n" +
+	"(cryptoserver/cryptopb/cryptoserver.proto\x12\x15kluis.cryptoserver.v1\"\xf4\x01\n" +
 	"\vOpenRequest\x12!\n" +
 	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
 	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
 	"\x0eprofile_digest\x18\x03 \x01(\fR\rprofileDigest\x125\n" +
-	"\x05units\x18\x04 \x03(\v2\x1f.kluis.cryptoserver.v1.OpenUnitR\x05units\"\xd8\x02\n" +
+	"\x05units\x18\x04 \x03(\v2\x1f.kluis.cryptoserver.v1.OpenUnitR\x05units\x12;\n" +
+	"\x06blocks\x18\x05 \x01(\v2#.kluis.cryptoserver.v1.SealedBlocksR\x06blocks\"\xb4\x02\n" +
 	"\bOpenUnit\x12\x1d\n" +
 	"\n" +
 	"legal_file\x18\x01 \x01(\fR\tlegalFile\x12%\n" +
@@ -3242,9 +3373,19 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"resolution\x18\a \x01(\rR\n" +
 	"resolution\x12\x12\n" +
 	"\x04kind\x18\b \x01(\rR\x04kind\x122\n" +
-	"\x04keys\x18\t \x03(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x04keys\x12:\n" +
+	"\x04keys\x18\t \x03(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x04keys\x12\x16\n" +
 	"\x06blocks\x18\n" +
-	" \x03(\v2\".kluis.cryptoserver.v1.SealedBlockR\x06blocks\"\xbe\x01\n" +
+	" \x01(\rR\x06blocks\"\xb8\x01\n" +
+	"\fSealedBlocks\x12\x14\n" +
+	"\x05field\x18\x01 \x03(\rR\x05field\x12\x10\n" +
+	"\x03day\x18\x02 \x03(\x05R\x03day\x12\x1e\n" +
+	"\n" +
+	"resolution\x18\x03 \x03(\rR\n" +
+	"resolution\x12\x18\n" +
+	"\aversion\x18\x04 \x03(\rR\aversion\x12\x10\n" +
+	"\x03key\x18\x05 \x03(\rR\x03key\x12\x12\n" +
+	"\x04size\x18\x06 \x03(\rR\x04size\x12 \n" +
+	"\vciphertexts\x18\a \x01(\fR\vciphertexts\"\xbe\x01\n" +
 	"\aDataKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03ean\x18\x02 \x01(\x04R\x03ean\x12\x14\n" +
@@ -3264,16 +3405,17 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x03key\x18\x05 \x01(\rR\x03key\x12\x1e\n" +
 	"\n" +
 	"ciphertext\x18\x06 \x01(\fR\n" +
-	"ciphertext\"G\n" +
+	"ciphertext\"~\n" +
 	"\fOpenResponse\x127\n" +
-	"\x05units\x18\x01 \x03(\v2!.kluis.cryptoserver.v1.OpenedUnitR\x05units\"\x8f\x02\n" +
+	"\x05units\x18\x01 \x03(\v2!.kluis.cryptoserver.v1.OpenedUnitR\x05units\x125\n" +
+	"\x04days\x18\x02 \x01(\v2!.kluis.cryptoserver.v1.SeriesDaysR\x04days\"\x8f\x02\n" +
 	"\n" +
 	"OpenedUnit\x125\n" +
 	"\x06series\x18\x01 \x03(\v2\x1d.kluis.cryptoserver.v1.SeriesR\x06series\x12;\n" +
 	"\bwithheld\x18\x02 \x03(\v2\x1f.kluis.cryptoserver.v1.WithheldR\bwithheld\x128\n" +
 	"\x06faults\x18\x03 \x03(\v2 .kluis.cryptoserver.v1.ItemFaultR\x06faults\x12\x18\n" +
 	"\areceipt\x18\x04 \x01(\fR\areceipt\x129\n" +
-	"\x06status\x18\x05 \x01(\x0e2!.kluis.cryptoserver.v1.UnitStatusR\x06status\"\xec\x01\n" +
+	"\x06status\x18\x05 \x01(\x0e2!.kluis.cryptoserver.v1.UnitStatusR\x06status\"\xca\x01\n" +
 	"\x06Series\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\rR\x05field\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x1e\n" +
@@ -3283,12 +3425,15 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x05basis\x18\x04 \x01(\rR\x05basis\x12\x12\n" +
 	"\x04rule\x18\x05 \x01(\tR\x04rule\x12\x1a\n" +
 	"\bexpected\x18\x06 \x01(\rR\bexpected\x12\x1c\n" +
-	"\tdelivered\x18\a \x01(\rR\tdelivered\x124\n" +
-	"\x04days\x18\b \x03(\v2 .kluis.cryptoserver.v1.SeriesDayR\x04days\"O\n" +
-	"\tSeriesDay\x12\x10\n" +
-	"\x03day\x18\x01 \x01(\x05R\x03day\x12\x16\n" +
-	"\x06values\x18\x02 \x03(\x12R\x06values\x12\x18\n" +
-	"\aquality\x18\x03 \x01(\fR\aquality\"j\n" +
+	"\tdelivered\x18\a \x01(\rR\tdelivered\x12\x12\n" +
+	"\x04days\x18\b \x01(\rR\x04days\"\x82\x01\n" +
+	"\n" +
+	"SeriesDays\x12\x10\n" +
+	"\x03day\x18\x01 \x03(\x05R\x03day\x12\x12\n" +
+	"\x04size\x18\x02 \x03(\rR\x04size\x12\x16\n" +
+	"\x06values\x18\x03 \x01(\fR\x06values\x12\x1c\n" +
+	"\tqualified\x18\x04 \x03(\rR\tqualified\x12\x18\n" +
+	"\aquality\x18\x05 \x01(\fR\aquality\"j\n" +
 	"\bWithheld\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\rR\x05field\x12\x19\n" +
 	"\bfrom_day\x18\x02 \x01(\x05R\afromDay\x12\x15\n" +
@@ -3524,118 +3669,119 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(UnitStatus)(0),                // 0: kluis.cryptoserver.v1.UnitStatus
 	(Fault)(0),                     // 1: kluis.cryptoserver.v1.Fault
 	(*OpenRequest)(nil),            // 2: kluis.cryptoserver.v1.OpenRequest
 	(*OpenUnit)(nil),               // 3: kluis.cryptoserver.v1.OpenUnit
-	(*DataKey)(nil),                // 4: kluis.cryptoserver.v1.DataKey
-	(*SealedBlock)(nil),            // 5: kluis.cryptoserver.v1.SealedBlock
-	(*OpenResponse)(nil),           // 6: kluis.cryptoserver.v1.OpenResponse
-	(*OpenedUnit)(nil),             // 7: kluis.cryptoserver.v1.OpenedUnit
-	(*Series)(nil),                 // 8: kluis.cryptoserver.v1.Series
-	(*SeriesDay)(nil),              // 9: kluis.cryptoserver.v1.SeriesDay
-	(*Withheld)(nil),               // 10: kluis.cryptoserver.v1.Withheld
-	(*ItemFault)(nil),              // 11: kluis.cryptoserver.v1.ItemFault
-	(*MintRequest)(nil),            // 12: kluis.cryptoserver.v1.MintRequest
-	(*MintKey)(nil),                // 13: kluis.cryptoserver.v1.MintKey
-	(*MintResponse)(nil),           // 14: kluis.cryptoserver.v1.MintResponse
-	(*SealRequest)(nil),            // 15: kluis.cryptoserver.v1.SealRequest
-	(*PlainBlock)(nil),             // 16: kluis.cryptoserver.v1.PlainBlock
-	(*SealResponse)(nil),           // 17: kluis.cryptoserver.v1.SealResponse
-	(*SealedContent)(nil),          // 18: kluis.cryptoserver.v1.SealedContent
-	(*SealStepRequest)(nil),        // 19: kluis.cryptoserver.v1.SealStepRequest
-	(*SealStepResponse)(nil),       // 20: kluis.cryptoserver.v1.SealStepResponse
-	(*TakeStepRequest)(nil),        // 21: kluis.cryptoserver.v1.TakeStepRequest
-	(*SealSupplierRequest)(nil),    // 22: kluis.cryptoserver.v1.SealSupplierRequest
-	(*SupplierCertificate)(nil),    // 23: kluis.cryptoserver.v1.SupplierCertificate
-	(*SealSupplierResponse)(nil),   // 24: kluis.cryptoserver.v1.SealSupplierResponse
-	(*SignTokenRequest)(nil),       // 25: kluis.cryptoserver.v1.SignTokenRequest
-	(*SignStaffTokenRequest)(nil),  // 26: kluis.cryptoserver.v1.SignStaffTokenRequest
-	(*SignTokenResponse)(nil),      // 27: kluis.cryptoserver.v1.SignTokenResponse
-	(*SignControlRequest)(nil),     // 28: kluis.cryptoserver.v1.SignControlRequest
-	(*SignControlResponse)(nil),    // 29: kluis.cryptoserver.v1.SignControlResponse
-	(*PutControlRequest)(nil),      // 30: kluis.cryptoserver.v1.PutControlRequest
-	(*PutControlResponse)(nil),     // 31: kluis.cryptoserver.v1.PutControlResponse
-	(*RewrapRequest)(nil),          // 32: kluis.cryptoserver.v1.RewrapRequest
-	(*RewrapResponse)(nil),         // 33: kluis.cryptoserver.v1.RewrapResponse
-	(*RewrappedKey)(nil),           // 34: kluis.cryptoserver.v1.RewrappedKey
-	(*ResealRequest)(nil),          // 35: kluis.cryptoserver.v1.ResealRequest
-	(*ResealResponse)(nil),         // 36: kluis.cryptoserver.v1.ResealResponse
-	(*ResealedBlock)(nil),          // 37: kluis.cryptoserver.v1.ResealedBlock
-	(*ReadJournalRequest)(nil),     // 38: kluis.cryptoserver.v1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),    // 39: kluis.cryptoserver.v1.ReadJournalResponse
-	(*JournalBoot)(nil),            // 40: kluis.cryptoserver.v1.JournalBoot
-	(*SignCheckpointRequest)(nil),  // 41: kluis.cryptoserver.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil), // 42: kluis.cryptoserver.v1.SignCheckpointResponse
-	(*SignManifestRequest)(nil),    // 43: kluis.cryptoserver.v1.SignManifestRequest
-	(*SignManifestResponse)(nil),   // 44: kluis.cryptoserver.v1.SignManifestResponse
-	(*StatusRequest)(nil),          // 45: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),         // 46: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),            // 47: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),              // 48: kluis.cryptoserver.v1.KeyStatus
+	(*SealedBlocks)(nil),           // 4: kluis.cryptoserver.v1.SealedBlocks
+	(*DataKey)(nil),                // 5: kluis.cryptoserver.v1.DataKey
+	(*SealedBlock)(nil),            // 6: kluis.cryptoserver.v1.SealedBlock
+	(*OpenResponse)(nil),           // 7: kluis.cryptoserver.v1.OpenResponse
+	(*OpenedUnit)(nil),             // 8: kluis.cryptoserver.v1.OpenedUnit
+	(*Series)(nil),                 // 9: kluis.cryptoserver.v1.Series
+	(*SeriesDays)(nil),             // 10: kluis.cryptoserver.v1.SeriesDays
+	(*Withheld)(nil),               // 11: kluis.cryptoserver.v1.Withheld
+	(*ItemFault)(nil),              // 12: kluis.cryptoserver.v1.ItemFault
+	(*MintRequest)(nil),            // 13: kluis.cryptoserver.v1.MintRequest
+	(*MintKey)(nil),                // 14: kluis.cryptoserver.v1.MintKey
+	(*MintResponse)(nil),           // 15: kluis.cryptoserver.v1.MintResponse
+	(*SealRequest)(nil),            // 16: kluis.cryptoserver.v1.SealRequest
+	(*PlainBlock)(nil),             // 17: kluis.cryptoserver.v1.PlainBlock
+	(*SealResponse)(nil),           // 18: kluis.cryptoserver.v1.SealResponse
+	(*SealedContent)(nil),          // 19: kluis.cryptoserver.v1.SealedContent
+	(*SealStepRequest)(nil),        // 20: kluis.cryptoserver.v1.SealStepRequest
+	(*SealStepResponse)(nil),       // 21: kluis.cryptoserver.v1.SealStepResponse
+	(*TakeStepRequest)(nil),        // 22: kluis.cryptoserver.v1.TakeStepRequest
+	(*SealSupplierRequest)(nil),    // 23: kluis.cryptoserver.v1.SealSupplierRequest
+	(*SupplierCertificate)(nil),    // 24: kluis.cryptoserver.v1.SupplierCertificate
+	(*SealSupplierResponse)(nil),   // 25: kluis.cryptoserver.v1.SealSupplierResponse
+	(*SignTokenRequest)(nil),       // 26: kluis.cryptoserver.v1.SignTokenRequest
+	(*SignStaffTokenRequest)(nil),  // 27: kluis.cryptoserver.v1.SignStaffTokenRequest
+	(*SignTokenResponse)(nil),      // 28: kluis.cryptoserver.v1.SignTokenResponse
+	(*SignControlRequest)(nil),     // 29: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),    // 30: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),      // 31: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),     // 32: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),          // 33: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),         // 34: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),           // 35: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),          // 36: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),         // 37: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),          // 38: kluis.cryptoserver.v1.ResealedBlock
+	(*ReadJournalRequest)(nil),     // 39: kluis.cryptoserver.v1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),    // 40: kluis.cryptoserver.v1.ReadJournalResponse
+	(*JournalBoot)(nil),            // 41: kluis.cryptoserver.v1.JournalBoot
+	(*SignCheckpointRequest)(nil),  // 42: kluis.cryptoserver.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil), // 43: kluis.cryptoserver.v1.SignCheckpointResponse
+	(*SignManifestRequest)(nil),    // 44: kluis.cryptoserver.v1.SignManifestRequest
+	(*SignManifestResponse)(nil),   // 45: kluis.cryptoserver.v1.SignManifestResponse
+	(*StatusRequest)(nil),          // 46: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),         // 47: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),            // 48: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),              // 49: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
-	4,  // 1: kluis.cryptoserver.v1.OpenUnit.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	5,  // 2: kluis.cryptoserver.v1.OpenUnit.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
-	7,  // 3: kluis.cryptoserver.v1.OpenResponse.units:type_name -> kluis.cryptoserver.v1.OpenedUnit
-	8,  // 4: kluis.cryptoserver.v1.OpenedUnit.series:type_name -> kluis.cryptoserver.v1.Series
-	10, // 5: kluis.cryptoserver.v1.OpenedUnit.withheld:type_name -> kluis.cryptoserver.v1.Withheld
-	11, // 6: kluis.cryptoserver.v1.OpenedUnit.faults:type_name -> kluis.cryptoserver.v1.ItemFault
-	0,  // 7: kluis.cryptoserver.v1.OpenedUnit.status:type_name -> kluis.cryptoserver.v1.UnitStatus
-	9,  // 8: kluis.cryptoserver.v1.Series.days:type_name -> kluis.cryptoserver.v1.SeriesDay
+	4,  // 1: kluis.cryptoserver.v1.OpenRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlocks
+	5,  // 2: kluis.cryptoserver.v1.OpenUnit.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	8,  // 3: kluis.cryptoserver.v1.OpenResponse.units:type_name -> kluis.cryptoserver.v1.OpenedUnit
+	10, // 4: kluis.cryptoserver.v1.OpenResponse.days:type_name -> kluis.cryptoserver.v1.SeriesDays
+	9,  // 5: kluis.cryptoserver.v1.OpenedUnit.series:type_name -> kluis.cryptoserver.v1.Series
+	11, // 6: kluis.cryptoserver.v1.OpenedUnit.withheld:type_name -> kluis.cryptoserver.v1.Withheld
+	12, // 7: kluis.cryptoserver.v1.OpenedUnit.faults:type_name -> kluis.cryptoserver.v1.ItemFault
+	0,  // 8: kluis.cryptoserver.v1.OpenedUnit.status:type_name -> kluis.cryptoserver.v1.UnitStatus
 	1,  // 9: kluis.cryptoserver.v1.ItemFault.fault:type_name -> kluis.cryptoserver.v1.Fault
-	13, // 10: kluis.cryptoserver.v1.MintRequest.keys:type_name -> kluis.cryptoserver.v1.MintKey
-	4,  // 11: kluis.cryptoserver.v1.MintResponse.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	4,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	16, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
-	18, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
-	23, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
-	4,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	34, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
+	14, // 10: kluis.cryptoserver.v1.MintRequest.keys:type_name -> kluis.cryptoserver.v1.MintKey
+	5,  // 11: kluis.cryptoserver.v1.MintResponse.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	5,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	17, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
+	19, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
+	24, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
+	5,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	35, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
 	1,  // 18: kluis.cryptoserver.v1.RewrappedKey.fault:type_name -> kluis.cryptoserver.v1.Fault
-	4,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
-	4,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
-	5,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
-	37, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
+	5,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
+	5,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
+	6,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
+	38, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
-	40, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
-	47, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	48, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	41, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
+	48, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	49, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
 	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
-	12, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
-	15, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
-	19, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
-	21, // 31: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
-	22, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	25, // 33: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	26, // 34: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
-	28, // 35: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
-	30, // 36: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
-	32, // 37: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
-	35, // 38: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
-	38, // 39: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
-	41, // 40: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
-	43, // 41: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
-	45, // 42: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	6,  // 43: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	14, // 44: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	17, // 45: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	20, // 46: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	20, // 47: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	24, // 48: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	27, // 49: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	27, // 50: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	29, // 51: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	31, // 52: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	33, // 53: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	36, // 54: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	39, // 55: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
-	42, // 56: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
-	44, // 57: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
-	46, // 58: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	13, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
+	16, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
+	20, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
+	22, // 31: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
+	23, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	26, // 33: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	27, // 34: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
+	29, // 35: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	31, // 36: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	33, // 37: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	36, // 38: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	39, // 39: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
+	42, // 40: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
+	44, // 41: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
+	46, // 42: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	7,  // 43: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	15, // 44: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	18, // 45: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	21, // 46: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	21, // 47: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	25, // 48: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	28, // 49: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	28, // 50: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	30, // 51: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	32, // 52: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	34, // 53: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	37, // 54: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	40, // 55: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	43, // 56: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	45, // 57: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
+	47, // 58: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
 	43, // [43:59] is the sub-list for method output_type
 	27, // [27:43] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
@@ -3654,7 +3800,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
