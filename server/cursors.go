@@ -28,8 +28,8 @@ const (
 
 const (
 	sealedCursorVersion = 1
-	// cursorLife is for how long a cursor is good. What it stands for may be
-	// asked for anew at any time.
+	// cursorLife is for how long a cursor is good, but for those of the feed of
+	// changes (feedBack). What it stands for may be asked for anew at any time.
 	cursorLife = 7 * 24 * time.Hour
 	// cursorSkew is by how much the clock of the gateway that sealed a cursor
 	// may be ahead.
@@ -83,13 +83,17 @@ func newCursors(keys [][32]byte) (cursors, error) {
 // asked for: what must not differ when it goes on. binding may be zero.
 type cursorsOf struct {
 	boxes []cipher.AEAD // by key
+	life  time.Duration
 }
 
 func (c cursors) of(kind cursorKind, caller meter.GLN, binding [32]byte) (cursorsOf, error) {
 	info := append([]byte(cursorInfo), byte(kind))
 	info = binary.BigEndian.AppendUint64(info, uint64(caller.Int64()))
 	info = append(info, binding[:]...)
-	var of cursorsOf
+	of := cursorsOf{life: cursorLife}
+	if kind == cursorChanges {
+		of.life = feedBack
+	}
 	for _, k := range c.keys {
 		key, err := hkdf.Key(sha256.New, k[:], nil, string(info), 32)
 		if err != nil {
@@ -145,7 +149,7 @@ func (c cursorsOf) open(s string, now time.Time) ([]byte, error) {
 			continue
 		}
 		sealed := time.Unix(int64(binary.BigEndian.Uint64(plain)), 0)
-		if now.Sub(sealed) > cursorLife || sealed.Sub(now) > cursorSkew {
+		if now.Sub(sealed) > c.life || sealed.Sub(now) > cursorSkew {
 			return nil, errCursorOld
 		}
 		return plain[8:], nil

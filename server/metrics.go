@@ -19,9 +19,9 @@ type metrics struct {
 	age       prometheus.Histogram
 
 	changesLag prometheus.Gauge
-	points    *prometheus.CounterVec
-	streams   prometheus.Gauge
-	ended     *prometheus.CounterVec
+	points     *prometheus.CounterVec
+	streams    prometheus.Gauge
+	ended      *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -61,8 +61,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Streams of readings that ended, by reason: complete, client_gone, slow_reader, or the slug of a problem.",
 		}, []string{"reason"}),
 	}
+	m.changesLag = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "kluis_gateway_changes_lag_seconds",
+		Help: "How long ago all transactions had begun that have ended by now: what was stored since may not be told in the feed of changes yet. Up to a good minute as a rule; more when a transaction is stuck.",
+	})
 	var errs []error
-	for _, c := range []prometheus.Collector{m.requests, m.durations, m.faults, m.evidence, m.age, m.points, m.streams, m.ended} {
+	for _, c := range []prometheus.Collector{m.requests, m.durations, m.faults, m.evidence, m.age, m.changesLag, m.points, m.streams, m.ended} {
 		errs = append(errs, reg.Register(c))
 	}
 	// From the start, so that an alert on an increase sees the first one.

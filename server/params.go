@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"kluis/authz"
 	"kluis/meter"
@@ -24,8 +25,8 @@ func (e *paramErrors) add(pointer, reason string) {
 
 // readingsParams are the parameters of getReadings as text; empty: not given.
 type readingsParams struct {
-	ean, from, to, purpose, class, resolution, kind string
-	fields                                          []string
+	ean, from, to, purpose, class, resolution, kind, asOf string
+	fields                                                []string
 }
 
 // boundReadingsParams takes them from the generated binding.
@@ -48,6 +49,9 @@ func boundReadingsParams(r openapi.GetReadingsRequestObject) readingsParams {
 	if r.Params.Kind != nil {
 		p.kind = string(*r.Params.Kind)
 	}
+	if r.Params.AsOf != nil {
+		p.asOf = r.Params.AsOf.Format(time.RFC3339Nano)
+	}
 	return p
 }
 
@@ -56,7 +60,7 @@ func boundReadingsParams(r openapi.GetReadingsRequestObject) readingsParams {
 func sentReadingsParams(ean string, q url.Values) readingsParams {
 	p := readingsParams{
 		ean: ean, from: q.Get("from"), to: q.Get("to"), purpose: q.Get("purpose"),
-		class: q.Get("class"), resolution: q.Get("resolution"), kind: q.Get("kind"),
+		class: q.Get("class"), resolution: q.Get("resolution"), kind: q.Get("kind"), asOf: q.Get("asOf"),
 	}
 	if f := q.Get("fields"); f != "" {
 		p.fields = strings.Split(f, ",")
@@ -74,11 +78,12 @@ type query struct {
 	class      meter.Class       // 0: every class
 	resolution meter.Resolution  // 0: not said
 	kind       meter.Kind        // 0: not said
+	asOf       time.Time         // as it was stored then; zero: as it is
 }
 
 // parse understands the parameters, or says everything that is wrong with
 // them. What is missing though required is the contract's to say.
-func (p readingsParams) parse(profile *meter.Profile) (query, paramErrors) {
+func (p readingsParams) parse(profile *meter.Profile, now time.Time) (query, paramErrors) {
 	var q query
 	var errs paramErrors
 	var err error
@@ -133,6 +138,11 @@ func (p readingsParams) parse(profile *meter.Profile) (query, paramErrors) {
 	if p.kind != "" {
 		if q.kind, err = meter.ParseKind(p.kind); err != nil {
 			errs.add("/query/kind", "must be one of REGISTER, CONSUMPTION")
+		}
+	}
+	if p.asOf != "" {
+		if q.asOf, err = parseAsOf(p.asOf, now); err != nil {
+			errs.add("/query/asOf", wantAsOf)
 		}
 	}
 	if len(errs) > 0 {

@@ -24,7 +24,7 @@ const recordTimeout = 5 * time.Second
 
 // GetReadings answers GET /v1/metering-points/{ean}/readings.
 func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestObject) (openapi.GetReadingsResponseObject, error) {
-	q, errs := boundReadingsParams(r).parse(s.profile)
+	q, errs := boundReadingsParams(r).parse(s.profile, s.now())
 	if len(errs) > 0 {
 		return nil, failParams(errs)
 	}
@@ -47,7 +47,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	rec := s.newRecord(ctx, c.caller, s.now())
 	rec.Operation = audit.Readings
 	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
-	rec.Resolution, rec.Kind, rec.Profile = q.resolution, q.kind, s.profile.Digest()
+	rec.Resolution, rec.Kind, rec.AsOf, rec.Profile = q.resolution, q.kind, q.asOf, s.profile.Digest()
 	if err := s.onErrand(ctx, c, rec); err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 
 	a := &answer{interaction: ev.interaction, query: q, profile: s.profile, withheld: withheld}
 	if !grant.Empty() {
-		opened, err := s.open(ctx, c, stored.Sealed, request, grant)
+		opened, err := s.open(ctx, c, stored.Sealed, request, grant, q.asOf)
 		rec.Receipt = opened.Receipt
 		switch {
 		case errors.Is(err, authz.ErrNoRelation):
@@ -130,8 +130,8 @@ func (s *Server) genuine(file *authz.LegalFile, err error) (*authz.LegalFile, er
 }
 
 // open fetches the granted rows and has them opened.
-func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request, g authz.Grant) (Opened, error) {
-	keys, blocks, err := s.rows.Blocks(ctx, g)
+func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request, g authz.Grant, asOf time.Time) (Opened, error) {
+	keys, blocks, err := s.rows.Blocks(ctx, g, asOf)
 	if err != nil {
 		return Opened{}, fail(databaseUnavailable, fmt.Errorf("blocks: %w", err))
 	}

@@ -36,6 +36,10 @@ func (a *answer) appendTo(dst []byte) []byte {
 	dst = append(dst, a.query.days.From.String()...)
 	dst = append(dst, `","to":"`...)
 	dst = append(dst, a.query.days.To.String()...)
+	if !a.query.asOf.IsZero() {
+		dst = append(dst, `","asOf":"`...)
+		dst = a.query.asOf.AppendFormat(dst, time.RFC3339Nano)
+	}
 	dst = append(dst, `","timeZone":`...)
 	dst = appendString(dst, loc.String())
 	dst = append(dst, `,"profileVersion":`...)
@@ -47,13 +51,13 @@ func (a *answer) appendTo(dst []byte) []byte {
 
 // appendContents writes what is given and what is withheld.
 func (a *answer) appendContents(dst []byte) []byte {
-	loc := a.profile.Location()
+	calendar := meter.NewCalendar(a.profile.Location())
 	dst = append(dst, `"series":[`...)
 	for i := range a.series {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = a.appendSeries(dst, &a.series[i], loc)
+		dst = a.appendSeries(dst, &a.series[i], &calendar)
 	}
 	dst = append(dst, `],"withheld":[`...)
 	for i, w := range a.withheld {
@@ -74,7 +78,7 @@ func (a *answer) appendContents(dst []byte) []byte {
 	return append(dst, ']')
 }
 
-func (a *answer) appendSeries(dst []byte, s *meter.Series, loc *time.Location) []byte {
+func (a *answer) appendSeries(dst []byte, s *meter.Series, c *meter.Calendar) []byte {
 	f, _ := a.profile.FieldByCode(s.Field)
 	dst = append(dst, `{"field":`...)
 	dst = appendString(dst, f.Name)
@@ -99,26 +103,26 @@ func (a *answer) appendSeries(dst []byte, s *meter.Series, loc *time.Location) [
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendDay(dst, &s.Days[i], f.Precision, loc)
+		dst = appendDay(dst, &s.Days[i], f.Precision, c)
 	}
 	return append(dst, "]}"...)
 }
 
-func appendDay(dst []byte, d *meter.SeriesDay, precision int, loc *time.Location) []byte {
+func appendDay(dst []byte, d *meter.SeriesDay, precision int, c *meter.Calendar) []byte {
 	dst = append(dst, `{"start":"`...)
-	dst = d.Day.Start(loc).AppendFormat(dst, time.RFC3339)
+	dst = c.Start(d.Day).AppendFormat(dst, time.RFC3339)
 	dst = append(dst, `","values":[`...)
-	for i, v := range d.Values {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
+	for _, v := range d.Values {
 		if v == meter.Null {
-			dst = append(dst, "null"...)
+			dst = append(dst, "null,"...)
 			continue
 		}
 		dst = append(dst, '"')
 		dst = meter.AppendValue(dst, v, precision)
-		dst = append(dst, '"')
+		dst = append(dst, '"', ',')
+	}
+	if len(d.Values) > 0 {
+		dst = dst[:len(dst)-1] // the last comma
 	}
 	dst = append(dst, ']')
 	open := false

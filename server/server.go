@@ -343,6 +343,11 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.QueryReadings },
 	},
 	{
+		method: http.MethodGet, path: "/v1/changes", token: true,
+		query: []string{"since", "cursor", "limit"}, check: checkChanges,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListChanges },
+	},
+	{
 		method: http.MethodGet, path: "/v1/metering-points/{ean}/access", token: true,
 		query: []string{"purpose", "supplier", "from", "to"}, check: checkAccess,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccess },

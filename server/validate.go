@@ -126,7 +126,11 @@ func contractErrors(err error, errs *paramErrors) bool {
 		return true
 	// What the validator lets pass and the binding does not.
 	case *openapi.InvalidParamFormatError:
-		errs.add("/query/"+e.ParamName, wantDay)
+		want := wantDay
+		if e.ParamName == "asOf" || e.ParamName == "since" {
+			want = wantAsOf
+		}
+		errs.add("/query/"+e.ParamName, want)
 		return true
 	case *openapi.TooManyValuesForParamError: // of headers; elsewhere repetition is found before
 		errs.add("/header/"+e.ParamName, "must be sent once")
@@ -148,6 +152,8 @@ func wanted(p *openapi3.Parameter) string {
 		return "must be one of " + strings.Join(words, ", ")
 	case sc.Format == "date":
 		return wantDay
+	case sc.Format == "date-time":
+		return wantAsOf
 	case sc.Type.Is("integer") && sc.Min != nil && sc.Max != nil:
 		return fmt.Sprintf("must be an integer from %.0f to %.0f", *sc.Min, *sc.Max)
 	case sc.Type.Is("array"):
@@ -202,7 +208,7 @@ func checkQueryString(r *http.Request, known []string) paramErrors {
 // checkReadings finds the faults of a getReadings request that the contract
 // cannot say.
 func checkReadings(s *Server, r *http.Request) paramErrors {
-	_, errs := sentReadingsParams(chi.URLParam(r, "ean"), r.URL.Query()).parse(s.profile)
+	_, errs := sentReadingsParams(chi.URLParam(r, "ean"), r.URL.Query()).parse(s.profile, s.now())
 	return errs
 }
 

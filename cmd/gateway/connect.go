@@ -15,6 +15,7 @@ import (
 	"kluis/authz"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/control"
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/postgres"
@@ -113,6 +114,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Recorder:       db,
 		AccessLog:      accesses{db},
 		Many:           connectMany(db, pool, profile),
+		Feed:           feed{db},
 		Health:         health{db, pool, profile.Digest()},
 		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
@@ -177,6 +179,10 @@ func (r rows) Stored(ctx context.Context, grants []authz.Grant) ([]server.Stored
 		out[i] = server.StoredRun(run)
 	}
 	return out, err
+}
+
+func (r rows) Blocks(ctx context.Context, g authz.Grant, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+	return r.BlocksAsOf(ctx, g, asOf)
 }
 
 // accesses gives the database's rows of the access log the server's types.

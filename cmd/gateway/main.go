@@ -113,6 +113,7 @@ func realMain(ctx context.Context, configFile string, log *slog.Logger) (err err
 	probing, stopProbing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	defer stopProbing()
+	go srv.WatchChanges(serving)
 	probed := make(chan error, 1)
 	go func() {
 		probed <- server.Serve(probing, probes, probeListener, time.Second)
