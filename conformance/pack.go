@@ -38,7 +38,7 @@ func New(m Market, seeded, today meter.Day) (*Pack, error) {
 		return nil, ErrAge
 	}
 	c := newCalendar(m, seeded, today)
-	p := &Pack{Suppliers: suppliers(), Points: points(c)}
+	p := &Pack{Suppliers: Suppliers(), Points: points(c)}
 	p.Cases = cases(c, p)
 	return p, nil
 }
@@ -58,7 +58,8 @@ const (
 	third
 )
 
-func suppliers() []Supplier {
+// Suppliers are the test suppliers; they are the same everywhere.
+func Suppliers() []Supplier {
 	return []Supplier{
 		{Name: "north", GLN: testGLN(1), Scopes: []string{"consents:write", "readings:read"}, Is: "supplies most of the metering points"},
 		{Name: "south", GLN: testGLN(2), Scopes: []string{"readings:read"}, Is: "the other supplier: of switches, moves and customers who are none of north's"},

@@ -15,7 +15,7 @@ func occupied(d meter.DayRange) authz.Step { return authz.SetOccupancy{Days: d} 
 func optedOut(d meter.DayRange) authz.Step { return authz.SetOptOut{Days: d} }
 
 func supplied(by int, d meter.DayRange) authz.Step {
-	return authz.SetSupply{Supplier: suppliers()[by].GLN, Days: d}
+	return authz.SetSupply{Supplier: Suppliers()[by].GLN, Days: d}
 }
 
 // consent is a consent to read intervals, of whoever occupies the
@@ -23,7 +23,7 @@ func supplied(by int, d meter.DayRange) authz.Step {
 func (p *Point) consent(c calendar, to int, finest meter.Resolution) authz.GrantConsent {
 	n := len(p.consents) + 1
 	g := authz.GrantConsent{
-		ID: consentID(p.EAN, n), Supplier: suppliers()[to].GLN, Purpose: meter.EnergyManagement,
+		ID: consentID(p.EAN, n), Supplier: Suppliers()[to].GLN, Purpose: meter.EnergyManagement,
 		Classes: []meter.Class{meter.Intervals}, Granularity: finest, Days: since(c.long()),
 		ValidUntil: c.midnight(c.seeded + 1000).UTC(), Evidence: fmt.Sprintf("conformance-%d", n),
 	}

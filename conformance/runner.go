@@ -273,7 +273,7 @@ func Ask(ctx context.Context, t Target) (*Pack, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	all := suppliers()
+	all := Suppliers()
 	r := &runner{Target: t, pack: &Pack{Suppliers: all}, tokens: map[string]token{}}
 	c := Case{Supplier: north, Request: Request{Method: http.MethodGet, Path: "/v1/status", Token: Own}}
 	req, err := r.request(ctx, c, all[north])
