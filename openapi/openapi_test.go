@@ -146,3 +146,62 @@ func TestOnlyPublicOperationsGoWithoutToken(t *testing.T) {
 		}
 	}
 }
+
+// A number without its unit, and a form without the standard it is of, would
+// have to be guessed.
+func TestUnitsAndSourcesAreSaid(t *testing.T) {
+	t.Parallel()
+	doc := load(t)
+	says := func(s *openapi3.Schema, name string) bool {
+		v, ok := s.Extensions[name].(string)
+		return ok && v != ""
+	}
+	var walk func(where string, ref *openapi3.SchemaRef)
+	walk = func(where string, ref *openapi3.SchemaRef) {
+		if ref == nil || ref.Ref != "" {
+			return
+		}
+		s := ref.Value
+		if (s.Type.Is("integer") || s.Type.Is("number")) && !says(s, "x-unit") {
+			t.Errorf("%s has no unit", where)
+		}
+		if s.Format != "" && !says(s, "x-source") {
+			t.Errorf("%s has the format %s of no source", where, s.Format)
+		}
+		for name, p := range s.Properties {
+			walk(where+"."+name, p)
+		}
+		walk(where+"[]", s.Items)
+	}
+	for name, ref := range doc.Components.Schemas {
+		walk(name, ref)
+	}
+	for _, name := range []string{"Ean", "Gln", "Quality", "Resolution", "Problem", "Jwk", "JwkSet", "Table", "GreenButton", "Purpose", "LegalBasis"} {
+		if !says(doc.Components.Schemas[name].Value, "x-source") {
+			t.Errorf("%s has no source", name)
+		}
+	}
+	for _, name := range []string{"obis", "unit"} {
+		if !says(doc.Components.Schemas["Series"].Value.Properties[name].Value, "x-source") {
+			t.Errorf("Series.%s has no source", name)
+		}
+	}
+	for name, p := range doc.Components.Parameters {
+		walk("parameter "+name, p.Value.Schema)
+	}
+	for name, h := range doc.Components.Headers {
+		if h.Value.Extensions["x-source"] == nil && h.Value.Schema.Value.Extensions["x-source"] == nil {
+			t.Errorf("header %s has no source", name)
+		}
+		walk("header "+name, h.Value.Schema)
+	}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			for _, p := range op.Parameters {
+				if p.Ref == "" {
+					walk(method+" "+path+"?"+p.Value.Name, p.Value.Schema)
+				}
+			}
+		}
+	}
+}
