@@ -7,6 +7,7 @@ Redoc.init('/openapi.yaml', {
   disableSearch: true,
   nativeScrollbars: true,
   sanitize: true,
+  showExtensions: ['x-unit', 'x-source', 'x-kluis-callers'],
   hideHostname: true,
   expandResponses: '200,201',
   jsonSamplesExpandLevel: 4,
