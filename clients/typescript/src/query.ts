@@ -166,7 +166,7 @@ async function part(
         case 'end': {
           if (!line.complete) {
             if (!line.problem) throw new StreamError('the stream ends without a reason');
-            throw new ProblemError(line.problem.status, line.problem);
+            throw new ProblemError(line.problem.status, line.problem, line.problem.retryAfter ?? 0);
           }
           if (pending || line.sequence !== state.sequence || !line.manifest) throw new StreamError('the stream ends before its end');
           const keys = await transport.manifestKeys();

@@ -1436,7 +1436,10 @@ export interface components {
          * @description CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
          *     row is: `value` (one value), `series` (counts of one series),
          *     `withheld`, `problem`; in a stream also `begin`, `progress` and `end`.
-         *     Columns that do not apply are empty.
+         *     Columns that do not apply are empty. Of a stream: `begin` has in
+         *     `manifest` the text `query=` and the digest of the request, `problem`
+         *     and an `end` that is not complete have the problem's slug in `reason`,
+         *     and the digest of a metering point's lines is that of all its rows.
          * @example record,ean,field,obis,readingKind,resolution,unit,legalBasis,rule,start,value,quality,from,to,reason,expectedCount,deliveredCount,sequence,cursor,manifest
          *     value,871687140000000016,import_low,1-0:1.8.1,REGISTER,P1D,kWh,CONSENT,nl-consent,2026-03-01T00:00:00+01:00,6328.420,,,,,,,,,
          */

@@ -302,7 +302,11 @@ func (p *partial) end(ctx context.Context, l client.StreamLine) (*Result, error)
 	case !*l.Complete && l.Problem == nil:
 		return nil, violated("the stream ends without a reason")
 	case !*l.Complete:
-		return nil, &Problem{Problem: *l.Problem}
+		stopped := &Problem{Problem: *l.Problem}
+		if l.Problem.RetryAfter != nil {
+			stopped.RetryAfter = time.Duration(*l.Problem.RetryAfter) * time.Second
+		}
+		return nil, stopped
 	case p.pending != nil || l.Sequence == nil || *l.Sequence != p.state.Sequence || l.Manifest == nil:
 		return nil, violated("the stream ends before its end")
 	}
