@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -62,7 +63,18 @@ const (
 	blocksNewest = `
 			ORDER BY s.day DESC, s.version DESC LIMIT run.to_day - run.from_day
 		) b`
-	queryKeys = `
+	// What the gateway runs: the same rows by the column, each column in one
+	// piece. All pieces are in the same order. The driver takes longer over a row
+	// than the database, and there are two hundred in a month.
+	queryBlockColumns     = columnsOf + queryBlocks + columnsEnd
+	queryBlockColumnsAsOf = columnsOf + queryBlocksAsOf + columnsEnd
+	columnsOf             = `
+		SELECT string_agg(int2send(c.field), ''), string_agg(int4send(c.day), ''), string_agg(int4send(c.version), ''),
+		       string_agg(int2send(c.resolution), ''), string_agg(c.key_id, ''),
+		       string_agg(int4send(length(c.ciphertext)), ''), string_agg(c.ciphertext, '')
+		FROM (`
+	columnsEnd = `) c (field, day, version, resolution, key_id, ciphertext)`
+	queryKeys  = `
 		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
 		FROM data_key WHERE ean = $1 AND key_id = ANY ($2::uuid[])`
 	// The same rows, without what is in them; those whose data key is gone open
@@ -120,8 +132,8 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.candidates:  queryCandidates,
 		&g.consent:     queryConsent,
 		&g.idempotency: queryIdempotency,
-		&g.blocks:      queryBlocks,
-		&g.blocksAsOf:  queryBlocksAsOf,
+		&g.blocks:      queryBlockColumns,
+		&g.blocksAsOf:  queryBlockColumnsAsOf,
 		&g.keys:        queryKeys,
 		&g.stored:      queryStored,
 		&g.record:      queryRecord,
@@ -234,26 +246,33 @@ func (g *Gateway) Blocks(ctx context.Context, grant authz.Grant) ([]envelope.Key
 // since keeps the time at which it was stored.
 func (g *Gateway) BlocksAsOf(ctx context.Context, grant authz.Grant, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
 	var fields, from, to []int64
-	days := 0
-	for _, r := range grant.Reads() {
-		for _, run := range r.Days.Ranges() {
+	// From the last to the first, as days are read: what comes is sorted then,
+	// backwards.
+	for _, r := range slices.Backward(grant.Reads()) {
+		for _, run := range slices.Backward(r.Days.Ranges()) {
 			fields = append(fields, int64(r.Field))
 			from = append(from, int64(run.From))
 			to = append(to, int64(run.To))
-			days += run.Len()
 		}
 	}
 	if len(fields) == 0 {
 		return nil, nil, nil
 	}
-	keys, blocks, err := g.together(ctx, grant.EAN(), fields, from, to, days, asOf)
+	keys, blocks, err := g.together(ctx, grant.EAN(), fields, from, to, asOf)
 	if err != nil || len(blocks) == 0 {
 		return nil, nil, err
 	}
-	slices.SortFunc(blocks, func(a, b envelope.SealedBlock) int {
-		return cmp.Or(cmp.Compare(a.Field, b.Field), cmp.Compare(a.Day, b.Day))
-	})
+	if !slices.IsSortedFunc(blocks, byFieldAndDay) { // no statement promises it
+		slices.SortFunc(blocks, byFieldAndDay)
+	}
 	return keys, blocks, nil
+}
+
+func byFieldAndDay(a, b envelope.SealedBlock) int {
+	if a.Field != b.Field {
+		return cmp.Compare(a.Field, b.Field)
+	}
+	return cmp.Compare(a.Day, b.Day)
 }
 
 // readTries bounds how often blocks and keys are read again.
@@ -264,10 +283,10 @@ const readTries = 4
 // is missing, and both are read again. A key that is missing once more was
 // erased. That costs two statements where something was erased and nothing
 // elsewhere; a transaction would cost three round trips each time.
-func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
+func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to []int64, asOf time.Time) ([]envelope.KeyRecord, []envelope.SealedBlock, error) {
 	var missed []uuid.UUID
 	for try := 1; ; try++ {
-		blocks, ids, err := g.ciphertexts(ctx, ean, fields, from, to, days, asOf)
+		blocks, ids, err := g.ciphertexts(ctx, ean, fields, from, to, asOf)
 		if err != nil || len(blocks) == 0 {
 			return nil, nil, err
 		}
@@ -300,55 +319,62 @@ func (g *Gateway) together(ctx context.Context, ean meter.EAN, fields, from, to 
 
 // ciphertexts fetches the blocks of runs of days. Key is an index into the
 // ids it returns.
-func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, days int, asOf time.Time) ([]envelope.SealedBlock, []uuid.UUID, error) {
+func (g *Gateway) ciphertexts(ctx context.Context, ean meter.EAN, fields, from, to []int64, asOf time.Time) ([]envelope.SealedBlock, []uuid.UUID, error) {
 	const op = "blocks"
 	st, args := g.blocks, []any{ean.Int64(), pq.Array(fields), pq.Array(from), pq.Array(to), slices.Min(from), slices.Max(to)}
 	if !asOf.IsZero() {
 		st, args = g.blocksAsOf, append(args, asOf.UnixMicro())
 	}
-	rows, err := st.QueryxContext(ctx, args...)
-	if err != nil {
+	var c blockColumns
+	if err := st.QueryRowxContext(ctx, args...).Scan(&c.field, &c.day, &c.version, &c.resolution, &c.keyID, &c.size, &c.ciphertext); err != nil {
 		return nil, nil, wrap(ctx, op, err)
 	}
-	defer rows.Close()
-	blocks := make([]envelope.SealedBlock, 0, days)
-	var ids []uuid.UUID
-	index := make(map[uuid.UUID]int)
-	var arena []byte // the ciphertexts, in one piece after another
-	var (
-		field, day, version, resolution int64
-		keyID, ciphertext               sql.RawBytes
-	)
-	for rows.Next() {
-		if err := rows.Scan(&field, &day, &version, &resolution, &keyID, &ciphertext); err != nil {
-			return nil, nil, wrap(ctx, op, err)
-		}
-		var id uuid.UUID
-		copy(id[:], keyID)
-		k, known := index[id]
-		if !known {
-			k = len(ids)
-			index[id] = k
-			ids = append(ids, id)
-		}
-		if cap(arena)-len(arena) < len(ciphertext) {
-			arena = make([]byte, 0, max(len(ciphertext), 32<<10))
-		}
-		start := len(arena)
-		arena = append(arena, ciphertext...)
-		blocks = append(blocks, envelope.SealedBlock{
-			Field:      meter.FieldCode(field),
-			Day:        meter.Day(day),
-			Resolution: resolutionOf(resolution),
-			Version:    uint32(version),
-			Key:        k,
-			Ciphertext: arena[start:len(arena):len(arena)],
-		})
-	}
-	if err := rows.Err(); err != nil {
-		return nil, nil, wrap(ctx, op, err)
+	blocks, ids, ok := c.rows()
+	if !ok {
+		return nil, nil, fmt.Errorf("postgres: %s: columns that do not fit each other", op)
 	}
 	return blocks, ids, nil
+}
+
+// blockColumns are what queryBlockColumns returns: numbers, big endian.
+type blockColumns struct{ field, day, version, resolution, keyID, size, ciphertext []byte }
+
+// rows makes blocks of the columns, from the last to the first: days are read
+// backwards. Key is an index into the ids.
+func (c *blockColumns) rows() ([]envelope.SealedBlock, []uuid.UUID, bool) {
+	n := len(c.field) / 2
+	if len(c.field) != 2*n || len(c.day) != 4*n || len(c.version) != 4*n || len(c.resolution) != 2*n || len(c.keyID) != 16*n || len(c.size) != 4*n {
+		return nil, nil, false
+	}
+	blocks := make([]envelope.SealedBlock, n)
+	var ids []uuid.UUID
+	rest, k := c.ciphertext, 0
+	for i := n - 1; i >= 0; i-- {
+		size := int(binary.BigEndian.Uint32(c.size[4*i:]))
+		if size > len(rest) {
+			return nil, nil, false
+		}
+		at := len(rest) - size
+		id := uuid.UUID(c.keyID[16*i : 16*i+16])
+		// The key of the block before, most often; and there is one for each
+		// class and month.
+		if k >= len(ids) || ids[k] != id {
+			if k = slices.Index(ids, id); k < 0 {
+				k = len(ids)
+				ids = append(ids, id)
+			}
+		}
+		blocks[n-1-i] = envelope.SealedBlock{
+			Field:      meter.FieldCode(binary.BigEndian.Uint16(c.field[2*i:])),
+			Day:        meter.Day(binary.BigEndian.Uint32(c.day[4*i:])),
+			Resolution: resolutionOf(int64(int16(binary.BigEndian.Uint16(c.resolution[2*i:])))),
+			Version:    binary.BigEndian.Uint32(c.version[4*i:]),
+			Key:        k,
+			Ciphertext: rest[at:len(rest):len(rest)],
+		}
+		rest = rest[:at]
+	}
+	return blocks, ids, len(rest) == 0
 }
 
 // StoredRun is a run of days of a field, each of which has a stored block that
