@@ -133,6 +133,11 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 		}
 		who = authz.OnBehalfOf(c.caller, q.supplier)
 	}
+	release, err := s.turn(ctx, c.caller.Supplier())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	newest, err := s.facts.LegalFile(ctx, q.ean)
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
@@ -166,10 +171,11 @@ func (s *Server) access(ctx context.Context, c *call, q accessQuery) (*body, err
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fmt.Errorf("rendering a dry run: %w", err))
 	}
+	release()
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{bytes: append(rendered, '\n')}, nil
+	return callOf(ctx).rendered(rendered), nil
 }
 
 func (s *Server) renderAccess(ev *event, q accessQuery, now time.Time, a authz.Access, stored []StoredRun) openapi.Access {

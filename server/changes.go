@@ -316,6 +316,11 @@ func (s *Server) ListChanges(ctx context.Context, r openapi.ListChangesRequestOb
 			day: meter.DayOf(from, loc), expired: ExpiredConsent{At: from.UTC().Truncate(time.Microsecond)},
 		}
 	}
+	release, err := s.turn(ctx, c.caller.Supplier())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := f.collect(ctx); err != nil {
 		return nil, unserved(err)
 	}
@@ -328,10 +333,11 @@ func (s *Server) ListChanges(ctx context.Context, r openapi.ListChangesRequestOb
 	}
 	rec := s.newRecord(ctx, c.caller, s.now())
 	rec.Operation, rec.Outcome = audit.Changes, audit.Given
+	release()
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{bytes: append(rendered, '\n')}, nil
+	return callOf(ctx).rendered(rendered), nil
 }
 
 func (b *body) VisitListChangesResponse(w http.ResponseWriter) error { return b.write(w) }

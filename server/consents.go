@@ -44,6 +44,11 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 	if err := s.onErrand(ctx, c, rec); err != nil {
 		return nil, err
 	}
+	release, err := s.turn(ctx, c.caller.Supplier())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	stored, err := s.facts.LegalFile(ctx, ean)
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("legal file: %w", err))
@@ -74,10 +79,12 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 	}
 	rec = on(rec, file)
 	rec.Outcome = audit.Given
+	release()
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{bytes: append(rendered, '\n')}, nil
+	out.InteractionId = uuid.Nil
+	return tagged(ctx, "listConsents", rendered, out)
 }
 
 func (b *body) VisitListConsentsResponse(w http.ResponseWriter) error { return b.write(w) }

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/google/uuid"
+
 	"kluis/authz"
 	"kluis/internal/audit"
 	"kluis/meter"
@@ -60,7 +62,16 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 	if err := s.record(ctx, rec); err != nil {
 		return nil, err
 	}
-	return &body{bytes: append(rendered, '\n')}, nil
+	page.InteractionId, page.Links.Next = uuid.Nil, nil
+	same := struct {
+		openapi.MeteringPoints
+		Next string
+		Day  int64 // a link's cursor grows old: nobody keeps one for longer
+	}{MeteringPoints: page}
+	if !next.IsZero() {
+		same.Next, same.Day = next.String(), s.now().Unix()/(24*60*60)
+	}
+	return tagged(ctx, "listMeteringPoints", rendered, same)
 }
 
 // listCursor opens a cursor of a list: the metering point after which it goes
@@ -81,6 +92,11 @@ func (s *Server) listCursor(caller meter.GLN, text string) (meter.EAN, error) {
 // at when there may be more. The indexes only propose; the sealed legal file
 // of each decides.
 func (s *Server) points(ctx context.Context, c *call, after meter.EAN, limit int) (page []openapi.MeteringPoint, next meter.EAN, err error) {
+	release, err := s.turn(ctx, c.caller.Supplier())
+	if err != nil {
+		return nil, meter.EAN{}, err
+	}
+	defer release()
 	page = []openapi.MeteringPoint{} // [] and not null
 	for seen := 0; ; {
 		want := limit - len(page)

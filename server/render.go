@@ -18,6 +18,8 @@ type answer struct {
 	profile     *meter.Profile
 	series      []meter.Series
 	withheld    []authz.Withheld
+	tag         string // "": none
+	unchanged   bool   // the caller has it, as the tag says; then there is no more here
 }
 
 // appendTo writes the answer as JSON. It is written by hand because the

@@ -221,7 +221,7 @@ func TestAppendString(t *testing.T) {
 func TestErase(t *testing.T) {
 	t.Parallel()
 	a := goldenAnswer(t)
-	b := newBody(a, mediaJSON)
+	b := newBody(a, &call{media: mediaJSON})
 	for _, s := range a.series {
 		for _, d := range s.Days {
 			for i := range d.Values {

@@ -414,7 +414,7 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 	mux.Use(s.observe, s.trace)
 	for i := range routes {
 		rt := &routes[i]
-		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt), s.acceptable)
+		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt), s.acceptable, s.conditional)
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
 	s.docs.route(mux)
@@ -444,10 +444,12 @@ type call struct {
 	route    *route
 	caller   authn.Caller
 	token    string
-	supplier []byte // sealed record
-	body     []byte // of an operation that has one
-	media    string // of the answer of one that has several; "": Accept allows none
-	packed   bool   // the answer of one that may be compressed is
+	supplier []byte     // sealed record
+	body     []byte     // of an operation that has one
+	media    string     // of the answer of one that has several; "": Accept allows none
+	has      entityTags // of If-None-Match
+	hasAny   bool       // it is *
+	packed   bool       // the answer of one that may be compressed is
 	verified *authn.Token
 	asked    *manyQuery  // of queryReadings
 	faults   paramErrors // of its body
@@ -480,6 +482,10 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			defer cancel()
 			c := &call{route: rt, connection: r.Context()}
 			c.choose(w.Header(), r)
+			if rt.token {
+				c.packed = acceptsGzip(r.Header)
+				w.Header().Add("Vary", "Accept-Encoding")
+			}
 			r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 			if r.ContentLength > rt.bodyLimit() || !rt.body && r.ContentLength != 0 { // also -1, chunked
 				s.writeFailure(w, r, fail(contentTooLarge, nil))

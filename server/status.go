@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
 	openapi_types "github.com/oapi-codegen/runtime/types"
 
 	"kluis/meter"
@@ -58,11 +59,13 @@ func (s *Server) GetStatus(ctx context.Context, _ openapi.GetStatusRequestObject
 			b.database, b.lastStored = false, time.Time{}
 		}
 	}
-	rendered, err := json.Marshal(s.status(eventOf(ctx), &b))
+	st := s.status(eventOf(ctx), &b)
+	rendered, err := json.Marshal(st)
 	if err != nil {
 		return nil, fmt.Errorf("rendering the status: %w", err)
 	}
-	return &body{bytes: append(rendered, '\n')}, nil
+	st.InteractionId, st.At = uuid.Nil, time.Time{}
+	return tagged(ctx, "getStatus", rendered, st)
 }
 
 func (s *Server) status(ev *event, b *backends) openapi.Status {

@@ -170,6 +170,8 @@ func wanted(p *openapi3.Parameter) string {
 		return "must be 1 to 128 printable ASCII characters, without spaces"
 	case p.Name == "If-Match":
 		return wantIfMatch
+	case p.Name == "If-None-Match":
+		return wantIfNoneMatch
 	}
 	return "does not follow the contract"
 }
