@@ -642,23 +642,33 @@ func (f *feeding) batch(r *ArrivedReadings, file *authz.LegalFile) bool {
 	if f.at.run != wholeRow && r.Place.compare(f.at.readings) == 0 {
 		run, from = int(f.at.run), f.at.from
 	}
-	readable := f.readable(r, file)
+	readable, first := f.readable(r, file), len(f.changes)
 	for ; run < len(r.Changed); run, from = run+1, 0 {
 		c := &r.Changed[run]
 		days := meter.DayRange{From: max(c.Days.From, from), To: c.Days.To}
 		for _, part := range sameFields(c.Fields, days, readable) {
+			told := f.told(r, c.Corrected, part)
+			if n := len(f.changes); n > first && goesOn(&f.changes[n-1], &told) {
+				f.changes[n-1].To = told.To // what parted them is not the caller's
+				continue
+			}
 			if len(f.changes) >= f.limit {
 				f.at.readings, f.at.run, f.at.from = r.Place, uint16(run), part.Days.From
 				return false
 			}
-			f.tellDays(r, c.Corrected, part)
+			f.changes = append(f.changes, told)
 		}
 	}
 	f.at.readings, f.at.run, f.at.from = r.Place, wholeRow, 0
 	return true
 }
 
-func (f *feeding) tellDays(r *ArrivedReadings, corrected bool, part ChangedDays) {
+// goesOn says whether b tells the same of the days that follow on those of a.
+func goesOn(a, b *openapi.Change) bool {
+	return a.Kind == b.Kind && a.To.Equal(b.From.Time) && slices.Equal(*a.Fields, *b.Fields)
+}
+
+func (f *feeding) told(r *ArrivedReadings, corrected bool, part ChangedDays) openapi.Change {
 	kind := openapi.ARRIVED
 	if corrected {
 		kind = openapi.CORRECTED
@@ -670,7 +680,7 @@ func (f *feeding) tellDays(r *ArrivedReadings, corrected bool, part ChangedDays)
 		}
 	}
 	from, to := date(part.Days.From), date(part.Days.To)
-	f.changes = append(f.changes, openapi.Change{Kind: kind, Ean: r.EAN.String(), At: r.At, Fields: &names, From: &from, To: &to})
+	return openapi.Change{Kind: kind, Ean: r.EAN.String(), At: r.At, Fields: &names, From: &from, To: &to}
 }
 
 // readable are the stored days that what the caller may read now rests on, by
