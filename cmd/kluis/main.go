@@ -49,6 +49,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (a file, its days, a step
 type cli struct {
 	Demo        demoCmd        `cmd:"" help:"Set up and run everything on this machine."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database schema up to date."`
+	Read        readCmd        `cmd:"" help:"Read as a supplier does, through the API: tables, charts, files."`
+	Changes     changesCmd     `cmd:"" help:"What is new or corrected for a supplier, through the API."`
 	Ingest      ingestCmd      `cmd:"" help:"Import readings."`
 	Supplier    supplierCmd    `cmd:"" help:"Suppliers and their certificates."`
 	Supply      supplyCmd      `cmd:"" help:"Metering points: who supplies them, and when."`
@@ -150,7 +152,10 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 func exitCode(ctx context.Context, err error) int {
 	var u usageError
+	var api apiError
 	switch {
+	case errors.As(err, &api) && ctx.Err() == nil:
+		return api.code
 	case errors.Is(err, errFindings), errors.Is(err, backend.ErrEvidence):
 		return exitFindings
 	case errors.As(err, &u):
