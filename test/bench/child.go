@@ -136,7 +136,7 @@ func (p *part) work(o order) (partAnswer, error) {
 
 // servePart is what a part does, until its input ends.
 func servePart(name string, in io.Reader, out io.Writer) error {
-	setups := map[string]func(json.RawMessage) (worker, error){"hsm": newHSMPart, "sql": newSQLPart, "tls": newTLSPart}
+	setups := map[string]func(json.RawMessage) (worker, error){"hsm": newHSMPart, "sql": newSQLPart, "streamsql": newStreamSQLPart, "tls": newTLSPart}
 	setup, ok := setups[name]
 	if !ok {
 		return fmt.Errorf("no part %q", name)
