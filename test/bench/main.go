@@ -35,6 +35,7 @@ func main() {
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
 	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
 	flag.IntVar(&o.growth, "growth", 0, "instead, measure the database's part with 10000 metering points and with this `number`, in a PostgreSQL of its own")
+	flag.IntVar(&o.stream, "stream", 0, "instead, measure streams of readings of 10000 metering points and of this `number`, in a demo of its own")
 	flag.Parse()
 	o.progress = os.Stderr
 	if o.onlyMemory = o.soakBlocks > 0; !o.onlyMemory {
@@ -75,6 +76,8 @@ type options struct {
 	growth         int // metering points of the large database
 	growthRequests int // of each kind, in a round
 
+	stream int // metering points of the large portfolio
+
 	onlyMemory, onlyService, onlyRequests bool
 }
 
@@ -92,7 +95,9 @@ func runAll(ctx context.Context, o options, out io.Writer, file string) (err err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	var r interface{ print(io.Writer) }
-	if o.growth > 0 {
+	if o.stream > 0 {
+		r, err = measureStream(ctx, o, dir)
+	} else if o.growth > 0 {
 		r, err = measureGrowth(ctx, o, dir, [2]int{min(growthSmall, (o.growth+1)/2), o.growth})
 	} else {
 		r, err = measure(ctx, o, dir)
