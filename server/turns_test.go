@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"kluis/meter"
 )
 
@@ -316,10 +318,21 @@ func TestSuppliersThatWaitTakeTurns(t *testing.T) {
 	w.end()
 }
 
+// turnServer is as much of a Server as turns need.
+func turnServer(t *testing.T, l TurnLimits) *Server {
+	t.Helper()
+	s := &Server{turns: newTurns(l, time.Now)}
+	var err error
+	if s.limitMetrics, err = newLimitMetrics(prometheus.NewRegistry(), s.turns); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // Nobody who goes away takes a turn along, whenever it goes.
 func TestTurnsOfTheCancelled(t *testing.T) {
 	limits := TurnLimits{Turns: 4, Each: 2, Queue: 40, QueueAll: 60}
-	s := &Server{turns: newTurns(limits, time.Now)}
+	s := turnServer(t, limits)
 	var busy, given, refused, gone atomic.Int64
 	var each [3]atomic.Int64
 	var wg sync.WaitGroup
@@ -366,7 +379,7 @@ func TestTurnsOfTheCancelled(t *testing.T) {
 }
 
 func TestFullQueues(t *testing.T) {
-	s := &Server{turns: newTurns(TurnLimits{Turns: 2, Each: 1, Queue: 2, QueueAll: 3}, time.Now)}
+	s := turnServer(t, TurnLimits{Turns: 2, Each: 1, Queue: 2, QueueAll: 3})
 	a, b, c := glnOf(t, 1), glnOf(t, 2), glnOf(t, 3)
 	take := func(g meter.GLN) {
 		t.Helper()

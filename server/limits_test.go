@@ -1,0 +1,323 @@
+package server
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kluis/meter"
+)
+
+// limitClock is a clock that stands still.
+type limitClock struct{ at time.Time }
+
+func (c *limitClock) now() time.Time       { return c.at }
+func (c *limitClock) pass(d time.Duration) { c.at = c.at.Add(d) }
+func newLimitClock() *limitClock           { return &limitClock{time.Unix(1_800_000_000, 0)} }
+func kindOf(err error) (k *problemKind, n int) {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.kind, f.retryAfter
+	}
+	return nil, 0
+}
+
+func newTestLimiter(t *testing.T, c *limitClock, change func(*Limits)) *limiter {
+	t.Helper()
+	l := DefaultLimits()
+	l.Rate = Rate{PerSecond: 2, Burst: 10}
+	if change != nil {
+		change(&l)
+	}
+	if err := l.check(); err != nil {
+		t.Fatal(err)
+	}
+	x, err := newLimiter(l, c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func TestQuota(t *testing.T) {
+	c := newLimitClock()
+	a, b := glnOf(t, 1), glnOf(t, 2)
+	x := newTestLimiter(t, c, func(l *Limits) { l.Rates = map[meter.GLN]Rate{b: {PerSecond: 0.25, Burst: 1}} })
+	spend := func(g meter.GLN) (http.Header, error) {
+		h := http.Header{}
+		return h, x.spend(h, x.quota(g, true))
+	}
+	for i := range 10 {
+		h, err := spend(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := h.Get("RateLimit"), fmt.Sprintf(`"default";r=%d;t=%d`, 9-i, max(1, (i+2)/2)); got != want {
+			t.Errorf("request %d: RateLimit %s, want %s", i+1, got, want)
+		}
+		if got := h.Get("RateLimit-Policy"); got != `"default";q=10;w=5` {
+			t.Errorf("RateLimit-Policy %s", got)
+		}
+	}
+	for range 3 { // a refusal costs nothing
+		h, err := spend(a)
+		if k, retry := kindOf(err); k != rateLimited || retry != 1 || h.Get("RateLimit") != `"default";r=0;t=5` {
+			t.Errorf("%v, retry after %d, %v", err, retry, h)
+		}
+	}
+	if _, err := spend(b); err != nil {
+		t.Errorf("the quota of another is spent: %v", err)
+	}
+	h, err := spend(b)
+	if k, retry := kindOf(err); k != rateLimited || retry != 4 || h.Get("RateLimit-Policy") != `"default";q=1;w=4` {
+		t.Errorf("its own rate: %v, retry after %d, %v", err, retry, h)
+	}
+	c.pass(time.Second)
+	for range 2 {
+		if _, err := spend(a); err != nil {
+			t.Errorf("a second later: %v", err)
+		}
+	}
+	if _, err := spend(a); err == nil {
+		t.Error("more than what came in a second")
+	}
+	if x.quota(glnOf(t, 3), false) != nil || len(x.quotas) != 2 {
+		t.Error("a bucket for nobody")
+	}
+}
+
+func TestStrangers(t *testing.T) {
+	c := newLimitClock()
+	x := newTestLimiter(t, c, nil)
+	one, two := [32]byte{1}, [32]byte{2}
+	for range strangerBurst {
+		if err := x.heard(one); err != nil {
+			t.Fatal(err)
+		}
+		x.refused(one)
+	}
+	if k, _ := kindOf(x.heard(one)); k != rateLimited {
+		t.Error("a certificate whose tokens are always refused is heard on and on")
+	}
+	if x.heard(two) != nil || x.open(one) != nil {
+		t.Error("another certificate, or what needs no token, is refused as well")
+	}
+	c.pass(time.Second)
+	if err := x.heard(one); err != nil {
+		t.Errorf("a second later: %v", err)
+	}
+	for range strangerBurst {
+		if err := x.open(two); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if k, _ := kindOf(x.open(two)); k != rateLimited {
+		t.Error("what needs no token is answered on and on")
+	}
+	// As many certificates as one likes take no more memory.
+	for i := range 3 * maxStrangers {
+		x.refused([32]byte{3, byte(i), byte(i >> 8)})
+	}
+	if n := x.strangers.Len(); n > maxStrangers {
+		t.Errorf("%d strangers are remembered", n)
+	}
+}
+
+func TestStreamsOfASupplier(t *testing.T) {
+	x := newTestLimiter(t, newLimitClock(), func(l *Limits) { l.Streams = 2 })
+	a, b := glnOf(t, 1), glnOf(t, 2)
+	first, err1 := x.stream(a)
+	_, err2 := x.stream(a)
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	_, err := x.stream(a)
+	if k, _ := kindOf(err); k != rateLimited {
+		t.Errorf("a third stream: %v", err)
+	}
+	if _, err := x.stream(b); err != nil {
+		t.Errorf("another supplier's: %v", err)
+	}
+	first()
+	first()
+	if _, err := x.stream(a); err != nil {
+		t.Errorf("after one ended: %v", err)
+	}
+	if _, err := x.stream(a); err == nil {
+		t.Error("a stream that ended twice counts twice")
+	}
+}
+
+func TestRoom(t *testing.T) {
+	x := newTestLimiter(t, newLimitClock(), nil)
+	a := glnOf(t, 1)
+	leave, err := x.takeRoom(t.Context(), a, 100*roomEach) // as much as there is
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = x.takeRoom(short, a, 1)
+	if k, _ := kindOf(err); k != rateLimited {
+		t.Errorf("no room: %v", err)
+	}
+	var others []func()
+	for i := range roomAll/roomEach - 1 {
+		l, err := x.takeRoom(t.Context(), glnOf(t, 2+i), roomEach)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, l)
+	}
+	_, err = x.takeRoom(t.Context(), glnOf(t, 99), 1)
+	if k, _ := kindOf(err); k != overloaded {
+		t.Errorf("no room at all: %v", err)
+	}
+	leave()
+	leave()
+	if _, err := x.takeRoom(t.Context(), a, roomEach); err != nil {
+		t.Errorf("after the room was left: %v", err)
+	}
+	for _, l := range others {
+		l()
+	}
+	if x.room != roomEach {
+		t.Errorf("%d bytes are taken", x.room)
+	}
+}
+
+func TestLimitsThatMakeNoSense(t *testing.T) {
+	for name, change := range map[string]func(*Limits){
+		"no rate":                 func(l *Limits) { l.Rate.PerSecond = 0 },
+		"no burst":                func(l *Limits) { l.Rate.Burst = 0 },
+		"one supplier's":          func(l *Limits) { l.Rates = map[meter.GLN]Rate{glnOf(t, 1): {PerSecond: -1, Burst: 1}} },
+		"no streams":              func(l *Limits) { l.Streams = 0 },
+		"one turn":                func(l *Limits) { l.Turns.Turns = 1 },
+		"all turns for one":       func(l *Limits) { l.Turns.Each = l.Turns.Turns },
+		"no turns for one":        func(l *Limits) { l.Turns.Each = 0 },
+		"a queue larger than all": func(l *Limits) { l.Turns.Queue = l.Turns.QueueAll + 1 },
+		"all connections for one": func(l *Limits) { l.Connections.PerCertificate = l.Connections.All + 1 },
+		"no handshakes":           func(l *Limits) { l.Connections.Handshakes = 0 },
+	} {
+		l := DefaultLimits()
+		change(&l)
+		if l.check() == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if err := DefaultLimits().check(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRefusalsOfLimitsAreCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m, err := newLimitMetrics(reg, newTurns(DefaultLimits().Turns, time.Now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := glnOf(t, 7)
+	for _, err := range []error{errTooFast, errQueueFull, errStreams, fmt.Errorf("so: %w", errRoom), errors.New("another")} {
+		m.failed(&event{supplier: g}, err)
+	}
+	m.failed(&event{}, errStranger)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "kluis_gateway_limited_total" {
+			for _, x := range f.GetMetric() {
+				labels := x.GetLabel()
+				got[labels[0].GetValue()+" "+strings.ReplaceAll(labels[1].GetValue(), g.String(), "A")] = x.GetCounter().GetValue()
+			}
+		}
+	}
+	want := map[string]float64{"all ": 0, "unknown ": 1, "requests A": 1, "queue A": 1, "streams A": 1, "memory A": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
+	}
+}
+
+func TestPack(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, n := range []int{0, 1, 2000, 4096, 100_000, 3 << 20} {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = "0123456789.,\n"[r.IntN(13)]
+		}
+		z := pack(bytes.Clone(b))
+		if len(z)%packStep != 0 {
+			t.Errorf("%d bytes are packed into %d: the length says too much", n, len(z))
+		}
+		zr, err := gzip.NewReader(bytes.NewReader(z))
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := io.ReadAll(zr)
+		if err != nil || !bytes.Equal(back, b) {
+			t.Errorf("%d bytes do not come back: %v", n, err)
+		}
+	}
+}
+
+// A household that is away and one that is not differ in what gzip makes of
+// them; that the lengths of their answers differ little is all that is promised.
+func FuzzPack(f *testing.F) {
+	f.Add([]byte(`{"readings":[0.000,0.000]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		z := pack(bytes.Clone(b))
+		zr, err := gzip.NewReader(bytes.NewReader(z))
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := io.ReadAll(zr)
+		if err != nil || !bytes.Equal(back, b) || len(z)%packStep != 0 {
+			t.Errorf("%q, %d bytes: %v", back, len(z), err)
+		}
+	})
+}
+
+func FuzzIfNoneMatch(f *testing.F) {
+	for _, s := range []string{`*`, `"a"`, `W/"a", "b"`, `"a",`, `W/`, `"`, ` * `, `"a" "b"`, `w/"a"`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		tags, any, err := parseIfNoneMatch(s)
+		if err != nil {
+			if len(tags) > maxTags {
+				t.Error("tags beside an error")
+			}
+			return
+		}
+		if any != (strings.Trim(s, " \t") == "*") || any == (len(tags) > 0) || len(tags) > maxTags {
+			t.Fatalf("%q: %q, any %v", s, tags, any)
+		}
+		if !any {
+			again, _, err := parseIfNoneMatch("W/" + strings.Join(tags, ", W/"))
+			if err != nil || fmt.Sprint(again) != fmt.Sprint(tags) {
+				t.Errorf("%q reads back as %q: %v", tags, again, err)
+			}
+		}
+	})
+}
+
+func BenchmarkPack(b *testing.B) {
+	answer := []byte(strings.Repeat(`{"from":"2026-03-01T00:00:00+01:00","value":"0.123"},`, 3000))
+	b.SetBytes(int64(len(answer)))
+	for b.Loop() {
+		pack(bytes.Clone(answer))
+	}
+}
