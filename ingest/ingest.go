@@ -45,15 +45,15 @@ type Sealer interface {
 
 // Store is what ingest needs of the database. It never reads a ciphertext.
 type Store interface {
-	// LegalFile returns the newest legal file, and the one before;
-	// ErrUnknownMeteringPoint when there is none.
-	LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error)
-	// Heads returns the highest version of each block stored of the fields
-	// and days, in any order.
-	Heads(ctx context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error)
-	// Keys returns the data keys of the months from first to last, both
-	// included.
-	Keys(ctx context.Context, ean meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error)
+	// LegalFiles returns the newest legal file of each metering point, and the
+	// one before, as asked, in order; an empty one where there is none.
+	LegalFiles(ctx context.Context, eans []meter.EAN) ([]authz.StoredFile, error)
+	// Heads returns the highest version of each block stored of the metering
+	// points, fields and days, in any order.
+	Heads(ctx context.Context, eans []meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error)
+	// Keys returns the data keys of the metering points, of the months from
+	// first to last, both included.
+	Keys(ctx context.Context, eans []meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error)
 	// Commit stores all or nothing, in one transaction. ErrConflict when a
 	// key for the same class, month and occupancy, or a block of the same
 	// field, day and version, is already there.
@@ -62,6 +62,7 @@ type Store interface {
 
 // Head is what the database shows of the newest version of a block.
 type Head struct {
+	EAN        meter.EAN
 	Field      meter.FieldCode
 	Day        meter.Day
 	Version    uint32
@@ -122,6 +123,8 @@ type Options struct {
 	// Progress, when set, is told how many blocks are sealed of how many. It
 	// is called from one goroutine at a time.
 	Progress func(done, total int)
+	// AtOnce is how many metering points Many stores together; 0: 500.
+	AtOnce int
 }
 
 // Counts says what became of the blocks of one field.
@@ -188,19 +191,12 @@ func (g *Ingester) Days(ctx context.Context, points []Point, opt Options) ([]Cou
 }
 
 func (g *Ingester) days(ctx context.Context, points []Point, opt Options) ([]Counts, error) {
-	works := make([]*work, len(points))
+	works, err := g.plan(ctx, points)
+	if err != nil {
+		return nil, err
+	}
 	var fewer []Fewer
-	given := map[meter.EAN]bool{}
-	for i, p := range points {
-		if given[p.EAN] {
-			return nil, errors.New("a metering point is given twice")
-		}
-		given[p.EAN] = true
-		w, err := g.plan(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		works[i] = w
+	for _, w := range works {
 		fewer = append(fewer, w.fewer...)
 	}
 	if len(fewer) > 0 && !opt.Replace {
@@ -240,32 +236,86 @@ type fieldDay struct {
 	day   meter.Day
 }
 
-// plan checks the blocks against the metering point and what is stored of it,
-// and finds or mints their keys.
-func (g *Ingester) plan(ctx context.Context, p Point) (*work, error) {
-	newest, err := g.store.LegalFile(ctx, p.EAN)
+// plan checks the blocks against their metering points and what is stored of
+// these, and finds or mints their keys.
+func (g *Ingester) plan(ctx context.Context, points []Point) ([]*work, error) {
+	eans := make([]meter.EAN, len(points))
+	at := make(map[meter.EAN]int, len(points))
+	for i, p := range points {
+		eans[i] = p.EAN
+		if _, twice := at[p.EAN]; twice {
+			return nil, errors.New("a metering point is given twice")
+		}
+		at[p.EAN] = i
+	}
+	newest, err := g.store.LegalFiles(ctx, eans)
 	if err != nil {
 		return nil, err
 	}
-	file, err := g.keys.StoredFile(newest, p.EAN)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("legal file of the metering point: %w", err)
-	case file == nil:
-		return nil, ErrUnknownMeteringPoint
+	if len(newest) != len(points) {
+		return nil, errors.New("the database answered with another number of legal files")
 	}
+	works := make([]*work, len(points))
+	files := make([]*authz.LegalFile, len(points))
+	days := meter.DayRange{From: meter.MaxDay}
+	var fields []meter.FieldCode // of all of them
+	for i, p := range points {
+		if files[i], err = g.keys.StoredFile(newest[i], p.EAN); err != nil {
+			return nil, fmt.Errorf("legal file of the metering point: %w", err)
+		}
+		if files[i] == nil {
+			return nil, ErrUnknownMeteringPoint
+		}
+		if works[i], err = g.check(p, files[i].Commodity(), &days); err != nil {
+			return nil, err
+		}
+		for f := range works[i].index {
+			if !slices.Contains(fields, f) {
+				fields = append(fields, f)
+			}
+		}
+	}
+	if days.Empty() {
+		return works, nil
+	}
+	heads, err := g.store.Heads(ctx, eans, fields, days)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range heads {
+		if i, ok := at[h.EAN]; ok {
+			works[i].heads[fieldDay{h.Field, h.Day}] = h
+		}
+	}
+	stored, err := g.store.Keys(ctx, eans, days.From.Month(), (days.To - 1).Month())
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range stored {
+		if i, ok := at[k.EAN]; ok {
+			works[i].keys = append(works[i].keys, k)
+		}
+	}
+	for i, w := range works {
+		g.assign(w, files[i], points[i].Blocks)
+	}
+	return works, nil
+}
+
+// check says whether the blocks can be a metering point's, and widens days to
+// hold theirs.
+func (g *Ingester) check(p Point, commodity meter.Commodity, days *meter.DayRange) (*work, error) {
 	w := &work{ean: p.EAN, index: map[meter.FieldCode]int{}, heads: map[fieldDay]Head{}}
 	seen := make(map[fieldDay]bool, len(p.Blocks))
-	days := meter.DayRange{From: meter.MaxDay}
 	for i := range p.Blocks {
 		b := &p.Blocks[i]
 		f, ok := g.profile.FieldByCode(b.Field)
 		if !ok {
 			return nil, fmt.Errorf("field %d is not in the market's catalogue", b.Field)
 		}
-		if f.Commodity != file.Commodity() {
+		if f.Commodity != commodity {
 			return nil, fmt.Errorf("%w: the metering point is registered for %s, %s is a field of %s: name the right metering point",
-				ErrCommodity, file.Commodity(), f.Name, f.Commodity)
+				ErrCommodity, commodity, f.Name, f.Commodity)
 		}
 		if !slices.Contains(f.Stored, b.Block.Resolution) {
 			return nil, fmt.Errorf("%s cannot be stored at %s", f.Name, b.Block.Resolution)
@@ -278,38 +328,21 @@ func (g *Ingester) plan(ctx context.Context, p Point) (*work, error) {
 		days.From = min(days.From, b.Block.Day)
 		days.To = max(days.To, b.Block.Day+1)
 	}
-	if days.Empty() {
-		return w, nil
-	}
-	var fields []meter.FieldCode
-	for _, f := range g.profile.Fields(file.Commodity()) {
+	for _, f := range g.profile.Fields(commodity) {
 		if slices.ContainsFunc(p.Blocks, func(b FieldBlock) bool { return b.Field == f.Code }) {
-			w.index[f.Code] = len(fields)
-			fields = append(fields, f.Code)
+			w.index[f.Code] = len(w.counts)
 			w.counts = append(w.counts, Counts{Field: f.Name, EAN: p.EAN.String()})
 		}
 	}
-	heads, err := g.store.Heads(ctx, p.EAN, fields, days)
-	if err != nil {
-		return nil, err
-	}
-	for _, h := range heads {
-		w.heads[fieldDay{h.Field, h.Day}] = h
-	}
-	stored, err := g.store.Keys(ctx, p.EAN, days.From.Month(), (days.To - 1).Month())
-	if err != nil {
-		return nil, err
-	}
-	g.assign(w, file, p.Blocks, stored)
 	return w, nil
 }
 
 // assign fills w with the blocks that matter and says which key each is to be
 // sealed under: a stored one, or one to be minted.
-func (g *Ingester) assign(w *work, file *authz.LegalFile, blocks []FieldBlock, stored []envelope.KeyRecord) {
-	w.keys, w.stored = stored, len(stored)
-	at := make(map[envelope.KeySpec]int, len(stored))
-	for i, k := range stored {
+func (g *Ingester) assign(w *work, file *authz.LegalFile, blocks []FieldBlock) {
+	w.stored = len(w.keys)
+	at := make(map[envelope.KeySpec]int, w.stored)
+	for i, k := range w.keys {
 		at[envelope.KeySpec{EAN: k.EAN, Class: k.Class, Month: k.Month, Occupancy: k.Occupancy}] = i
 	}
 	sorted := make([]*FieldBlock, len(blocks))
@@ -337,7 +370,7 @@ func (g *Ingester) assign(w *work, file *authz.LegalFile, blocks []FieldBlock, s
 		}
 		key, ok := at[spec]
 		if !ok {
-			key = len(stored) + len(w.mint)
+			key = w.stored + len(w.mint)
 			at[spec] = key
 			w.mint = append(w.mint, spec)
 		}
@@ -353,16 +386,9 @@ func (g *Ingester) seal(ctx context.Context, works []*work, progress func(done, 
 	for _, w := range works {
 		total += len(w.blocks)
 		w.keys = w.keys[:w.stored:w.stored]
-		for specs := range slices.Chunk(w.mint, mintBatch) {
-			minted, err := g.sealer.Mint(ctx, specs)
-			if err != nil {
-				return fmt.Errorf("making data keys: %w", err)
-			}
-			if len(minted) != len(specs) {
-				return fmt.Errorf("the cryptoserver made %d data keys instead of %d", len(minted), len(specs))
-			}
-			w.keys = append(w.keys, minted...)
-		}
+	}
+	if err := g.mint(ctx, works); err != nil {
+		return err
 	}
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
@@ -385,6 +411,33 @@ func (g *Ingester) seal(ctx context.Context, works []*work, progress func(done, 
 		}
 	}
 	return group.Wait()
+}
+
+// mint makes the data keys that are missing, of as many metering points at a
+// time as a call takes.
+func (g *Ingester) mint(ctx context.Context, works []*work) error {
+	var specs []envelope.KeySpec
+	var of []*work // of each spec
+	for _, w := range works {
+		for _, s := range w.mint {
+			specs, of = append(specs, s), append(of, w)
+		}
+	}
+	for len(specs) > 0 {
+		n := min(mintBatch, len(specs))
+		minted, err := g.sealer.Mint(ctx, specs[:n])
+		if err != nil {
+			return fmt.Errorf("making data keys: %w", err)
+		}
+		if len(minted) != n {
+			return fmt.Errorf("the cryptoserver made %d data keys instead of %d", len(minted), n)
+		}
+		for i, k := range minted {
+			of[i].keys = append(of[i].keys, k)
+		}
+		specs, of = specs[n:], of[n:]
+	}
+	return nil
 }
 
 // sealSome seals blocks from <= i < to; only the keys they need travel along.

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 // ledger is a Store in memory that can be made to fail, to see what Days does
 // then. The real database and HSM are tested with in cmd/kluis.
 type ledger struct {
+	mu     sync.Mutex
 	files  map[meter.EAN]authz.StoredFile
 	keys   []envelope.KeyRecord
 	rows   []Row
@@ -29,32 +31,37 @@ type ledger struct {
 	calls  int
 }
 
-func (l *ledger) LegalFile(_ context.Context, ean meter.EAN) (authz.StoredFile, error) {
-	if f, ok := l.files[ean]; ok {
-		return f, nil
-	}
-	return authz.StoredFile{}, ErrUnknownMeteringPoint
-}
-
-func (l *ledger) Heads(_ context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
-	newest := map[fieldDay]Head{}
-	for _, r := range l.rows {
-		k := fieldDay{r.Field, r.Day}
-		if r.EAN == ean && slices.Contains(fields, r.Field) && days.Contains(r.Day) && r.Version > newest[k].Version {
-			newest[k] = Head{r.Field, r.Day, r.Version, r.ValueCount, r.ContentMAC}
-		}
-	}
-	var out []Head
-	for _, h := range newest {
-		out = append(out, h)
+func (l *ledger) LegalFiles(_ context.Context, eans []meter.EAN) ([]authz.StoredFile, error) {
+	out := make([]authz.StoredFile, len(eans))
+	for i, e := range eans {
+		out[i] = l.files[e]
 	}
 	return out, nil
 }
 
-func (l *ledger) Keys(_ context.Context, ean meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
+func (l *ledger) Heads(_ context.Context, eans []meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	type block struct {
+		ean meter.EAN
+		fieldDay
+	}
+	newest := map[block]Head{}
+	for _, r := range l.rows {
+		k := block{r.EAN, fieldDay{r.Field, r.Day}}
+		if slices.Contains(eans, r.EAN) && slices.Contains(fields, r.Field) && days.Contains(r.Day) && r.Version > newest[k].Version {
+			newest[k] = Head{r.EAN, r.Field, r.Day, r.Version, r.ValueCount, r.ContentMAC}
+		}
+	}
+	return slices.Collect(maps.Values(newest)), nil
+}
+
+func (l *ledger) Keys(_ context.Context, eans []meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var out []envelope.KeyRecord
 	for _, k := range l.keys {
-		if k.EAN == ean && first <= k.Month && k.Month <= last {
+		if slices.Contains(eans, k.EAN) && first <= k.Month && k.Month <= last {
 			out = append(out, k)
 		}
 	}
@@ -62,6 +69,8 @@ func (l *ledger) Keys(_ context.Context, ean meter.EAN, first, last meter.Month)
 }
 
 func (l *ledger) Commit(_ context.Context, b Batch) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.calls++
 	if len(l.commit) > 0 {
 		err := l.commit[0]
@@ -94,6 +103,8 @@ type press struct {
 }
 
 func (s *press) Mint(_ context.Context, specs []envelope.KeySpec) ([]envelope.KeyRecord, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var out []envelope.KeyRecord
 	for _, spec := range specs {
 		s.minted++

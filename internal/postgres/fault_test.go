@@ -278,7 +278,7 @@ func TestCommitFaults(t *testing.T) {
 		if p.hits() != 1 {
 			t.Fatalf("%s: the fault did not strike", c.name)
 		}
-		heads, err := in.Heads(t.Context(), who, []meter.FieldCode{1}, meter.DayRange{From: 20000, To: 20002})
+		heads, err := in.Heads(t.Context(), []meter.EAN{who}, []meter.FieldCode{1}, meter.DayRange{From: 20000, To: 20002})
 		if err != nil || len(heads) != c.stored {
 			t.Errorf("%s: %d blocks are stored, want %d (%v)", c.name, len(heads), c.stored, err)
 		}

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"slices"
 
 	"github.com/google/uuid"
@@ -20,23 +21,28 @@ const roleIngest = "kluis_ingest"
 // their ciphertext, and adds keys and blocks.
 type Ingest struct {
 	store
-	legalFile, heads, keys *sqlx.Stmt
+	files, heads, keys *sqlx.Stmt
 }
 
 const (
+	// Of many metering points at once, each a descent; $3 and $4 leave months out
+	// as in queryBlocks.
 	queryHeads = `
-		SELECT b.field, b.day - DATE '1970-01-01', b.version, b.resolution, b.value_count, uuid_send(b.key_id), b.content_mac
-		FROM unnest($2::smallint[]) AS f (field)
+		SELECT p.at, b.field, b.day - DATE '1970-01-01', b.version, b.resolution, b.value_count, uuid_send(b.key_id), b.content_mac
+		FROM unnest($1::bigint[]) WITH ORDINALITY AS p (ean, at)
+		CROSS JOIN unnest($2::smallint[]) AS f (field)
 		CROSS JOIN LATERAL (
 			SELECT DISTINCT ON (s.day) s.field, s.day, s.version, s.resolution, s.value_count, s.key_id, s.content_mac
 			FROM sealed_block s
-			WHERE s.ean = $1 AND s.field = f.field
+			WHERE s.ean = p.ean AND s.field = f.field
 			  AND s.day >= DATE '1970-01-01' + $3::int AND s.day < DATE '1970-01-01' + $4::int
 			ORDER BY s.day DESC, s.version DESC LIMIT $4::int - $3::int
 		) b`
+	// LIMIT keeps it a descent for each metering point; nobody has so many.
 	queryMonthKeys = `
-		SELECT uuid_send(key_id), class, month, occupancy, kek_epoch, wrapped, mac
-		FROM data_key WHERE ean = $1 AND month BETWEEN $2 AND $3`
+		SELECT p.at, uuid_send(k.key_id), k.class, k.month, k.occupancy, k.kek_epoch, k.wrapped, k.mac
+		FROM unnest($1::bigint[]) WITH ORDINALITY AS p (ean, at)
+		CROSS JOIN LATERAL (SELECT * FROM data_key d WHERE d.ean = p.ean AND d.month BETWEEN $2 AND $3 LIMIT 1000000) k`
 
 	// One writer of a metering point at a time; in ascending order, so that
 	// two never wait for each other.
@@ -71,9 +77,9 @@ func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
 	}
 	i := &Ingest{store: *s}
 	err = i.prepare(ctx, map[**sqlx.Stmt]string{
-		&i.legalFile: queryStoredFile,
-		&i.heads:     queryHeads,
-		&i.keys:      queryMonthKeys,
+		&i.files: queryStoredFiles,
+		&i.heads: queryHeads,
+		&i.keys:  queryMonthKeys,
 	})
 	if err != nil {
 		return nil, err
@@ -81,14 +87,46 @@ func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
 	return i, nil
 }
 
-// LegalFile returns the newest legal file of a metering point, and the one
-// before.
-func (i *Ingest) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
-	return storedFile(ctx, i.legalFile, ean)
+// each runs a statement about metering points and has f look at each row it
+// scanned, with the place in eans that it is of.
+func (i *Ingest) each(ctx context.Context, op string, st *sqlx.Stmt, eans []meter.EAN, into []any, f func(at int), args ...any) error {
+	if len(eans) == 0 {
+		return nil
+	}
+	rows, err := st.QueryxContext(ctx, append([]any{pq.Array(numbers(eans))}, args...)...)
+	if err != nil {
+		return wrap(ctx, op, err)
+	}
+	defer rows.Close()
+	var at int64
+	into = append([]any{&at}, into...)
+	for rows.Next() {
+		if err := rows.Scan(into...); err != nil {
+			return wrap(ctx, op, err)
+		}
+		if at < 1 || at > int64(len(eans)) {
+			return fmt.Errorf("postgres: %s: a row of none of the metering points", op)
+		}
+		f(int(at) - 1)
+	}
+	return wrap(ctx, op, rows.Err())
+}
+
+// LegalFiles returns the newest legal file of each metering point, and the one
+// before, in the order asked for; of one that has none, an empty one.
+func (i *Ingest) LegalFiles(ctx context.Context, eans []meter.EAN) ([]authz.StoredFile, error) {
+	out := make([]authz.StoredFile, len(eans))
+	var version int64
+	var file sql.RawBytes
+	err := i.each(ctx, "legal files", i.files, eans, []any{&version, &file}, func(at int) {
+		addNewer(&out[at], version, slices.Clone(file))
+	})
+	return out, err
 }
 
 // Head is what can be seen of the highest version of a block.
 type Head struct {
+	EAN        meter.EAN
 	Field      meter.FieldCode
 	Day        meter.Day
 	Version    uint32
@@ -98,49 +136,52 @@ type Head struct {
 	ContentMAC [32]byte
 }
 
-// Heads returns the highest version of each block stored of the fields and
-// days, in no order.
-func (i *Ingest) Heads(ctx context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
-	const op = "heads"
+// Heads returns the highest version of each block stored of the metering points,
+// fields and days, in no order.
+func (i *Ingest) Heads(ctx context.Context, eans []meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]Head, error) {
 	codes := make([]int64, len(fields))
 	for n, f := range fields {
 		codes[n] = int64(f)
 	}
 	slices.Sort(codes)
 	codes = slices.Compact(codes)
-	rows, err := i.heads.QueryxContext(ctx, ean.Int64(), pq.Array(codes), int64(days.From), int64(days.To))
-	if err != nil {
-		return nil, wrap(ctx, op, err)
-	}
-	defer rows.Close()
 	var out []Head
-	for rows.Next() {
-		var (
-			field, day, version, resolution int64
-			keyID, mac                      sql.RawBytes
-			h                               Head
-		)
-		if err := rows.Scan(&field, &day, &version, &resolution, &h.ValueCount, &keyID, &mac); err != nil {
-			return nil, wrap(ctx, op, err)
+	var (
+		field, day, version, resolution, values int64
+		keyID, mac                              sql.RawBytes
+	)
+	err := i.each(ctx, "heads", i.heads, eans, []any{&field, &day, &version, &resolution, &values, &keyID, &mac}, func(at int) {
+		h := Head{
+			EAN: eans[at], Field: meter.FieldCode(field), Day: meter.Day(day), Version: uint32(version),
+			Resolution: resolutionOf(resolution), ValueCount: int(values),
 		}
-		h.Field, h.Day, h.Version, h.Resolution = meter.FieldCode(field), meter.Day(day), uint32(version), resolutionOf(resolution)
 		copy(h.KeyID[:], keyID)
 		copy(h.ContentMAC[:], mac)
 		out = append(out, h)
-	}
-	return out, wrap(ctx, op, rows.Err())
+	}, pq.Array(codes), int64(days.From), int64(days.To))
+	return out, err
 }
 
-// Keys returns the data keys of the months from first to last, both included,
-// of all classes and occupancies.
-func (i *Ingest) Keys(ctx context.Context, ean meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
-	const op = "data keys"
-	rows, err := i.keys.QueryxContext(ctx, ean.Int64(), int64(first), int64(last))
-	if err != nil {
-		return nil, wrap(ctx, op, err)
-	}
-	keys, err := scanKeys(rows, ean)
-	return keys, wrap(ctx, op, err)
+// Keys returns the data keys of the metering points, of the months from first to
+// last, both included, of all classes and occupancies.
+func (i *Ingest) Keys(ctx context.Context, eans []meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
+	var out []envelope.KeyRecord
+	var (
+		class, month, occupancy, epoch int64
+		id, wrapped, mac               sql.RawBytes
+	)
+	err := i.each(ctx, "data keys", i.keys, eans, []any{&id, &class, &month, &occupancy, &epoch, &wrapped, &mac}, func(at int) {
+		k := envelope.KeyRecord{
+			EAN: eans[at], Month: meter.Month(month), Occupancy: meter.Day(occupancy), Epoch: uint32(epoch), Wrapped: slices.Clone(wrapped),
+		}
+		if class > 0 && class <= 0xff {
+			k.Class = meter.Class(class)
+		}
+		copy(k.ID[:], id)
+		copy(k.MAC[:], mac)
+		out = append(out, k)
+	}, int64(first), int64(last))
+	return out, err
 }
 
 // Batch is what is stored at once.

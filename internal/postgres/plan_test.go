@@ -61,7 +61,7 @@ func TestPlans(t *testing.T) {
 				[]string{"Index Scan Backward using sealed_block_2025_02_pkey"}, false,
 			},
 			"heads": {
-				postgres.QueryHeads, "bigint, smallint[], int, int", fmt.Sprintf("%d, '{1,6}', 20120, 20152", ean(2).Int64()),
+				postgres.QueryHeads, "bigint[], smallint[], int, int", fmt.Sprintf("'{%d,%d}', '{1,6}', 20120, 20152", ean(2).Int64(), ean(4).Int64()),
 				[]string{"Index Scan Backward using sealed_block_2025_02_pkey"}, false,
 			},
 			"stored days": {

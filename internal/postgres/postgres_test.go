@@ -163,8 +163,16 @@ func TestLegalFiles(t *testing.T) {
 	if err := r.StoreLegalFile(t.Context(), f, []byte("first")); err != nil {
 		t.Fatal(err)
 	}
+	in := ingest(t, d)
+	ofMany := func(ctx context.Context, e meter.EAN) (authz.StoredFile, error) {
+		files, err := in.LegalFiles(ctx, []meter.EAN{ean(99), e})
+		if len(files) != 2 || !reflect.DeepEqual(files[0], authz.StoredFile{}) {
+			t.Errorf("of none there is %+v", files)
+		}
+		return files[1], err
+	}
 	for name, get := range map[string]func(context.Context, meter.EAN) (authz.StoredFile, error){
-		"gateway": g.LegalFile, "registrar": r.LegalFile, "ingest": ingest(t, d).LegalFile,
+		"gateway": g.LegalFile, "registrar": r.LegalFile, "ingest": ofMany,
 	} {
 		if f, err := get(t.Context(), home); err != nil || f.Version != supplied(t, home).Version() || f.Previous != nil || string(f.Sealed) != "first" {
 			t.Errorf("%s: %+v, %v", name, f, err) // the one before was not stored
@@ -444,7 +452,7 @@ func TestDaysIgnoreTimeZones(t *testing.T) {
 		in, err := postgres.NewIngest(t.Context(), c)
 		in = closing(t, in, err)
 		seed(t, in, ean(10+i), days("2025-10-25", "2025-10-28"))
-		heads, err := in.Heads(t.Context(), ean(10+i), []meter.FieldCode{1}, days("2025-10-26", "2025-10-27"))
+		heads, err := in.Heads(t.Context(), []meter.EAN{ean(10 + i)}, []meter.FieldCode{1}, days("2025-10-26", "2025-10-27"))
 		if err != nil || len(heads) != 1 || heads[0].Day != day("2025-10-26") {
 			t.Errorf("%s: %v, %v", zone, heads, err)
 		}
@@ -473,23 +481,23 @@ func TestIngest(t *testing.T) {
 		t.Errorf("last stored at %v, %v", at, err)
 	}
 
-	heads, err := in.Heads(t.Context(), home, []meter.FieldCode{6, 1, 6}, days("2025-01-31", "2025-02-02"))
+	heads, err := in.Heads(t.Context(), []meter.EAN{home}, []meter.FieldCode{6, 1, 6}, days("2025-01-31", "2025-02-02"))
 	if err != nil || len(heads) != 4 {
 		t.Fatalf("%d heads, %v", len(heads), err)
 	}
 	for _, h := range heads {
 		b := block(home, h.Field, h.Day, uint32(1+h.Day%3))
-		want := postgres.Head{Field: b.Field, Day: b.Day, Version: b.Version, Resolution: b.Resolution, ValueCount: b.ValueCount, KeyID: b.KeyID, ContentMAC: b.ContentMAC}
+		want := postgres.Head{EAN: home, Field: b.Field, Day: b.Day, Version: b.Version, Resolution: b.Resolution, ValueCount: b.ValueCount, KeyID: b.KeyID, ContentMAC: b.ContentMAC}
 		if h != want {
 			t.Errorf("head %+v, want %+v", h, want)
 		}
 	}
-	if heads, err := in.Heads(t.Context(), ean(3), []meter.FieldCode{1}, period); len(heads) != 0 || err != nil {
+	if heads, err := in.Heads(t.Context(), []meter.EAN{ean(3)}, []meter.FieldCode{1}, period); len(heads) != 0 || err != nil {
 		t.Errorf("of another there are %v, %v", heads, err)
 	}
 
 	month := day("2025-02-01").Month()
-	keys, err := in.Keys(t.Context(), home, month, month+5)
+	keys, err := in.Keys(t.Context(), []meter.EAN{home}, month, month+5)
 	if err != nil || len(keys) != 2 {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}

@@ -441,7 +441,7 @@ func TestStray(t *testing.T) {
 		if err := in.Commit(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
-		heads, err := in.Heads(t.Context(), ean(i), []meter.FieldCode{1}, meter.DayRange{From: when - 40, To: when + 40})
+		heads, err := in.Heads(t.Context(), []meter.EAN{ean(i)}, []meter.FieldCode{1}, meter.DayRange{From: when - 40, To: when + 40})
 		if err != nil || len(heads) != 1 || heads[0].Version != 2 {
 			t.Errorf("%s: %v, %v", when, heads, err)
 		}

@@ -127,31 +127,27 @@ type IngestStore struct{ DB *postgres.Ingest }
 
 var _ ingest.Store = IngestStore{}
 
-// LegalFile implements ingest.Store.
-func (s IngestStore) LegalFile(ctx context.Context, ean meter.EAN) (authz.StoredFile, error) {
-	f, err := s.DB.LegalFile(ctx, ean)
-	if err == nil && f.Sealed == nil {
-		err = ingest.ErrUnknownMeteringPoint
-	}
-	return f, err
+// LegalFiles implements ingest.Store.
+func (s IngestStore) LegalFiles(ctx context.Context, eans []meter.EAN) ([]authz.StoredFile, error) {
+	return s.DB.LegalFiles(ctx, eans)
 }
 
 // Heads implements ingest.Store.
-func (s IngestStore) Heads(ctx context.Context, ean meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]ingest.Head, error) {
-	heads, err := s.DB.Heads(ctx, ean, fields, days)
+func (s IngestStore) Heads(ctx context.Context, eans []meter.EAN, fields []meter.FieldCode, days meter.DayRange) ([]ingest.Head, error) {
+	heads, err := s.DB.Heads(ctx, eans, fields, days)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]ingest.Head, len(heads))
 	for i, h := range heads {
-		out[i] = ingest.Head{Field: h.Field, Day: h.Day, Version: h.Version, ValueCount: h.ValueCount, ContentMAC: h.ContentMAC}
+		out[i] = ingest.Head{EAN: h.EAN, Field: h.Field, Day: h.Day, Version: h.Version, ValueCount: h.ValueCount, ContentMAC: h.ContentMAC}
 	}
 	return out, nil
 }
 
 // Keys implements ingest.Store.
-func (s IngestStore) Keys(ctx context.Context, ean meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
-	return s.DB.Keys(ctx, ean, first, last)
+func (s IngestStore) Keys(ctx context.Context, eans []meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
+	return s.DB.Keys(ctx, eans, first, last)
 }
 
 // Commit implements ingest.Store.
