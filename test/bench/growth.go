@@ -161,7 +161,7 @@ type growthDB struct {
 
 func measureGrowth(ctx context.Context, o options, dir string, points [2]int) (_ *growthReport, err error) {
 	g := &growth{options: o, dir: dir, points: points}
-	if err := g.enoughDisk(); err != nil {
+	if err := enoughDisk(dir, int64(points[0]+points[1])*growthBytes+2<<30); err != nil {
 		return nil, err
 	}
 	r := &growthReport{Date: time.Now().UTC(), Machine: machine(), Load: loadAverage(), Points: points, Made: o.growthRequests}
@@ -277,14 +277,13 @@ func (g *growth) progressf(format string, args ...any) {
 }
 
 // enoughDisk refuses to fill the disk.
-func (g *growth) enoughDisk() error {
+func enoughDisk(dir string, want int64) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(g.dir, &st); err != nil {
+	if err := unix.Statfs(dir, &st); err != nil {
 		return err
 	}
-	free, want := int64(st.Bavail)*st.Bsize, int64(g.points[0]+g.points[1])*growthBytes+2<<30
-	if free < want {
-		return fmt.Errorf("%s has %d GB free; %d metering points want %d GB: set TMPDIR to a larger disk, or take fewer", g.dir, free>>30, g.points[1], want>>30)
+	if free := int64(st.Bavail) * st.Bsize; free < want {
+		return fmt.Errorf("%s has %d GB free, and %d GB are wanted: set TMPDIR to a larger disk, or take fewer metering points", dir, free>>30, want>>30)
 	}
 	return nil
 }

@@ -161,36 +161,57 @@ func newSupplierFact(gln meter.GLN, signer authz.Signer) (supplierFact, error) {
 	return out, nil
 }
 
-// fill makes a database and all its rows: version after version and day after
-// day, as they come in earnest, so that those of a metering point lie apart.
-func (g *growth) fill(ctx context.Context, i int) (err error) {
+// create makes a database with the schema; its connection is the owner's.
+func (g *growth) create(ctx context.Context, name, wal string) (_ *sql.DB, err error) {
 	super, err := g.as(devpg.Superuser, "postgres")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	err = migrations.EnsureRoles(ctx, super)
-	// Filling writes a log of many gigabytes; and what vacuums while it is
-	// measured disturbs.
-	for _, s := range []string{`ALTER SYSTEM SET max_wal_size = '8GB'`, `ALTER SYSTEM SET autovacuum = off`, `SELECT pg_reload_conf()`} {
+	// Filling writes a log of many gigabytes, so much of which may be kept; and
+	// what vacuums while it is measured disturbs.
+	for _, s := range []string{`ALTER SYSTEM SET max_wal_size = '` + wal + `'`, `ALTER SYSTEM SET autovacuum = off`, `SELECT pg_reload_conf()`} {
 		if err == nil {
 			_, err = super.ExecContext(ctx, s)
 		}
 	}
 	if err = errors.Join(err, super.Close()); err != nil {
-		return err
+		return nil, err
 	}
-	if err := g.cluster.EnsureDatabase(ctx, g.name(i), migrations.RoleOwner); err != nil {
-		return err
+	if err := g.cluster.EnsureDatabase(ctx, name, migrations.RoleOwner); err != nil {
+		return nil, err
 	}
-	db, err := g.as(migrations.RoleOwner, g.name(i))
+	db, err := g.as(migrations.RoleOwner, name)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(1)
+	if _, err := migrations.Up(ctx, db); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// fieldRows are what a day of each field is made of.
+func (g *growth) fieldRows() (fields [][]any) {
+	for _, f := range g.fields {
+		resolution, values, size := meter.P1D, 1, 22
+		if f.Class == meter.Intervals {
+			resolution, values, size = meter.PT15M, 96, 493
+		}
+		fields = append(fields, []any{int(f.Code), int(f.Class), int(resolution), values, noise(size + envelope.CiphertextOverhead)})
+	}
+	return fields
+}
+
+// fill makes a database and all its rows: version after version and day after
+// day, as they come in earnest, so that those of a metering point lie apart.
+func (g *growth) fill(ctx context.Context, i int) (err error) {
+	db, err := g.create(ctx, g.name(i), "8GB")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	db.SetMaxOpenConns(1)
-	if _, err := migrations.Up(ctx, db); err != nil {
-		return err
-	}
 	if err := g.fillFacts(ctx, db, g.points[i]); err != nil {
 		return err
 	}
@@ -229,7 +250,8 @@ func copyIn(ctx context.Context, db *sql.DB, table string, columns []string, row
 func execAll(ctx context.Context, db *sql.DB, statements ...string) error {
 	for _, s := range statements {
 		if _, err := db.ExecContext(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", strings.Join(strings.Fields(s), " ")[:40], err)
+			s = strings.Join(strings.Fields(s), " ")
+			return fmt.Errorf("%s: %w", s[:min(40, len(s))], err)
 		}
 	}
 	return nil
@@ -312,18 +334,10 @@ func (g *growth) fillFacts(ctx context.Context, db *sql.DB, points int) error {
 // days for all; their keys; and the access log.
 func (g *growth) fillReadings(ctx context.Context, db *sql.DB, points int) error {
 	statements := []string{`CREATE UNLOGGED TABLE bench_field (field integer, class integer, resolution integer, slots integer, ciphertext bytea)`}
-	var fields [][]any
-	for _, f := range g.fields {
-		resolution, values, size := meter.P1D, 1, 22
-		if f.Class == meter.Intervals {
-			resolution, values, size = meter.PT15M, 96, 493
-		}
-		fields = append(fields, []any{int(f.Code), int(f.Class), int(resolution), values, noise(size + envelope.CiphertextOverhead)})
-	}
 	if err := execAll(ctx, db, statements...); err != nil {
 		return err
 	}
-	if err := copyIn(ctx, db, "bench_field", []string{"field", "class", "resolution", "slots", "ciphertext"}, fields); err != nil {
+	if err := copyIn(ctx, db, "bench_field", []string{"field", "class", "resolution", "slots", "ciphertext"}, g.fieldRows()); err != nil {
 		return err
 	}
 	statements = nil

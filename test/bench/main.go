@@ -35,6 +35,8 @@ func main() {
 	flag.DurationVar(&o.profile, "profile", 0, "instead of measuring, load Kluis with 8 clients for this `long` and print its process ids, for a profiler")
 	flag.IntVar(&o.batch, "batch", 0, "with -profile: load the cryptoservers alone, with the `n`th kind of batch")
 	flag.IntVar(&o.growth, "growth", 0, "instead, measure the database's part with 10000 metering points and with this `number`, in a PostgreSQL of its own")
+	flag.IntVar(&o.storage, "storage", 0, "instead, measure how this `number` of metering points lie on the disk, before and after a month is put in order")
+	flag.IntVar(&o.ingest, "ingest", 0, "instead, measure the ingest of one day of this `number` of metering points, through a demo's cryptoservers")
 	flag.IntVar(&o.stream, "stream", 0, "instead, measure streams of readings of 10000 metering points and of this `number`, in a demo of its own")
 	flag.Parse()
 	o.progress = os.Stderr
@@ -78,6 +80,8 @@ type options struct {
 
 	stream int // metering points of the large portfolio
 
+	storage, ingest int // metering points
+
 	onlyMemory, onlyService, onlyRequests bool
 }
 
@@ -97,6 +101,10 @@ func runAll(ctx context.Context, o options, out io.Writer, file string) (err err
 	var r interface{ print(io.Writer) }
 	if o.stream > 0 {
 		r, err = measureStream(ctx, o, dir)
+	} else if o.storage > 0 {
+		r, err = measureStorage(ctx, o, dir, o.storage)
+	} else if o.ingest > 0 {
+		r, err = measureIngest(ctx, o, dir, o.ingest)
 	} else if o.growth > 0 {
 		r, err = measureGrowth(ctx, o, dir, [2]int{min(growthSmall, (o.growth+1)/2), o.growth})
 	} else {
