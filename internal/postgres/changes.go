@@ -43,9 +43,9 @@ const (
 		ORDER BY b.arrived, b.ean, b.batch_id LIMIT $7`
 	// Where such a look at $5 + 1 rows ends.
 	queryReadingsEnd = `
-		SELECT arrived::text, ean, uuid_send(batch_id) FROM ingest_batch
-		WHERE (arrived, ean, batch_id) > ($1::text::xid8, $2::bigint, $3::uuid) AND arrived < $4::text::xid8
-		ORDER BY arrived, ean, batch_id OFFSET $5 LIMIT 1`
+		SELECT b.arrived::text, b.ean, uuid_send(b.batch_id) FROM ingest_batch b
+		WHERE (b.arrived, b.ean, b.batch_id) > ($1::text::xid8, $2::bigint, $3::uuid) AND b.arrived < $4::text::xid8
+		ORDER BY b.arrived, b.ean, b.batch_id OFFSET $5 LIMIT 1`
 	// Who a legal file is about is in it, $1 is the GLN as it is written there:
 	// also who was removed from it is found, whom no index has any more. That
 	// these bytes are found proves nothing.
@@ -60,9 +60,9 @@ const (
 		WHERE position($1::bytea IN f.file) > 0 OR position($1::bytea IN coalesce(p.file, '')) > 0
 		ORDER BY f.arrived, f.ean, f.version LIMIT $7`
 	queryFilesEnd = `
-		SELECT arrived::text, ean, version FROM legal_file
-		WHERE (arrived, ean, version) > ($1::text::xid8, $2::bigint, $3::bigint) AND arrived < $4::text::xid8
-		ORDER BY arrived, ean, version OFFSET $5 LIMIT 1`
+		SELECT f.arrived::text, f.ean, f.version FROM legal_file f
+		WHERE (f.arrived, f.ean, f.version) > ($1::text::xid8, $2::bigint, $3::bigint) AND f.arrived < $4::text::xid8
+		ORDER BY f.arrived, f.ean, f.version OFFSET $5 LIMIT 1`
 	queryBasisDays = `
 		SELECT DISTINCT p.ean FROM unnest($2::int[]) AS d (day)
 		CROSS JOIN LATERAL (

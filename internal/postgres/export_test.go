@@ -26,12 +26,26 @@ const (
 	ExecBlank       = execBlank
 	ExecRewrapped   = execRewrapped
 	ExecResealed    = execResealed
+
+	QueryArrivedReadings = queryArrivedReadings
+	QueryReadingsEnd     = queryReadingsEnd
+	QueryArrivedFiles    = queryArrivedFiles
+	QueryFilesEnd        = queryFilesEnd
+	QueryBasisDays       = queryBasisDays
+	QueryExpired         = queryExpired
+	QueryMarkAt          = queryMarkAt
+	QueryMarkLag         = queryMarkLag
 )
 
 // Roles as the constructors want them.
 var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian, roleAuditor}
 
-var Wrap = wrap
+var (
+	Wrap          = wrap
+	ChangedOf     = changedOf
+	EncodeChanged = encodeChanged
+	ParseChanged  = parseChanged
+)
 
 // Transact runs f in a transaction of ingest's.
 func (i *Ingest) Transact(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx) error) error {
