@@ -251,14 +251,14 @@ func (p *partial) begin(l client.StreamLine) error {
 		return violated("the first line lacks members")
 	}
 	p.begun, p.id = true, *l.InteractionId
+	if *l.Done != p.state.Sequence {
+		return violated("the stream goes on after number %d, not %d", *l.Done, p.state.Sequence)
+	}
 	if p.state.Query == nil {
 		return p.state.begin(*l.Query)
 	}
 	if base64.RawURLEncoding.EncodeToString(p.state.Query) != *l.Query {
 		return violated("the stream goes on with another query")
-	}
-	if *l.Done != p.state.Sequence {
-		return violated("the stream goes on after number %d, not %d", *l.Done, p.state.Sequence)
 	}
 	return nil
 }
