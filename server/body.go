@@ -34,6 +34,19 @@ func (s *Server) readBody(rt *route) func(http.Handler) http.Handler {
 				s.writeFailure(w, r, fail(unsupportedMediaType, nil))
 				return
 			}
+			if rt.bodyLimit() > maxBody {
+				c := callOf(r.Context())
+				n := rt.bodyLimit()
+				if r.ContentLength >= 0 {
+					n = r.ContentLength
+				}
+				leave, err := s.limits.takeRoom(r.Context(), c.caller.Supplier(), n)
+				if err != nil {
+					s.writeFailure(w, r, err)
+					return
+				}
+				c.atEnd(leave)
+			}
 			r.Body = http.MaxBytesReader(w, r.Body, rt.bodyLimit())
 			var b []byte
 			var err error

@@ -19,7 +19,8 @@ import (
 // under the same interaction id.
 type event struct {
 	interaction uuid.UUID
-	route       string // pattern of the route, or "none"
+	request     uuid.UUID // the client's own id; nil: none
+	route       string    // pattern of the route, or "none"
 	supplier    meter.GLN
 	problem     string
 	cause       error
@@ -92,6 +93,10 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Interaction-Id", id.String())
+		if theirs, ok := requestID(r.Header); ok {
+			ev.request = theirs
+			h.Set("X-Request-Id", theirs.String())
+		}
 
 		defer func() {
 			if p := recover(); p != nil {
@@ -149,6 +154,9 @@ func (s *Server) finish(r *http.Request, ev *event, status int, took time.Durati
 		slog.String("route", ev.route),
 		slog.Int("status", status),
 		slog.Duration("duration", took),
+	}
+	if ev.request != uuid.Nil {
+		attrs = append(attrs, slog.String("requestId", ev.request.String()))
 	}
 	if !ev.supplier.IsZero() {
 		attrs = append(attrs, slog.String("supplier", ev.supplier.String()))

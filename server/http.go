@@ -15,6 +15,9 @@ import (
 // answers 431. An access token has at most 8 KiB.
 const MaxHeaderBytes = 16 << 10
 
+// maxStreams are the requests that one connection may have under way (HTTP/2).
+const maxStreams = 64
+
 // HTTPServer is an http.Server for the API. tlsConfig must require and verify
 // client certificates of the suppliers' CA, over TLS 1.3: anything less is
 // refused here, because every request's identity rests on it.
@@ -25,6 +28,15 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 	h := newHTTPServer(s.handler, s.log)
 	h.RegisterOnShutdown(func() { s.drain() })
 	h.TLSConfig = tlsConfig.Clone()
+	s.connections.bound(h)
+	h.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams:          maxStreams,
+		MaxReceiveBufferPerConnection: 1 << 20,
+		MaxReceiveBufferPerStream:     256 << 10,
+		SendPingTimeout:               30 * time.Second, // who does not answer is gone
+		PingTimeout:                   15 * time.Second,
+		WriteByteTimeout:              30 * time.Second,
+	}
 	// A request is cut off by its own deadline first, with an answer: that a
 	// step could not be stored may have to be recorded.
 	h.WriteTimeout = s.timeout + 2*recordTimeout + 5*time.Second
@@ -51,7 +63,7 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		ReadTimeout:       10 * time.Second, // of a request with its body
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    MaxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -29,12 +29,41 @@ func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestOb
 	if len(errs) > 0 {
 		return nil, failParams(errs)
 	}
-	a, err := s.readings(ctx, callOf(ctx), q)
+	c := callOf(ctx)
+	leave, err := s.limits.takeRoom(ctx, c.caller.Supplier(), s.longest(c, q))
+	if err != nil {
+		return nil, err
+	}
+	c.atEnd(leave) // once it is sent: who reads slowly has little to read at once
+	a, err := s.readings(ctx, c, q)
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.age.Observe(time.Since(eventOf(ctx).evidence).Seconds())
-	return newBody(a, callOf(ctx)), nil
+	return newBody(a, c), nil
+}
+
+// longest is about what the answer to a query takes at most, in bytes, with what
+// it is made of.
+func (s *Server) longest(c *call, q query) int64 {
+	value := int64(40)
+	if c.media != mediaJSON {
+		value = 200
+	}
+	var most int64
+	for _, commodity := range []meter.Commodity{meter.Electricity, meter.Gas} {
+		n := int64(0)
+		for _, code := range q.request(commodity, s.profile).Fields {
+			f, ok := s.profile.FieldByCode(code)
+			if ok && f.Class == meter.Intervals && q.resolution < meter.P1D {
+				n += 96
+			} else {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return int64(q.days.Len()) * most * value
 }
 
 // readings takes a request from the legal file to the committed record. The

@@ -243,6 +243,8 @@ type Server struct {
 	metrics  *metrics
 
 	limitMetrics *limitMetrics
+	connections  *connections
+	deprecated   map[*route]*deprecated
 	tracer       trace.Tracer
 	docs         *docs
 	handler      http.Handler
@@ -290,9 +292,14 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.connections = newConnections(c.Limits.Connections, func(why string) { s.limitMetrics.closed.WithLabelValues(why).Inc() })
+	s.deprecated = map[*route]*deprecated{}
 	may := make([]*callers, len(routes))
 	for i := range routes {
 		if may[i], err = callersOf(doc, &routes[i]); err != nil {
+			return nil, err
+		}
+		if s.deprecated[&routes[i]], err = deprecatedOf(doc, &routes[i], public.JoinPath("docs").String()); err != nil {
 			return nil, err
 		}
 	}
@@ -456,6 +463,16 @@ type call struct {
 	// connection is the context of the request without the deadline of enter:
 	// it ends with the client.
 	connection context.Context
+	ends       []func()
+}
+
+// atEnd has f called when the request has ended, however.
+func (c *call) atEnd(f func()) { c.ends = append(c.ends, f) }
+
+func (c *call) end() {
+	for _, f := range c.ends {
+		f()
+	}
 }
 
 type callKey struct{}
@@ -481,6 +498,8 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 			defer cancel()
 			c := &call{route: rt, connection: r.Context()}
+			defer c.end()
+			s.deprecated[rt].mark(w.Header(), r)
 			c.choose(w.Header(), r)
 			if rt.token {
 				c.packed = acceptsGzip(r.Header)
