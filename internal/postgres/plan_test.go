@@ -2,12 +2,15 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lib/pq"
 
+	"kluis/authz"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -39,6 +42,7 @@ func TestPlans(t *testing.T) {
 
 	exec(`INSERT INTO idempotency_key SELECT 1 + n % 60, sha256(n::text::bytea), sha256('x'), gen_random_uuid(), now() FROM generate_series(1, 3000) n`)
 
+	exec(`SET enable_seqscan = off`) // as the gateway's and ingest's connections
 	for _, analysed := range []bool{false, true} {
 		if analysed {
 			exec(`ANALYZE`)
@@ -112,6 +116,53 @@ func TestPlans(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPlansOfAnEmptyMonth: a plan is kept, and is made while a month is empty and
+// the statistics say so; nobody passes over the month when it is full.
+func TestPlansOfAnEmptyMonth(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	owner := d.Open(t, migrations.RoleOwner)
+	if _, err := owner.ExecContext(t.Context(), `VACUUM (ANALYZE)`); err != nil {
+		t.Fatal(err)
+	}
+	in, g := ingest(t, d), gateway(t, d)
+	period := days("2025-01-10", "2025-03-20")
+	use := func() {
+		t.Helper()
+		for n := range 3 {
+			read := grant(t, ean(n), meter.EnergyManagement, period, 1, 2, 6)
+			_, _, err1 := g.Blocks(t.Context(), read)
+			_, err2 := g.Stored(t.Context(), []authz.Grant{read})
+			_, err3 := g.BlocksOfMany(t.Context(), []authz.Grant{read}, time.Time{})
+			_, err4 := in.Heads(t.Context(), []meter.EAN{ean(n)}, []meter.FieldCode{1, 6}, period)
+			_, err5 := in.Keys(t.Context(), []meter.EAN{ean(n)}, period.From.Month(), period.To.Month())
+			if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	use()
+	for n := range 3 {
+		seed(t, in, ean(n), period)
+	}
+	use()
+	// Each backend tells what it did when it has nothing else to do, at the latest
+	// when it ends.
+	if err := errors.Join(in.Close(), g.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for value(t, owner, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename IN ('kluis_gateway', 'kluis_ingest')`) != "0" {
+		time.Sleep(10 * time.Millisecond)
+	}
+	const scans = `SELECT coalesce(string_agg(relname || ' ' || seq_tup_read, ', '), '') FROM pg_stat_user_tables WHERE (relname LIKE 'sealed_block%' OR relname = 'data_key') AND seq_tup_read > 0`
+	if got := value(t, owner, scans); got != "" {
+		t.Errorf("passed over: %s", got)
+	}
+	if got := value(t, owner, `SELECT sum(idx_scan) > 0 FROM pg_stat_user_tables WHERE relname LIKE 'sealed_block%'`); got != "true" {
+		t.Errorf("nothing is counted: %s", got)
 	}
 }
 

@@ -130,6 +130,9 @@ func open(ctx context.Context, c Config, role string) (*store, error) {
 		// Each of their statements walks an index, whatever the arguments. To
 		// plan it anew for each call costs the database as much as to run it.
 		setDefault(parsed.Runtime, "plan_cache_mode", "force_generic_plan")
+		// A plan that was made while a month was empty would pass over all of it
+		// when it is full.
+		setDefault(parsed.Runtime, "enable_seqscan", "off")
 	}
 	if role == roleCustodian || role == roleAuditor {
 		// Nor may one of their statements ever pass over a whole table, of which

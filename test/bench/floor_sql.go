@@ -158,7 +158,7 @@ func openAsGateway(dsn string) (*sql.DB, error) {
 		return nil, err
 	}
 	cfg.BinaryParameters = true
-	cfg.Runtime = map[string]string{"plan_cache_mode": "force_generic_plan"}
+	cfg.Runtime = map[string]string{"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 	connector, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, err
