@@ -1,5 +1,5 @@
 // Package deploy proves that what is under deploy/ fits the programs: every
-// metric and label that the dashboard and the alert rules name is one that a
+// metric and label that the dashboards and the alert rules name is one that a
 // real cryptoserver, gateway, custodian or auditor has.
 package deploy
 
@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	dashboardFile  = "../../deploy/grafana/kluis-cryptoservers.json"
+	dashboardFiles = "../../deploy/grafana/*.json"
 	alertsFile     = "../../deploy/prometheus/kluis-alerts.yaml"
 	prometheusFile = "../../deploy/prometheus/prometheus.yaml"
 )
@@ -56,20 +56,28 @@ type alert struct {
 	Annotations map[string]string
 }
 
-func readDashboard(t *testing.T) dashboard {
+func readDashboards(t *testing.T) []dashboard {
 	t.Helper()
-	var d dashboard
-	b := must(os.ReadFile(dashboardFile))(t)
-	if err := json.Unmarshal(b, &d); err != nil {
-		t.Fatal(err)
+	files := must(filepath.Glob(dashboardFiles))(t)
+	if len(files) < 2 {
+		t.Fatalf("dashboards: %v", files)
 	}
-	// Whoever imports it chooses the data source.
-	for _, m := range regexp.MustCompile(`"uid": ?"([^"]*)"`).FindAllStringSubmatch(string(b), -1) {
-		if m[1] != "${datasource}" && m[1] != d.UID {
-			t.Errorf("the data source %q is hard-coded", m[1])
+	var all []dashboard
+	for _, file := range files {
+		var d dashboard
+		b := must(os.ReadFile(file))(t)
+		if err := json.Unmarshal(b, &d); err != nil {
+			t.Fatalf("%s: %v", file, err)
 		}
+		// Whoever imports it chooses the data source.
+		for _, m := range regexp.MustCompile(`"uid": ?"([^"]*)"`).FindAllStringSubmatch(string(b), -1) {
+			if m[1] != "${datasource}" && m[1] != d.UID {
+				t.Errorf("%s: the data source %q is hard-coded", file, m[1])
+			}
+		}
+		all = append(all, d)
 	}
-	return d
+	return all
 }
 
 func readAlerts(t *testing.T) []alert {
@@ -90,9 +98,20 @@ func readAlerts(t *testing.T) []alert {
 	return all
 }
 
-func TestDashboardIsSound(t *testing.T) {
+func TestDashboardsAreSound(t *testing.T) {
 	t.Parallel()
-	d := readDashboard(t)
+	uids := map[string]bool{}
+	for _, d := range readDashboards(t) {
+		if uids[d.UID] {
+			t.Errorf("%s: uid of another", d.Title)
+		}
+		uids[d.UID] = true
+		checkDashboard(t, d)
+	}
+}
+
+func checkDashboard(t *testing.T, d dashboard) {
+	t.Helper()
 	if d.Title == "" || d.UID == "" || d.SchemaVersion < 38 {
 		t.Errorf("title %q, uid %q, schema %d", d.Title, d.UID, d.SchemaVersion)
 	}
@@ -145,7 +164,7 @@ func TestAlertsAreSound(t *testing.T) {
 }
 
 // TestScrapeConfiguration: it names the rules, and the jobs are those of rules
-// and dashboard.
+// and dashboards.
 func TestScrapeConfiguration(t *testing.T) {
 	t.Parallel()
 	var c struct {
@@ -180,21 +199,22 @@ func TestScrapeConfiguration(t *testing.T) {
 func expressions(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	d := readDashboard(t)
-	for _, p := range d.Panels {
-		for _, q := range p.Targets {
-			all[fmt.Sprintf("panel %q, %s", p.Title, q.RefID)] = q.Expr
+	for _, d := range readDashboards(t) {
+		for _, p := range d.Panels {
+			for _, q := range p.Targets {
+				all[fmt.Sprintf("%s: panel %q, %s", d.Title, p.Title, q.RefID)] = q.Expr
+			}
 		}
-	}
-	for _, v := range d.Templating.List {
-		var q struct{ Query string }
-		if v.Type != "query" {
-			continue
+		for _, v := range d.Templating.List {
+			var q struct{ Query string }
+			if v.Type != "query" {
+				continue
+			}
+			if err := json.Unmarshal(v.Query, &q); err != nil {
+				t.Fatal(err)
+			}
+			all[d.Title+": variable "+v.Name] = q.Query
 		}
-		if err := json.Unmarshal(v.Query, &q); err != nil {
-			t.Fatal(err)
-		}
-		all["variable "+v.Name] = q.Query
 	}
 	for _, a := range readAlerts(t) {
 		all["alert "+a.Alert] = a.Expr
@@ -322,10 +342,11 @@ func TestEveryMetricExists(t *testing.T) {
 		}
 	}
 	// Placeholders are labels that the query leaves.
-	d := readDashboard(t)
-	for _, p := range d.Panels {
-		for _, target := range p.Targets {
-			checkPlaceholders(t, p.Title, target.Expr, target.LegendFormat, `\{\{([a-z]+)\}\}`, labelsOf)
+	for _, d := range readDashboards(t) {
+		for _, p := range d.Panels {
+			for _, target := range p.Targets {
+				checkPlaceholders(t, p.Title, target.Expr, target.LegendFormat, `\{\{([a-z]+)\}\}`, labelsOf)
+			}
 		}
 	}
 	for _, a := range readAlerts(t) {
@@ -337,7 +358,7 @@ func TestEveryMetricExists(t *testing.T) {
 	found := map[string]bool{}
 	for m := range have {
 		m = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(m, "_bucket"), "_sum"), "_count")
-		for _, prefix := range []string{"kluis_hsm_", "kluis_cryptoserver_", "kluis_pool_", "kluis_custodian_", "kluis_auditor_"} {
+		for _, prefix := range []string{"kluis_gateway_", "kluis_hsm_", "kluis_cryptoserver_", "kluis_pool_", "kluis_custodian_", "kluis_auditor_"} {
 			if strings.HasPrefix(m, prefix) && !used[m] && !used[m+"_bucket"] {
 				t.Errorf("%s is measured and nowhere shown", m)
 			}

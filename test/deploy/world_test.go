@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ import (
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/devpki"
+	"kluis/internal/postgres"
 	"kluis/internal/testing/hsmtest"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -288,20 +290,29 @@ func installation(t *testing.T) metrics {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	work(t, as, seen)
-
-	// The gateway refuses a caller without a token, and asks the pool how it is.
 	cert := must(ca.Issue(devpki.Leaf{CommonName: "supplier"}))(t)
+	token := work(t, as, seen, db, sha256.Sum256(cert.Certificate[0]), must(authz.NewSealKeys(tokens.SealKeys...))(t))
+
+	// The gateway refuses a caller without a token, lets a supplier have its turn,
+	// and asks the pool how it is.
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: ca.Pool()}}
 	defer transport.CloseIdleConnections()
-	for url, want := range map[string]int{"https://" + gateway.address + "/v1/status": http.StatusUnauthorized, gateway.metrics + "/readyz": http.StatusOK} {
-		res, err := (&http.Client{Transport: transport}).Get(url)
-		if err != nil {
-			t.Fatal(err)
+	for _, r := range []struct {
+		url, token string
+		want       int
+	}{
+		{"https://" + gateway.address + "/v1/status", "", http.StatusUnauthorized},
+		{"https://" + gateway.address + "/v1/metering-points", token, http.StatusOK},
+		{gateway.metrics + "/readyz", "", http.StatusOK},
+	} {
+		req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, r.url, nil))(t)
+		if r.token != "" {
+			req.Header.Set("Authorization", "Bearer "+r.token)
 		}
+		res := must((&http.Client{Transport: transport}).Do(req))(t)
 		res.Body.Close()
-		if res.StatusCode != want {
-			t.Fatalf("%s: %s", url, res.Status)
+		if res.StatusCode != r.want {
+			t.Fatalf("%s: %s", r.url, res.Status)
 		}
 	}
 	for _, p := range []process{server, gateway, custodian, auditor} {
@@ -310,18 +321,24 @@ func installation(t *testing.T) metrics {
 	return got
 }
 
-// work seals facts and readings, has them opened, and is refused now and then.
-func work(t *testing.T, as func(string, prometheus.Registerer) *client.Client, reg prometheus.Registerer) {
+// work seals facts and readings, has them opened, and is refused now and then. It
+// returns an access token of a supplier that is stored, bound to the certificate
+// leaf.
+func work(t *testing.T, as func(string, prometheus.Registerer) *client.Client, reg prometheus.Registerer, db *pgtest.DB, leaf [32]byte, seals *authz.SealKeys) string {
 	t.Helper()
 	ctx := t.Context()
 	registrar, ingest, gateway := as("registrar", nil), as("ingest", nil), as("gateway", reg)
 	ean := must(meter.ParseEAN("871687140000000019"))(t)
 	gln := must(meter.ParseGLN("8712345000004"))(t)
-	leaf := [32]byte{1}
 	record := must(registrar.SealSupplier(ctx, nil, authz.SupplierFacts{GLN: gln, Name: "Energy", Scopes: []string{authn.ScopeReadings},
 		Certificates: []authz.Certificate{{Thumbprint: leaf, NotAfter: time.Now().AddDate(1, 0, 0)}}}))(t)
 	raw, _, err := as("issuer", nil).SignToken(ctx, record, leaf, []string{authn.ScopeReadings}, time.Minute)
 	if err != nil {
+		t.Fatal(err)
+	}
+	store := must(postgres.NewRegistrar(ctx, postgres.Config{DSN: db.URL(migrations.RoleRegistrar)}))(t)
+	defer store.Close()
+	if err := store.StoreSupplier(ctx, must(seals.Supplier(record))(t), record); err != nil {
 		t.Fatal(err)
 	}
 	profile := must(meter.ParseProfile(meter.NL()))(t)
@@ -352,6 +369,7 @@ func work(t *testing.T, as func(string, prometheus.Registerer) *client.Client, r
 	if _, err := gateway.Mint(ctx, []envelope.KeySpec{{EAN: ean, Class: meter.Registers, Month: 600}}); !errors.Is(err, client.ErrRefused) {
 		t.Fatal(err)
 	}
+	return raw
 }
 
 // must(f())(t) is f's value; an error ends the test.
