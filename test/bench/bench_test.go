@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,23 +22,45 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == partArg { // the floor runs this program again
 		exit(servePart(os.Args[2], os.Stdin, os.Stdout))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	os.RemoveAll(built.dir)
+	os.Exit(code)
+}
+
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// programs is a folder with those that are measured.
+func programs(t *testing.T) string {
+	t.Helper()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "kluis-bench-bin-"); built.err != nil {
+			return
+		}
+		for cgo, commands := range map[string][]string{"0": {"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
+			cmd := exec.Command("go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", built.dir + "/"}, commands...)...)
+			cmd.Dir = "../.."
+			cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				built.err = fmt.Errorf("go build: %w\n%s", err, out)
+				return
+			}
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.dir
 }
 
 // TestBench keeps the benchmark working: one round, too short to say anything.
 // That each part of it did what it should, it checks itself.
 func TestBench(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	bin := filepath.Join(dir, "bin")
-	for cgo, commands := range map[string][]string{"0": {"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
-		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", bin + "/"}, commands...)...)
-		cmd.Dir = "../.."
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go build: %v\n%s", err, out)
-		}
-	}
+	dir, bin := t.TempDir(), programs(t)
 	var progress, out bytes.Buffer
 	file := filepath.Join(dir, "figures", "bench.json")
 	o := options{root: "../..", bin: bin, rounds: 1, slice: 100 * time.Millisecond, soakBlocks: 50_000, firstForeign: 5, progress: &progress}

@@ -136,7 +136,7 @@ func (r *reader) point(line []byte) error {
 	if _, err := fmt.Sscanf(string(head), `{"type":"point","sequence":%d`, &sequence); err != nil || sequence != r.sequence+1 || len(rest) < 19 {
 		return fmt.Errorf("after metering point %d came %q: %w", r.sequence, head, err)
 	}
-	if bytes.Contains(rest[:40], []byte(`"problem"`)) {
+	if bytes.Contains(rest[:min(len(rest), 40)], []byte(`"problem"`)) {
 		return fmt.Errorf("a problem: %s", rest)
 	}
 	n, ok := streamNumber(string(rest[:18]))
