@@ -47,6 +47,7 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 		{id: "rejectConsent", method: "POST", path: consent + "/reject", headers: stale, step: errandFor(k, authz.ActionReject, ""), supplier: "-", serving: "step", in: []int{412}},
 		{id: "revokeConsent", method: "POST", path: consent + "/revoke", headers: stale, step: errandFor(k, authz.ActionRevoke, ""), supplier: "consents:write", serving: "step", in: []int{412}},
 		{id: "getAccessLog", path: "/v1/metering-points/" + e.String() + "/access-log", supplier: "-", serving: "view", auditor: "view", in: []int{200}},
+		{id: "listChanges", path: "/v1/changes", supplier: "readings:read", in: []int{200}},
 		{id: "getStatus", path: "/v1/status", supplier: "any", serving: "readings view step", auditor: "readings view step", in: []int{200}},
 		{id: "getManifestKeys", path: "/v1/manifest-keys", supplier: "no token", in: []int{200}},
 		{id: "getHealth", path: "/healthz", supplier: "no token", in: []int{200}},
