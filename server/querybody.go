@@ -377,10 +377,12 @@ func (q *manyQuery) digestFor(caller meter.GLN) [sha256.Size]byte {
 
 const wantAsOf = "must be a time that has been, such as 2026-03-15T12:00:00Z or 2026-03-02T05:10:00.123456Z (RFC 3339), from 1970 on"
 
-// moment is RFC 3339 to the microsecond; package time takes more than that.
-var moment = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$`)
+// moment is RFC 3339 to the nanosecond; package time takes more than that.
+var moment = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$`)
 
-// parseAsOf reads the instant as of which readings are asked for.
+// parseAsOf reads the instant as of which readings are asked for. Programs write
+// nanoseconds; what is stored has microseconds, so that the rest of a
+// microsecond makes no difference.
 func parseAsOf(s string, now time.Time) (time.Time, error) {
 	if len(s) > 40 || !moment.MatchString(s) {
 		return time.Time{}, errors.New("not a time")
@@ -389,5 +391,5 @@ func parseAsOf(s string, now time.Time) (time.Time, error) {
 	if t = t.UTC(); err != nil || t.Unix() <= 0 || t.After(now) {
 		return time.Time{}, errors.New("not a time that has been")
 	}
-	return t, nil
+	return t.Truncate(time.Microsecond), nil
 }
