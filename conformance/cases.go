@@ -42,10 +42,25 @@ type Request struct {
 	ContentType    string `json:"contentType,omitempty"`
 	IdempotencyKey string `json:"idempotencyKey,omitempty"`
 	IfMatch        string `json:"ifMatch,omitempty"` // Current: the ETag of the consent, got before
+
+	// Headers of requests for readings.
+	Accept      string `json:"accept,omitempty"`
+	IfNoneMatch string `json:"ifNoneMatch,omitempty"` // Current: the ETag of the same request, made before
+
+	// Break is after how many metering points the connection is broken, and the
+	// stream gone on with from the last cursor; 0: never.
+	Break int `json:"break,omitempty"`
 }
 
-// Current is the ETag that the consent of the request's path has now.
+// Current is the ETag that there is now.
 const Current = "current"
+
+// The media types.
+const (
+	mediaTable  = "text/csv"
+	mediaFeed   = "application/atom+xml"
+	mediaStream = "application/x-ndjson"
+)
 
 // Token says with which access token a request is made.
 type Token string
@@ -190,6 +205,8 @@ func cases(c calendar, p *Pack) []Case {
 	t.dryRuns()
 	t.consents()
 	t.problems()
+	t.formats()
+	t.queries()
 	return t.all
 }
 

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,6 +86,32 @@ func (a Answer) facts() *said {
 			s.add(d.Resolution, "stored of %s from %s to %s", d.Field, d.From, d.To)
 		}
 	}
+	if a.Media != "" {
+		s.add(a.Media, "media type")
+	}
+	for _, h := range a.Headers {
+		s.add("there", "header %s", h)
+	}
+	for i := range a.Points {
+		p := &a.Points[i]
+		of := &said{values: map[string]string{}}
+		if p.Problem != "" {
+			of.add(p.Problem, "problem")
+		}
+		for j := range p.Series {
+			p.Series[j].facts(of)
+		}
+		for _, w := range p.Withheld {
+			of.add(w.Reason, "withheld of %s from %s to %s", w.Field, w.From, w.To)
+		}
+		s.add(strconv.Itoa(i+1), "%s is number", p.EAN)
+		for _, k := range of.keys {
+			s.add(of.values[k], "%s: %s", p.EAN, k)
+		}
+	}
+	if m := a.Manifest; m != nil {
+		s.add(fmt.Sprintf("%+v", *m), "manifest")
+	}
 	for _, l := range a.List {
 		s.add(l.Commodity+" "+strings.Join(l.LegalBases, ", "), "listed %s", l.EAN)
 	}
@@ -152,6 +179,21 @@ func (a Answer) Summary() string {
 		for _, c := range a.Consents {
 			parts = append(parts, "a consent, "+c.State)
 		}
+	case a.Points != nil:
+		given, failed := 0, 0
+		for _, p := range a.Points {
+			if p.Problem != "" {
+				failed++
+			} else if len(p.Series) > 0 {
+				given++
+			}
+		}
+		parts = append(parts, fmt.Sprintf("%d metering points, %d with values, %d with a problem", len(a.Points), given, failed))
+		if a.Manifest != nil {
+			parts = append(parts, "a manifest")
+		}
+	case a.Status == http.StatusNotModified:
+		return "304: nothing new"
 	default:
 		parts = append(parts, fmt.Sprintf("%d metering points", len(a.List)))
 	}

@@ -18,6 +18,56 @@ type Answer struct {
 	Access   *Access   `json:"access,omitempty"`
 	List     []Listed  `json:"list,omitempty"`
 	Consents []Consent `json:"consents,omitempty"`
+
+	// Points are those of a query, or the one of a table or a feed.
+	Points   []Answered `json:"points,omitempty"`
+	Manifest *Manifest  `json:"manifest,omitempty"` // of a stream
+	Media    string     `json:"media,omitempty"`    // type, where the request names one
+	Headers  []string   `json:"headers,omitempty"`  // that must be there, whatever they say
+}
+
+// Answered is what is said of one of several metering points.
+type Answered struct {
+	EAN      string     `json:"ean"`
+	Series   []Series   `json:"series,omitempty"`
+	Withheld []Withheld `json:"withheld,omitempty"`
+	Problem  string     `json:"problem,omitempty"` // slug
+}
+
+// Manifest is what a cryptoserver signed of a stream, as far as it does not
+// depend on the moment.
+type Manifest struct {
+	Points    int `json:"points"`
+	Given     int `json:"given"`
+	Partly    int `json:"partly"`
+	Withheld  int `json:"withheld"`
+	Failed    int `json:"failed"`
+	LeftOut   int `json:"left_out"`
+	Expected  int `json:"expected"`
+	Delivered int `json:"delivered"`
+	Parts     int `json:"parts"`
+}
+
+// manifestOf is the manifest of a stream of these metering points.
+func manifestOf(points []Answered, leftOut, parts int) *Manifest {
+	m := &Manifest{Points: len(points), LeftOut: leftOut, Parts: parts}
+	for _, p := range points {
+		switch {
+		case p.Problem != "":
+			m.Failed++
+		case len(p.Withheld) == 0:
+			m.Given++
+		case len(p.Series) == 0:
+			m.Withheld++
+		default:
+			m.Partly++
+		}
+		for _, s := range p.Series {
+			m.Expected += s.ExpectedCount
+			m.Delivered += s.DeliveredCount
+		}
+	}
+	return m
 }
 
 // Readings is the schema of that name in openapi.yaml, but for what is of the

@@ -146,10 +146,15 @@ func (i *Installation) Curl(p *Pack, c Case) string {
 	case Garbage:
 		header = ` -H "Authorization: Bearer not-a-token"`
 	}
-	for _, h := range [][2]string{{"Content-Type", c.Request.ContentType}, {"Idempotency-Key", c.Request.IdempotencyKey}} {
+	for _, h := range [][2]string{{"Content-Type", c.Request.ContentType}, {"Idempotency-Key", c.Request.IdempotencyKey}, {"Accept", c.Request.Accept}} {
 		if h[1] != "" {
 			header += fmt.Sprintf(" -H '%s: %s'", h[0], h[1])
 		}
+	}
+	if c.Request.IfNoneMatch == Current {
+		out += fmt.Sprintf("TAG=$(%s -o /dev/null -D - -H \"Authorization: Bearer $TOKEN\" '%s' | sed -n 's/^etag: *\\([^\r]*\\).*/\\1/Ip')\n",
+			as(s.Name), i.GatewayURL+c.Request.Target())
+		header += ` -H "If-None-Match: $TAG"`
 	}
 	switch c.Request.IfMatch {
 	case "":

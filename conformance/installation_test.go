@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"os"
@@ -129,14 +130,38 @@ func FuzzParseAnswer(f *testing.F) {
 		f.Add(200, []byte(s))
 		f.Add(404, []byte(s))
 	}
+	f.Add(200, []byte("record,ean,field,start,value,quality\r\nseries,9,gas\r\n"))
+	f.Add(200, []byte("record,ean,field,start,value,quality,expectedCount,deliveredCount\nseries,9,gas,,,,1,1\nvalue,9,gas,2026-03-01T00:00:00Z,1.000,ESTIMATED,,\nproblem,8,,,,,,\n"))
+	f.Add(200, []byte(`<feed xmlns="http://www.w3.org/2005/Atom"><entry><link rel="up" href="/IntervalBlock"/><content><IntervalBlock xmlns="http://naesb.org/espi"><IntervalReading/></IntervalBlock></content></entry></feed>`))
+	f.Add(200, []byte(`{"meteringPoints":[{"ean":"9","problem":{}}],"done":1,"cursor":null}`))
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
-		a, _, err := parseAnswer(status, body)
-		if err != nil {
-			return
+		for _, media := range []string{"application/json", mediaTable, mediaFeed} {
+			a, _, err := parseAnswer(status, http.Header{"Content-Type": {media}}, body)
+			if err != nil {
+				continue
+			}
+			if d := differences(a, a); len(d) != 0 {
+				t.Fatalf("an answer differs from itself: %v", d)
+			}
+			_ = a.Summary()
 		}
-		if d := differences(a, a); len(d) != 0 {
-			t.Fatalf("an answer differs from itself: %v", d)
+	})
+}
+
+// Whatever a stream holds, it is read or refused.
+func FuzzStream(f *testing.F) {
+	f.Add([]byte(`{"type":"begin","query":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`+"\n"+`{"type":"point","ean":"9"}`+"\n"+`{"type":"progress","cursor":"x"}`+"\n"+`{"type":"end","complete":true,"manifest":"a.b.c"}`+"\n"), 0)
+	f.Add([]byte("record,ean,cursor,manifest\r\nbegin,,,query=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\r\nproblem,9,,\r\nprogress,,x,\r\nend,,,m\r\n"), 1)
+	f.Add([]byte(`{"type":"point"}`+"\n"), 0)
+	f.Fuzz(func(t *testing.T, body []byte, stop int) {
+		for _, read := range []func(*reading) error{
+			func(r *reading) error { return r.lines(bytes.NewReader(body), stop) },
+			func(r *reading) error { return r.table(bytes.NewReader(body), stop) },
+		} {
+			r := &reading{}
+			if err := read(r); err == nil && len(r.points) > 0 && r.chain == nil {
+				t.Fatal("metering points before the first line")
+			}
 		}
-		_ = a.Summary()
 	})
 }

@@ -88,12 +88,24 @@ func (r *runner) run(ctx context.Context, c Case) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	status, body, err := do(r.Clients[supplier.Name], req)
-	if err != nil {
-		return Result{}, err
-	}
 	result := Result{Case: c.Name, Outcome: Pass}
-	got, interaction, err := parseAnswer(status, body)
+	var got Answer
+	var interaction string
+	var body []byte
+	if c.Want.Manifest != nil {
+		got, interaction, err = r.stream(ctx, c, supplier, req)
+		if errors.Is(err, ErrUnreachable) {
+			return Result{}, err
+		}
+	} else {
+		status, header, content, failed := do(r.Clients[supplier.Name], req)
+		if failed != nil {
+			return Result{}, failed
+		}
+		body = content
+		got, interaction, err = parseAnswer(status, header, body)
+		got.heed(c, header)
+	}
 	result.Interaction = interaction
 	if err != nil {
 		result.Differences = []string{err.Error()}
@@ -126,15 +138,24 @@ func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range map[string]string{"Content-Type": c.Request.ContentType, "Idempotency-Key": c.Request.IdempotencyKey} {
+	for name, value := range map[string]string{"Content-Type": c.Request.ContentType, "Idempotency-Key": c.Request.IdempotencyKey, "Accept": c.Request.Accept} {
 		if value != "" {
 			req.Header.Set(name, value)
 		}
 	}
+	if c.Request.IfNoneMatch != "" {
+		tag := c.Request.IfNoneMatch
+		if tag == Current {
+			if tag, err = r.tag(ctx, c.Request.Target(), s); err != nil {
+				return nil, err
+			}
+		}
+		req.Header.Set("If-None-Match", tag)
+	}
 	switch c.Request.IfMatch {
 	case "":
 	case Current:
-		tag, err := r.tag(ctx, c, s)
+		tag, err := r.tag(ctx, path.Dir(c.Request.Path), s)
 		if err != nil {
 			return nil, err
 		}
@@ -159,13 +180,13 @@ func (r *runner) request(ctx context.Context, c Case, s Supplier) (*http.Request
 	return req, nil
 }
 
-// tag gets the consent of a request's path, for its ETag.
-func (r *runner) tag(ctx context.Context, c Case, s Supplier) (string, error) {
+// tag gets what has an ETag, for it.
+func (r *runner) tag(ctx context.Context, target string, s Supplier) (string, error) {
 	text, err := r.token(ctx, s)
 	if err != nil {
 		return "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.Gateway+path.Dir(c.Request.Path), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.Gateway+target, nil)
 	if err != nil {
 		return "", err
 	}
@@ -176,12 +197,12 @@ func (r *runner) tag(ctx context.Context, c Case, s Supplier) (string, error) {
 	}
 	tag := res.Header.Get("ETag")
 	if err := res.Body.Close(); err != nil || tag == "" {
-		return "", fmt.Errorf("GET %s answers %d, and no ETag: %w", path.Dir(c.Request.Path), res.StatusCode, errors.Join(err, errNoTag))
+		return "", fmt.Errorf("GET %s answers %d, and no ETag: %w", target, res.StatusCode, errors.Join(err, errNoTag))
 	}
 	return tag, nil
 }
 
-var errNoTag = errors.New("there is nothing to say If-Match with")
+var errNoTag = errors.New("there is nothing to name the state with")
 
 // token is an access token of a supplier (RFC 6749, 4.4; RFC 8705, 2.1).
 func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
@@ -194,7 +215,7 @@ func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
 		return "", err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	status, body, err := do(r.Clients[s.Name], req)
+	status, _, body, err := do(r.Clients[s.Name], req)
 	if err != nil {
 		return "", err
 	}
@@ -214,27 +235,60 @@ func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
 // ErrUnreachable says that nobody answered.
 var ErrUnreachable = errors.New("the installation does not answer")
 
-func do(c *http.Client, req *http.Request) (status int, body []byte, err error) {
+func do(c *http.Client, req *http.Request) (status int, header http.Header, body []byte, err error) {
 	res, err := c.Do(req)
 	if err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return 0, nil, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err = errors.Join(err, res.Body.Close()); err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return 0, nil, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	return res.StatusCode, body, nil
+	return res.StatusCode, res.Header, body, nil
+}
+
+// mediaOf is the media type of an answer, without its parameters.
+func mediaOf(h http.Header) string {
+	media, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return media
+}
+
+// heed notes what of an answer's header the case is about.
+func (a *Answer) heed(c Case, h http.Header) {
+	if c.Want.Media != "" {
+		a.Media = mediaOf(h)
+	}
+	for _, name := range c.Want.Headers {
+		if h.Get(name) != "" {
+			a.Headers = append(a.Headers, name)
+		}
+	}
 }
 
 // parseAnswer reads any answer of the API. What the contract adds in time is
 // passed over.
-func parseAnswer(status int, body []byte) (a Answer, interaction string, err error) {
+func parseAnswer(status int, header http.Header, body []byte) (a Answer, interaction string, err error) {
 	a.Status = status
+	switch media := mediaOf(header); {
+	case status == http.StatusNotModified:
+		if len(body) > 0 {
+			err = errors.New("304 with a body")
+		}
+		return a, header.Get("X-Interaction-Id"), err
+	case status == http.StatusOK && media == mediaTable:
+		a.Points, err = parseTable(body)
+		return a, header.Get("X-Interaction-Id"), err
+	case status == http.StatusOK && media == mediaFeed:
+		a.Points, err = parseFeed(body)
+		return a, header.Get("X-Interaction-Id"), err
+	}
 	var kind struct {
 		InteractionID  string
 		Series         json.RawMessage
 		Granted        json.RawMessage
-		MeteringPoints []Listed
+		Done           *int
+		Cursor         *string
+		MeteringPoints json.RawMessage
 		Consents       []Consent
 		Type           string
 		Errors         []struct{ Pointer string }
@@ -255,8 +309,19 @@ func parseAnswer(status int, body []byte) (a Answer, interaction string, err err
 	case kind.Granted != nil:
 		a.Access = &Access{}
 		err = json.Unmarshal(body, a.Access)
+	case kind.Done != nil:
+		var page []answeredPoint
+		err = json.Unmarshal(kind.MeteringPoints, &page)
+		for _, p := range page {
+			a.Points = append(a.Points, p.answered())
+		}
+		if kind.Cursor != nil {
+			err = errors.New("the answer has a further page, and none is wanted")
+		}
+	case kind.MeteringPoints != nil:
+		err = json.Unmarshal(kind.MeteringPoints, &a.List)
 	default:
-		a.List, a.Consents = kind.MeteringPoints, kind.Consents
+		a.Consents = kind.Consents
 	}
 	if err == nil && kind.Links.Next != nil {
 		err = errors.New("the answer has a further page, and none is wanted")
@@ -280,7 +345,7 @@ func Ask(ctx context.Context, t Target) (*Pack, error) {
 	if err != nil {
 		return nil, err
 	}
-	status, body, err := do(t.Clients[all[north].Name], req)
+	status, _, body, err := do(t.Clients[all[north].Name], req)
 	if err != nil {
 		return nil, err
 	}
