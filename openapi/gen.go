@@ -1095,7 +1095,7 @@ type Change struct {
 	// Fields Of `ARRIVED` and `CORRECTED`, the fields.
 	Fields *[]FieldName `json:"fields,omitempty"`
 
-	// From Of `ARRIVED` and `CORRECTED`, the first local day.
+	// From Of `ARRIVED` and `CORRECTED`, the first local day of what was stored. A register's day is its read at the start of the day, which is also the closing read of the day before.
 	//
 	// Example: 2026-03-01
 	From *openapi_types.Date `json:"from,omitempty"`
@@ -1108,7 +1108,7 @@ type Change struct {
 	// Example: CORRECTED
 	Kind ChangeKind `json:"kind"`
 
-	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days.
+	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days; empty when there is none left.
 	LegalBases *[]LegalBasis `json:"legalBases,omitempty"`
 
 	// To Of `ARRIVED` and `CORRECTED`, the first local day after the last.
@@ -1126,7 +1126,7 @@ type ChangeKind string
 
 // Changes Changes for the caller, in the order in which they were stored.
 type Changes struct {
-	// Changes What changed.
+	// Changes What changed. There may be none although `more` is true.
 	Changes []Change `json:"changes"`
 
 	// Cursor Where to go on, always there.

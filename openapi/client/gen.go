@@ -1095,7 +1095,7 @@ type Change struct {
 	// Fields Of `ARRIVED` and `CORRECTED`, the fields.
 	Fields *[]FieldName `json:"fields,omitempty"`
 
-	// From Of `ARRIVED` and `CORRECTED`, the first local day.
+	// From Of `ARRIVED` and `CORRECTED`, the first local day of what was stored. A register's day is its read at the start of the day, which is also the closing read of the day before.
 	//
 	// Example: 2026-03-01
 	From *openapi_types.Date `json:"from,omitempty"`
@@ -1108,7 +1108,7 @@ type Change struct {
 	// Example: CORRECTED
 	Kind ChangeKind `json:"kind"`
 
-	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days.
+	// LegalBases Of `BASES`, those the caller has now, for some purpose and some days; empty when there is none left.
 	LegalBases *[]LegalBasis `json:"legalBases,omitempty"`
 
 	// To Of `ARRIVED` and `CORRECTED`, the first local day after the last.
@@ -1126,7 +1126,7 @@ type ChangeKind string
 
 // Changes Changes for the caller, in the order in which they were stored.
 type Changes struct {
-	// Changes What changed.
+	// Changes What changed. There may be none although `more` is true.
 	Changes []Change `json:"changes"`
 
 	// Cursor Where to go on, always there.
@@ -2368,10 +2368,15 @@ type ClientInterface interface {
 	//
 	// The first request says `since`, or nothing for what comes from now on.
 	// Each answer has a cursor for the next, also when there was nothing
-	// new: store it with what was done. Changes are told at least once, in
-	// the order in which they were stored, none is left out; they are kept
-	// for at least 90 days. What the caller may not read any more when it
-	// asks is not told.
+	// new: store it together with what was done. A cursor is good for 90
+	// days. Changes are told at least once and none is left out; they are
+	// kept for at least 90 days. What was stored comes in the order of its
+	// storing; before it, in each answer, what began or ended by the calendar
+	// alone. What the caller may not read any more when it asks is not told.
+	//
+	// While `more` is true, ask again at once; then every few minutes. What
+	// is stored is told within seconds as a rule, and after everything that
+	// began to be stored before it.
 	//
 	// Corresponds with GET /v1/changes (the `ListChanges` operationId).
 	ListChanges(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2673,10 +2678,15 @@ func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn
 //
 // The first request says `since`, or nothing for what comes from now on.
 // Each answer has a cursor for the next, also when there was nothing
-// new: store it with what was done. Changes are told at least once, in
-// the order in which they were stored, none is left out; they are kept
-// for at least 90 days. What the caller may not read any more when it
-// asks is not told.
+// new: store it together with what was done. A cursor is good for 90
+// days. Changes are told at least once and none is left out; they are
+// kept for at least 90 days. What was stored comes in the order of its
+// storing; before it, in each answer, what began or ended by the calendar
+// alone. What the caller may not read any more when it asks is not told.
+//
+// While `more` is true, ask again at once; then every few minutes. What
+// is stored is told within seconds as a rule, and after everything that
+// began to be stored before it.
 //
 // Corresponds with GET /v1/changes (the `ListChanges` operationId).
 func (c *Client) ListChanges(ctx context.Context, params *ListChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4153,10 +4163,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// The first request says `since`, or nothing for what comes from now on.
 	// Each answer has a cursor for the next, also when there was nothing
-	// new: store it with what was done. Changes are told at least once, in
-	// the order in which they were stored, none is left out; they are kept
-	// for at least 90 days. What the caller may not read any more when it
-	// asks is not told.
+	// new: store it together with what was done. A cursor is good for 90
+	// days. Changes are told at least once and none is left out; they are
+	// kept for at least 90 days. What was stored comes in the order of its
+	// storing; before it, in each answer, what began or ended by the calendar
+	// alone. What the caller may not read any more when it asks is not told.
+	//
+	// While `more` is true, ask again at once; then every few minutes. What
+	// is stored is told within seconds as a rule, and after everything that
+	// began to be stored before it.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6679,10 +6694,15 @@ func (c *ClientWithResponses) GetReadinessWithResponse(ctx context.Context, reqE
 //
 // The first request says `since`, or nothing for what comes from now on.
 // Each answer has a cursor for the next, also when there was nothing
-// new: store it with what was done. Changes are told at least once, in
-// the order in which they were stored, none is left out; they are kept
-// for at least 90 days. What the caller may not read any more when it
-// asks is not told.
+// new: store it together with what was done. A cursor is good for 90
+// days. Changes are told at least once and none is left out; they are
+// kept for at least 90 days. What was stored comes in the order of its
+// storing; before it, in each answer, what began or ended by the calendar
+// alone. What the caller may not read any more when it asks is not told.
+//
+// While `more` is true, ask again at once; then every few minutes. What
+// is stored is told within seconds as a rule, and after everything that
+// began to be stored before it.
 //
 // Returns a wrapper object for the known response body format(s).
 //
