@@ -23,7 +23,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
@@ -269,7 +268,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 // calls in progress may finish within the drain time, the rest is cut.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	options := []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(s.tls)),
+		grpc.Creds(cryptopb.NewTLS(s.tls)),
+		grpc.WriteBufferSize(cryptopb.WriteBuffer),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.InTapHandle(s.admit),
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -29,7 +29,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	_ "google.golang.org/grpc/health" // lets the connections watch the servers' health
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
@@ -113,7 +112,8 @@ func New(c Config) (*Client, error) {
 	conf := c.TLS.Clone()
 	conf.VerifyConnection = verifyServer
 	common := []grpc.DialOption{
-		grpc.WithTransportCredentials(credentials.NewTLS(conf)),
+		grpc.WithTransportCredentials(cryptopb.NewTLS(conf)),
+		grpc.WithWriteBufferSize(cryptopb.WriteBuffer),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
