@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"math"
+	"slices"
+	"sync"
 
 	"kluis/authz"
 	"kluis/cryptoserver/cryptopb"
@@ -56,14 +58,22 @@ const (
 	Erased       FaultReason = 4 // its data key was erased
 )
 
+var columns = sync.Pool{New: func() any { return new(cryptopb.SealedBlocks) }}
+
 // Open returns one Opened per unit, in order.
 func (c *Client) Open(ctx context.Context, r OpenRequest) ([]Opened, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	in := &cryptopb.OpenRequest{
 		AccessToken: r.AccessToken, SupplierRecord: r.SupplierRecord, ProfileDigest: r.Profile[:],
-		Units: make([]*cryptopb.OpenUnit, len(r.Units)), Blocks: blocksToWire(r.Units),
+		Units: make([]*cryptopb.OpenUnit, len(r.Units)), Blocks: columns.Get().(*cryptopb.SealedBlocks),
 	}
+	blocksToWire(in.Blocks, r.Units)
+	defer func() {
+		if cap(in.Blocks.Ciphertexts) <= keepColumns {
+			columns.Put(in.Blocks)
+		}
+	}()
 	for i := range r.Units {
 		in.Units[i] = unitToWire(&r.Units[i])
 	}
@@ -112,8 +122,11 @@ func unitToWire(u *Unit) *cryptopb.OpenUnit {
 	return w
 }
 
-// blocksToWire lays the blocks of all units out by the column.
-func blocksToWire(units []Unit) *cryptopb.SealedBlocks {
+// blocksToWire lays the blocks of all units out by the column, into columns that
+// may be used again: once a call is over nothing is sent from them any more, for
+// gRPC encodes a message before it sends anything, and what they hold is
+// encrypted.
+func blocksToWire(w *cryptopb.SealedBlocks, units []Unit) {
 	n, size := 0, 0
 	for i := range units {
 		n += len(units[i].Blocks)
@@ -121,12 +134,11 @@ func blocksToWire(units []Unit) *cryptopb.SealedBlocks {
 			size += len(units[i].Blocks[j].Ciphertext)
 		}
 	}
-	slab := make([]uint32, 5*n)
-	column := func(i int) []uint32 { return slab[i*n : (i+1)*n : (i+1)*n] }
-	w := &cryptopb.SealedBlocks{
-		Field: column(0), Day: make([]int32, n), Resolution: column(1), Version: column(2), Key: column(3), Size: column(4),
-		Ciphertexts: make([]byte, 0, size),
+	for _, column := range []*[]uint32{&w.Field, &w.Resolution, &w.Version, &w.Key, &w.Size} {
+		*column = slices.Grow((*column)[:0], n)[:n]
 	}
+	w.Day = slices.Grow(w.Day[:0], n)[:n]
+	w.Ciphertexts = slices.Grow(w.Ciphertexts[:0], size)
 	at := 0
 	for i := range units {
 		for j := range units[i].Blocks {
@@ -140,8 +152,10 @@ func blocksToWire(units []Unit) *cryptopb.SealedBlocks {
 			at++
 		}
 	}
-	return w
 }
+
+// keepColumns is how large columns may be to be kept.
+const keepColumns = 1 << 20
 
 func sealedToWire(b *envelope.SealedBlock, o *cryptopb.SealedBlock) {
 	o.Field, o.Day, o.Resolution, o.Version = uint32(b.Field), int32(b.Day), uint32(b.Resolution), b.Version

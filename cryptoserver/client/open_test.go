@@ -125,7 +125,9 @@ func TestBlocksToWire(t *testing.T) {
 			want = append(want, b)
 		}
 	}
-	w := blocksToWire(units)
+	w := new(cryptopb.SealedBlocks)
+	blocksToWire(w, []Unit{{Blocks: make([]envelope.SealedBlock, 30)}}) // of another call
+	blocksToWire(w, units)
 	n := len(want)
 	if len(w.Field) != n || len(w.Day) != n || len(w.Resolution) != n || len(w.Version) != n || len(w.Key) != n || len(w.Size) != n {
 		t.Fatalf("columns of another length than %d: %v", n, w)
