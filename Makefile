@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench bench-memory bench-growth bench-stream lint build generate check-generated setup clean FORCE
+.PHONY: help demo test soak bench bench-memory bench-growth bench-stream test-stream lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -25,6 +25,9 @@ demo: setup build ## everything on this machine, until interrupted; STATE=dir ke
 # results knows nothing of.
 test: setup ## every test, on real PostgreSQL and SoftHSM
 	go test -race -count=1 -timeout 9m ./...
+
+test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
+	go test -count=1 -timeout 15m -v -run TestStreamSurvives ./test/e2e -stream-points 100000
 
 soak: setup ## the HSM under mixed faults for SOAK=10m, two million calls, and fail-over; says what grew
 	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls|TestRewrapLeavesNothing' ./internal/hsm -soak $(SOAK)

@@ -21,8 +21,6 @@ func (s *Server) takeQuery(w http.ResponseWriter, r *http.Request) error {
 	// Where that cannot be, the server's own, shorter time holds.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(queryBodyTime))
 	c := callOf(r.Context())
-	w.Header().Add("Vary", "Accept-Encoding")
-	c.packed = acceptsGzip(r.Header)
 	asked, faults, err := parseManyQuery(r.Body, s.profile, s.now())
 	if err != nil {
 		return err

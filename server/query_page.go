@@ -27,6 +27,11 @@ type page struct {
 func (q *querying) page(w http.ResponseWriter) error {
 	ctx, cancel := context.WithTimeout(q.c.connection, q.s.timeout)
 	defer cancel()
+	leave, err := q.s.limits.takeRoom(ctx, q.c.caller.Supplier(), 2*maxPage) // the last batch may go beyond it
+	if err != nil {
+		return err
+	}
+	defer leave()
 	p := &page{after: q.place}
 	defer p.erase()
 	half := time.Now().Add(q.s.timeout / 2)

@@ -27,15 +27,16 @@ const (
 type sender struct {
 	w      http.ResponseWriter
 	rc     *http.ResponseController
-	packer *gzip.Writer // nil: sent as it is
-	packed []byte       // by packer, to be sent
-	left   time.Duration
+	packer *gzip.Writer  // nil: sent as it is
+	packed []byte        // by packer, to be sent
+	left   time.Duration // of what a reader may stand still
+	most   time.Duration
 	broken bool // a write failed: there may be no other
 }
 
 // newSender begins the answer. packed: it is compressed.
 func newSender(w http.ResponseWriter, packed bool) *sender {
-	s := &sender{w: w, rc: http.NewResponseController(w), left: stall}
+	s := &sender{w: w, rc: http.NewResponseController(w), left: stall, most: stall}
 	if packed {
 		// Compression on the way, not the smallest result, is what counts here.
 		s.packer, _ = gzip.NewWriterLevel(packing{s}, gzip.BestSpeed)
@@ -77,9 +78,22 @@ func (s *sender) send(b []byte) error {
 		err = s.packer.Flush()
 	}
 	if err == nil {
+		s.pad()
 		err = s.drain()
 	}
 	return err
+}
+
+// emptyBlock is a block of deflate that holds nothing (RFC 1951, 3.2.4), as it
+// may stand where Flush ends.
+var emptyBlock = []byte{0, 0, 0, 0xff, 0xff}
+
+// pad fills what is packed up to a whole packStep, or to few bytes more: see
+// there for what lengths would tell.
+func (s *sender) pad() {
+	for over := len(s.packed) % packStep; over > 0 && over < packStep; over += len(emptyBlock) {
+		s.packed = append(s.packed, emptyBlock...)
+	}
 }
 
 // flush has all that was sent leave.
@@ -125,7 +139,7 @@ func (s *sender) timed(n int, write func() error) error {
 	if err == nil {
 		err = write()
 	}
-	s.left = min(s.left-time.Since(began)+earned, stall)
+	s.left = min(s.left-time.Since(began)+earned, s.most)
 	if err == nil && s.left <= 0 {
 		err = errSlow
 	}
@@ -142,13 +156,7 @@ func (s *sender) scrub() {
 	if s.packer == nil {
 		return
 	}
-	// The packer keeps what it saw last, to refer to it: it is given other
-	// things to remember.
-	s.packer.Reset(io.Discard)
-	var zeros [16 << 10]byte
-	for range 12 {
-		_, _ = s.packer.Write(zeros[:])
-	}
+	wipePacker(s.packer)
 }
 
 // acceptsGzip says whether a client takes gzip (RFC 9110, 12.5.3).

@@ -269,6 +269,7 @@ type world struct {
 	profile   *meter.Profile
 	tap       *tap
 	many      server.Many // the real ones
+	batches   *batchTap
 	log       *syncBuffer
 	metrics   *prometheus.Registry
 	url       string
@@ -412,6 +413,8 @@ func (w *world) serve(o options) {
 	}
 	w.closeAfter(closeParts)
 	w.many = parts.Many
+	w.batches = &batchTap{real: parts.Many}
+	parts.Many = server.Many{Facts: w.batches, Rows: w.batches, Opener: w.batches, Recorder: w.batches, Manifests: w.batches}
 	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Sealer: parts.Sealer, Recorder: parts.Recorder}
 	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
 	parts.Steps = stepsTap{parts.Steps, w.tap}
@@ -746,6 +749,8 @@ type tap struct {
 
 	mu     sync.Mutex
 	calls  []string
+	looks  int       // at a supplier's record
+	look   func(int) // hears of each
 	record func(context.Context, audit.Record, server.Recorder) error
 	rows   func(context.Context, authz.Grant, server.Rows) ([]envelope.KeyRecord, []envelope.SealedBlock, error)
 	stored func(context.Context, []authz.Grant, server.Rows) ([]server.StoredRun, error)
@@ -775,6 +780,13 @@ func (p *tap) taken() string {
 
 func (p *tap) Supplier(ctx context.Context, gln meter.GLN) ([]byte, error) {
 	p.note("supplier")
+	p.mu.Lock()
+	p.looks++
+	n, look := p.looks, p.look
+	p.mu.Unlock()
+	if look != nil {
+		look(n)
+	}
 	return p.Facts.Supplier(ctx, gln)
 }
 
