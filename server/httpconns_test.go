@@ -1,0 +1,222 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"testing"
+)
+
+// someConn is told apart from others, and knows whether it was closed.
+type someConn struct {
+	net.Conn
+	leaf   [32]byte
+	state  string // handshake, idle, active, closed
+	closed bool
+}
+
+func (c *someConn) Close() error { c.closed = true; return nil }
+
+// connWorld is a server's connections, as many as there may be and more.
+type connWorld struct {
+	t    testing.TB
+	c    *connections
+	all  []*someConn
+	told map[string]int
+}
+
+func newConnWorld(t testing.TB, l ConnectionLimits) *connWorld {
+	w := &connWorld{t: t, told: map[string]int{}}
+	w.c = newConnections(l, func(why string) { w.told[why]++ })
+	return w
+}
+
+func (w *connWorld) accept() *someConn {
+	k := &someConn{state: "handshake"}
+	w.all = append(w.all, k)
+	w.c.state(k, http.StateNew)
+	w.check()
+	return k
+}
+
+func (w *connWorld) establish(k *someConn, leaf byte) bool {
+	k.leaf = [32]byte{leaf}
+	err := w.c.establish(k, k.leaf)
+	switch {
+	case err == nil:
+		k.state = "idle"
+	case errors.Is(err, errConnections): // the server closes it then
+		w.c.state(k, http.StateClosed)
+		k.state = "closed"
+	}
+	w.check()
+	return err == nil
+}
+
+func (w *connWorld) to(k *someConn, s http.ConnState, state string) {
+	w.c.state(k, s)
+	k.state = state
+	w.check()
+}
+
+// check counts anew what the limits are about.
+func (w *connWorld) check() {
+	w.t.Helper()
+	fresh, verified, idle := 0, 0, 0
+	each := map[[32]byte]int{}
+	closed := 0
+	for _, k := range w.all {
+		if k.closed {
+			closed++
+			if k.state == "active" {
+				w.t.Fatal("a connection with a request under way was closed")
+			}
+			if k.state != "closed" { // the server hears of it, too
+				w.c.state(k, http.StateClosed)
+				k.state = "closed"
+			}
+		}
+		switch k.state {
+		case "handshake":
+			fresh++
+		case "idle":
+			idle++
+			fallthrough
+		case "active":
+			verified++
+			each[k.leaf]++
+		}
+	}
+	l := w.c.limits
+	if fresh > l.Handshakes || verified > l.All || fresh != w.c.fresh.Len() || verified != w.c.verified || idle != w.c.idle.Len() || len(w.c.of) != fresh+verified {
+		w.t.Fatalf("%d in handshakes, %d established, %d idle; counted as %d, %d, %d of %d", fresh, verified, idle, w.c.fresh.Len(), w.c.verified, w.c.idle.Len(), len(w.c.of))
+	}
+	if len(each) != len(w.c.holders) {
+		w.t.Fatalf("%d certificates, counted as %d", len(each), len(w.c.holders))
+	}
+	for leaf, n := range each {
+		if n > l.PerCertificate || w.c.holders[leaf].n != n {
+			w.t.Fatalf("%d of a certificate, counted as %d", n, w.c.holders[leaf].n)
+		}
+	}
+	if told := w.told[closedIdle] + w.told[closedHandshake]; closed < told {
+		w.t.Fatalf("%d closed, told of %v", closed, w.told)
+	}
+}
+
+func TestLongestIdleMakesWay(t *testing.T) {
+	w := newConnWorld(t, ConnectionLimits{All: 3, PerCertificate: 3, Handshakes: 2})
+	a, b, c := w.accept(), w.accept(), (*someConn)(nil)
+	w.establish(a, 1)
+	w.establish(b, 2)
+	c = w.accept()
+	w.establish(c, 3)
+	w.to(a, http.StateActive, "active")
+	w.to(a, http.StateIdle, "idle") // now b is idle for longest
+	if d := w.accept(); !w.establish(d, 4) || !b.closed || a.closed || c.closed {
+		t.Error("not the longest idle one made way")
+	}
+	for _, k := range w.all {
+		if k.state == "idle" {
+			w.to(k, http.StateActive, "active")
+		}
+	}
+	if e := w.accept(); w.establish(e, 5) {
+		t.Error("there are more than there may be")
+	}
+	if w.told[closedRefused] != 1 || w.told[closedIdle] != 1 {
+		t.Errorf("told of %v", w.told)
+	}
+}
+
+func TestOneCertificateDoesNotTakeAll(t *testing.T) {
+	w := newConnWorld(t, ConnectionLimits{All: 10, PerCertificate: 2, Handshakes: 2})
+	other := w.accept()
+	w.establish(other, 9)
+	for i := range 20 {
+		if !w.establish(w.accept(), 1) {
+			t.Errorf("connection %d was refused, though an idle one could make way", i)
+		}
+	}
+	if other.closed {
+		t.Error("another certificate's connection was closed")
+	}
+	for _, k := range w.all {
+		if k.state == "idle" {
+			w.to(k, http.StateActive, "active")
+		}
+	}
+	if w.establish(w.accept(), 1) {
+		t.Error("it has more than its share under way")
+	}
+	if !w.establish(w.accept(), 2) {
+		t.Error("and others are refused")
+	}
+}
+
+func TestOldestHandshakeMakesWay(t *testing.T) {
+	w := newConnWorld(t, ConnectionLimits{All: 2, PerCertificate: 1, Handshakes: 3})
+	first := w.accept()
+	for range 100 {
+		w.accept()
+	}
+	if !first.closed || w.told[closedHandshake] != 98 {
+		t.Errorf("told of %v", w.told)
+	}
+	if !w.establish(w.accept(), 1) {
+		t.Error("who comes then is refused")
+	}
+	if w.establish(first, 1) {
+		t.Error("a closed one was established")
+	}
+}
+
+func TestConnectionsHoweverTheyGo(t *testing.T) {
+	for seed := range uint64(200) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 3))
+			w := newConnWorld(t, ConnectionLimits{All: 1 + r.IntN(8), PerCertificate: 1, Handshakes: 1 + r.IntN(4)})
+			w.c.limits.PerCertificate += r.IntN(w.c.limits.All)
+			for range 300 {
+				if r.IntN(3) == 0 {
+					w.accept()
+					continue
+				}
+				if len(w.all) == 0 {
+					continue
+				}
+				k := w.all[len(w.all)-1-r.IntN(min(len(w.all), 12))]
+				switch k.state {
+				case "handshake":
+					if r.IntN(5) == 0 {
+						w.to(k, http.StateClosed, "closed")
+					} else {
+						w.establish(k, byte(r.IntN(4)))
+					}
+				case "idle":
+					if r.IntN(4) == 0 {
+						w.to(k, http.StateClosed, "closed")
+					} else {
+						w.to(k, http.StateActive, "active")
+					}
+				case "active":
+					if r.IntN(4) == 0 {
+						w.to(k, http.StateClosed, "closed")
+					} else {
+						w.to(k, http.StateIdle, "idle")
+					}
+				}
+			}
+			for _, k := range w.all {
+				if k.state != "closed" {
+					w.to(k, http.StateClosed, "closed")
+				}
+			}
+			if len(w.c.of)+len(w.c.holders)+w.c.fresh.Len()+w.c.idle.Len()+w.c.verified > 0 {
+				t.Error("something stays behind")
+			}
+		})
+	}
+}
