@@ -105,7 +105,7 @@ const (
 	// by itself.
 	feedVerified = 1000
 	feedDays     = 120
-	feedLooks    = 5
+	feedLooks    = 3
 	// What is fetched at once. Legal files can be large.
 	feedRows  = 100
 	feedFiles = 25

@@ -523,3 +523,52 @@ func orDone(done bool, err error) error {
 	}
 	return err
 }
+
+// BenchmarkFeed is one look for what arrived: of a supplier with one customer,
+// and of one with all of them, beside few and many rows of others; with the
+// pages that the database looks at.
+func BenchmarkFeed(b *testing.B) {
+	d := pgtest.New(b)
+	g := gateway(b, d)
+	owner := d.Open(b, migrations.RoleOwner)
+	owner.SetMaxOpenConns(1)
+	exec := func(stmt string, args ...any) {
+		b.Helper()
+		if _, err := owner.ExecContext(b.Context(), stmt, args...); err != nil {
+			b.Fatal(err)
+		}
+	}
+	one := postgres.EncodeChanged(postgres.ChangedOf(rowsOf(home, 1, days("2026-03-01", "2026-03-02"), 1, 2, 3, 4)))
+	exec(`INSERT INTO supply_period (ean, gln, from_day) VALUES ($1, $2, '2025-01-01')`, home.Int64(), alpha.Int64())
+	exec(`INSERT INTO supply_period (ean, gln, from_day) SELECT 871600000000000000 + n * 10, $1, '2025-01-01' FROM generate_series(1, 100000) n`, beta.Int64())
+	stored := 0
+	for _, days := range []int{1, 10} {
+		for ; stored < days; stored++ {
+			exec(`INSERT INTO ingest_batch (ean, batch_id, keys, blocks, changed) SELECT 871600000000000000 + n * 10, gen_random_uuid(), 0, 4, $1 FROM generate_series(1, 100000) n`, one)
+		}
+		exec(`ANALYZE`)
+		horizon := settledHorizon(b, g)
+		for name, who := range map[string]meter.GLN{"one": alpha, "all": beta} {
+			b.Run(fmt.Sprintf("customers=%s/rows=%d", name, 100_000*days), func(b *testing.B) {
+				for b.Loop() {
+					if _, _, _, err := g.ArrivedReadings(b.Context(), who, postgres.FeedPlace{Arrived: 1}, horizon, 100); err != nil {
+						b.Fatal(err)
+					}
+				}
+				exec(`SET plan_cache_mode = force_generic_plan`)
+				exec(`DEALLOCATE ALL`)
+				exec(`PREPARE q (bigint, text, bigint, uuid, text, int, int) AS ` + postgres.QueryArrivedReadings)
+				plan := explain(b, owner.QueryContext, fmt.Sprintf(`EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, COSTS OFF) EXECUTE q (%d, '1', 0, '00000000-0000-0000-0000-000000000000', '%d', %d, 100)`,
+					who.Int64(), horizon, postgres.MaxBatchesLooked))
+				var hit, read float64
+				for _, line := range strings.Split(plan, "\n") {
+					if line = strings.TrimSpace(line); strings.HasPrefix(line, "Buffers: shared") { // the first is of the whole
+						fmt.Sscanf(line, "Buffers: shared hit=%f read=%f", &hit, &read)
+						break
+					}
+				}
+				b.ReportMetric(hit+read, "pages/op")
+			})
+		}
+	}
+}
