@@ -166,8 +166,9 @@ func (csvLines) begin(dst []byte, q *querying) []byte {
 	dst = append(dst, csvHeader...)
 	r := tableRow{
 		record: "begin", from: q.asked.days.From.String(), to: q.asked.days.To.String(), sequence: strconv.Itoa(q.place.sequence()),
-		// The chain of digests begins with it: see the manifest's claim query.
-		manifest: base64.RawURLEncoding.EncodeToString(q.asked.digest[:]),
+		// The chain of digests begins with it. By itself it may begin like a
+		// formula.
+		manifest: "query=" + base64.RawURLEncoding.EncodeToString(q.asked.digest[:]),
 	}
 	return r.appendTo(dst)
 }
