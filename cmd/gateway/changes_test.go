@@ -565,3 +565,107 @@ func TestChangesOfDamagedFiles(t *testing.T) {
 		t.Error("no metric")
 	}
 }
+
+// byGLN is a supplier to be decided about.
+type byGLN meter.GLN
+
+func (c byGLN) Supplier() meter.GLN       { return meter.GLN(c) }
+func (c byGLN) Employee() *authz.Employee { return nil }
+
+// TestChangesOfEveryDay: whatever is in the legal files, each day on which the
+// caller's bases begin or end is told, at its local midnight, and no other.
+func TestChangesOfEveryDay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	loc := w.profile.Location()
+	now := time.Now()
+	today := meter.DayOf(now.Add(-2*time.Minute), loc)
+	start := today - 88
+	r := rand.New(rand.NewPCG(17, 4))
+	// Days around those on which something can turn: in the window, and before it
+	// by what is retained or looked back.
+	around := func() meter.Day {
+		months := []int{0, 0, 0, w.profile.RetentionMonths()}
+		for p := meter.Billing; p <= meter.CustomerService; p++ {
+			for _, rule := range w.profile.Rules(p) {
+				months = append(months, rule.Lookback)
+			}
+		}
+		return (start + meter.Day(r.IntN(88))).AddMonths(-months[r.IntN(len(months))])
+	}
+	want := map[string]bool{}
+	for n := range 14 {
+		e := w.ean(1 + n)
+		moved := around()
+		steps := []authz.Step{authz.SetOccupancy{Days: meter.DayRange{From: moved - meter.Day(r.IntN(900)), To: meter.MaxDay}}}
+		if r.IntN(2) == 0 {
+			steps = append(steps, authz.SetOccupancy{Days: meter.DayRange{From: moved, To: meter.MaxDay}})
+		}
+		supply := meter.DayRange{From: around(), To: meter.MaxDay}
+		if r.IntN(2) == 0 {
+			supply.To = supply.From + 1 + meter.Day(r.IntN(700))
+		}
+		steps = append(steps, authz.SetSupply{Supplier: w.a.gln, Days: supply})
+		if r.IntN(2) == 0 {
+			from := around()
+			out := meter.DayRange{From: from, To: meter.MaxDay}
+			if r.IntN(2) == 0 {
+				out = meter.DayRange{From: from - 800, To: from}
+			}
+			steps = append(steps, authz.SetOptOut{Days: out})
+		}
+		if r.IntN(2) == 0 {
+			k := w.consent(w.a)
+			k.ID, k.Days = [16]byte{byte(n + 1)}, meter.DayRange{From: around(), To: meter.MaxDay}
+			if r.IntN(2) == 0 {
+				k.Days.To = k.Days.From + 1 + meter.Day(r.IntN(200))
+			}
+			steps = append(steps, k)
+		}
+		// What the market or the file does not take is left out.
+		for _, step := range steps {
+			stored := must(w.registrar.LegalFile(t.Context(), e))
+			if stored.Sealed == nil {
+				w.legalFile(e, meter.Electricity)
+				stored = must(w.registrar.LegalFile(t.Context(), e))
+			}
+			before, err := w.pool.keys.LegalFile(stored.Sealed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := authz.Apply(before, step, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now(), loc); err == nil {
+				w.legalFile(e, meter.Electricity, step)
+			}
+		}
+		file, err := w.pool.keys.LegalFile(must(w.registrar.LegalFile(t.Context(), e)).Sealed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bases := func(at time.Time) []meter.Basis { return authz.BasesNow(byGLN(w.a.gln), file, w.profile, at) }
+		for d := start + 1; d <= today; d++ {
+			if at := d.Start(loc); !slices.Equal(bases(at.Add(-time.Microsecond)), bases(at)) {
+				want[e.String()+" "+at.UTC().Format(time.RFC3339)] = true
+			}
+		}
+	}
+	_, told := w.since(w.a, start.Start(loc).Add(time.Hour))
+	got := map[string]bool{}
+	for _, c := range told {
+		if meter.DayOf(c.At, loc).Start(loc).Equal(c.At) {
+			got[c.Ean+" "+c.At.UTC().Format(time.RFC3339)] = true
+		}
+	}
+	if len(want) < 10 || !maps.Equal(got, want) {
+		t.Errorf("%d days told, %d are", len(got), len(want))
+		for l := range want {
+			if !got[l] {
+				t.Errorf("not told: %s", l)
+			}
+		}
+		for l := range got {
+			if !want[l] {
+				t.Errorf("told: %s", l)
+			}
+		}
+	}
+}
