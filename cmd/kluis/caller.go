@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"kluis/cmd/kluis/demo"
 	"kluis/conformance"
@@ -27,12 +28,17 @@ type caller struct {
 	CA      string  `help:"PEM file: the authority of the grid operator's servers." name:"ca" type:"path" placeholder:"FILE" group:"Where, and as whom"`
 	Cert    string  `help:"PEM file: the client certificate." name:"cert" type:"path" placeholder:"FILE" group:"Where, and as whom"`
 	Key     string  `help:"PEM file: its private key." name:"key" type:"path" placeholder:"FILE" group:"Where, and as whom"`
+
+	Patience time.Duration `help:"How long to try again what breaks, or is too busy. Default: 2m; 0s: not at all." default:"2m" placeholder:"TIME" group:"Where, and as whom"`
 }
 
 func (c *caller) open() (*kluis.Client, error) {
 	conf, err := c.config()
 	if err != nil {
 		return nil, err
+	}
+	if conf.Patience = c.Patience; c.Patience == 0 {
+		conf.Patience = -1
 	}
 	k, err := kluis.Open(conf)
 	if err != nil {

@@ -38,6 +38,8 @@ type readCmd struct {
 	Chart  bool   `help:"Draw it. Plain ASCII where the terminal is not UTF-8, or NO_COLOR is set." group:"How"`
 	Output string `help:"File to write to, instead of standard output." short:"o" type:"path" placeholder:"FILE" group:"How"`
 	Resume string `help:"File that remembers how far it came: the same command goes on from there. Needs --output, and --format csv or ndjson." type:"path" placeholder:"FILE" group:"How"`
+
+	zone *time.Location // of the market's days, once it is known
 }
 
 // Help says more than fits a line.
@@ -159,7 +161,7 @@ func (c *readCmd) query(ctx context.Context, k *kluis.Client, eans []string) (cl
 		q.Kind = ptr(client.ReadingKind(c.Kind.String()))
 	}
 	from, to := c.From.Day, c.To.Day
-	if !c.From.set || !c.To.set || c.AsOf != "" {
+	if !c.From.set || !c.To.set || c.AsOf != "" || c.Format == "csv" {
 		status, err := k.Status(ctx)
 		if err != nil {
 			return q, ofAPI(err)
@@ -168,6 +170,7 @@ func (c *readCmd) query(ctx context.Context, k *kluis.Client, eans []string) (cl
 		if err != nil {
 			return q, err
 		}
+		c.zone = loc
 		today := meter.DayOf(status.At, loc)
 		switch {
 		case c.To.set && !c.From.set:

@@ -44,12 +44,12 @@ const chartWidth = 48
 // printCharts draws a series each: intervals a row for each day, with a column
 // for each hour that the day has, all else a bar for each period.
 func printCharts(w io.Writer, series []client.Series, loc *time.Location, d glyphs) error {
-	drew := false
+	gaps := false
 	for i := range series {
 		s := &series[i]
+		gaps = gaps || s.DeliveredCount < s.ExpectedCount
 		precision := precisionOf(s)
 		if step := map[client.Resolution]int{client.PT15M: 4, client.PT1H: 1}[s.Resolution]; step > 0 && s.ReadingKind == client.ReadingKindCONSUMPTION {
-			drew = true
 			fmt.Fprintf(w, "\n%s, %s an hour, a row a day:\n", s.Field, s.Unit)
 			drawDays(w, s, step, precision, loc, d)
 			continue
@@ -64,10 +64,9 @@ func printCharts(w io.Writer, series []client.Series, loc *time.Location, d glyp
 			}
 		}
 		fmt.Fprintln(w, ":")
-		drew = drew || len(bars) > 0
 		drawBars(w, bars, precision, d)
 	}
-	if drew {
+	if gaps {
 		fmt.Fprintf(w, "\n%s is a gap: a value that is not known.\n", d.gap)
 	}
 	return nil

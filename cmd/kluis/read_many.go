@@ -55,7 +55,7 @@ func (c *readCmd) many(ctx context.Context, k *kluis.Client, s streams, q client
 		out = file
 	}
 	w := bufio.NewWriterSize(out, 1<<16)
-	p := printer{w: w, format: c.Format}
+	p := printer{w: w, format: c.Format, zone: c.zone}
 	if at.Checkpoint == "" {
 		p.begin()
 	}
@@ -197,6 +197,7 @@ func (p *place) save(name string, f *os.File) error {
 type printer struct {
 	w       *bufio.Writer
 	format  string
+	zone    *time.Location // of a table's times
 	points  int
 	reasons []client.WithheldReason // in the order in which they came
 }
@@ -317,8 +318,7 @@ func (p *printer) table(point *client.QueryPoint) error {
 			for j := range s.Days {
 				day := *s
 				day.Days = s.Days[j : j+1]
-				// In the zone of the answer, as it wrote the day.
-				for _, m := range moments(&day, s.Days[j].Start.Location()) {
+				for _, m := range moments(&day, p.zone) {
 					cells := of(map[string]string{"start": m.at.Format(time.RFC3339), "quality": string(m.quality)})
 					if m.value != nil {
 						cells["value"] = *m.value
