@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench bench-memory bench-growth bench-stream test-stream lint build generate check-generated setup clean FORCE
+.PHONY: help demo test test-clients lint-contract soak bench bench-memory bench-growth bench-stream test-stream lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -28,6 +28,11 @@ test: setup ## every test, on real PostgreSQL and SoftHSM
 
 test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
 	go test -count=1 -timeout 15m -v -run TestStreamSurvives ./test/e2e -stream-points 100000
+
+test-clients: build ## the clients, their pages and /docs in a browser, against a demo; needs Node.js, Chromium and more
+	@scripts/setup.sh --clients
+	go vet -tags clients ./test/clients
+	go test -tags clients -count=1 -timeout 20m ./test/clients
 
 soak: setup ## the HSM under mixed faults for SOAK=10m, two million calls, and fail-over; says what grew
 	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls|TestRewrapLeavesNothing' ./internal/hsm -soak $(SOAK)
@@ -60,12 +65,18 @@ lint: ## formatting, go.mod, vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
+lint-contract: ## the contract by Spectral, and against the one released before; needs Node.js
+	@scripts/setup.sh --clients
+	cd openapi/lint && npm ci --no-audit --no-fund --ignore-scripts --silent && npm run --silent lint && ./test.sh
+	scripts/check-contract.sh
+	scripts/check-contract.sh --prove
+
 generate: ## regenerate code from openapi.yaml and cryptoserver.proto
 	@scripts/setup.sh --generate
 	scripts/generate.sh
 
 check-generated: generate ## fail if the committed generated code is not current
-	@git diff --exit-code --stat -- openapi cryptoserver/cryptopb || { echo 'Generated code is not current: run make generate and commit.'; exit 1; }
+	@git diff --exit-code --stat -- openapi cryptoserver/cryptopb clients/typescript/src/schema.ts || { echo 'Generated code is not current: run make generate and commit.'; exit 1; }
 
 clean: ## remove what was built; the demo's data stays
 	rm -rf bin

@@ -46,7 +46,17 @@ generate_openapi() {
 	"$tools/oapi-codegen" -config openapi/client.yaml openapi/openapi.yaml
 }
 
-generators=${*:-protobuf openapi}
+# clients/typescript: the types of the contract. Needs npm (scripts/setup.sh
+# --clients installs it); versions are pinned in package-lock.json.
+generate_typescript() {
+	if ! command -v npm >/dev/null 2>&1; then
+		echo 'npm is missing: run scripts/setup.sh --clients' >&2
+		exit 1
+	fi
+	(cd clients/typescript && npm ci --no-audit --no-fund --ignore-scripts --silent && npm run --silent generate)
+}
+
+generators=${*:-protobuf openapi typescript}
 for g in $generators; do
 	"generate_$g"
 done

@@ -3,13 +3,15 @@
 # Debian 12 with Go: PostgreSQL's server programs, SoftHSM and a C compiler.
 #
 #   --generate   also what `make generate` needs
-#   --ci         also what .ci/run needs
+#   --clients    also what `make test-clients` and `make lint-contract` need
+#   --ci         also what .ci/run needs, all of the above
 set -eu
 
-generate=0 ci=0
+generate=0 clients=0 ci=0
 case "${1:-}" in
 --generate) generate=1 ;;
---ci) generate=1 ci=1 ;;
+--clients) clients=1 ;;
+--ci) generate=1 clients=1 ci=1 ;;
 esac
 
 missing=""
@@ -26,6 +28,13 @@ done
 [ "$generate" = 0 ] || command -v protoc >/dev/null 2>&1 || need protobuf-compiler
 [ "$ci" = 0 ] || command -v make >/dev/null 2>&1 || need make
 [ "$ci" = 0 ] || command -v git >/dev/null 2>&1 || need git
+[ "$clients$generate" = 00 ] || command -v node >/dev/null 2>&1 || need nodejs
+[ "$clients$generate" = 00 ] || command -v npm >/dev/null 2>&1 || need npm
+[ "$clients" = 0 ] || command -v curl >/dev/null 2>&1 || need curl
+[ "$clients" = 0 ] || command -v chromium >/dev/null 2>&1 || need chromium
+[ "$clients" = 0 ] || perl -MOpenAPI::Client -e1 2>/dev/null || need libopenapi-client-perl
+[ "$clients" = 0 ] || perl -MIO::Socket::SSL -e1 2>/dev/null || need libio-socket-ssl-perl
+[ "$clients" = 0 ] || perl -MYAML::XS -e1 2>/dev/null || need libyaml-libyaml-perl
 
 if ! command -v go >/dev/null 2>&1; then
 	echo "Kluis needs Go (see go.mod for the version), and no 'go' is on the PATH." >&2
