@@ -34,7 +34,7 @@ type repeats struct {
 }
 
 func newRepeats() *repeats {
-	return &repeats{seed: maphash.MakeSeed(), cells: make([]uint16, repeatCells)}
+	return &repeats{seed: maphash.MakeSeed()}
 }
 
 // admit counts the blocks of one call, each named once, and reports whether
@@ -43,7 +43,7 @@ func (r *repeats) admit(ean meter.EAN, blocks map[fieldDay]bool, now time.Time) 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if now.Sub(r.since) >= repeatWindow || now.Before(r.since) {
-		clear(r.cells)
+		r.cells = make([]uint16, repeatCells) // where nothing is sealed, there are none
 		r.total, r.since = 0, now
 	}
 	mean := float64(r.total) / repeatCells

@@ -1,6 +1,7 @@
 #include "shim.h"
 
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -105,6 +106,11 @@ static int within(uint64_t offset, uint64_t len, uint64_t total)
 void *kluis_load(const char *path)
 {
 	function_list *list = NULL;
+#ifdef M_ARENA_MAX
+	// A module in this process makes and destroys many small objects, from
+	// whichever thread: with an arena for each, much of what it freed stays.
+	mallopt(M_ARENA_MAX, 1);
+#endif
 	void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (handle == NULL) {
 		return NULL;

@@ -320,8 +320,9 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			Tokens: config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")},
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path(name, "probe.key"),
-			KeyCache:     config.KeyCache{Size: 4096, Lifetime: config.Duration(5 * time.Minute)},
-			JournalDir:   l.path(name, "journal"),
+			// SoftHSM has them in the memory of this process, some 10 kB each.
+			KeyCache:   config.KeyCache{Size: 1024, Lifetime: config.Duration(5 * time.Minute)},
+			JournalDir: l.path(name, "journal"),
 		})
 		if err != nil {
 			return err
