@@ -35,7 +35,7 @@ import (
 const (
 	ingestDatabase = "bench_ingest"
 	ingestAtOnce   = 500 // metering points stored together
-	ingestWorkers  = 2   // batches under way: while one is stored, the next is sealed
+	ingestAlone    = 2000
 )
 
 // ingestReport is all of it.
@@ -52,6 +52,7 @@ type ingestReport struct {
 // ingested is one day.
 type ingested struct {
 	What     string  `json:"what"`
+	Points   int     `json:"metering_points"`
 	Blocks   int     `json:"blocks"`
 	Seconds  float64 `json:"seconds"`
 	Ingest   float64 `json:"ingest_cpu_seconds"`
@@ -108,16 +109,20 @@ func measureIngest(ctx context.Context, o options, dir string, points int) (_ *i
 	in := ingest.New(profile, keys, backend.IngestSealer{Sealer: servers}, backend.IngestStore{DB: store})
 
 	today := meter.DayOf(time.Now(), profile.Location())
-	first := today.Month().First() // of a month: keys are made
+	first := today.Month().First()
 	for _, d := range []struct {
-		what string
-		day  meter.Day
-	}{{"first day of a month: two data keys each", first - 2}, {"another day", first - 1}, {"the same day once more", first - 1}} {
-		if d.day == first-2 {
-			d.day = (today.Month() - 1).First()
-		}
+		what   string
+		day    meter.Day
+		points []meter.EAN
+		atOnce int
+	}{
+		{"first day of a month: two data keys each", (today.Month() - 1).First(), eans, ingestAtOnce},
+		{"another day", first - 1, eans, ingestAtOnce},
+		{"the same day once more", first - 1, eans, ingestAtOnce},
+		{"each metering point by itself, some", first - 2, eans[:min(ingestAlone, points)], 1},
+	} {
 		fmt.Fprintf(o.progress, "  %s\n", d.what)
-		x, err := w.ingestDay(ctx, in, profile, eans, d.day)
+		x, err := w.ingestDay(ctx, in, profile, d.points, d.day, d.atOnce)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d.what, err)
 		}
@@ -221,7 +226,7 @@ func dayOf(profile *meter.Profile, ean meter.EAN, day meter.Day) ingest.Point {
 }
 
 // ingestDay has one day of all stored, in ascending order.
-func (w *world) ingestDay(ctx context.Context, in *ingest.Ingester, profile *meter.Profile, eans []meter.EAN, day meter.Day) (x ingested, err error) {
+func (w *world) ingestDay(ctx context.Context, in *ingest.Ingester, profile *meter.Profile, eans []meter.EAN, day meter.Day, together int) (x ingested, err error) {
 	cpu := func() (own, servers, database time.Duration, err error) {
 		for _, c := range w.ready.Cryptoservers {
 			t, err := cpuOf(c.PID)
@@ -244,11 +249,11 @@ func (w *world) ingestDay(ctx context.Context, in *ingest.Ingester, profile *met
 				return
 			}
 		}
-	}, ingest.Options{AtOnce: ingestAtOnce})
+	}, ingest.Options{AtOnce: together})
 	if err != nil {
 		return x, err
 	}
-	x.Seconds, x.Blocks = time.Since(began).Seconds(), counts.Blocks
+	x.Points, x.Seconds, x.Blocks = len(eans), time.Since(began).Seconds(), counts.Blocks
 	own2, servers2, database2, err := cpu()
 	x.Ingest, x.Servers, x.Database = (own2 - own).Seconds(), (servers2 - servers).Seconds(), (database2 - database).Seconds()
 	if err == nil && x.Blocks != 6*len(eans) {
@@ -263,7 +268,7 @@ func (r *ingestReport) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\tblocks\ts\tblocks/s\tmetering points/s\tCPU s: ingest\tcryptoservers\tPostgreSQL\tCPU us by block")
 	for _, x := range r.Days {
-		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t%.0f\n", x.What, thousands(x.Blocks), x.Seconds, float64(x.Blocks)/x.Seconds, float64(r.Points)/x.Seconds,
+		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t%.0f\n", x.What, thousands(x.Blocks), x.Seconds, float64(x.Blocks)/x.Seconds, float64(x.Points)/x.Seconds,
 			x.Ingest, x.Servers, x.Database, (x.Ingest+x.Servers+x.Database)*1e6/float64(x.Blocks))
 	}
 	t.Flush()
