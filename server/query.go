@@ -12,7 +12,7 @@ import (
 
 // queryBodyTime is how long the body of queryReadings may take to come in: it
 // may be much longer than others.
-const queryBodyTime = 30 * time.Second
+const queryBodyTime = 20 * time.Second
 
 // takeQuery reads the body of queryReadings. What is wrong with it is told
 // together with other faults, once the rest of it was read, too: who still sends
