@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients lint-contract soak bench bench-memory bench-growth bench-stream test-stream lint build generate check-generated setup clean FORCE
+.PHONY: help demo test test-clients lint-contract soak bench bench-memory bench-growth bench-storage bench-ingest bench-stream test-stream lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -46,6 +46,12 @@ bench-memory: setup build ## resident memory of the cryptoservers over BLOCKS=10
 
 bench-growth: setup ## the database's part with 10000 and with POINTS=1000000 metering points; takes minutes and 25 GB of disk
 	scripts/bench.sh -growth $(POINTS) -json bin/growth.json
+
+bench-storage: setup ## a month of POINTS=100000 metering points, as it came and put in order; takes half an hour and 22 GB of disk
+	scripts/bench.sh -storage $(if $(filter file,$(origin POINTS)),100000,$(POINTS)) -json bin/storage.json
+
+bench-ingest: setup build ## one day of POINTS=100000 metering points, through the cryptoservers of a demo
+	scripts/bench.sh -ingest $(if $(filter file,$(origin POINTS)),100000,$(POINTS)) -json bin/ingest.json
 
 bench-stream: setup build ## streams of readings of 10000 and of POINTS=100000 metering points; takes 10 minutes and 10 GB of disk
 	scripts/bench.sh -stream $(if $(filter file,$(origin POINTS)),100000,$(POINTS)) -json bin/stream.json
