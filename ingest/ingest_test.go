@@ -157,6 +157,7 @@ func (s testSigner) SignDigest(d [32]byte) (sig [64]byte, err error) {
 
 type desk struct {
 	*Ingester
+	signer testSigner
 	ledger *ledger
 	press  *press
 	ean    meter.EAN
@@ -174,26 +175,33 @@ func newDesk(t *testing.T) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{ledger: &ledger{files: map[meter.EAN]authz.StoredFile{}}, press: &press{p: p, loc: p.Location()}, day: mustDay(t, "2024-01-20")}
+	d := &desk{signer: testSigner{key}, ledger: &ledger{files: map[meter.EAN]authz.StoredFile{}}, press: &press{p: p, loc: p.Location()}, day: mustDay(t, "2024-01-20")}
 	if d.ean, err = meter.ParseEAN("871687200000000010"); err != nil {
 		t.Fatal(err)
 	}
+	d.register(t, d.ean)
+	d.Ingester = New(p, keys, d.press, d.ledger)
+	return d
+}
+
+// register makes the legal file of a metering point.
+func (d *desk) register(t *testing.T, ean meter.EAN) {
+	t.Helper()
 	var file *authz.LegalFile
 	for _, step := range []authz.Step{
-		authz.Register{EAN: d.ean, Commodity: meter.Electricity},
+		authz.Register{EAN: ean, Commodity: meter.Electricity},
 		authz.SetOccupancy{Days: meter.DayRange{From: d.day, To: meter.MaxDay}},
 	} {
-		if file, err = authz.Apply(file, step, authz.Actor{Kind: authz.ByOperator, Name: "test"}, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), p.Location()); err != nil {
+		var err error
+		if file, err = authz.Apply(file, step, authz.Actor{Kind: authz.ByOperator, Name: "test"}, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), d.press.loc); err != nil {
 			t.Fatal(err)
 		}
-		sealed, err := authz.Seal(file.Payload(), testSigner{key})
+		sealed, err := authz.Seal(file.Payload(), d.signer)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.ledger.files[d.ean] = authz.StoredFile{Version: file.Version(), Sealed: sealed, Previous: d.ledger.files[d.ean].Sealed}
+		d.ledger.files[ean] = authz.StoredFile{Version: file.Version(), Sealed: sealed, Previous: d.ledger.files[ean].Sealed}
 	}
-	d.Ingester = New(p, keys, d.press, d.ledger)
-	return d
 }
 
 // registers makes register blocks of consecutive days.
