@@ -38,6 +38,7 @@ func main() {
 	flag.IntVar(&o.storage, "storage", 0, "instead, measure how this `number` of metering points lie on the disk, before and after a month is put in order")
 	flag.IntVar(&o.ingest, "ingest", 0, "instead, measure the ingest of one day of this `number` of metering points, through a demo's cryptoservers")
 	flag.IntVar(&o.stream, "stream", 0, "instead, measure streams of readings of 10000 metering points and of this `number`, in a demo of its own")
+	flag.BoolVar(&o.fair, "fair", false, "instead, measure what a greedy supplier does to others, in a demo of its own")
 	flag.Parse()
 	o.progress = os.Stderr
 	if o.onlyMemory = o.soakBlocks > 0; !o.onlyMemory {
@@ -82,7 +83,7 @@ type options struct {
 
 	storage, ingest int // metering points
 
-	onlyMemory, onlyService, onlyRequests bool
+	onlyMemory, onlyService, onlyRequests, fair bool
 }
 
 // growthSmall is how many metering points the small database has.
@@ -99,7 +100,9 @@ func runAll(ctx context.Context, o options, out io.Writer, file string) (err err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	var r interface{ print(io.Writer) }
-	if o.stream > 0 {
+	if o.fair {
+		r, err = measureFair(ctx, o, dir)
+	} else if o.stream > 0 {
 		r, err = measureStream(ctx, o, dir)
 	} else if o.storage > 0 {
 		r, err = measureStorage(ctx, o, dir, o.storage)

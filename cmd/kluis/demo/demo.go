@@ -170,7 +170,7 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.progress.addresses(); err != nil {
 		return err
 	}
-	if err := d.writeConfigs(d.progress, module, func(role string) string { return d.cluster.URL(role, "kluis") }); err != nil {
+	if err := d.writeConfigs(d.progress, d.plan, module, func(role string) string { return d.cluster.URL(role, "kluis") }); err != nil {
 		return err
 	}
 	if err := d.save(d.progress); err != nil {

@@ -293,7 +293,7 @@ func (l layout) tls(name, ca string) config.TLS {
 
 // writeConfigs writes the configuration of every process. dbURL gives the
 // database for a role.
-func (l layout) writeConfigs(p progress, module string, dbURL func(role string) string) error {
+func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(role string) string) error {
 	pool := func(identity string) config.Cryptoservers {
 		return config.Cryptoservers{Addresses: p.Cryptoserv, TLS: l.tls(identity, l.operatorCAFile())}
 	}
@@ -328,10 +328,17 @@ func (l layout) writeConfigs(p progress, module string, dbURL func(role string) 
 			return err
 		}
 	}
+	// The demo's own two may ask as much as the machine can; those of the test
+	// metering points have the limits of any supplier.
+	ample := map[string]config.Rate{}
+	for _, s := range pl.suppliers {
+		ample[s.gln.String()] = config.Rate{RequestsPerSecond: 5000, Burst: 10_000}
+	}
 	if err := config.Write(l.gatewayConfig(), config.Gateway{
 		Listen: p.Gateway, MetricsListen: p.Metrics, PublicURL: gatewayURL, TLS: l.tls("gateway", l.supplierCAFile()),
 		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), CursorKeysFile: l.cursorKeysFile(),
 		Issuers: issuers, OperatorGLN: operatorGLN, Cryptoservers: pool("gateway"), RequestTimeout: config.Duration(10 * time.Second),
+		Limits: config.Limits{Suppliers: ample},
 	}); err != nil {
 		return err
 	}
