@@ -2003,6 +2003,11 @@ type StreamLineType string
 // and an `end` that is not complete have the problem's slug in `reason`,
 // and the digest of a metering point's lines is that of all its rows.
 //
+// A value that is not known is an empty cell. Numbers have a decimal
+// point: a spreadsheet whose language has a comma there must be told so
+// when the table is imported, and to take `ean` for text. No cell begins
+// like a formula.
+//
 // Example: record,ean,field,obis,readingKind,resolution,unit,legalBasis,rule,start,value,quality,from,to,reason,expectedCount,deliveredCount,sequence,cursor,manifest
 // value,871687140000000016,import_low,1-0:1.8.1,REGISTER,P1D,kWh,CONSENT,nl-consent,2026-03-01T00:00:00+01:00,6328.420,,,,,,,,,
 type Table = string
