@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,6 +47,7 @@ const (
 type stream struct {
 	options
 	*world
+	dir      string
 	profile  *meter.Profile
 	signer   softSigner
 	gln      meter.GLN
@@ -75,8 +77,11 @@ func measureStream(ctx context.Context, o options, dir string) (_ *streamReport,
 		if d.Tables, err = s.tables(ctx); err != nil {
 			return nil, err
 		}
+		if err := s.restart(ctx); err != nil {
+			return nil, err
+		}
 		for i := range streamRounds {
-			if points < o.stream && i > 0 && points < 1000 {
+			if i > 0 && points < 1000 {
 				break // a trial
 			}
 			run, err := s.measure(ctx, s.statement())
@@ -105,25 +110,20 @@ func (s *stream) say(format string, args ...any) {
 }
 
 func (s *stream) close() error {
-	var errs []error
-	if s.ingest != nil {
-		errs = append(errs, s.ingest.Close())
-	}
+	err := s.leave()
 	if s.world != nil {
-		errs = append(errs, s.world.stop())
+		err = errors.Join(err, s.world.stop())
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // start runs a demo, and once more with one more key that facts may be sealed
 // with.
 func (s *stream) start(ctx context.Context, dir string) (err error) {
 	s.world = &world{bin: s.options.bin, state: filepath.Join(dir, "state")}
+	s.dir = dir
 	s.say("starting a demo")
 	if err := s.startDemo(ctx, dir); err != nil {
-		return err
-	}
-	if err := s.demo.stop(); err != nil {
 		return err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -139,25 +139,40 @@ func (s *stream) start(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(pem.Encode(pinned, &pem.Block{Type: "PUBLIC KEY", Bytes: der}), pinned.Close(), os.Remove(filepath.Join(dir, "ready.json"))); err != nil {
-		return err
-	}
-	if err := s.startDemo(ctx, dir); err != nil {
+	if err := errors.Join(pem.Encode(pinned, &pem.Block{Type: "PUBLIC KEY", Bytes: der}), pinned.Close()); err != nil {
 		return err
 	}
 	if s.profile, err = s.marketProfile(); err != nil {
-		return err
-	}
-	if s.db, err = sql.Open("postgres", s.ready.DatabaseURL); err != nil {
 		return err
 	}
 	today := meter.DayOf(time.Now(), s.profile.Location())
 	s.month = today.Month() - 1
 	s.days = meter.DayRange{From: s.month.First(), To: (s.month + 1).First()}
 	s.always = meter.DayRange{From: (s.month - streamMonth).First(), To: meter.MaxDay}
-	// Filling writes a log of gigabytes; and what vacuums while it is measured
-	// disturbs.
-	if err := execAll(ctx, s.db, `ALTER SYSTEM SET max_wal_size = '8GB'`, `ALTER SYSTEM SET autovacuum = off`, `SELECT pg_reload_conf()`); err != nil {
+	if err := s.restart(ctx); err != nil {
+		return err
+	}
+	// What vacuums while it is measured disturbs.
+	if err := execAll(ctx, s.db, `ALTER SYSTEM SET max_wal_size = '4GB'`, `ALTER SYSTEM SET autovacuum = off`, `SELECT pg_reload_conf()`); err != nil {
+		return err
+	}
+	return s.newSupplier(ctx)
+}
+
+// restart begins anew: with the keys that are pinned now, and without what the
+// processes remember of what was sealed.
+func (s *stream) restart(ctx context.Context) error {
+	if err := s.leave(); err != nil {
+		return err
+	}
+	if err := errors.Join(s.demo.stop(), os.Remove(filepath.Join(s.dir, "ready.json"))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err := s.startDemo(ctx, s.dir)
+	if err != nil {
+		return err
+	}
+	if s.db, err = sql.Open("postgres", s.ready.DatabaseURL); err != nil {
 		return err
 	}
 	operator, err := config.Load[config.Operator](filepath.Join(s.state, "kluis.yaml"))
@@ -171,10 +186,28 @@ func (s *stream) start(ctx context.Context, dir string) (err error) {
 	if s.ingest, err = cryptoclient.New(cryptoclient.Config{Addresses: operator.Ingest.Addresses, TLS: conf, Timeout: time.Minute}); err != nil {
 		return err
 	}
-	if err := s.newSupplier(ctx); err != nil {
+	lent := s.ready.Suppliers[0]
+	if s.gln, err = meter.ParseGLN(withCheckDigit("871999900000")); err != nil {
 		return err
 	}
+	if s.client, err = newClient(s.ready.CAFile, lent.CertificateFile, lent.KeyFile, s.ready.IssuerURL, s.gln.String()); err != nil {
+		return err
+	}
+	s.client.http.Timeout = 0 // a stream takes what it takes
 	return s.findProcesses()
+}
+
+// leave ends the connections to what runs.
+func (s *stream) leave() error {
+	var errs []error
+	if s.ingest != nil {
+		errs = append(errs, s.ingest.Close())
+	}
+	if s.world != nil && s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	s.ingest, s.db = nil, nil
+	return errors.Join(errs...)
 }
 
 // newSupplier stores one whose certificate is lent by one of the demo's.
@@ -184,21 +217,12 @@ func (s *stream) newSupplier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.gln, err = meter.ParseGLN(withCheckDigit("871999900000")); err != nil {
-		return err
-	}
 	sealed, err := s.sealSupplier(authn.Thumbprint(cert.Leaf), cert.Leaf.NotAfter)
 	if err != nil {
 		return err
 	}
 	// Of before there was an audit log: what this run makes up is not in it.
-	if _, err := s.db.ExecContext(ctx, `INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES ($1, 1, $2, now(), '0')`, s.gln.Int64(), sealed); err != nil {
-		return err
-	}
-	s.client, err = newClient(s.ready.CAFile, lent.CertificateFile, lent.KeyFile, s.ready.IssuerURL, s.gln.String())
-	if err == nil {
-		s.client.http.Timeout = 0 // a stream takes what it takes
-	}
+	_, err = s.db.ExecContext(ctx, `INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES ($1, 1, $2, now(), '0')`, s.gln.Int64(), sealed)
 	return err
 }
 

@@ -148,6 +148,9 @@ type streamFloor struct {
 	Postgres float64 `json:"sql_postgresql_us"`
 	PKCS11   float64 `json:"pkcs11_us"`
 	TLS      float64 `json:"tls_us"`
+	// Kept is what the module keeps of each data key that was unwrapped and
+	// destroyed: bytes of resident memory that the loop's process grew by.
+	Kept float64 `json:"module_keeps_bytes"`
 }
 
 func (f streamFloor) total() float64 { return f.SQL + f.Postgres + f.PKCS11 + f.TLS }
@@ -181,11 +184,12 @@ func (s *stream) floor(ctx context.Context, d *streamDatabase) (out []streamFloo
 		if err != nil {
 			return nil, err
 		}
-		a, err := p.work(order{For: floorTime, Cold: true})
+		a, kept, err := floorHSM(p)
 		if err := errors.Join(err, p.in.Close(), p.stop()); err != nil {
 			return nil, fmt.Errorf("PKCS#11: %w", err)
 		}
 		f.PKCS11 = float64(a.CPU.Microseconds()) / float64(len(a.Took)*len(setup.Batches[0].EANs))
+		f.Kept = kept / float64(len(a.Took)*len(setup.Batches[0].Keys))
 		if f.TLS, err = s.floorTLS(ctx, int(q.run.Bytes)/q.run.Points*min(floorPage, q.run.Points), min(floorPage, q.run.Points)); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
@@ -296,6 +300,23 @@ func (s *stream) stored(ctx context.Context, ean meter.EAN, fields []meter.Field
 		}
 	}
 	return keys, items, nil
+}
+
+// floorHSM has the loop unwrap the keys for each round, and tells by how many
+// bytes its process grew.
+func floorHSM(p *part) (a partAnswer, grew float64, err error) {
+	if _, err := p.work(order{For: floorTime / 3, Cold: true}); err != nil { // has what it needs
+		return a, 0, err
+	}
+	before, err := memoryOf(p.pid())
+	if err != nil {
+		return a, 0, err
+	}
+	if a, err = p.work(order{For: floorTime, Cold: true}); err != nil {
+		return a, 0, err
+	}
+	after, err := memoryOf(p.pid())
+	return a, float64(after.Resident - before.Resident), err
 }
 
 func (s *stream) floorSQL(setup streamSQL, f *streamFloor) (err error) {

@@ -134,6 +134,9 @@ func (r *streamReport) print(out io.Writer) {
 	for _, name := range slices.Sorted(maps.Keys(last.ByName)) {
 		fmt.Fprintf(out, "  %s %.0f\n", name, last.ByName[name])
 	}
+	for _, f := range r.Floor {
+		fmt.Fprintf(out, "of a data key that was unwrapped and destroyed the PKCS#11 module keeps %.0f bytes (%s)\n", f.Kept, f.Query)
+	}
 	growth, took := r.whole()
 	fmt.Fprintf(out, "\na metering point costs %.2f times as much in ten times as many; %d metering points would take %s\n", growth, streamWhole, took.Round(time.Second))
 }
