@@ -594,16 +594,19 @@ func TestChangesOfEveryDay(t *testing.T) {
 		return (start + meter.Day(r.IntN(88))).AddMonths(-months[r.IntN(len(months))])
 	}
 	want := map[string]bool{}
-	for n := range 14 {
+	for n := range 20 {
 		e := w.ean(1 + n)
 		moved := around()
-		steps := []authz.Step{authz.SetOccupancy{Days: meter.DayRange{From: moved - meter.Day(r.IntN(900)), To: meter.MaxDay}}}
+		steps := []authz.Step{authz.SetOccupancy{Days: meter.DayRange{From: moved - meter.Day(r.IntN(2000)), To: meter.MaxDay}}}
 		if r.IntN(2) == 0 {
 			steps = append(steps, authz.SetOccupancy{Days: meter.DayRange{From: moved, To: meter.MaxDay}})
 		}
 		supply := meter.DayRange{From: around(), To: meter.MaxDay}
-		if r.IntN(2) == 0 {
+		switch r.IntN(3) {
+		case 0:
 			supply.To = supply.From + 1 + meter.Day(r.IntN(700))
+		case 1: // the last day leaves what may be asked for
+			supply = meter.DayRange{From: supply.From - 1 - meter.Day(r.IntN(60)), To: supply.From}
 		}
 		steps = append(steps, authz.SetSupply{Supplier: w.a.gln, Days: supply})
 		if r.IntN(2) == 0 {
