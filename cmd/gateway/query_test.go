@@ -144,6 +144,8 @@ func (w *world) asks(change asking) asking {
 	return a
 }
 
+func (a asking) encode() ([]byte, error) { return json.Marshal(a) }
+
 // fillSome stores what asks asks for.
 func (w *world) fillSome(eans ...meter.EAN) {
 	w.t.Helper()
