@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -19,7 +20,8 @@ type page struct {
 	texts  [][]byte
 	places []place // after it
 	bytes  int
-	after  place // of the page
+	begin  place // of the page
+	after  place // of the page, where the next one goes on
 	last   bool  // nothing comes after it
 }
 
@@ -32,7 +34,7 @@ func (q *querying) page(w http.ResponseWriter) error {
 		return err
 	}
 	defer leave()
-	p := &page{after: q.place}
+	p := &page{begin: q.place, after: q.place}
 	defer p.erase()
 	half := time.Now().Add(q.s.timeout / 2)
 	for n := 0; !p.last && len(p.texts) < q.asked.limit && p.bytes < maxPage; {
@@ -102,10 +104,16 @@ func (q *querying) cut(ctx context.Context, p *page) error {
 		if n += stands; err == nil {
 			continue
 		}
-		if n == 0 {
+		var f *failure
+		switch {
+		case n > 0:
+			p.after = p.places[n-1]
+		case errors.As(err, &f) && f.kind == evidenceChanged:
+			p.after = p.begin // an empty page: the next one decides anew
+		default:
 			return err
 		}
-		p.last, p.after = false, p.places[n-1]
+		p.last = false
 		for _, text := range p.texts[n:] {
 			clear(text)
 		}
