@@ -129,6 +129,15 @@ func meaningsOf(s *openapi3.Schema) map[string]string {
 	return out
 }
 
+func parse(t *testing.T, raw []byte) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
 // lastRelease is the contract that was released last, by version.
 func lastRelease(t *testing.T) *openapi3.T {
 	t.Helper()
@@ -147,10 +156,7 @@ func lastRelease(t *testing.T) *openapi3.T {
 	if err != nil {
 		t.Fatal(err)
 	}
-	doc, err := openapi3.NewLoader().LoadFromData(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := parse(t, raw)
 	if want := strings.TrimSuffix(filepath.Base(last), ".yaml"); doc.Info.Version != want {
 		t.Fatalf("%s holds version %s", last, doc.Info.Version)
 	}
@@ -255,9 +261,9 @@ func TestBreaksAreFound(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			doc := load(t)
+			doc := parse(t, contract)
 			c.change(doc)
-			got := strings.Join(breaks(load(t), doc), "; ")
+			got := strings.Join(breaks(parse(t, contract), doc), "; ")
 			if got != c.want {
 				t.Errorf("found %q, want %q", got, c.want)
 			}
