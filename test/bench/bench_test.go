@@ -194,6 +194,41 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
+// TestStorage: a month that was put in order lies on fewer pages, and is whole.
+func TestStorage(t *testing.T) {
+	t.Parallel()
+	var progress, out bytes.Buffer
+	file := filepath.Join(t.TempDir(), "storage.json")
+	o := options{root: "../..", rounds: 1, storage: 80, progress: &progress}
+	if err := runAll(t.Context(), o, &out, file); err != nil {
+		t.Fatalf("%v\n%s", err, progress.Bytes())
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r storageReport
+	if err := json.Unmarshal(raw, &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Tables) != 1 || r.Days != 31 {
+		t.Fatalf("%+v", r)
+	}
+	for _, x := range r.Tables {
+		if x.Points != 80 || x.TableMB[0] <= 0 || x.TableMB[1] > 1.1*x.TableMB[0] || x.IndexMB[1] > 1.1*x.IndexMB[0] {
+			t.Errorf("%+v", x)
+		}
+		for what, c := range x.Reads {
+			if c[0].Pages < 1 || what != readStatement && c[1].Pages > c[0].Pages/2 {
+				t.Errorf("%s: %+v", what, c)
+			}
+			if !strings.Contains(out.String(), "\n"+what+" ") {
+				t.Errorf("%s is not in the table:\n%s", what, out.String())
+			}
+		}
+	}
+}
+
 // The batches are as large as their names say.
 func TestBatchShapes(t *testing.T) {
 	t.Parallel()

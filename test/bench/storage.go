@@ -101,6 +101,9 @@ func measureStorage(ctx context.Context, o options, dir string, points int) (_ *
 	}
 	r.Days = b.days.Len()
 	for i := range b.points {
+		if o.rounds == 1 && i < len(b.points)-1 {
+			continue // to see that it works
+		}
 		t, err := b.table(ctx, i)
 		if err != nil {
 			return nil, fmt.Errorf("%s metering points, %s: %w", thousands(b.points[i]), b.order[i], err)
