@@ -2576,13 +2576,27 @@ type ClientInterface interface {
 	// token lives: then it ends with `unauthenticated`, to be resumed with a
 	// new one.
 	//
-	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-	// `/v1/manifest-keys`: it says how many metering points there were and
-	// what came of them, over all parts of a resumed stream, and a digest of
-	// their lines. A client computes d(0) = SHA-256 of the text
-	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-	// n-th `point` line, its line feed included. The last d is `digest`.
+	// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+	// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+	// many metering points there were and what came of them, over all parts of
+	// a resumed stream, and a digest of their lines. A client computes d(0) =
+	// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+	// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+	// the SHA-256 of the n-th `point` line, its line feed included. The last d
+	// is `digest`.
+	//
+	// | claim | what it says |
+	// |---|---|
+	// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+	// | `sub` | the supplier (GLN) |
+	// | `jti` | `interactionId` of the last part |
+	// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+	// | `points` | metering points answered: the sum of the next four |
+	// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+	// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+	// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+	// | `parts` | of how many requests the stream was put together |
+	// | `digest` | the last d, base64url |
 	//
 	// The stream stops before a metering point whose facts changed since they
 	// were read: a consent that is revoked gives nothing more.
@@ -2617,13 +2631,27 @@ type ClientInterface interface {
 	// token lives: then it ends with `unauthenticated`, to be resumed with a
 	// new one.
 	//
-	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-	// `/v1/manifest-keys`: it says how many metering points there were and
-	// what came of them, over all parts of a resumed stream, and a digest of
-	// their lines. A client computes d(0) = SHA-256 of the text
-	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-	// n-th `point` line, its line feed included. The last d is `digest`.
+	// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+	// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+	// many metering points there were and what came of them, over all parts of
+	// a resumed stream, and a digest of their lines. A client computes d(0) =
+	// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+	// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+	// the SHA-256 of the n-th `point` line, its line feed included. The last d
+	// is `digest`.
+	//
+	// | claim | what it says |
+	// |---|---|
+	// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+	// | `sub` | the supplier (GLN) |
+	// | `jti` | `interactionId` of the last part |
+	// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+	// | `points` | metering points answered: the sum of the next four |
+	// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+	// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+	// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+	// | `parts` | of how many requests the stream was put together |
+	// | `digest` | the last d, base64url |
 	//
 	// The stream stops before a metering point whose facts changed since they
 	// were read: a consent that is revoked gives nothing more.
@@ -3026,13 +3054,27 @@ func (c *Client) GetReadings(ctx context.Context, ean Ean, params *GetReadingsPa
 // token lives: then it ends with `unauthenticated`, to be resumed with a
 // new one.
 //
-// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-// `/v1/manifest-keys`: it says how many metering points there were and
-// what came of them, over all parts of a resumed stream, and a digest of
-// their lines. A client computes d(0) = SHA-256 of the text
-// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-// n-th `point` line, its line feed included. The last d is `digest`.
+// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+// many metering points there were and what came of them, over all parts of
+// a resumed stream, and a digest of their lines. A client computes d(0) =
+// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+// the SHA-256 of the n-th `point` line, its line feed included. The last d
+// is `digest`.
+//
+// | claim | what it says |
+// |---|---|
+// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+// | `sub` | the supplier (GLN) |
+// | `jti` | `interactionId` of the last part |
+// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+// | `points` | metering points answered: the sum of the next four |
+// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+// | `parts` | of how many requests the stream was put together |
+// | `digest` | the last d, base64url |
 //
 // The stream stops before a metering point whose facts changed since they
 // were read: a consent that is revoked gives nothing more.
@@ -3077,13 +3119,27 @@ func (c *Client) QueryReadingsWithBody(ctx context.Context, contentType string, 
 // token lives: then it ends with `unauthenticated`, to be resumed with a
 // new one.
 //
-// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-// `/v1/manifest-keys`: it says how many metering points there were and
-// what came of them, over all parts of a resumed stream, and a digest of
-// their lines. A client computes d(0) = SHA-256 of the text
-// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-// n-th `point` line, its line feed included. The last d is `digest`.
+// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+// many metering points there were and what came of them, over all parts of
+// a resumed stream, and a digest of their lines. A client computes d(0) =
+// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+// the SHA-256 of the n-th `point` line, its line feed included. The last d
+// is `digest`.
+//
+// | claim | what it says |
+// |---|---|
+// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+// | `sub` | the supplier (GLN) |
+// | `jti` | `interactionId` of the last part |
+// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+// | `points` | metering points answered: the sum of the next four |
+// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+// | `parts` | of how many requests the stream was put together |
+// | `digest` | the last d, base64url |
 //
 // The stream stops before a metering point whose facts changed since they
 // were read: a consent that is revoked gives nothing more.
@@ -4391,13 +4447,27 @@ type ClientWithResponsesInterface interface {
 	// token lives: then it ends with `unauthenticated`, to be resumed with a
 	// new one.
 	//
-	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-	// `/v1/manifest-keys`: it says how many metering points there were and
-	// what came of them, over all parts of a resumed stream, and a digest of
-	// their lines. A client computes d(0) = SHA-256 of the text
-	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-	// n-th `point` line, its line feed included. The last d is `digest`.
+	// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+	// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+	// many metering points there were and what came of them, over all parts of
+	// a resumed stream, and a digest of their lines. A client computes d(0) =
+	// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+	// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+	// the SHA-256 of the n-th `point` line, its line feed included. The last d
+	// is `digest`.
+	//
+	// | claim | what it says |
+	// |---|---|
+	// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+	// | `sub` | the supplier (GLN) |
+	// | `jti` | `interactionId` of the last part |
+	// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+	// | `points` | metering points answered: the sum of the next four |
+	// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+	// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+	// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+	// | `parts` | of how many requests the stream was put together |
+	// | `digest` | the last d, base64url |
 	//
 	// The stream stops before a metering point whose facts changed since they
 	// were read: a consent that is revoked gives nothing more.
@@ -4432,13 +4502,27 @@ type ClientWithResponsesInterface interface {
 	// token lives: then it ends with `unauthenticated`, to be resumed with a
 	// new one.
 	//
-	// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-	// `/v1/manifest-keys`: it says how many metering points there were and
-	// what came of them, over all parts of a resumed stream, and a digest of
-	// their lines. A client computes d(0) = SHA-256 of the text
-	// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-	// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-	// n-th `point` line, its line feed included. The last d is `digest`.
+	// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+	// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+	// many metering points there were and what came of them, over all parts of
+	// a resumed stream, and a digest of their lines. A client computes d(0) =
+	// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+	// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+	// the SHA-256 of the n-th `point` line, its line feed included. The last d
+	// is `digest`.
+	//
+	// | claim | what it says |
+	// |---|---|
+	// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+	// | `sub` | the supplier (GLN) |
+	// | `jti` | `interactionId` of the last part |
+	// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+	// | `points` | metering points answered: the sum of the next four |
+	// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+	// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+	// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+	// | `parts` | of how many requests the stream was put together |
+	// | `digest` | the last d, base64url |
 	//
 	// The stream stops before a metering point whose facts changed since they
 	// were read: a consent that is revoked gives nothing more.
@@ -7006,13 +7090,27 @@ func (c *ClientWithResponses) GetReadingsWithResponse(ctx context.Context, ean E
 // token lives: then it ends with `unauthenticated`, to be resumed with a
 // new one.
 //
-// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-// `/v1/manifest-keys`: it says how many metering points there were and
-// what came of them, over all parts of a resumed stream, and a digest of
-// their lines. A client computes d(0) = SHA-256 of the text
-// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-// n-th `point` line, its line feed included. The last d is `digest`.
+// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+// many metering points there were and what came of them, over all parts of
+// a resumed stream, and a digest of their lines. A client computes d(0) =
+// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+// the SHA-256 of the n-th `point` line, its line feed included. The last d
+// is `digest`.
+//
+// | claim | what it says |
+// |---|---|
+// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+// | `sub` | the supplier (GLN) |
+// | `jti` | `interactionId` of the last part |
+// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+// | `points` | metering points answered: the sum of the next four |
+// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+// | `parts` | of how many requests the stream was put together |
+// | `digest` | the last d, base64url |
 //
 // The stream stops before a metering point whose facts changed since they
 // were read: a consent that is revoked gives nothing more.
@@ -7053,13 +7151,27 @@ func (c *ClientWithResponses) QueryReadingsWithBodyWithResponse(ctx context.Cont
 // token lives: then it ends with `unauthenticated`, to be resumed with a
 // new one.
 //
-// **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-// `/v1/manifest-keys`: it says how many metering points there were and
-// what came of them, over all parts of a resumed stream, and a digest of
-// their lines. A client computes d(0) = SHA-256 of the text
-// `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-// first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-// n-th `point` line, its line feed included. The last d is `digest`.
+// **The manifest** is a JWS (RFC 7515, ES256, `typ`
+// `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+// many metering points there were and what came of them, over all parts of
+// a resumed stream, and a digest of their lines. A client computes d(0) =
+// SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+// that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+// the SHA-256 of the n-th `point` line, its line feed included. The last d
+// is `digest`.
+//
+// | claim | what it says |
+// |---|---|
+// | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+// | `sub` | the supplier (GLN) |
+// | `jti` | `interactionId` of the last part |
+// | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+// | `points` | metering points answered: the sum of the next four |
+// | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+// | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+// | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+// | `parts` | of how many requests the stream was put together |
+// | `digest` | the last d, base64url |
 //
 // The stream stops before a metering point whose facts changed since they
 // were read: a consent that is revoked gives nothing more.
