@@ -677,7 +677,7 @@ func TestDatabaseRoles(t *testing.T) {
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
 		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key",
-		"basis_day", "change_mark"}
+		"basis_day", "change_mark", "sealed_block_default", "storage_month", "storage_change"}
 	may := map[string]map[string]string{
 		"kluis_gateway": {"supplier": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
 			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI"},
@@ -739,6 +739,8 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "kind"
 				case "change_mark":
 					column = "at"
+				case "storage_month":
+					column = "month"
 				case "market_profile":
 					column = "digest"
 				case "idempotency_key":
