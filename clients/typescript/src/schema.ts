@@ -58,10 +58,15 @@ export interface paths {
          *
          *     The first request says `since`, or nothing for what comes from now on.
          *     Each answer has a cursor for the next, also when there was nothing
-         *     new: store it with what was done. Changes are told at least once, in
-         *     the order in which they were stored, none is left out; they are kept
-         *     for at least 90 days. What the caller may not read any more when it
-         *     asks is not told.
+         *     new: store it together with what was done. A cursor is good for 90
+         *     days. Changes are told at least once and none is left out; they are
+         *     kept for at least 90 days. What was stored comes in the order of its
+         *     storing; before it, in each answer, what began or ended by the calendar
+         *     alone. What the caller may not read any more when it asks is not told.
+         *
+         *     While `more` is true, ask again at once; then every few minutes. What
+         *     is stored is told within seconds as a rule, and after everything that
+         *     began to be stored before it.
          */
         get: operations["listChanges"];
         put?: never;
@@ -384,13 +389,27 @@ export interface paths {
          *     token lives: then it ends with `unauthenticated`, to be resumed with a
          *     new one.
          *
-         *     **The manifest** is a JWS (RFC 7515, ES256) whose keys are at
-         *     `/v1/manifest-keys`: it says how many metering points there were and
-         *     what came of them, over all parts of a resumed stream, and a digest of
-         *     their lines. A client computes d(0) = SHA-256 of the text
-         *     `kluis/manifest/1`, a line feed, and the 32 bytes that `query` of the
-         *     first line stands for; d(n) = SHA-256 of d(n-1) and the SHA-256 of the
-         *     n-th `point` line, its line feed included. The last d is `digest`.
+         *     **The manifest** is a JWS (RFC 7515, ES256, `typ`
+         *     `kluis-manifest+jwt`) whose keys are at `/v1/manifest-keys`: it says how
+         *     many metering points there were and what came of them, over all parts of
+         *     a resumed stream, and a digest of their lines. A client computes d(0) =
+         *     SHA-256 of the text `kluis/manifest/1`, a line feed, and the 32 bytes
+         *     that `query` of the first line stands for; d(n) = SHA-256 of d(n-1) and
+         *     the SHA-256 of the n-th `point` line, its line feed included. The last d
+         *     is `digest`.
+         *
+         *     | claim | what it says |
+         *     |---|---|
+         *     | `iss`, `iat` | the cryptoserver that signed, and when (Unix seconds) |
+         *     | `sub` | the supplier (GLN) |
+         *     | `jti` | `interactionId` of the last part |
+         *     | `query`, `format` | what was asked, as `query` of the first line; `ndjson` or `csv` |
+         *     | `points` | metering points answered: the sum of the next four |
+         *     | `given`, `partly`, `withheld`, `failed` | of these, how many were given all, some, nothing of what was asked, or a problem |
+         *     | `left_out` | where none were listed: of how many that might have been the caller's nothing is granted |
+         *     | `expected`, `delivered` | the sums of `expectedCount` and `deliveredCount` of all series |
+         *     | `parts` | of how many requests the stream was put together |
+         *     | `digest` | the last d, base64url |
          *
          *     The stream stops before a metering point whose facts changed since they
          *     were read: a consent that is revoked gives nothing more.
@@ -706,7 +725,7 @@ export interface components {
             fields?: components["schemas"]["FieldName"][];
             /**
              * Format: date
-             * @description Of `ARRIVED` and `CORRECTED`, the first local day.
+             * @description Of `ARRIVED` and `CORRECTED`, the first local day of what was stored. A register's day is its read at the start of the day, which is also the closing read of the day before.
              * @example 2026-03-01
              */
             from?: string;
@@ -718,7 +737,7 @@ export interface components {
              * @enum {string}
              */
             kind: "ARRIVED" | "CORRECTED" | "BASES";
-            /** @description Of `BASES`, those the caller has now, for some purpose and some days. */
+            /** @description Of `BASES`, those the caller has now, for some purpose and some days; empty when there is none left. */
             legalBases?: components["schemas"]["LegalBasis"][];
             /**
              * Format: date
@@ -729,7 +748,7 @@ export interface components {
         };
         /** @description Changes for the caller, in the order in which they were stored. */
         Changes: {
-            /** @description What changed. */
+            /** @description What changed. There may be none although `more` is true. */
             changes: components["schemas"]["Change"][];
             /**
              * @description Where to go on, always there.
@@ -1440,6 +1459,11 @@ export interface components {
          *     `manifest` the text `query=` and the digest of the request, `problem`
          *     and an `end` that is not complete have the problem's slug in `reason`,
          *     and the digest of a metering point's lines is that of all its rows.
+         *
+         *     A value that is not known is an empty cell. Numbers have a decimal
+         *     point: a spreadsheet whose language has a comma there must be told so
+         *     when the table is imported, and to take `ean` for text. No cell begins
+         *     like a formula.
          * @example record,ean,field,obis,readingKind,resolution,unit,legalBasis,rule,start,value,quality,from,to,reason,expectedCount,deliveredCount,sequence,cursor,manifest
          *     value,871687140000000016,import_low,1-0:1.8.1,REGISTER,P1D,kWh,CONSENT,nl-consent,2026-03-01T00:00:00+01:00,6328.420,,,,,,,,,
          */
