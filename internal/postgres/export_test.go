@@ -8,7 +8,7 @@ import (
 
 // The statements whose plans the tests look at.
 const (
-	QueryBlocks     = queryBlocks
+	QueryBlocks     = queryBlockColumns // and so the rows in it
 	QueryKeys       = queryKeys
 	QueryStored     = queryStored
 	QueryCandidates = queryCandidates
