@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"kluis/authz"
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
@@ -166,6 +167,74 @@ func TestArrivedReadings(t *testing.T) {
 	if none, _ := arrivals(t, g, alpha, postgres.FeedPlace{Arrived: first}, first, 100); len(none) != 0 {
 		t.Errorf("beyond the horizon: %+v", none)
 	}
+}
+
+// TestAsOf: the versions of a moment, also after they were sealed anew under
+// another key, by either way to them; and what was erased is erased then, too.
+func TestAsOf(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	g, in, c := gateway(t, d), ingest(t, d), custodian(t, d)
+	first := settledHorizon(t, g)
+	period := days("2025-01-10", "2025-01-13")
+	k := key(home, meter.Intervals, period.From.Month())
+	batch := postgres.Batch{Keys: []envelope.KeyRecord{k}}
+	for day := period.From; day < period.To; day++ {
+		batch.Blocks = append(batch.Blocks, block(home, 6, day, 1))
+	}
+	for _, b := range []postgres.Batch{batch, {Blocks: []postgres.Row{block(home, 6, period.From+1, 2)}}} {
+		if err := in.Commit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Open(t, migrations.RoleOwner).ExecContext(t.Context(), `INSERT INTO supply_period (ean, gln, from_day) VALUES ($1, $2, '2025-01-01')`, home.Int64(), alpha.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	stored, _ := arrivals(t, g, alpha, postgres.FeedPlace{Arrived: first}, settledHorizon(t, g), 10)
+	if len(stored) != 2 || stored[0].Changed[0].Corrected || !stored[1].Changed[0].Corrected || !stored[1].At.After(stored[0].At) {
+		t.Fatalf("%+v", stored)
+	}
+	read := grant(t, home, meter.EnergyManagement, period, 6)
+	check := func(what string, id [16]byte) {
+		t.Helper()
+		for at, want := range map[time.Time]string{
+			{}: "[1 2 1]", stored[1].At: "[1 2 1]", stored[1].At.Add(-time.Microsecond): "[1 1 1]", stored[0].At: "[1 1 1]", stored[0].At.Add(-time.Microsecond): "[]",
+		} {
+			keys, blocks, err := g.BlocksAsOf(t.Context(), read, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			many, err := g.BlocksOfMany(t.Context(), []authz.Grant{read}, at)
+			if err != nil || !reflect.DeepEqual(many[0].Blocks, blocks) && len(blocks)+len(many[0].Blocks) > 0 {
+				t.Errorf("%s, %v: of many %d blocks, of one %d, %v", what, at, len(many[0].Blocks), len(blocks), err)
+			}
+			versions := []uint32{}
+			for _, b := range blocks {
+				versions = append(versions, b.Version)
+				if id == [16]byte{} && b.Key != envelope.NoKey || id != [16]byte{} && (b.Key == envelope.NoKey || keys[b.Key].ID != id) {
+					t.Errorf("%s, %v: key %d", what, at, b.Key)
+				}
+			}
+			if fmt.Sprint(versions) != want {
+				t.Errorf("%s, as of %v: versions %v, want %s", what, at, versions, want)
+			}
+		}
+	}
+	check("as stored", k.ID)
+	fresh := k
+	fresh.ID[15] ^= 0xff
+	blocks, err := c.BlocksUnder(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ReplaceDataKey(t.Context(), k, fresh, resealed(blocks, "new ")); err != nil {
+		t.Fatal(err)
+	}
+	check("sealed anew", fresh.ID)
+	if _, err := d.Open(t, migrations.RoleOwner).ExecContext(t.Context(), `DELETE FROM data_key WHERE ean = $1`, home.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	check("erased", [16]byte{})
 }
 
 // TestFeedOfFewAmongMany: a supplier with one customer among many gets on by
