@@ -103,14 +103,19 @@ static int within(uint64_t offset, uint64_t len, uint64_t total)
 	return offset <= total && len <= total - offset;
 }
 
+#ifdef M_ARENA_MAX
+// A module in this process makes and destroys many small objects, from whichever
+// thread: with an arena for each, much of what it freed stays. Before main, as it
+// is too late for threads that have one.
+__attribute__((constructor)) static void one_arena(void)
+{
+	mallopt(M_ARENA_MAX, 1);
+}
+#endif
+
 void *kluis_load(const char *path)
 {
 	function_list *list = NULL;
-#ifdef M_ARENA_MAX
-	// A module in this process makes and destroys many small objects, from
-	// whichever thread: with an arena for each, much of what it freed stays.
-	mallopt(M_ARENA_MAX, 1);
-#endif
 	void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (handle == NULL) {
 		return NULL;
