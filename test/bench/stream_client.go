@@ -250,12 +250,15 @@ type streamRun struct {
 	Parts   int                `json:"parts"`
 	Bytes   int64              `json:"bytes"`
 	CPU     map[string]float64 `json:"cpu_us"` // per metering point, by process
-	// Memory of all processes of Kluis together: what is resident, with what two
-	// of them share counted once, and each process by itself, with all it shares.
+	// Memory of all processes of Kluis together, with what two of them share
+	// counted once: all that is resident, and without the pages of programs and
+	// libraries, which the kernel takes back when it needs them; and what is
+	// resident of each process by itself.
 	PeakMB float64            `json:"peak_mb"`
+	OwnMB  float64            `json:"peak_own_mb"`
 	ByName map[string]float64 `json:"peak_resident_mb"`
-	// QuarterMB is the peak of the processes together in each quarter of the run.
-	QuarterMB  [4]float64 `json:"peak_mb_by_quarter"`
+	// QuarterMB is the peak of OwnMB in each quarter of the run.
+	QuarterMB  [4]float64 `json:"peak_own_mb_by_quarter"`
 	PostgresMB float64    `json:"postgresql_peak_mb"`
 	Load       string     `json:"load_average"` // before
 }
@@ -312,35 +315,40 @@ func (s *stream) measure(ctx context.Context, q streamQuery) (run streamRun, err
 	run.First, run.Parts, run.Bytes = r.first.Seconds(), r.parts, r.bytes
 	for i, m := range seen {
 		run.PeakMB = max(run.PeakMB, m.together)
-		run.QuarterMB[i*4/len(seen)] = max(run.QuarterMB[i*4/len(seen)], m.together)
+		run.OwnMB = max(run.OwnMB, m.own)
+		run.QuarterMB[i*4/len(seen)] = max(run.QuarterMB[i*4/len(seen)], m.own)
 		run.PostgresMB = max(run.PostgresMB, m.postgres)
 		for name, mb := range m.resident {
 			run.ByName[name] = max(run.ByName[name], mb)
 		}
 	}
-	s.say("  %.0f a second; %.0f MB", run.rate(), run.PeakMB)
+	s.say("  %.0f a second; %.0f MB, %.0f with programs", run.rate(), run.OwnMB, run.PeakMB)
 	return run, nil
 }
 
 // seenMemory is memory at a moment, in MB.
 type seenMemory struct {
 	together float64 // what is shared counted once
+	own      float64 // of it in no file
 	resident map[string]float64
 	postgres float64
 }
 
 // proportional is the memory of a process, of what it shares its share (proc(5)).
-func proportional(pid int) (mb float64, err error) {
+func proportional(pid int) (all, own float64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	_, after, _ := bytes.Cut(b, []byte("\nPss:"))
-	var kb int64
-	if _, err := fmt.Sscan(string(after), &kb); err != nil {
-		return 0, fmt.Errorf("/proc/%d/smaps_rollup cannot be read: %w", pid, err)
+	for name, mb := range map[string]*float64{"\nPss:": &all, "\nPss_Anon:": &own} {
+		_, after, _ := bytes.Cut(b, []byte(name))
+		var kb int64
+		if _, err := fmt.Sscan(string(after), &kb); err != nil {
+			return 0, 0, fmt.Errorf("/proc/%d/smaps_rollup cannot be read: %w", pid, err)
+		}
+		*mb = float64(kb<<10) / 1e6
 	}
-	return float64(kb<<10) / 1e6, nil
+	return all, own, nil
 }
 
 const watchEvery = 250 * time.Millisecond
@@ -356,8 +364,8 @@ func (s *stream) watch() (stop func() []seenMemory) {
 			if is, err := memoryOf(pid); err == nil {
 				m.resident[name] = float64(is.Resident) / 1e6
 			}
-			if mb, err := proportional(pid); err == nil {
-				m.together += mb
+			if all, own, err := proportional(pid); err == nil {
+				m.together, m.own = m.together+all, m.own+own
 			}
 		}
 		if b, err := memoryOfTree(s.postgres); err == nil {

@@ -75,11 +75,11 @@ func (r *streamReport) print(out io.Writer) {
 		fmt.Fprintln(out)
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "stream\tmetering points\ta second\tfirst after s\tparts\tbytes each\tMB, all of Kluis\tby quarter\tPostgreSQL MB\tload\t")
+	fmt.Fprintln(t, "stream\tmetering points\ta second\tfirst after s\tparts\tbytes each\tMB, all of Kluis\tby quarter\twith programs\tPostgreSQL MB\tload\t")
 	row := func(name string, runs []streamRun) {
 		for _, x := range runs {
-			fmt.Fprintf(t, "%s\t%d\t%.0f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.0f\t%s\t\n", name, x.Points, x.rate(), x.First, x.Parts, int(x.Bytes)/x.Points,
-				x.PeakMB, x.QuarterMB, x.PostgresMB, x.Load)
+			fmt.Fprintf(t, "%s\t%d\t%.0f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%s\t\n", name, x.Points, x.rate(), x.First, x.Parts, int(x.Bytes)/x.Points,
+				x.OwnMB, x.QuarterMB, x.PeakMB, x.PostgresMB, x.Load)
 		}
 	}
 	for _, d := range r.Databases {

@@ -43,7 +43,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	for _, x := range append(d.Statement, d.Detail...) {
-		if x.Seconds <= 0 || x.Bytes < int64(x.Points)*100 || x.Parts != 1 || x.PeakMB <= 0 || x.PostgresMB <= 0 || x.total() <= 0 || x.ByName["gateway"] <= 0 {
+		if x.Seconds <= 0 || x.Bytes < int64(x.Points)*100 || x.Parts != 1 || x.OwnMB <= 0 || x.PeakMB < x.OwnMB || x.PostgresMB <= 0 || x.total() <= 0 || x.ByName["gateway"] <= 0 {
 			t.Errorf("%+v", x)
 		}
 	}
