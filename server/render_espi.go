@@ -65,11 +65,11 @@ func (x *feed) link(rel, kind, href string) {
 // resource is an entry of the feed; self is its path, the last part of which
 // is id.
 type resource struct {
-	id             uuid.UUID
-	kind           string // of ESPI
-	self, up       string
-	related        []espiLink
-	title, content string // content is markup of our own
+	id       uuid.UUID
+	kind     string // of ESPI
+	self, up string
+	related  []espiLink
+	title    string
 }
 
 type espiLink struct{ kind, href string }
