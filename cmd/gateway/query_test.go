@@ -1130,3 +1130,104 @@ func (w *world) gauge(name string) float64 {
 	w.t.Fatalf("no metric %s", name)
 	return 0
 }
+
+// A page is as true as a stream: what does not stand any more when it is sent is
+// not in it, and a fault after its first batch ends it early.
+func TestQueryPageCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	eans := w.customers(w.a, 20)
+	ask := func(cursor string) client.ReadingsPage {
+		t.Helper()
+		a := w.asks(asking{"meteringPoints": texts(eans), "limit": 20})
+		if cursor != "" {
+			a["cursor"] = cursor
+		}
+		r := w.query(w.a, "application/json", a)
+		if r.status != 200 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		var page client.ReadingsPage
+		holdsTo(t, "ReadingsPage", r.body, &page)
+		return page
+	}
+	lose := func(i int) {
+		w.legalFile(eans[i], meter.Electricity, authz.SetSupply{Supplier: w.b.gln, Days: meter.DayRange{From: day("2021-01-01"), To: meter.MaxDay}})
+	}
+	for _, lost := range []int{4, 0} {
+		w.batches.records = func(r []audit.Record, real func() error) error {
+			err := real()
+			if r[0].EAN == eans[8] {
+				lose(lost)
+				time.Sleep(1200 * time.Millisecond)
+			}
+			return err
+		}
+		first := ask("")
+		if len(first.MeteringPoints) != lost || first.Cursor == nil || first.Done != lost {
+			t.Fatalf("%d metering points, where number %d was lost", len(first.MeteringPoints), lost+1)
+		}
+		w.batches.reset()
+		rest := ask(*first.Cursor)
+		if len(rest.MeteringPoints) != 20-lost || rest.Cursor != nil || rest.MeteringPoints[0].Ean != eans[lost].String() || len(*rest.MeteringPoints[0].Series) != 0 {
+			t.Errorf("%d metering points in the rest", len(rest.MeteringPoints))
+		}
+	}
+	w.batches.blocks = func(first meter.EAN) error {
+		if slices.Index(eans, first) >= 8 {
+			return errFault
+		}
+		return nil
+	}
+	page := ask("")
+	if len(page.MeteringPoints) != 8 || page.Cursor == nil {
+		t.Errorf("%d metering points before the fault", len(page.MeteringPoints))
+	}
+	if r := w.query(w.a, "application/json", w.asks(asking{"meteringPoints": texts(eans), "limit": 20, "cursor": *page.Cursor})); r.status != 503 || r.problem(t) != "database-unavailable" {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if m := w.counter("kluis_gateway_query_points_total"); m["given"] == 0 || m["withheld"] == 0 {
+		t.Errorf("counted %v", m)
+	}
+}
+
+// Streams are counted by how they end.
+func TestQueryMetrics(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	eans := w.customers(w.a, 9)
+	list := append(texts(eans), w.ean(1).String())
+	w.stored(w.a, w.asks(asking{"meteringPoints": list})).part(nil)
+	w.batches.signs = func(meter.EAN) error { return server.ErrNoCryptoserver }
+	w.stored(w.a, w.asks(asking{"meteringPoints": list})).part(nil)
+	if got := w.counter("kluis_gateway_streams_ended_total"); got["complete"] != 1 || got["decryption-unavailable"] != 1 {
+		t.Errorf("ended %v", got)
+	}
+	if got := w.counter("kluis_gateway_query_points_total"); got["given"] != 18 || got["problem"] != 2 {
+		t.Errorf("points %v", got)
+	}
+	if w.gauge("kluis_gateway_streams") != 0 {
+		t.Error("a stream is still under way")
+	}
+	if log := w.log.String(); !strings.Contains(log, `"points":10,"values":27`) || strings.Contains(log, eans[0].String()) {
+		t.Errorf("the log: %s", log)
+	}
+}
+
+// counter is a metric with one label, by its value.
+func (w *world) counter(name string) map[string]float64 {
+	w.t.Helper()
+	families, err := w.metrics.Gather()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				out[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+			}
+		}
+	}
+	return out
+}
