@@ -121,6 +121,9 @@ func readCertificate(path string) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
+// fillAtOnce homes are stored together: each has a year of readings.
+const fillAtOnce = 4
+
 // fill seals and stores the readings of every home up to today, the closing
 // register read of today included.
 func (d *demo) fill(ctx context.Context, operator config.Operator, today meter.Day) error {
@@ -139,24 +142,22 @@ func (d *demo) fill(ctx context.Context, operator config.Operator, today meter.D
 		return err
 	}
 	defer in.Close()
-	blocks, homes := 0, 0
-	for _, pt := range d.plan.points {
-		if !pt.readings {
-			continue
+	var failed error
+	total, err := in.Many(ctx, func(yield func(ingest.Point) bool) {
+		for _, pt := range d.plan.points {
+			if !pt.readings {
+				continue
+			}
+			var p ingest.Point
+			if p, failed = d.simulate(pt, from, today); failed != nil || !yield(p) {
+				return
+			}
 		}
-		p, err := d.simulate(pt, from, today)
-		if err != nil {
-			return err
-		}
-		if _, err := in.Days(ctx, []ingest.Point{p}, ingest.Options{}); err != nil {
-			return fmt.Errorf("storing readings: %w", err)
-		}
-		blocks += len(p.Blocks)
-		if homes++; homes%7 == 0 {
-			d.say("readings: %d homes, %d blocks sealed", homes, blocks)
-		}
+	}, ingest.Options{AtOnce: fillAtOnce, Progress: func(blocks, _ int) { d.say("readings: %d blocks sealed", blocks) }})
+	if err := errors.Join(failed, err); err != nil {
+		return fmt.Errorf("storing readings: %w", err)
 	}
-	d.say("readings: %d homes from %s up to %s, %d blocks sealed", homes, from, today, blocks)
+	d.say("readings: %d homes from %s up to %s, %d blocks sealed", total.Points, from, today, total.Blocks)
 	d.progress.FilledTo = today.String()
 	return d.save(d.progress)
 }
