@@ -3624,6 +3624,31 @@ func (response GetReadiness413ApplicationProblemPlusJSONResponse) VisitGetReadin
 	return err
 }
 
+type GetReadiness429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetReadiness429ApplicationProblemPlusJSONResponse) VisitGetReadinessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetReadiness503ResponseHeaders struct {
 	RetryAfter *int
 }
@@ -5192,6 +5217,31 @@ func (response GetManifestKeys200JSONResponse) VisitGetManifestKeysResponse(w ht
 	return err
 }
 
+type GetManifestKeys429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetManifestKeys429ApplicationProblemPlusJSONResponse) VisitGetManifestKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetManifestKeys500ApplicationProblemPlusJSONResponse struct {
 	InternalErrorApplicationProblemPlusJSONResponse
 }
@@ -5218,6 +5268,7 @@ type ListMeteringPointsResponseObject interface {
 
 type ListMeteringPoints200ResponseHeaders struct {
 	CacheControl   *string
+	ETag           *string
 	XInteractionId *openapi_types.UUID
 }
 
@@ -5236,12 +5287,39 @@ func (response ListMeteringPoints200JSONResponse) VisitListMeteringPointsRespons
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
 	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type ListMeteringPoints304ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type ListMeteringPoints304Response struct {
+	Headers ListMeteringPoints304ResponseHeaders
+}
+
+func (response ListMeteringPoints304Response) VisitListMeteringPointsResponse(w http.ResponseWriter) error {
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(304)
+	return nil
 }
 
 type ListMeteringPoints400ApplicationProblemPlusJSONResponse struct {
@@ -5878,6 +5956,7 @@ type ListConsentsResponseObject interface {
 
 type ListConsents200ResponseHeaders struct {
 	CacheControl   *string
+	ETag           *string
 	XInteractionId *openapi_types.UUID
 }
 
@@ -5896,12 +5975,39 @@ func (response ListConsents200JSONResponse) VisitListConsentsResponse(w http.Res
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
 	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type ListConsents304ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type ListConsents304Response struct {
+	Headers ListConsents304ResponseHeaders
+}
+
+func (response ListConsents304Response) VisitListConsentsResponse(w http.ResponseWriter) error {
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(304)
+	return nil
 }
 
 type ListConsents400ApplicationProblemPlusJSONResponse struct {
@@ -6709,6 +6815,7 @@ type GetStatusResponseObject interface {
 
 type GetStatus200ResponseHeaders struct {
 	CacheControl   *string
+	ETag           *string
 	XInteractionId *openapi_types.UUID
 }
 
@@ -6727,12 +6834,39 @@ func (response GetStatus200JSONResponse) VisitGetStatusResponse(w http.ResponseW
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
 	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetStatus304ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetStatus304Response struct {
+	Headers GetStatus304ResponseHeaders
+}
+
+func (response GetStatus304Response) VisitGetStatusResponse(w http.ResponseWriter) error {
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetStatus400ApplicationProblemPlusJSONResponse struct {
