@@ -857,7 +857,7 @@ type AccessLogEntry struct {
 	Caller struct {
 		// Employee The grid operator's employee.
 		//
-		// Example: agent-17
+		// Example: https://login.example#agent-17
 		Employee *string `json:"employee,omitempty"`
 
 		// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
@@ -1263,7 +1263,7 @@ type ConsentStep struct {
 
 	// Employee For employees only, who took the step for the customer or the operator.
 	//
-	// Example: agent-17
+	// Example: https://login.example#agent-17
 	Employee *string `json:"employee,omitempty"`
 
 	// Step What was done. `REGISTERED` is a consent recorded on the customer's word without a request before.
@@ -1532,7 +1532,7 @@ type ProbeStatus string
 type Problem struct {
 	// Detail What to do about it. Never repeats what was sent.
 	//
-	// Example: The request does not follow the contract; every fault is listed.
+	// Example: The request does not follow the contract; every fault is listed in errors.
 	Detail *string `json:"detail,omitempty"`
 
 	// Errors With `invalid-parameters`, every faulty parameter.
