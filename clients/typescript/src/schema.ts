@@ -560,7 +560,7 @@ export interface components {
             caller: {
                 /**
                  * @description The grid operator's employee.
-                 * @example agent-17
+                 * @example https://login.example#agent-17
                  */
                 employee?: string;
                 gln: components["schemas"]["Gln"];
@@ -870,7 +870,7 @@ export interface components {
             by: "SUPPLIER" | "CUSTOMER" | "OPERATOR";
             /**
              * @description For employees only, who took the step for the customer or the operator.
-             * @example agent-17
+             * @example https://login.example#agent-17
              */
             employee?: string;
             /**
@@ -1078,7 +1078,7 @@ export interface components {
         Problem: {
             /**
              * @description What to do about it. Never repeats what was sent.
-             * @example The request does not follow the contract; every fault is listed.
+             * @example The request does not follow the contract; every fault is listed in errors.
              */
             detail?: string;
             /** @description With `invalid-parameters`, every faulty parameter. */
@@ -1523,16 +1523,16 @@ export interface components {
                  *       "type": "urn:kluis:problem:invalid-parameters",
                  *       "title": "Invalid parameters",
                  *       "status": 400,
-                 *       "detail": "The request does not follow the contract; every fault is listed.",
+                 *       "detail": "The request does not follow the contract; every fault is listed in errors.",
                  *       "interactionId": "019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e",
                  *       "errors": [
                  *         {
-                 *           "pointer": "/query/to",
-                 *           "reason": "must be later than from"
-                 *         },
-                 *         {
                  *           "pointer": "/query/purpose",
                  *           "reason": "must be one of BILLING, ENERGY_MANAGEMENT, SWITCH, MOVE, CUSTOMER_SERVICE"
+                 *         },
+                 *         {
+                 *           "pointer": "/query/to",
+                 *           "reason": "must be later than from"
                  *         }
                  *       ]
                  *     }
@@ -1736,6 +1736,11 @@ export interface components {
          */
         InteractionId: string;
         /**
+         * @description Names what the answer says (RFC 9110, weak), its `interactionId` and time apart; for `If-None-Match`.
+         * @example W/"Hq1wYx0k9WvZ"
+         */
+        ListETag: string;
+        /**
          * @description Where the consent is.
          * @example /v1/consents/7c9e6679-7425-40de-944b-e07fc1f90ae7
          */
@@ -1812,6 +1817,7 @@ export interface operations {
             };
             400: components["responses"]["BadRequest"];
             413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
             /** @description It cannot now; see `/v1/status` for the reason. */
             503: {
                 headers: {
@@ -2142,6 +2148,7 @@ export interface operations {
                     "application/json": components["schemas"]["JwkSet"];
                 };
             };
+            429: components["responses"]["TooManyRequests"];
             500: components["responses"]["InternalError"];
         };
     };
@@ -2169,12 +2176,23 @@ export interface operations {
             200: {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["MeteringPoints"];
                 };
+            };
+            /** @description `If-None-Match` names the answer as it would be now, whatever its `interactionId`. */
+            304: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
@@ -2323,12 +2341,23 @@ export interface operations {
             200: {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Consents"];
                 };
+            };
+            /** @description `If-None-Match` names the answer as it would be now, whatever its `interactionId`. */
+            304: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
@@ -2487,12 +2516,23 @@ export interface operations {
             200: {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Status"];
                 };
+            };
+            /** @description `If-None-Match` names the answer as it would be now, whatever its `interactionId`. */
+            304: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["ListETag"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
