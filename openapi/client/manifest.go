@@ -2,7 +2,6 @@ package client
 
 import (
 	"bytes"
-	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
@@ -10,7 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
+	"slices"
 	"strings"
 	"time"
 )
@@ -157,10 +156,11 @@ func manifestKey(keys JwkSet, kid string) (*ecdsa.PublicKey, error) {
 		if base64.RawURLEncoding.EncodeToString(sum[:]) != kid || xErr != nil || yErr != nil || len(x) != 32 || len(y) != 32 {
 			return nil, errors.New("its key is not the one that kid names")
 		}
-		if _, err := ecdh.P256().NewPublicKey(append(append([]byte{4}, x...), y...)); err != nil {
+		key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, x, y)) // SEC 1, 2.3.3
+		if err != nil {
 			return nil, errors.New("its key is no point of P-256")
 		}
-		return &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).SetBytes(x), Y: new(big.Int).SetBytes(y)}, nil
+		return key, nil
 	}
 	return nil, errors.New("none of the keys signed it: get the keys anew")
 }

@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"cryptoserver/client":     {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
 	"internal/hsm":            {"cryptoserver/token"},
 
-	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/strictjson", "meter", "openapi"},
+	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/strictjson", "meter", "openapi"},
 	"issuer":            {"authz", "internal/authn", "meter"},
 	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
 	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},

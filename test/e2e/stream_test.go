@@ -197,7 +197,7 @@ func (w *world) copyIn(t *testing.T, rows [][]any, table string, columns ...stri
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	st, err := tx.PrepareContext(t.Context(), pq.CopyIn(table, columns...))
+	st, err := tx.PrepareContext(t.Context(), "COPY "+table+" ("+strings.Join(columns, ", ")+") FROM STDIN")
 	if err != nil {
 		t.Fatal(err)
 	}

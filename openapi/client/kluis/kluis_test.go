@@ -253,7 +253,7 @@ func TestQueryGoesOn(t *testing.T) {
 		"cut off twice":            {[]func(http.ResponseWriter, *part){cut(2), cut(4), whole}, 3, 2, 1},
 		"cut off before a line":    {[]func(http.ResponseWriter, *part){cut(0), whole}, 2, 1, 1},
 		"away, then there":         {[]func(http.ResponseWriter, *part){problem(503, "overloaded", "Retry-After", "3"), whole}, 2, 1, 1},
-		"a proxy's error":          {[]func(http.ResponseWriter, *part){func(w http.ResponseWriter, _ *part) { http.Error(w, "<html>", 502) }, whole}, 2, 1, 1},
+		"a proxy's error":          {[]func(http.ResponseWriter, *part){func(w http.ResponseWriter, _ *part) { http.Error(w, "<html>", http.StatusBadGateway) }, whole}, 2, 1, 1},
 		"stopped by changed facts": {[]func(http.ResponseWriter, *part){stops(3, "evidence-changed", 409), whole}, 2, 1, 1},
 		"the token ends":           {[]func(http.ResponseWriter, *part){stops(3, "unauthenticated", 401), whole}, 2, 0, 2},
 		"the token ends twice":     {[]func(http.ResponseWriter, *part){stops(3, "unauthenticated", 401), stops(4, "unauthenticated", 401), whole}, 3, 0, 3},
