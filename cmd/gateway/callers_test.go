@@ -39,6 +39,7 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 	operations := []operation{
 		{id: "listMeteringPoints", path: "/v1/metering-points", supplier: "readings:read", in: []int{200}},
 		{id: "getReadings", path: w.path(e, "purpose", "CUSTOMER_SERVICE"), supplier: "readings:read", serving: "readings", in: []int{200}},
+		{id: "queryReadings", method: "POST", path: "/v1/readings/query", body: form{"from": w.days().From.String(), "to": w.days().To.String(), "purpose": "BILLING"}, supplier: "readings:read", in: []int{200}},
 		{id: "getAccess", path: accessPath(e), supplier: "readings:read", serving: "view", auditor: "view", in: []int{200}},
 		{id: "listConsents", path: "/v1/metering-points/" + e.String() + "/consents", supplier: "consents:write", serving: "view", auditor: "view", in: []int{200}},
 		{id: "createConsent", method: "POST", path: "/v1/consents", body: f, step: register, supplier: "consents:write", serving: "step", in: []int{201, 409}}, // 409: the same is in the file
