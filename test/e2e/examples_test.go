@@ -371,8 +371,7 @@ func TestExamplesAreTrue(t *testing.T) {
 		t.Errorf("only %d examples were compared", compared)
 	}
 	// Examples of metering points and parties have a true check digit.
-	var check func(v any)
-	check = func(v any) {
+	check := func(v any) {
 		if s, ok := v.(string); ok && kindOf(s) == "EAN-18" {
 			if _, err := meter.ParseEAN(s); err != nil {
 				t.Errorf("%s: %v", s, err)
