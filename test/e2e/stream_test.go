@@ -38,7 +38,7 @@ var streamPoints = flag.Int("stream-points", 2000, "metering points of the strea
 // every metering point exactly once, with its own values, and a manifest that
 // says so.
 func TestStreamSurvives(t *testing.T) {
-	if !raceEnabled && *streamPoints <= 2000 {
+	if *streamPoints <= 2000 {
 		t.Parallel()
 	}
 	p := newPortfolio(t, *streamPoints)
