@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 // endless is a body of so many bytes.
 type endless struct {
 	n    int64
-	sent *int64
+	sent *atomic.Int64
 }
 
 func (e *endless) Read(b []byte) (int, error) {
@@ -29,7 +30,7 @@ func (e *endless) Read(b []byte) (int, error) {
 		b[i] = ' '
 	}
 	e.n -= int64(n)
-	*e.sent += int64(n)
+	e.sent.Add(int64(n))
 	return n, nil
 }
 
@@ -161,7 +162,7 @@ func TestHugeBody(t *testing.T) {
 	w := newWorld(t, options{})
 	for _, h2 := range []bool{true, false} {
 		for _, said := range []bool{true, false} {
-			var sent int64
+			var sent atomic.Int64
 			c := w.http(w.a.cert)
 			c.Transport.(*http.Transport).ForceAttemptHTTP2 = h2
 			if !h2 {
@@ -185,8 +186,8 @@ func TestHugeBody(t *testing.T) {
 			} else if h2 {
 				t.Error(err)
 			}
-			if sent > 64<<20 {
-				t.Errorf("%d MB were taken", sent>>20)
+			if sent.Load() > 64<<20 {
+				t.Errorf("%d MB were taken", sent.Load()>>20)
 			}
 		}
 	}
