@@ -238,14 +238,12 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 				}
 				continue
 			}
-			rc, err := envelope.ParseReceipt(rec.Receipt)
-			if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier || rc.TokenID != rec.TokenID ||
-				rc.Purpose != rec.Purpose || rc.LegalFile != rec.LegalFile || rc.FileVersion != rec.FileVersion || rc.Profile != rec.Profile ||
-				!rc.OfEmployee(rec.Employee, rec.Reason) {
+			rc, err := rec.Opening()
+			if err != nil {
 				v.rep.add(describe(ReceiptBad, row.Key, index))
 				continue
 			}
-			receipts = append(receipts, receipt{rc, rec.Receipt, index})
+			receipts = append(receipts, receipt{*rc, rec.Receipt, index})
 			journal = append(journal, leaf.Key{Kind: leaf.Journal, ID: rc.BootID, Version: int64(rc.Sequence)})
 		case leaf.LegalFile:
 			v.logged++ // and looked at in the order of versions

@@ -18,7 +18,6 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 
 	"kluis/authz"
-	"kluis/cryptoserver/envelope"
 	"kluis/internal/audit"
 	"kluis/meter"
 	"kluis/openapi"
@@ -436,9 +435,8 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 	}
 	opened := 0
 	if len(rec.Receipt) > 0 {
-		rc, err := envelope.ParseReceipt(rec.Receipt)
-		if err != nil || rc.InteractionID != rec.InteractionID || rc.EAN != rec.EAN || rc.Supplier != rec.Supplier ||
-			rc.TokenID != rec.TokenID || rc.Purpose != rec.Purpose || !rc.OfEmployee(rec.Employee, rec.Reason) {
+		rc, err := rec.Opening()
+		if err != nil {
 			return logEntry{}, false, errUnreadable
 		}
 		opened = int(rc.Opened)

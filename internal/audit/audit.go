@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"kluis/authz"
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/canonical"
 	"kluis/meter"
 )
@@ -182,6 +183,20 @@ type Record struct {
 	// Receipt is the cryptoserver's, verbatim, and stored beside the record;
 	// the encoding holds its SHA-256. Empty when nothing was opened.
 	Receipt []byte
+}
+
+// Opening is the receipt of the record: what a cryptoserver says that it opened.
+// A receipt of anything else than the record tells is refused.
+func (r *Record) Opening() (*envelope.Receipt, error) {
+	rc, err := envelope.ParseReceipt(r.Receipt)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	if rc.InteractionID != r.InteractionID || rc.EAN != r.EAN || rc.Supplier != r.Supplier || rc.TokenID != r.TokenID || rc.Purpose != r.Purpose ||
+		rc.LegalFile != r.LegalFile || rc.FileVersion != r.FileVersion || rc.Profile != r.Profile || !rc.OfEmployee(r.Employee, r.Reason) {
+		return nil, fmt.Errorf("%w: its receipt is of something else", ErrRecord)
+	}
+	return &rc, nil
 }
 
 // Granted is one field on one basis.

@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"migrations":           {},
 
 	"internal/authn": {"authz", "internal/config", "internal/strictjson", "meter"},
-	"internal/audit": {"authz", "internal/canonical", "meter"},
+	"internal/audit": {"authz", "cryptoserver/envelope", "internal/canonical", "meter"},
 
 	"cryptoserver/token":      {},
 	"cryptoserver/cryptopb":   {},
