@@ -110,8 +110,8 @@ func leafHash(salt, record, receipt []byte) tlog.Hash {
 
 var (
 	purposes = []string{"none", "BILLING", "ENERGY_MANAGEMENT", "SWITCH", "MOVE", "CUSTOMER_SERVICE"}
-	outcomes = []string{"", "given", "given in part", "all withheld", "no relation", "failed", "refused"}
-	asked    = []string{"", "readings", "a list of metering points", "what it may read", "consents", "a step of a consent", "the access log"}
+	outcomes = []string{"", "given", "given in part", "all withheld", "no relation", "failed", "refused", "unchanged"}
+	asked    = []string{"", "readings", "a list of metering points", "what it may read", "consents", "a step of a consent", "the access log", "what changed"}
 	actions  = []string{"", "register", "grant", "reject", "revoke", "request"}
 )
 
@@ -139,6 +139,7 @@ func describe(record, receipt []byte) (string, error) {
 	if !r.short {
 		r.take(2*int(fields) + 2) // fields, resolution, kind
 	}
+	asOf := int64(r.u64())
 	consent, action := r.take(16), r.take(1)
 	outcome := r.take(1)
 	if r.short {
@@ -172,6 +173,9 @@ func describe(record, receipt []byte) (string, error) {
 	case from != to:
 		what += fmt.Sprintf(", days from %s to before %s", day(from), day(to))
 	}
+	if asOf != 0 {
+		what += ", as stored at " + instant(asOf)
+	}
 	if !bytes.Equal(consent, make([]byte, 16)) {
 		what += ", consent " + uuid(consent)
 	}
@@ -183,7 +187,12 @@ func describe(record, receipt []byte) (string, error) {
 		who += fmt.Sprintf(", employee %q, because %q", employee, reason)
 	}
 	return fmt.Sprintf("  interaction  %s\n  at           %s\n  caller       %s\n  asked for    %s\n  outcome      %s; %s\n", uuid(interaction),
-		time.UnixMicro(at).UTC().Format("2006-01-02 15:04:05.000000 MST"), who, what, name(outcomes, outcome[0]), opened), nil
+		instant(at), who, what, name(outcomes, outcome[0]), opened), nil
+}
+
+// instant is a time in microseconds since 1970.
+func instant(micros int64) string {
+	return time.UnixMicro(micros).UTC().Format("2006-01-02 15:04:05.000000 MST")
 }
 
 // openEnd stands for the end of days that have none yet.
