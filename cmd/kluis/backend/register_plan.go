@@ -289,8 +289,9 @@ func (pl *registerPlan) supply(r *registerRow, now time.Time) {
 		switch {
 		case have.days.Intersect(r.supply).Empty():
 		case have.supplier != r.supplier && lasts && open < r.supply.From: // it ends with this one
-		case have.supplier == r.supplier && lasts && slices.Contains(begin, r.supply.From) && open < r.supply.To && r.supply.To != meter.MaxDay:
-			// It ended. The last period may have begun later than the row's.
+		case have.supplier == r.supplier && lasts && have.days.From <= r.supply.From && slices.Contains(begin, r.supply.From) && open < r.supply.To && r.supply.To != meter.MaxDay:
+			// It ended. The last period may have begun later than the row's, but
+			// without a gap: days between that are nobody's or another's are a conflict.
 			pl.step(r, colSupplyTo, authz.SetSupply{Supplier: r.supplier, Days: meter.DayRange{From: open, To: r.supply.To}}, now)
 			return
 		case conflict == nil:
