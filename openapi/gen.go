@@ -2264,7 +2264,7 @@ type GetReadingsParams struct {
 	// AsOf The readings as they were stored at this instant (RFC 3339, not in the future): of each day the newest version there was then. Absent: as they are now. What may be read is decided as of now, either way.
 	AsOf *AsOf `form:"asOf,omitempty" json:"asOf,omitempty"`
 
-	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted.
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 

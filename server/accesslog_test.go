@@ -152,9 +152,10 @@ func request(t testing.TB, at, from, to string) audit.Record {
 
 // opened gives a record the receipt of so many blocks.
 func opened(r audit.Record, n uint32) audit.Record {
+	r.FileVersion = max(1, r.FileVersion)
 	rc := envelope.Receipt{
 		ServerID: "cryptoserver-1", BootID: [16]byte{1}, Sequence: 1, At: r.At, InteractionID: r.InteractionID, Supplier: r.Supplier, TokenID: r.TokenID,
-		EAN: r.EAN, Purpose: r.Purpose, FileVersion: max(1, r.FileVersion), Opened: n,
+		EAN: r.EAN, Purpose: r.Purpose, LegalFile: r.LegalFile, FileVersion: r.FileVersion, Profile: r.Profile, Opened: n,
 	}
 	if r.Employee != "" {
 		rc.Employee = envelope.EmployeeDigest(r.TokenID, r.Employee, r.Reason)

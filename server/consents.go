@@ -84,7 +84,7 @@ func (s *Server) consents(ctx context.Context, c *call, ean meter.EAN) (*body, e
 		return nil, err
 	}
 	out.InteractionId = uuid.Nil
-	return tagged(ctx, "listConsents", rendered, out)
+	return s.tagged(ctx, "listConsents", rendered, out)
 }
 
 func (b *body) VisitListConsentsResponse(w http.ResponseWriter) error { return b.write(w) }

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -29,7 +31,7 @@ const maxTags = 8
 
 const (
 	wantIfMatch     = "must be the ETag of the consent as you know it, in its quotes"
-	wantIfNoneMatch = "must be the ETag of an answer you have, in its quotes, or *"
+	wantIfNoneMatch = "must be the ETag of an answer you have, in its quotes"
 )
 
 var errTags = errors.New("not a list of entity tags")
@@ -47,13 +49,11 @@ func parseIfMatch(s string) (entityTags, error) {
 }
 
 // parseIfNoneMatch reads If-None-Match (RFC 9110, 13.1.2): whether a tag is weak
-// does not matter. any: it is "*", any answer at all.
-func parseIfNoneMatch(s string) (tags entityTags, any bool, err error) {
-	if strings.Trim(s, " \t") == "*" {
-		return nil, true, nil
-	}
-	err = readTags(s, func(tag string, _ bool) { tags = append(tags, tag) })
-	return tags, false, err
+// does not matter. "*" is refused: who has an answer has its tag, and who has
+// none would follow what is stored without ever being given anything.
+func parseIfNoneMatch(s string) (entityTags, error) {
+	var tags entityTags
+	return tags, readTags(s, func(tag string, _ bool) { tags = append(tags, tag) })
 }
 
 // readTags calls found for each tag of a list, in its quotes, W/ taken off.
@@ -98,7 +98,7 @@ func (s *Server) conditional(next http.Handler) http.Handler {
 		if sent := r.Header.Values("If-None-Match"); r.Method == http.MethodGet && len(sent) > 0 {
 			c := callOf(r.Context())
 			var err error
-			if c.has, c.hasAny, err = parseIfNoneMatch(strings.Join(sent, ",")); err != nil {
+			if c.has, err = parseIfNoneMatch(strings.Join(sent, ",")); err != nil {
 				s.writeFailure(w, r, failParams(paramErrors{{Pointer: "/header/If-None-Match", Reason: wantIfNoneMatch}}))
 				return
 			}
@@ -108,15 +108,27 @@ func (s *Server) conditional(next http.Handler) http.Handler {
 }
 
 // knows says whether the caller has the answer that a tag names.
-func (c *call) knows(tag string) bool { return c.hasAny || c.has.match(tag) }
+func (c *call) knows(tag string) bool { return c.has.match(tag) }
 
-// tagger digests what an answer is made of.
+// tagger digests what an answer is made of, under a key that all gateways share:
+// nobody else can try what a tag stands for.
 type tagger struct{ hash.Hash }
+
+// tagInfo makes the key of tags of one for cursors (HKDF, no salt).
+const tagInfo = "kluis/etag/1\n"
+
+func newTagKey(key [32]byte) ([]byte, error) {
+	k, err := hkdf.Key(sha256.New, key[:], nil, tagInfo, 32)
+	if err != nil {
+		return nil, fmt.Errorf("key for entity tags: %w", err)
+	}
+	return k, nil
+}
 
 // newTagger begins with what makes an answer somebody's: a tag is worth nothing
 // to another caller, for another operation, in another media type.
-func newTagger(operation string, c *call) tagger {
-	t := tagger{sha256.New()}
+func (s *Server) newTagger(operation string, c *call) tagger {
+	t := tagger{hmac.New(sha256.New, s.tagKey)}
 	t.text("kluis/etag/1\n" + operation)
 	t.text(c.caller.Supplier().String())
 	e := c.caller.Employee()
@@ -145,22 +157,18 @@ func (t tagger) number(v any) {
 func (t tagger) tag() string { return entityTag([32]byte(t.Sum(nil))) }
 
 // readingsTag names what an answer to getReadings will be made of: the request,
-// the facts that decided, what they give and withhold, and the versions of the
-// blocks, which nobody has opened yet. Nothing of a reading goes into it. The
-// legal file's signature, which nobody can guess, is in its digest: whoever
-// sees a tag cannot try what it stands for.
-func (s *Server) readingsTag(c *call, r authz.Request, asOf time.Time, file *authz.LegalFile, g authz.Grant, withheld []authz.Withheld, keys []envelope.KeyRecord, blocks []envelope.SealedBlock) string {
-	t := newTagger("getReadings", c)
+// what is given and withheld, and the versions of the blocks, which nobody has
+// opened yet. Nothing of a reading goes into it, nor the legal file by itself:
+// it changes with what others do at the metering point.
+func (s *Server) readingsTag(c *call, r authz.Request, asOf time.Time, g authz.Grant, withheld []authz.Withheld, keys []envelope.KeyRecord, blocks []envelope.SealedBlock) string {
+	t := s.newTagger("getReadings", c)
 	t.number(r.EAN.Int64())
 	t.number([]int64{int64(r.Purpose), int64(r.Days.From), int64(r.Days.To), int64(r.Resolution), int64(r.Kind), int64(len(r.Fields))})
 	for _, f := range r.Fields {
 		t.number(f)
 	}
 	t.number(asOf.UnixMicro())
-	profile, digest := s.profile.Digest(), file.Digest()
-	t.number(profile)
-	t.number(digest)
-	t.number(uint64(file.Version()))
+	t.number(s.profile.Digest())
 	items := g.Items()
 	t.number(uint32(len(items)))
 	for _, it := range items {
@@ -192,13 +200,13 @@ func (s *Server) readingsTag(c *call, r authz.Request, asOf time.Time, file *aut
 
 // tagged makes the answer of what is rendered, or says that the caller has it:
 // content is what of it stays the same as long as nothing changes.
-func tagged(ctx context.Context, operation string, rendered []byte, content any) (*body, error) {
+func (s *Server) tagged(ctx context.Context, operation string, rendered []byte, content any) (*body, error) {
 	c := callOf(ctx)
 	same, err := json.Marshal(content)
 	if err != nil {
 		return nil, fmt.Errorf("rendering for a tag: %w", err)
 	}
-	t := newTagger(operation, c)
+	t := s.newTagger(operation, c)
 	t.text(string(same))
 	tag := t.tag()
 	b := c.rendered(rendered)

@@ -71,7 +71,7 @@ func (s *Server) ListMeteringPoints(ctx context.Context, r openapi.ListMeteringP
 	if !next.IsZero() {
 		same.Next, same.Day = next.String(), s.now().Unix()/(24*60*60)
 	}
-	return tagged(ctx, "listMeteringPoints", rendered, same)
+	return s.tagged(ctx, "listMeteringPoints", rendered, same)
 }
 
 // listCursor opens a cursor of a list: the metering point after which it goes

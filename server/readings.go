@@ -121,7 +121,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		if err != nil {
 			return nil, s.recordFailure(ctx, rec, fail(databaseUnavailable, fmt.Errorf("blocks: %w", err)))
 		}
-		tag := s.readingsTag(c, request, q.asOf, file, grant, withheld, keys, blocks)
+		tag := s.readingsTag(c, request, q.asOf, grant, withheld, keys, blocks)
 		if c.knows(tag) {
 			rec.Outcome = audit.Unchanged
 			release()

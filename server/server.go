@@ -234,6 +234,7 @@ type Server struct {
 	feed     Feed
 	health   Health
 	cursors  cursors
+	tagKey   []byte
 	public   *url.URL
 	timeout  time.Duration
 	turns    *turns
@@ -276,6 +277,9 @@ func New(c Config) (*Server, error) {
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
+		return nil, err
+	}
+	if s.tagKey, err = newTagKey(c.CursorKeys[0]); err != nil {
 		return nil, err
 	}
 	s.tracer = c.Tracer
@@ -424,7 +428,7 @@ func (s *Server) router(may []*callers, validate func(*route) func(http.Handler)
 		chain := chi.Chain(s.enter(rt), s.authenticate(may[i]), s.readBody(rt), validate(rt), s.acceptable, s.conditional)
 		mux.Method(rt.method, rt.path, chain.HandlerFunc(rt.serve(wrapper)))
 	}
-	s.docs.route(mux)
+	s.docs.route(mux.With(s.anyone))
 	mux.NotFound(s.anyone(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.writeFailure(w, r, fail(notFound, nil))
 	})).ServeHTTP)
@@ -455,7 +459,6 @@ type call struct {
 	body     []byte     // of an operation that has one
 	media    string     // of the answer of one that has several; "": Accept allows none
 	has      entityTags // of If-None-Match
-	hasAny   bool       // it is *
 	packed   bool       // the answer of one that may be compressed is
 	verified *authn.Token
 	asked    *manyQuery  // of queryReadings

@@ -65,7 +65,7 @@ func (s *Server) GetStatus(ctx context.Context, _ openapi.GetStatusRequestObject
 		return nil, fmt.Errorf("rendering the status: %w", err)
 	}
 	st.InteractionId, st.At = uuid.Nil, time.Time{}
-	return tagged(ctx, "getStatus", rendered, st)
+	return s.tagged(ctx, "getStatus", rendered, st)
 }
 
 func (s *Server) status(ev *event, b *backends) openapi.Status {

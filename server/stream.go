@@ -141,7 +141,9 @@ func (q *querying) sendAll(ctx context.Context, out *output, line *pipeline, b *
 func (q *querying) sendBatch(ctx context.Context, out *output, b *batch) error {
 	stands, why := len(b.points), error(nil) // up to which the facts stand, and why no further
 	for i, p := range b.points {
-		if err := q.mayGoOn(ctx); err != nil {
+		// First, as it takes as long as the client likes: between what is looked at
+		// below and the lines nothing waits.
+		if err := out.room(out.lines.size(&p.answer) + 2*otherLine); err != nil {
 			return err
 		}
 		if time.Since(b.evidence) > evidenceAge {
@@ -151,6 +153,9 @@ func (q *querying) sendBatch(ctx context.Context, out *output, b *batch) error {
 			}
 			n, err := q.fresh(ctx, b, b.points[i:])
 			stands, why = i+n, err
+		}
+		if err := q.mayGoOn(ctx); err != nil {
+			return err
 		}
 		if i == stands {
 			return why
@@ -191,11 +196,9 @@ func drained() error {
 	}
 }
 
-// sendPoint writes the lines of a metering point, and how far the stream is.
+// sendPoint writes the lines of a metering point, and how far the stream is. There
+// is room for them.
 func (q *querying) sendPoint(out *output, p *queryPoint) error {
-	if err := out.room(out.lines.size(&p.answer) + otherLine); err != nil {
-		return err
-	}
 	start, sequence := len(out.chunk), q.place.sequence()+1
 	if p.problem != nil {
 		out.chunk = out.lines.problem(out.chunk, &p.answer, sequence, p.problem)
@@ -322,6 +325,9 @@ type pipeline struct {
 	jobs    chan *job
 	slots   chan struct{} // taken by each batch that is in memory
 	running sync.WaitGroup
+
+	mu      sync.Mutex
+	batches map[*batch]struct{} // in memory
 }
 
 // job is a batch under way.
@@ -333,7 +339,7 @@ type job struct {
 
 // pipeline begins to deal with batch after batch, as long as ctx lasts.
 func (q *querying) pipeline(ctx context.Context) *pipeline {
-	l := &pipeline{q: q, jobs: make(chan *job, batchesAtOnce), slots: make(chan struct{}, batchesAtOnce)}
+	l := &pipeline{q: q, jobs: make(chan *job, batchesAtOnce), slots: make(chan struct{}, batchesAtOnce), batches: map[*batch]struct{}{}}
 	after := q.place.after
 	l.running.Go(func() {
 		defer close(l.jobs)
@@ -351,6 +357,9 @@ func (q *querying) pipeline(ctx context.Context) *pipeline {
 				return
 			}
 			after, last = j.batch.through, j.batch.last
+			l.mu.Lock()
+			l.batches[j.batch] = struct{}{}
+			l.mu.Unlock()
 			l.running.Go(finish)
 		}
 	})
@@ -421,16 +430,17 @@ func (l *pipeline) next(ctx context.Context) (*batch, error) {
 // done forgets a batch that was sent, and makes room for another.
 func (l *pipeline) done(b *batch) {
 	b.erase()
+	l.mu.Lock()
+	delete(l.batches, b)
+	l.mu.Unlock()
 	<-l.slots
 }
 
-// clear waits for what is under way, once the context has ended, and forgets
-// it.
+// clear waits for what is under way, once the context has ended, and forgets it,
+// with what was being sent.
 func (l *pipeline) clear() {
 	l.running.Wait()
-	for j := range l.jobs {
-		if j.batch != nil {
-			j.batch.erase()
-		}
+	for b := range l.batches { // nobody else is left
+		b.erase()
 	}
 }

@@ -327,12 +327,8 @@ func (q *querying) open(ctx context.Context, b *batch) error {
 	defer cancel()
 	for len(units) > 0 {
 		n := together(units)
-		opened, err := q.openSome(asked, b.supplier, units[:n])
-		if err != nil {
+		if err := q.openSome(asked, b.supplier, units[:n], points); err != nil {
 			return err
-		}
-		for i, o := range opened {
-			q.take(points[i], o)
 		}
 		units, points = units[n:], points[n:]
 	}
@@ -356,42 +352,41 @@ func together(units []OpenUnit) int {
 	return len(units)
 }
 
-// openSome has units opened in one call. One unit that no cryptoserver can take
-// must not cost the others: where a call fails though cryptoservers serve, each
-// half of it is asked for by itself.
-func (q *querying) openSome(ctx context.Context, supplier []byte, units []OpenUnit) ([]OpenedUnit, error) {
+// openSome has units opened in one call, which are of the first of the points. One
+// unit that no cryptoserver can take must not cost the others: where a call fails
+// though cryptoservers serve, each half of it is asked for by itself. What was
+// opened before an error belongs to its point, with its receipt.
+func (q *querying) openSome(ctx context.Context, supplier []byte, units []OpenUnit, points []*queryPoint) error {
 	opened, err := q.s.many.Opener.OpenMany(ctx, OpenManyRequest{
 		Token: q.c.token, Supplier: supplier, Interaction: q.ev.interaction, Units: units,
 	})
 	switch {
 	case err == nil && len(opened) == len(units):
-		return opened, nil
+		for i, o := range opened {
+			q.take(points[i], o)
+		}
+		return nil
 	case err == nil:
 		err = errors.New("opened another number of metering points than asked")
 	case errors.Is(err, ErrTokenRefused):
 		// It expired on the way, or is used up, or the supplier record changed.
-		return nil, &failure{kind: unauthenticated, cause: err}
+		return &failure{kind: unauthenticated, cause: err}
 	}
 	if ctx.Err() != nil || errors.Is(err, ErrNoCryptoserver) && !q.served(ctx) {
-		return nil, fail(decryptionUnavailable, fmt.Errorf("open: %w", err))
+		return fail(decryptionUnavailable, fmt.Errorf("open: %w", err))
 	}
-	if len(units) > 1 {
-		half := len(units) / 2
-		first, err := q.openSome(ctx, supplier, units[:half])
-		if err != nil {
-			return nil, err
+	if half := len(units) / 2; half > 0 {
+		if err := q.openSome(ctx, supplier, units[:half], points); err != nil {
+			return err
 		}
-		second, err := q.openSome(ctx, supplier, units[half:])
-		if err != nil {
-			return nil, err
-		}
-		return append(first, second...), nil
+		return q.openSome(ctx, supplier, units[half:], points[half:])
 	}
 	kind := internalError
 	if errors.Is(err, ErrNoCryptoserver) {
 		kind = decryptionUnavailable
 	}
-	return []OpenedUnit{{Err: fail(kind, fmt.Errorf("open: %w", err))}}, nil
+	q.take(points[0], OpenedUnit{Err: fail(kind, fmt.Errorf("open: %w", err))})
+	return nil
 }
 
 // served says whether any cryptoserver serves.

@@ -59,7 +59,7 @@ func TestUnchangedReadings(t *testing.T) {
 	}
 	bare := strings.TrimPrefix(tag, "W/")
 	for name, known := range map[string]string{
-		"the tag": tag, "as if it were strong": bare, "among others": `"x", ` + tag + `,W/"y"`, "anything": "*",
+		"the tag": tag, "as if it were strong": bare, "among others": `"x", ` + tag + `,W/"y"`,
 	} {
 		w.tap.taken()
 		r := w.with(w.a, path, "If-None-Match", known)
@@ -103,7 +103,7 @@ func TestUnchangedReadings(t *testing.T) {
 	}
 	// To others it is nothing: neither of this metering point nor of theirs.
 	for name, p := range map[string]string{"this": path, "unknown": w.path(w.ean(77), "fields", "import_intervals")} {
-		for _, known := range []string{tag, "*", bare} {
+		for _, known := range []string{tag, bare} {
 			r := w.with(w.b, p, "If-None-Match", known)
 			if r.problem(t) != "metering-point-not-found" || r.header.Get("ETag") != "" {
 				t.Errorf("%s, %s: another caller gets %d %v", name, known, r.status, r.header)
@@ -112,6 +112,20 @@ func TestUnchangedReadings(t *testing.T) {
 	}
 	if r := w.with(w.b, w.path(other, "fields", "import_low", "purpose", "BILLING"), "If-None-Match", tag); r.status != 200 {
 		t.Errorf("its own: %d %s", r.status, r.body)
+	}
+
+	// Without having an answer nobody follows what becomes of it.
+	if r := w.with(w.a, path, "If-None-Match", "*"); r.problem(t) != "invalid-parameters" {
+		t.Errorf("whatever it is: %d %s", r.status, r.body)
+	}
+	// Nor does the tag tell what others do at the metering point.
+	foreign := w.consent(w.b)
+	foreign.ID = [16]byte{9}
+	for _, step := range []authz.Step{foreign, authz.RevokeConsent{ID: foreign.ID}} {
+		w.legalFile(e, meter.Electricity, step)
+		if r := w.with(w.a, path, "If-None-Match", tag); r.status != http.StatusNotModified || r.header.Get("ETag") != tag {
+			t.Errorf("after %T of another: %d %v", step, r.status, r.header)
+		}
 	}
 
 	// What is stored anew, and what is revoked, changes the answer.
@@ -133,7 +147,7 @@ func TestUnchangedReadings(t *testing.T) {
 		t.Errorf("after a correction of another field: %d %v", r.status, r.header)
 	}
 	w.legalFile(e, meter.Electricity, revocation(consent))
-	for _, known := range []string{tag, first.header.Get("ETag"), "*"} {
+	for _, known := range []string{tag, first.header.Get("ETag")} {
 		r := w.with(w.a, path, "If-None-Match", known)
 		if r.status != 200 || r.header.Get("ETag") != "" || !bytes.Contains(r.body, []byte(`"withheld":[{`)) {
 			t.Errorf("after the revocation, %s: %d %v %s", known, r.status, r.header, r.body)

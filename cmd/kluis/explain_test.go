@@ -614,11 +614,12 @@ func TestExplainTampered(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	flipped := func(b []byte) []byte {
+	flippedAt := func(b []byte, i int) []byte {
 		b = slices.Clone(b)
-		b[len(b)/2] ^= 1
+		b[i] ^= 1
 		return b
 	}
+	flipped := func(b []byte) []byte { return flippedAt(b, len(b)/2) }
 	gas, err := meter.ParseEAN(testGas)
 	if err != nil {
 		t.Fatal(err)
@@ -627,7 +628,7 @@ func TestExplainTampered(t *testing.T) {
 		want string
 		do   func()
 	}{
-		"a record changed":  {"not an access record", func() { w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, flipped(record), good) }},
+		"a record changed":  {"not an access record", func() { w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, flippedAt(record, 10), good) }},
 		"a record cut off":  {"not an access record", func() { w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, record[:20], good) }},
 		"a receipt changed": {"the receipt is not the record's", func() { w.exec(`UPDATE access_log SET receipt = $1 WHERE interaction_id = $2`, flipped(receipt), good) }},
 		"no receipt":        {"the receipt is not the record's", func() { w.exec(`UPDATE access_log SET receipt = '' WHERE interaction_id = $1`, good) }},

@@ -2,7 +2,7 @@
 // when one is configured: a request, its statements, its calls of
 // cryptoservers, and what those have the HSM do. A span holds names, times and
 // numbers; never a metering point, a token, a reading, an argument of a
-// statement or the text of an error.
+// statement or what the database says of an error.
 //
 // Tracing never gets into the way of what it watches: spans are sent in the
 // background from a bounded queue, and lost when the collector is away.

@@ -1716,7 +1716,7 @@ export interface components {
          */
         IfMatch: string;
         /**
-         * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted.
+         * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
          * @example W/"Hq1wYx0k9WvZ"
          */
         IfNoneMatch: string;
@@ -1756,7 +1756,7 @@ export interface components {
          */
         RateLimitPolicy: string;
         /**
-         * @description Names what the answer is made of (RFC 9110, weak): the stored versions, the legal file, the profile and the request; for `If-None-Match`.
+         * @description Names what the answer is made of (RFC 9110, weak): the request, what is given of it and withheld, the stored versions and the profile; for `If-None-Match`.
          * @example W/"Hq1wYx0k9WvZ"
          */
         ReadingsETag: string;
@@ -2407,7 +2407,7 @@ export interface operations {
             };
             header?: {
                 /**
-                 * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted.
+                 * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
                  * @example W/"Hq1wYx0k9WvZ"
                  */
                 "If-None-Match"?: components["parameters"]["IfNoneMatch"];

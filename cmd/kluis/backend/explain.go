@@ -321,15 +321,11 @@ func (l *AuditLog) readRecord(ctx context.Context, e *Explanation, k leaf.Key) e
 	if len(r.Receipt) == 0 {
 		return nil
 	}
-	rc, err := envelope.ParseReceipt(r.Receipt)
+	rc, err := r.Opening()
 	if err != nil {
-		return evidence("receipt: %w", err)
+		return evidence("the cryptoserver's receipt is of another request, or of a decision on other evidence, than the record: %w", err)
 	}
-	if rc.InteractionID != r.InteractionID || rc.Supplier != r.Supplier || rc.TokenID != r.TokenID || rc.EAN != r.EAN || rc.Purpose != r.Purpose ||
-		rc.LegalFile != r.LegalFile || rc.FileVersion != r.FileVersion || rc.Profile != r.Profile || !rc.OfEmployee(r.Employee, r.Reason) {
-		return evidence("the cryptoserver's receipt is of another request, or of a decision on other evidence, than the record")
-	}
-	e.Receipt = &rc
+	e.Receipt = rc
 	return nil
 }
 

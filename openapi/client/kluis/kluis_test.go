@@ -383,6 +383,128 @@ func TestQueryRefusesWhatIsAltered(t *testing.T) {
 	})
 }
 
+// ofList asks for a list of metering points.
+func (g *gateway) ofList(t *testing.T, k *Client, checkpoint string, listed ...string) (points []Point, r *Result, err error) {
+	t.Helper()
+	q := client.ReadingsQuery{From: Date(2026, 3, 1), To: Date(2026, 4, 1), Purpose: client.PurposeBILLING, MeteringPoints: &listed}
+	r, err = k.Query(t.Context(), q, checkpoint, func(p Point) error {
+		points = append(points, p)
+		return nil
+	})
+	return points, r, err
+}
+
+// A list comes as a whole, in whatever order it is given, over breaks and from
+// each checkpoint.
+func TestQueryOfAList(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, 5, cut(2), stops(4, "evidence-changed", 409), whole)
+	k, _ := g.client(t, nil)
+	listed := []string{g.ean(4), g.ean(1), g.ean(5), g.ean(3), g.ean(2)}
+	points, r, err := g.ofList(t, k, "", listed...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(points) != 5 || r.Requests != 3 || r.Manifest.Points != 5 {
+		t.Errorf("%d metering points in %d requests", len(points), r.Requests)
+	}
+	for i, q := range g.asked {
+		if !slices.Equal(*q.MeteringPoints, listed) {
+			t.Errorf("request %d lists %q", i+1, *q.MeteringPoints)
+		}
+	}
+	for i, p := range points {
+		slices.Reverse(listed)
+		rest, _, err := g.ofList(t, k, p.Checkpoint, listed...)
+		if err != nil || len(rest) != 4-i {
+			t.Errorf("after %d: %v, %d more", i+1, err, len(rest))
+		}
+	}
+}
+
+// A manifest signs the gateway's counts: that a list was answered is for the
+// client to see.
+func TestQueryHoldsTheList(t *testing.T) {
+	t.Parallel()
+	leftOut := func(_ http.ResponseWriter, p *part) {
+		p.begin()
+		p.to(p.g.points)
+		p.end(p.manifest(func(m map[string]any) { m["left_out"] = 1 }))
+	}
+	// another has metering point 7 in the place of the third.
+	another := func(_ http.ResponseWriter, p *part) {
+		p.begin()
+		p.to(2)
+		line := strings.Replace(p.g.point(3), p.g.ean(3), p.g.ean(7), 1)
+		p.chain.Add([]byte(line))
+		p.say("%s", strings.TrimSuffix(line, "\n"))
+		p.progress(3)
+		p.end(p.manifest(nil))
+	}
+	for name, c := range map[string]struct {
+		points int
+		listed []int
+		parts  []func(http.ResponseWriter, *part)
+		given  int // metering points delivered
+		reason string
+	}{
+		"the last ones left out":   {2, []int{1, 2, 3, 4}, []func(http.ResponseWriter, *part){whole}, 2, "2 of 4"},
+		"the first one left out":   {3, []int{0, 1, 2, 3}, []func(http.ResponseWriter, *part){whole}, 0, "number 1 is not"},
+		"one between left out":     {3, []int{1, 2, 3, 7}, []func(http.ResponseWriter, *part){another}, 2, "number 3 is not"},
+		"another in its place":     {3, []int{1, 2, 3}, []func(http.ResponseWriter, *part){another}, 2, "number 3 is not"},
+		"one more between":         {3, []int{1, 3}, []func(http.ResponseWriter, *part){whole}, 1, "number 2 is not"},
+		"one more at the end":      {3, []int{1, 2}, []func(http.ResponseWriter, *part){whole}, 2, "more metering points than the 2"},
+		"one listed twice":         {3, []int{1, 2, 2, 3}, []func(http.ResponseWriter, *part){whole}, 2, "number 3 is not"},
+		"none":                     {0, []int{1}, []func(http.ResponseWriter, *part){whole}, 0, "0 of 1"},
+		"some of an empty list":    {3, nil, []func(http.ResponseWriter, *part){whole}, 0, "more metering points than the 0"},
+		"left out after a break":   {3, []int{1, 2, 3, 4}, []func(http.ResponseWriter, *part){cut(2), whole}, 3, "3 of 4"},
+		"another after a break":    {3, []int{1, 2, 3}, []func(http.ResponseWriter, *part){cut(1), another}, 2, "number 3 is not"},
+		"left out by the manifest": {3, []int{1, 2, 3}, []func(http.ResponseWriter, *part){leftOut}, 3, "1 metering points left out"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newGateway(t, c.points, c.parts...)
+			k, _ := g.client(t, nil)
+			listed := []string{}
+			for _, n := range c.listed {
+				listed = append(listed, g.ean(n))
+			}
+			points, _, err := g.ofList(t, k, "", listed...)
+			if !errors.Is(err, ErrStream) || !strings.Contains(err.Error(), c.reason) || strings.Contains(err.Error(), "87168710") {
+				t.Errorf("%v, want %q", err, c.reason)
+			}
+			if len(points) != c.given || len(g.asked) != len(c.parts) {
+				t.Errorf("%d metering points, asked %d times", len(points), len(g.asked))
+			}
+		})
+	}
+	t.Run("without a list the gateway leaves out", func(t *testing.T) {
+		t.Parallel()
+		g := newGateway(t, 3, leftOut)
+		k, _ := g.client(t, nil)
+		if _, r, err := g.query(t, k, ""); err != nil || r.Manifest.LeftOut != 1 {
+			t.Errorf("%v, %+v", err, r)
+		}
+	})
+	t.Run("the checkpoint of another list", func(t *testing.T) {
+		t.Parallel()
+		g := newGateway(t, 3, whole)
+		k, _ := g.client(t, nil)
+		points, _, err := g.ofList(t, k, "", g.ean(1), g.ean(2), g.ean(3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, listed := range [][]string{{}, {g.ean(1), g.ean(2)}, {g.ean(1), g.ean(2), g.ean(4)}, {g.ean(0), g.ean(1), g.ean(2), g.ean(3)}} {
+			if _, _, err := g.ofList(t, k, points[2].Checkpoint, listed...); err == nil || !strings.Contains(err.Error(), "other metering points") {
+				t.Errorf("%d listed: %v", len(listed), err)
+			}
+		}
+		if len(g.asked) != 1 {
+			t.Errorf("asked %d times", len(g.asked))
+		}
+	})
+}
+
 func TestQueryGivesUp(t *testing.T) {
 	t.Parallel()
 	t.Run("when patience ends", func(t *testing.T) {

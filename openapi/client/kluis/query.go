@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"kluis/openapi/client"
@@ -58,13 +59,20 @@ const maxLine = 32 << 20
 // Every metering point is delivered exactly once in one call, and over several
 // when the caller stores point and checkpoint together. At the end the signed
 // manifest is checked against all that was delivered, by all calls: without an
-// error, nothing is missing, repeated or altered. An error of deliver ends the
-// query and is returned; so is one that no new try can change.
+// error, nothing of the stream is missing, repeated or altered. Where q lists
+// metering points, these came, each of them and no other. Where it lists none,
+// which ones there are is the gateway's word: the manifest's counts are its own.
+//
+// An error of deliver ends the query and is returned; so is one that no new try
+// can change.
 func (k *Client) Query(ctx context.Context, q client.ReadingsQuery, checkpoint string, deliver func(Point) error) (*Result, error) {
-	s := &stream{k: k, query: q, deliver: deliver}
+	s := &stream{k: k, query: q, deliver: deliver, listed: listOf(q)}
 	if checkpoint != "" {
 		if err := s.state.parse(checkpoint); err != nil {
 			return nil, err
+		}
+		if !s.listed.reached(&s.state) {
+			return nil, errors.New("kluis: the checkpoint is of other metering points than are listed")
 		}
 	}
 	wait := k.backoff()
@@ -121,6 +129,7 @@ type stream struct {
 	k             *Client
 	query         client.ReadingsQuery
 	deliver       func(Point) error
+	listed        *list
 	state         state
 	authorization string // of the last request
 }
@@ -208,6 +217,46 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
+// list is the metering points that a query lists, in the order in which they
+// are to come: the number of those that came says which is next. nil is a query
+// that lists none. Its errors name positions, never an EAN.
+type list []string
+
+func listOf(q client.ReadingsQuery) *list {
+	if q.MeteringPoints == nil {
+		return nil
+	}
+	l := list(slices.Clone(*q.MeteringPoints))
+	slices.Sort(l)
+	return &l
+}
+
+// reached reports whether the state is one on the way through the list.
+func (l *list) reached(s *state) bool {
+	return l == nil || s.Sequence <= len(*l) && (*l)[s.Sequence-1] == s.Ean
+}
+
+// next holds the metering point that came after n others against the list.
+func (l *list) next(n int, ean string) error {
+	switch {
+	case l == nil:
+		return nil
+	case n >= len(*l):
+		return violated("more metering points than the %d listed", len(*l))
+	case (*l)[n] != ean:
+		return violated("metering point number %d is not the one that was listed", n+1)
+	}
+	return nil
+}
+
+// end holds the number of all that came against the list.
+func (l *list) end(n int) error {
+	if l != nil && n != len(*l) {
+		return violated("the stream ends after %d of %d metering points listed", n, len(*l))
+	}
+	return nil
+}
+
 // partial is how far the answer to one request was read.
 type partial struct {
 	*stream
@@ -235,6 +284,9 @@ func (p *partial) take(ctx context.Context, line []byte) (*Result, error) {
 	case client.Point:
 		if l.Ean == nil || l.Sequence == nil || *l.Sequence != p.state.Sequence+1 || *l.Ean <= p.state.Ean {
 			return nil, violated("metering points after number %d are missing or repeated", p.state.Sequence)
+		}
+		if err := p.listed.next(p.state.Sequence, *l.Ean); err != nil {
+			return nil, err
 		}
 		p.pending, p.line = &l, line
 		return nil, nil
@@ -310,6 +362,9 @@ func (p *partial) end(ctx context.Context, l client.StreamLine) (*Result, error)
 	case p.pending != nil || l.Sequence == nil || *l.Sequence != p.state.Sequence || l.Manifest == nil:
 		return nil, violated("the stream ends before its end")
 	}
+	if err := p.listed.end(p.state.Sequence); err != nil {
+		return nil, err
+	}
 	keys := p.k.config.ManifestKeys
 	if keys == nil {
 		res, err := p.k.api.GetManifestKeysWithResponse(ctx)
@@ -326,6 +381,9 @@ func (p *partial) end(ctx context.Context, l client.StreamLine) (*Result, error)
 	}
 	if err := p.state.check(m, p.k.config.ClientID, p.id); err != nil {
 		return nil, err
+	}
+	if p.listed != nil && m.LeftOut != 0 {
+		return nil, violated("the manifest has %d metering points left out, of those listed none may be", m.LeftOut)
 	}
 	return &Result{JWS: *l.Manifest, Manifest: m}, nil
 }
