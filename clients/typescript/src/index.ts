@@ -109,7 +109,10 @@ export class Kluis {
    * ascending order of EAN, and awaited. When the stream breaks, it goes on
    * where it broke. checkpoint is that of the last point which was dealt with
    * before, if any. At the end the signed manifest is checked against all that
-   * was delivered: without an error, nothing is missing, repeated or altered.
+   * was delivered: without an error, nothing of the stream is missing, repeated
+   * or altered. Where the query lists metering points, these came, each of them
+   * and no other. Where it lists none, which ones there are is the gateway's
+   * word: the manifest's counts are its own.
    */
   query(
     query: Schemas['ReadingsQuery'],

@@ -50,6 +50,35 @@ interface State {
   digest: string;
 }
 
+/**
+ * The metering points that a query lists, in the order in which they are to
+ * come: the number of those that came says which is next. Its errors name
+ * positions, never an EAN.
+ */
+class List {
+  readonly #eans: string[];
+
+  constructor(eans: readonly string[]) {
+    this.#eans = [...eans].sort();
+  }
+
+  /** Whether the state is one on the way through the list. */
+  reached(s: State): boolean {
+    return this.#eans[s.sequence - 1] === s.ean;
+  }
+
+  /** Holds the metering point that came after n others against the list. */
+  next(n: number, ean: string): void {
+    if (n >= this.#eans.length) throw new StreamError(`more metering points than the ${this.#eans.length} listed`);
+    if (this.#eans[n] !== ean) throw new StreamError(`metering point number ${n + 1} is not the one that was listed`);
+  }
+
+  /** Holds the number of all that came against the list. */
+  end(n: number): void {
+    if (n !== this.#eans.length) throw new StreamError(`the stream ends after ${n} of ${this.#eans.length} metering points listed`);
+  }
+}
+
 /** What a query needs of the client. */
 export interface Transport {
   stream(body: Schemas['ReadingsQuery'], signal: AbortSignal): Promise<{body: AsyncIterable<Uint8Array>; token: string}>;
@@ -70,14 +99,16 @@ export async function runQuery(
   deliver: (point: Point) => void | Promise<void>,
   signal?: AbortSignal,
 ): Promise<Result> {
+  const listed = query.meteringPoints && new List(query.meteringPoints);
   let state = checkpoint ? parse(checkpoint) : start;
+  if (checkpoint && listed && !listed.reached(state)) throw new Error('the checkpoint is of other metering points than are listed');
   const wait = new Backoff(transport.patienceMs);
   let renewed = false;
   for (let requests = 1; ; requests++) {
     const before = state.sequence;
     const used = {token: ''};
     try {
-      const end = await part(transport, query, state, used, deliver, s => (state = s), signal);
+      const end = await part(transport, query, listed, state, used, deliver, s => (state = s), signal);
       return {...end, requests};
     } catch (e) {
       if (state.sequence > before) {
@@ -105,6 +136,7 @@ export async function runQuery(
 async function part(
   transport: Transport,
   query: Schemas['ReadingsQuery'],
+  listed: List | undefined,
   from: State,
   used: {token: string},
   deliver: (point: Point) => void | Promise<void>,
@@ -142,6 +174,7 @@ async function part(
           if (pending || !line.ean || line.sequence !== state.sequence + 1 || line.ean <= state.ean) {
             throw new StreamError(`metering points after number ${state.sequence} are missing or repeated`);
           }
+          listed?.next(state.sequence, line.ean);
           pending = {line, bytes};
           break;
         case 'progress': {
@@ -169,11 +202,13 @@ async function part(
             throw new ProblemError(line.problem.status, line.problem, line.problem.retryAfter ?? 0);
           }
           if (pending || line.sequence !== state.sequence || !line.manifest) throw new StreamError('the stream ends before its end');
+          listed?.end(state.sequence);
           const keys = await transport.manifestKeys();
           const manifest = await verifyManifest(line.manifest, keys).catch((e: Error) => {
             throw new StreamError(e.message);
           });
           check(manifest, state, transport.clientId, id);
+          if (listed && manifest.left_out !== 0) throw new StreamError(`the manifest has ${manifest.left_out} metering points left out, of those listed none may be`);
           return {jws: line.manifest, manifest};
         }
         default:

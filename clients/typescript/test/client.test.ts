@@ -111,6 +111,15 @@ test('a stream of all, with its manifest', () => as(0, async k => {
   assert.deepEqual(some.withheld, alone.withheld);
 }));
 
+test('a stream of a list is of all of the list, in order', () => as(0, async k => {
+  // Others' metering points come, too: withheld, or with a problem.
+  const meteringPoints = [...new Set(ready.metering_points.map(p => p.ean))].sort().reverse();
+  const eans: string[] = [];
+  const result = await k.query({...period(), purpose: 'BILLING', meteringPoints}, p => void eans.push(p.ean));
+  assert.deepEqual(eans, meteringPoints.reverse());
+  assert.equal(result.manifest.left_out, 0);
+}));
+
 test('a stream that breaks goes on, each metering point once', async () => {
   const whole: string[] = [];
   await as(0, k => k.query({...period(), purpose: 'BILLING'}, p => void whole.push(p.ean)));
