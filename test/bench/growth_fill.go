@@ -387,7 +387,7 @@ func (g *growth) tables(ctx context.Context) ([]growthTable, error) {
 		for j := range out {
 			t := &out[j]
 			if err == nil {
-				err = db.QueryRowContext(ctx, `SELECT reltuples::bigint, pg_total_relation_size(oid) / 1e6 FROM pg_class WHERE oid = $1::regclass`, t.Name).Scan(&t.Rows[i], &t.MB[i])
+				err = db.QueryRowContext(ctx, `SELECT sum(greatest(reltuples, 0))::bigint, sum(pg_total_relation_size(oid)) / 1e6 FROM pg_class WHERE relkind = 'r' AND (oid = $1::regclass OR oid IN (SELECT relid FROM pg_partition_tree($1::regclass)))`, t.Name).Scan(&t.Rows[i], &t.MB[i])
 			}
 		}
 		if err := errors.Join(err, db.Close()); err != nil {
