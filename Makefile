@@ -24,7 +24,7 @@ demo: setup build ## everything on this machine, until interrupted; STATE=dir ke
 # -count=1: some tests build and run the programs, which go's cache of test
 # results knows nothing of.
 test: setup ## every test, on real PostgreSQL and SoftHSM
-	go test -race -count=1 -timeout 9m ./...
+	go test -race -count=1 -timeout 20m ./...
 
 test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
 	go test -count=1 -timeout 15m -v -run TestStreamSurvives ./test/e2e -stream-points 100000

@@ -22,6 +22,11 @@ const Slack = time.Millisecond
 // again tells the program that it was executed a second time.
 const again = "KLUIS_TIMER_SLACK"
 
+// main begins on the thread that the process began with, and stays on it until
+// Relax is done: executed from another one, the program would lose the signal
+// that it asked for when its parent dies (prctl(2), PR_SET_PDEATHSIG).
+func init() { runtime.LockOSThread() }
+
 // Relax gives all threads the slack. A thread has that of the one that started
 // it, and the runtime has started some before main: so the program sets its own
 // and executes itself once more, with the same process id. It must be the first
@@ -30,11 +35,10 @@ const again = "KLUIS_TIMER_SLACK"
 //
 // An error means that the program goes on as it was.
 func Relax() error {
+	defer runtime.UnlockOSThread()
 	if _, second := os.LookupEnv(again); second {
 		return os.Unsetenv(again)
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	now, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_GET_TIMERSLACK, 0, 0)
 	if errno != 0 || time.Duration(now) >= Slack {
 		return nil

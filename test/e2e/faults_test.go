@@ -174,7 +174,7 @@ func TestPostgresFaults(t *testing.T) {
 							given.Add(1)
 						default:
 							refused.Add(1)
-							b.unserved(t, a, "database-unavailable", "record-not-written", "deadline-exceeded")
+							b.unserved(t, a, "database-unavailable", "record-not-written", "deadline-exceeded", "rate-limited") // that many wait
 						}
 						time.Sleep(5 * time.Millisecond)
 					}

@@ -92,10 +92,8 @@ func (s *secrets) search(text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for secret, what := range s.texts {
-		if i := bytes.Index(text, []byte(secret)); i >= 0 {
-			errs = append(errs, fmt.Errorf("%s, in line %d", what, 1+bytes.Count(text[:i], []byte("\n"))))
-		}
+	for secret, i := range s.found(text) {
+		errs = append(errs, fmt.Errorf("%s, in line %d", s.texts[secret], 1+bytes.Count(text[:i], []byte("\n"))))
 	}
 	for _, at := range decimals.FindAllIndex(text, -1) {
 		if s.reads[string(text[at[0]:at[1]])] {
@@ -103,6 +101,37 @@ func (s *secrets) search(text []byte) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// found says where the texts stand first. Logs are long and there are many texts:
+// one walk looks for the beginnings of all.
+func (s *secrets) found(text []byte) map[string]int {
+	const prefix = 8
+	at := map[string]int{}
+	beginnings := map[[prefix]byte][]string{}
+	var begins [1 << 16]bool // with these two bytes
+	for secret := range s.texts {
+		if len(secret) < prefix {
+			if i := bytes.Index(text, []byte(secret)); i >= 0 {
+				at[secret] = i
+			}
+			continue
+		}
+		begins[int(secret[0])<<8|int(secret[1])] = true
+		key := [prefix]byte([]byte(secret))
+		beginnings[key] = append(beginnings[key], secret)
+	}
+	for i := 0; i+prefix <= len(text); i++ {
+		if !begins[int(text[i])<<8|int(text[i+1])] {
+			continue
+		}
+		for _, secret := range beginnings[[prefix]byte(text[i:])] {
+			if _, before := at[secret]; !before && bytes.HasPrefix(text[i:], []byte(secret)) {
+				at[secret] = i
+			}
+		}
+	}
+	return at
 }
 
 func (s *secrets) searchFile(path string) error {

@@ -678,6 +678,12 @@ func TestDatabaseRoles(t *testing.T) {
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
 		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key",
 		"basis_day", "change_mark", "sealed_block_default", "storage_month", "storage_change"}
+	// And the months that sealed_block is of.
+	var months []string
+	if err := w.db.QueryRow(`SELECT array_agg(tablename::text) FROM pg_tables WHERE tablename ~ '^sealed_block_[0-9_]+$'`).Scan(pq.Array(&months)); err != nil {
+		t.Fatal(err)
+	}
+	tables = append(tables, months...)
 	may := map[string]map[string]string{
 		"kluis_gateway": {"supplier": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
 			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI"},
