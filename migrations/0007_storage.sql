@@ -39,7 +39,7 @@ COMMENT ON COLUMN storage_change.version IS 'Version of the block.';
 -- Runs as the owner, because those that store and reseal blocks have no right to
 -- the table it writes; it can be called by nobody, being a trigger's.
 -- +goose StatementBegin
-CREATE FUNCTION sealed_block_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+CREATE FUNCTION sealed_block_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
         INSERT INTO storage_change (ean, field, day, version) VALUES (OLD.ean, OLD.field, OLD.day, OLD.version);

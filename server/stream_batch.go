@@ -208,6 +208,9 @@ func (q *querying) decide(caller authn.Caller, k Candidate, now time.Time) *quer
 
 	file, err := q.s.legalFile(k.LegalFile, k.EAN)
 	if err != nil {
+		if !q.asked.listed {
+			return nil // an index proposed it: that is no reason to name it
+		}
 		p.fail(fail(evidenceInvalid, err))
 		return p
 	}

@@ -628,7 +628,9 @@ func TestExplainTampered(t *testing.T) {
 		want string
 		do   func()
 	}{
-		"a record changed":  {"not an access record", func() { w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, flippedAt(record, 10), good) }},
+		"a record changed": {"not an access record", func() {
+			w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, flippedAt(record, 10), good)
+		}},
 		"a record cut off":  {"not an access record", func() { w.exec(`UPDATE access_log SET record = $1 WHERE interaction_id = $2`, record[:20], good) }},
 		"a receipt changed": {"the receipt is not the record's", func() { w.exec(`UPDATE access_log SET receipt = $1 WHERE interaction_id = $2`, flipped(receipt), good) }},
 		"no receipt":        {"the receipt is not the record's", func() { w.exec(`UPDATE access_log SET receipt = '' WHERE interaction_id = $1`, good) }},

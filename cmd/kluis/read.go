@@ -52,7 +52,7 @@ func (readCmd) Help() string {
   kluis read --state .demo --format ndjson -o october.ndjson --resume october.state     all metering points
   kluis read --gateway https://... --issuer https://... --gln 8712... --ca ca.crt --cert me.crt --key me.key --ean 8716...
 
-Several metering points come as one stream. When it breaks, it is taken up again; at its end the signed manifest is verified: nothing is missing, repeated or altered. What is not given is listed with its reason, and what to do about it.
+Several metering points come as one stream. When it breaks, it is taken up again; at its end the signed manifest is verified: all that it counts is there, once and unaltered. What is not given is listed with its reason, and what to do about it.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 not reachable or too busy: try again, 5 the answer does not bear out its manifest.`
 }

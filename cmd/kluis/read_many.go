@@ -112,7 +112,7 @@ func (c *readCmd) many(ctx context.Context, k *kluis.Client, s streams, q client
 		}
 	}
 	m := result.Manifest
-	fmt.Fprintf(s.err, "Manifest verified: nothing is missing, repeated or altered.\n  %s metering points: %s given, %s partly, %s withheld, %s failed; %s left out, of which nothing is granted\n  %s values\n  signed by %s, interaction %s\n",
+	fmt.Fprintf(s.err, "Manifest verified: all that it counts is here, once and unaltered.\n  %s metering points: %s given, %s partly, %s withheld, %s failed; %s left out, of which nothing is granted\n  %s values\n  signed by %s, interaction %s\n",
 		thousands(int(m.Points)), thousands(int(m.Given)), thousands(int(m.Partly)), thousands(int(m.Withheld)), thousands(int(m.Failed)), thousands(int(m.LeftOut)),
 		complete(int(m.Delivered), int(m.Expected)), m.Server, m.InteractionID)
 	if m.Failed > 0 {
