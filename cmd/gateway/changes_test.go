@@ -34,6 +34,7 @@ type poller struct {
 func (w *world) follow(s *supplier) *poller {
 	w.t.Helper()
 	p := &poller{w: w, s: s}
+	w.quiet() // or what was stored before would be told
 	if c := p.ask(nil); len(c.Changes) != 0 || c.More {
 		w.t.Errorf("before anything came: %+v", c)
 	}
@@ -86,27 +87,34 @@ func story(changes []openapi.Change) []string {
 	return out
 }
 
-// settled waits until all that is stored now can be told, and says what is. The
-// other databases of the cluster have transactions too, and the feed waits for
-// them.
-func (p *poller) settled() []openapi.Change {
-	p.w.t.Helper()
+// quiet waits until all that was stored by now may be told: until the transactions
+// under way now, other tests' in the same cluster among them, have ended.
+func (w *world) quiet() {
+	w.t.Helper()
 	var now int64
-	if err := p.w.owner().QueryRowContext(p.w.t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&now); err != nil {
-		p.w.t.Fatal(err)
+	if err := w.owner().QueryRowContext(w.t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&now); err != nil {
+		w.t.Fatal(err)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		var oldest int64
-		if err := p.w.owner().QueryRowContext(p.w.t.Context(), `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
-			p.w.t.Fatal(err)
+		if err := w.owner().QueryRowContext(w.t.Context(), `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
+			w.t.Fatal(err)
 		}
 		if oldest >= now {
 			break
 		}
 		if time.Now().After(deadline) {
-			p.w.t.Fatal("a transaction does not end")
+			w.t.Fatal("a transaction does not end")
 		}
 	}
+}
+
+// settled waits until all that is stored now can be told, and says what is. The
+// other databases of the cluster have transactions too, and the feed waits for
+// them.
+func (p *poller) settled() []openapi.Change {
+	p.w.t.Helper()
+	p.w.quiet()
 	var out []openapi.Change
 	for {
 		c := p.next(100)
