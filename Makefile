@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients lint-contract soak bench bench-memory bench-growth bench-storage bench-ingest bench-stream test-stream lint build generate check-generated setup clean FORCE
+.PHONY: help demo test test-long test-clients lint-contract soak bench bench-memory bench-growth bench-storage bench-ingest bench-stream test-stream lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -10,6 +10,7 @@ STATE ?= .demo
 SOAK ?= 10m
 BLOCKS ?= 10000000
 POINTS ?= 1000000
+LONG := ^Test(Changes(OfEveryDay|WhileStoring)|TenThousandConnections|HandshakesThatDoNotEnd|SlowBodies|BodiesOfAGigabyte|SlowReaders|HTTP2Floods|StreamSurvives)$$
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 help: ## show this list
@@ -23,7 +24,7 @@ demo: setup build ## everything on this machine, until interrupted; STATE=dir ke
 
 # -count=1: some tests build and run the programs, which go's cache of test
 # results knows nothing of.
-test: setup ## every test, on real PostgreSQL and SoftHSM
+test: setup ## the tests, on real PostgreSQL and SoftHSM
 	go test -race -count=1 -timeout 20m ./...
 
 test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
@@ -33,6 +34,9 @@ test-clients: build ## the clients, their pages and /docs in a browser, against 
 	@scripts/setup.sh --clients
 	go vet -tags clients ./test/clients
 	go test -tags clients -count=1 -timeout 20m ./test/clients
+
+test-long: setup ## the tests that make test leaves out: floods, ten thousand connections, every day of the feed
+	KLUIS_TEST_LONG=1 go test -race -count=1 -timeout 30m -run '$(LONG)' ./cmd/gateway ./test/e2e
 
 soak: setup ## the HSM under mixed faults for SOAK=10m, two million calls, and fail-over; says what grew
 	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls|TestRewrapLeavesNothing' ./internal/hsm -soak $(SOAK)

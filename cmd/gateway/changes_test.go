@@ -19,6 +19,7 @@ import (
 	"kluis/cryptoserver/envelope"
 	"kluis/internal/audit"
 	"kluis/internal/postgres"
+	"kluis/internal/testing/long"
 	"kluis/meter"
 	"kluis/openapi"
 )
@@ -421,6 +422,7 @@ func (w *world) arrive(tx interface {
 // and however small the answers: all that applies is told, each change once, and
 // nothing of anybody else's.
 func TestChangesWhileStoring(t *testing.T) {
+	long.Test(t)
 	t.Parallel()
 	w := newWorld(t, options{})
 	const points, writers, batches = 4, 4, 25
@@ -583,6 +585,7 @@ func (c byGLN) Employee() *authz.Employee { return nil }
 // TestChangesOfEveryDay: whatever is in the legal files, each day on which the
 // caller's bases begin or end is told, at its local midnight, and no other.
 func TestChangesOfEveryDay(t *testing.T) {
+	long.Test(t)
 	t.Parallel()
 	w := newWorld(t, options{})
 	loc := w.profile.Location()

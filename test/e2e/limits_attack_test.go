@@ -23,6 +23,7 @@ import (
 
 	"kluis/internal/config"
 	"kluis/internal/devpki"
+	"kluis/internal/testing/long"
 )
 
 // besieged is a gateway of the test's own, with narrow limits, and a supplier
@@ -110,6 +111,7 @@ func filesFor(t *testing.T, n uint64) {
 // TestTenThousandConnections: each of them asked something, and none goes. The
 // gateway keeps as many as it may, closes the longest idle, and serves.
 func TestTenThousandConnections(t *testing.T) {
+	long.Test(t)
 	const many = 10_000
 	filesFor(t, many+500)
 	b := besiege(t, nil)
@@ -186,6 +188,7 @@ func errTimeout(err error) error {
 // TestHandshakesThatDoNotEnd: thousands of connections that say nothing, or half
 // of a ClientHello, do not keep others out.
 func TestHandshakesThatDoNotEnd(t *testing.T) {
+	long.Test(t)
 	const many = 3000
 	filesFor(t, many+500)
 	b := besiege(t, nil)
@@ -238,6 +241,7 @@ func TestOneSupplierDoesNotTakeAllConnections(t *testing.T) {
 // TestSlowBodies: a body that does not come within the time there is for it, or
 // comes without end, is answered or cut off, and the connection closed.
 func TestSlowBodies(t *testing.T) {
+	long.Test(t)
 	t.Parallel()
 	w := sharedWorld(t)
 	c := w.supplier(t, 0)
@@ -302,6 +306,7 @@ func (w *world) rawConn(t *testing.T, c *caller) *tls.Conn {
 
 // TestBodiesOfAGigabyte, declared or not: refused before they are read.
 func TestBodiesOfAGigabyte(t *testing.T) {
+	long.Test(t)
 	b := besiege(t, nil)
 	before := b.memory(t)
 	token := b.c.accessToken(t)
@@ -455,6 +460,7 @@ func TestPipelining(t *testing.T) {
 // TestSlowReaders: who asks for much and reads nothing holds no more memory than
 // its room, and nobody else up.
 func TestSlowReaders(t *testing.T) {
+	long.Test(t)
 	b := besiege(t, nil)
 	greedy := b.w.supplier(t, 1)
 	point := b.w.point(t, func(p readyPoint) bool { return supplies(p, greedy.clientID) }).EAN
@@ -524,6 +530,7 @@ func (f *frames) flood(ctx context.Context, n int, read bool, write func(i int) 
 // TestHTTP2Floods: resets right after requests, pings, settings and empty frames
 // by the hundred thousand.
 func TestHTTP2Floods(t *testing.T) {
+	long.Test(t)
 	b := besiege(t, nil)
 	cert := b.w.supplier(t, 1).cert
 	token := b.w.supplier(t, 1).accessToken(t)

@@ -25,6 +25,7 @@ import (
 
 	"kluis/authz"
 	"kluis/ingest"
+	"kluis/internal/testing/long"
 	"kluis/meter"
 	"kluis/openapi/client"
 )
@@ -39,6 +40,7 @@ var streamPoints = flag.Int("stream-points", 2000, "metering points of the strea
 // says so.
 func TestStreamSurvives(t *testing.T) {
 	if *streamPoints <= 2000 {
+		long.Test(t)
 		t.Parallel()
 	}
 	p := newPortfolio(t, *streamPoints)

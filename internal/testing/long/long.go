@@ -1,0 +1,16 @@
+// Package long keeps what takes long out of make test, which everybody waits
+// for. make test-long runs it, and so does CI.
+package long
+
+import (
+	"os"
+	"testing"
+)
+
+// Test skips a test that is long, unless long ones are wanted.
+func Test(t testing.TB) {
+	t.Helper()
+	if os.Getenv("KLUIS_TEST_LONG") == "" {
+		t.Skip("takes long: make test-long runs it")
+	}
+}
