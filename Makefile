@@ -22,11 +22,10 @@ setup: ## install (or say how to install) PostgreSQL, SoftHSM and a C compiler
 demo: setup build ## everything on this machine, until interrupted; STATE=dir keeps its data there
 	bin/kluis demo --state '$(STATE)'
 
-# The longest package goes first, so that it does not run alone at the end.
 # -count=1: some tests build and run the programs, which go's cache of test
 # results knows nothing of.
 test: setup ## the tests, on real PostgreSQL and SoftHSM
-	go test -race -count=1 -timeout 20m ./test/e2e ./...
+	go test -race -count=1 -timeout 20m ./...
 
 test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
 	go test -count=1 -timeout 15m -v -run TestStreamSurvives ./test/e2e -stream-points 100000
