@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -191,7 +192,7 @@ func (r *runner) tag(ctx context.Context, target string, s Supplier) (string, er
 		return "", err
 	}
 	req.Header.Set("Authorization", "Bearer "+text)
-	res, err := r.Clients[s.Name].Do(req)
+	res, err := patient(r.Clients[s.Name], req)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
@@ -200,6 +201,38 @@ func (r *runner) tag(ctx context.Context, target string, s Supplier) (string, er
 		return "", fmt.Errorf("GET %s answers %d, and no ETag: %w", target, res.StatusCode, errors.Join(err, errNoTag))
 	}
 	return tag, nil
+}
+
+// patience is how often a request is made that its supplier's quota does not let
+// through: others may be trying the same test suppliers.
+const patience = 20
+
+// patient makes a request, and waits as long as a 429 says before it makes it
+// again.
+func patient(c *http.Client, req *http.Request) (*http.Response, error) {
+	for n := 1; ; n++ {
+		res, err := c.Do(req)
+		if err != nil || res.StatusCode != http.StatusTooManyRequests || n == patience {
+			return res, err
+		}
+		seconds, err := strconv.Atoi(res.Header.Get("Retry-After"))
+		if err != nil || seconds < 1 || seconds > 60 {
+			return res, nil
+		}
+		if err := res.Body.Close(); err != nil {
+			return nil, err
+		}
+		select {
+		case <-req.Context().Done():
+			return nil, req.Context().Err()
+		case <-time.After(time.Duration(seconds) * time.Second):
+		}
+		if req.GetBody != nil {
+			if req.Body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
 }
 
 var errNoTag = errors.New("there is nothing to name the state with")
@@ -236,7 +269,7 @@ func (r *runner) token(ctx context.Context, s Supplier) (string, error) {
 var ErrUnreachable = errors.New("the installation does not answer")
 
 func do(c *http.Client, req *http.Request) (status int, header http.Header, body []byte, err error) {
-	res, err := c.Do(req)
+	res, err := patient(c, req)
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}

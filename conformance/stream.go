@@ -34,7 +34,7 @@ func (r *runner) stream(ctx context.Context, c Case, s Supplier, req *http.Reque
 	for stop := c.Request.Break; ; stop = 0 {
 		parts++
 		ctx, cancel := context.WithCancel(ctx)
-		res, err := r.Clients[s.Name].Do(req.WithContext(ctx))
+		res, err := patient(r.Clients[s.Name], req.WithContext(ctx))
 		if err != nil {
 			cancel()
 			return a, "", fmt.Errorf("%w: %w", ErrUnreachable, err)
