@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -510,6 +511,11 @@ func (s *Server) enter(rt *route) func(http.Handler) http.Handler {
 			}
 			r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 			if r.ContentLength > rt.bodyLimit() || !rt.body && r.ContentLength != 0 { // also -1, chunked
+				if r.ContentLength <= maxBody {
+					// A short one is let in: over HTTP/2 some clients lose the answer
+					// that comes before they have sent everything.
+					_, _ = io.CopyN(io.Discard, r.Body, maxBody)
+				}
 				s.writeFailure(w, r, fail(contentTooLarge, nil))
 				return
 			}
