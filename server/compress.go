@@ -41,7 +41,7 @@ const gzipHead = 10 // bytes of a header without anything optional (RFC 1952)
 func pack(b []byte) []byte {
 	w := packers.Get().(*gzip.Writer)
 	var buf bytes.Buffer
-	buf.Grow(len(b)/4 + packStep)
+	buf.Grow(len(b) + len(b)/64 + packStep) // never outgrown: what is outgrown is not wiped
 	w.Reset(&buf)
 	_, _ = w.Write(b) // into memory
 	_ = w.Close()
