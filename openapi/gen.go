@@ -2194,6 +2194,9 @@ type ListMeteringPointsParams struct {
 
 	// Limit The most metering points in a page. A page may hold fewer; only `links.next` says whether there are more.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetAccessParams defines parameters for GetAccess.
@@ -2238,6 +2241,12 @@ type GetAccessLogParams struct {
 // GetAccessLogParamsLang defines parameters for GetAccessLog.
 type GetAccessLogParamsLang string
 
+// ListConsentsParams defines parameters for ListConsents.
+type ListConsentsParams struct {
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
 	// From First local day of the period.
@@ -2264,6 +2273,12 @@ type GetReadingsParams struct {
 	// AsOf The readings as they were stored at this instant (RFC 3339, not in the future): of each day the newest version there was then. Absent: as they are now. What may be read is decided as of now, either way.
 	AsOf *AsOf `form:"asOf,omitempty" json:"asOf,omitempty"`
 
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetStatusParams defines parameters for GetStatus.
+type GetStatusParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
@@ -2317,7 +2332,7 @@ type ServerInterface interface {
 	GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams)
 	// ListConsents The consents at a metering point
 	// (GET /v1/metering-points/{ean}/consents)
-	ListConsents(w http.ResponseWriter, r *http.Request, ean Ean)
+	ListConsents(w http.ResponseWriter, r *http.Request, ean Ean, params ListConsentsParams)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams)
@@ -2326,7 +2341,7 @@ type ServerInterface interface {
 	QueryReadings(w http.ResponseWriter, r *http.Request)
 	// GetStatus Health of the back ends and freshness of the data
 	// (GET /v1/status)
-	GetStatus(w http.ResponseWriter, r *http.Request)
+	GetStatus(w http.ResponseWriter, r *http.Request, params GetStatusParams)
 }
 
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
@@ -2407,7 +2422,7 @@ func (_ Unimplemented) GetAccessLog(w http.ResponseWriter, r *http.Request, ean 
 
 // ListConsents The consents at a metering point
 // (GET /v1/metering-points/{ean}/consents)
-func (_ Unimplemented) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean) {
+func (_ Unimplemented) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean, params ListConsentsParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2425,7 +2440,7 @@ func (_ Unimplemented) QueryReadings(w http.ResponseWriter, r *http.Request) {
 
 // GetStatus Health of the back ends and freshness of the data
 // (GET /v1/status)
-func (_ Unimplemented) GetStatus(w http.ResponseWriter, r *http.Request) {
+func (_ Unimplemented) GetStatus(w http.ResponseWriter, r *http.Request, params GetStatusParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2864,6 +2879,27 @@ func (siw *ServerInterfaceWrapper) ListMeteringPoints(w http.ResponseWriter, r *
 		return
 	}
 
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListMeteringPoints(w, r, params)
 	}))
@@ -3091,8 +3127,32 @@ func (siw *ServerInterfaceWrapper) ListConsents(w http.ResponseWriter, r *http.R
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListConsentsParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ListConsents(w, r, ean)
+		siw.Handler.ListConsents(w, r, ean, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3273,8 +3333,35 @@ func (siw *ServerInterfaceWrapper) QueryReadings(w http.ResponseWriter, r *http.
 // GetStatus operation middleware
 func (siw *ServerInterfaceWrapper) GetStatus(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetStatusParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetStatus(w, r)
+		siw.Handler.GetStatus(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3873,10 +3960,12 @@ type CreateConsentResponseObject interface {
 }
 
 type CreateConsent201ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	Location       *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	Location        *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type CreateConsent201JSONResponse struct {
@@ -3899,6 +3988,12 @@ func (response CreateConsent201JSONResponse) VisitCreateConsentResponse(w http.R
 	}
 	if response.Headers.Location != nil {
 		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -4130,9 +4225,11 @@ type GetConsentResponseObject interface {
 }
 
 type GetConsent200ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type GetConsent200JSONResponse struct {
@@ -4152,6 +4249,12 @@ func (response GetConsent200JSONResponse) VisitGetConsentResponse(w http.Respons
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -4906,9 +5009,11 @@ type RevokeConsentResponseObject interface {
 }
 
 type RevokeConsent200ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type RevokeConsent200JSONResponse struct {
@@ -4928,6 +5033,12 @@ func (response RevokeConsent200JSONResponse) VisitRevokeConsentResponse(w http.R
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -5267,9 +5378,11 @@ type ListMeteringPointsResponseObject interface {
 }
 
 type ListMeteringPoints200ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type ListMeteringPoints200JSONResponse struct {
@@ -5290,6 +5403,12 @@ func (response ListMeteringPoints200JSONResponse) VisitListMeteringPointsRespons
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
 	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
@@ -5299,9 +5418,11 @@ func (response ListMeteringPoints200JSONResponse) VisitListMeteringPointsRespons
 }
 
 type ListMeteringPoints304ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type ListMeteringPoints304Response struct {
@@ -5314,6 +5435,12 @@ func (response ListMeteringPoints304Response) VisitListMeteringPointsResponse(w 
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -5478,8 +5605,10 @@ type GetAccessResponseObject interface {
 }
 
 type GetAccess200ResponseHeaders struct {
-	CacheControl   *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type GetAccess200JSONResponse struct {
@@ -5496,6 +5625,12 @@ func (response GetAccess200JSONResponse) VisitGetAccessResponse(w http.ResponseW
 	w.Header().Set("Content-Type", "application/json")
 	if response.Headers.CacheControl != nil {
 		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -5947,7 +6082,8 @@ func (response GetAccessLog504ApplicationProblemPlusJSONResponse) VisitGetAccess
 }
 
 type ListConsentsRequestObject struct {
-	Ean Ean `json:"ean"`
+	Ean    Ean `json:"ean"`
+	Params ListConsentsParams
 }
 
 type ListConsentsResponseObject interface {
@@ -5955,9 +6091,11 @@ type ListConsentsResponseObject interface {
 }
 
 type ListConsents200ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type ListConsents200JSONResponse struct {
@@ -5978,6 +6116,12 @@ func (response ListConsents200JSONResponse) VisitListConsentsResponse(w http.Res
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
 	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
@@ -5987,9 +6131,11 @@ func (response ListConsents200JSONResponse) VisitListConsentsResponse(w http.Res
 }
 
 type ListConsents304ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type ListConsents304Response struct {
@@ -6002,6 +6148,12 @@ func (response ListConsents304Response) VisitListConsentsResponse(w http.Respons
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -6294,9 +6446,11 @@ func (response GetReadings200TextcsvResponse) VisitGetReadingsResponse(w http.Re
 }
 
 type GetReadings304ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type GetReadings304Response struct {
@@ -6309,6 +6463,12 @@ func (response GetReadings304Response) VisitGetReadingsResponse(w http.ResponseW
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -6807,6 +6967,7 @@ func (response QueryReadings504ApplicationProblemPlusJSONResponse) VisitQueryRea
 }
 
 type GetStatusRequestObject struct {
+	Params GetStatusParams
 }
 
 type GetStatusResponseObject interface {
@@ -6814,9 +6975,11 @@ type GetStatusResponseObject interface {
 }
 
 type GetStatus200ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type GetStatus200JSONResponse struct {
@@ -6837,6 +7000,12 @@ func (response GetStatus200JSONResponse) VisitGetStatusResponse(w http.ResponseW
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
 	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
 	}
@@ -6846,9 +7015,11 @@ func (response GetStatus200JSONResponse) VisitGetStatusResponse(w http.ResponseW
 }
 
 type GetStatus304ResponseHeaders struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 type GetStatus304Response struct {
@@ -6861,6 +7032,12 @@ func (response GetStatus304Response) VisitGetStatusResponse(w http.ResponseWrite
 	}
 	if response.Headers.ETag != nil {
 		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
 	}
 	if response.Headers.XInteractionId != nil {
 		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
@@ -7432,10 +7609,11 @@ func (sh *strictHandler) GetAccessLog(w http.ResponseWriter, r *http.Request, ea
 }
 
 // ListConsents operation middleware
-func (sh *strictHandler) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean) {
+func (sh *strictHandler) ListConsents(w http.ResponseWriter, r *http.Request, ean Ean, params ListConsentsParams) {
 	var request ListConsentsRequestObject
 
 	request.Ean = ean
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.ListConsents(ctx, request.(ListConsentsRequestObject))
@@ -7516,8 +7694,10 @@ func (sh *strictHandler) QueryReadings(w http.ResponseWriter, r *http.Request) {
 }
 
 // GetStatus operation middleware
-func (sh *strictHandler) GetStatus(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) GetStatus(w http.ResponseWriter, r *http.Request, params GetStatusParams) {
 	var request GetStatusRequestObject
+
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetStatus(ctx, request.(GetStatusRequestObject))

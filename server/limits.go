@@ -137,9 +137,11 @@ func (l *limiter) spend(h http.Header, q *quota) error {
 	left := max(0, q.TokensAt(now))
 	per := float64(q.Limit())
 	h.Set("RateLimit-Policy", q.policy)
-	h.Set("RateLimit", fmt.Sprintf(`"default";r=%d;t=%d`, int(left), seconds((float64(q.Burst())-left)/per)))
+	whole := math.Floor(left)
+	next := seconds((whole + 1 - left) / per) // until there is one more
+	h.Set("RateLimit", fmt.Sprintf(`"default";r=%.0f;t=%d`, whole, next))
 	if !ok {
-		return &failure{kind: rateLimited, retryAfter: seconds((1 - left) / per), cause: errTooFast}
+		return &failure{kind: rateLimited, retryAfter: next, cause: errTooFast}
 	}
 	return nil
 }

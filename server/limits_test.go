@@ -62,7 +62,7 @@ func TestQuota(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := h.Get("RateLimit"), fmt.Sprintf(`"default";r=%d;t=%d`, 9-i, max(1, (i+2)/2)); got != want {
+		if got, want := h.Get("RateLimit"), fmt.Sprintf(`"default";r=%d;t=1`, 9-i); got != want {
 			t.Errorf("request %d: RateLimit %s, want %s", i+1, got, want)
 		}
 		if got := h.Get("RateLimit-Policy"); got != `"default";q=10;w=5` {
@@ -71,7 +71,7 @@ func TestQuota(t *testing.T) {
 	}
 	for range 3 { // a refusal costs nothing
 		h, err := spend(a)
-		if k, retry := kindOf(err); k != rateLimited || retry != 1 || h.Get("RateLimit") != `"default";r=0;t=5` {
+		if k, retry := kindOf(err); k != rateLimited || retry != 1 || h.Get("RateLimit") != `"default";r=0;t=1` {
 			t.Errorf("%v, retry after %d, %v", err, retry, h)
 		}
 	}
@@ -79,8 +79,18 @@ func TestQuota(t *testing.T) {
 		t.Errorf("the quota of another is spent: %v", err)
 	}
 	h, err := spend(b)
-	if k, retry := kindOf(err); k != rateLimited || retry != 4 || h.Get("RateLimit-Policy") != `"default";q=1;w=4` {
+	if k, retry := kindOf(err); k != rateLimited || retry != 4 || h.Get("RateLimit") != `"default";r=0;t=4` || h.Get("RateLimit-Policy") != `"default";q=1;w=4` {
 		t.Errorf("its own rate: %v, retry after %d, %v", err, retry, h)
+	}
+	c.pass(1500 * time.Millisecond) // the end of the window is where Retry-After points, later too
+	h, err = spend(b)
+	if k, retry := kindOf(err); k != rateLimited || retry != 3 || h.Get("RateLimit") != `"default";r=0;t=3` {
+		t.Errorf("in a while: %v, retry after %d, %v", err, retry, h)
+	}
+	for range 3 { // what came meanwhile
+		if _, err := spend(a); err != nil {
+			t.Error(err)
+		}
 	}
 	c.pass(time.Second)
 	for range 2 {

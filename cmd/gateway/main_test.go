@@ -83,7 +83,7 @@ func TestProcess(t *testing.T) {
 	if err != nil || missing.ApplicationproblemJSON404 == nil || missing.ApplicationproblemJSON404.Type != client.UrnKluisProblemMeteringPointNotFound {
 		t.Fatalf("%v %s", err, missing.Body)
 	}
-	status, err := api.GetStatusWithResponse(t.Context())
+	status, err := api.GetStatusWithResponse(t.Context(), nil)
 	if err != nil || status.JSON200 == nil || status.JSON200.Status != client.StatusStatusUP {
 		t.Fatalf("%v %s", err, status.Body)
 	}

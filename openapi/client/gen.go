@@ -2194,6 +2194,9 @@ type ListMeteringPointsParams struct {
 
 	// Limit The most metering points in a page. A page may hold fewer; only `links.next` says whether there are more.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetAccessParams defines parameters for GetAccess.
@@ -2238,6 +2241,12 @@ type GetAccessLogParams struct {
 // GetAccessLogParamsLang defines parameters for GetAccessLog.
 type GetAccessLogParamsLang string
 
+// ListConsentsParams defines parameters for ListConsents.
+type ListConsentsParams struct {
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetReadingsParams defines parameters for GetReadings.
 type GetReadingsParams struct {
 	// From First local day of the period.
@@ -2264,6 +2273,12 @@ type GetReadingsParams struct {
 	// AsOf The readings as they were stored at this instant (RFC 3339, not in the future): of each day the newest version there was then. Absent: as they are now. What may be read is decided as of now, either way.
 	AsOf *AsOf `form:"asOf,omitempty" json:"asOf,omitempty"`
 
+	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetStatusParams defines parameters for GetStatus.
+type GetStatusParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
@@ -2523,7 +2538,7 @@ type ClientInterface interface {
 	// Latest first. Recorded in the access log.
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
-	ListConsents(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListConsents(ctx context.Context, ean Ean, params *ListConsentsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetReadings The readings of one metering point for a purpose
 	//
@@ -2666,7 +2681,7 @@ type ClientInterface interface {
 	// Answers 200 also when a back end is away: the answer says which.
 	//
 	// Corresponds with GET /v1/status (the `GetStatus` operationId).
-	GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetHealth The gateway's process is alive
@@ -2981,8 +2996,8 @@ func (c *Client) GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLog
 // Latest first. Recorded in the access log.
 //
 // Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
-func (c *Client) ListConsents(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListConsentsRequest(c.Server, ean)
+func (c *Client) ListConsents(ctx context.Context, ean Ean, params *ListConsentsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListConsentsRequest(c.Server, ean, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3164,8 +3179,8 @@ func (c *Client) QueryReadings(ctx context.Context, body QueryReadingsJSONReques
 // Answers 200 also when a back end is away: the answer says which.
 //
 // Corresponds with GET /v1/status (the `GetStatus` operationId).
-func (c *Client) GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetStatusRequest(c.Server)
+func (c *Client) GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetStatusRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3672,6 +3687,21 @@ func NewListMeteringPointsRequest(server string, params *ListMeteringPointsParam
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -3906,7 +3936,7 @@ func NewGetAccessLogRequest(server string, ean Ean, params *GetAccessLogParams) 
 }
 
 // NewListConsentsRequest constructs an http.Request for the ListConsents method
-func NewListConsentsRequest(server string, ean Ean) (*http.Request, error) {
+func NewListConsentsRequest(server string, ean Ean, params *ListConsentsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3934,6 +3964,21 @@ func NewListConsentsRequest(server string, ean Ean) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -4128,7 +4173,7 @@ func NewQueryReadingsRequestWithBody(server string, contentType string, body io.
 }
 
 // NewGetStatusRequest constructs an http.Request for the GetStatus method
-func NewGetStatusRequest(server string) (*http.Request, error) {
+func NewGetStatusRequest(server string, params *GetStatusParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -4149,6 +4194,21 @@ func NewGetStatusRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -4392,7 +4452,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
-	ListConsentsWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error)
+	ListConsentsWithResponse(ctx context.Context, ean Ean, params *ListConsentsParams, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error)
 
 	// GetReadingsWithResponse The readings of one metering point for a purpose
 	//
@@ -4539,7 +4599,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/status (the `GetStatus` operationId).
-	GetStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStatusResponse, error)
+	GetStatusWithResponse(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*GetStatusResponse, error)
 }
 
 type GetHealthResponse struct {
@@ -4821,10 +4881,12 @@ func (r ListChangesResponse) ContentType() string {
 
 // CreateConsentResponse201Headers the declared response headers of an HTTP 201 response for CreateConsent
 type CreateConsentResponse201Headers struct {
-	CacheControl   *string
-	ETag           *string
-	Location       *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	Location        *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // CreateConsentResponse401Headers the declared response headers of an HTTP 401 response for CreateConsent
@@ -4993,9 +5055,11 @@ func (r CreateConsentResponse) ContentType() string {
 
 // GetConsentResponse200Headers the declared response headers of an HTTP 200 response for GetConsent
 type GetConsentResponse200Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // GetConsentResponse401Headers the declared response headers of an HTTP 401 response for GetConsent
@@ -5506,9 +5570,11 @@ func (r RejectConsentResponse) ContentType() string {
 
 // RevokeConsentResponse200Headers the declared response headers of an HTTP 200 response for RevokeConsent
 type RevokeConsentResponse200Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // RevokeConsentResponse401Headers the declared response headers of an HTTP 401 response for RevokeConsent
@@ -5763,16 +5829,20 @@ func (r GetManifestKeysResponse) ContentType() string {
 
 // ListMeteringPointsResponse200Headers the declared response headers of an HTTP 200 response for ListMeteringPoints
 type ListMeteringPointsResponse200Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // ListMeteringPointsResponse304Headers the declared response headers of an HTTP 304 response for ListMeteringPoints
 type ListMeteringPointsResponse304Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // ListMeteringPointsResponse401Headers the declared response headers of an HTTP 401 response for ListMeteringPoints
@@ -5908,8 +5978,10 @@ func (r ListMeteringPointsResponse) ContentType() string {
 
 // GetAccessResponse200Headers the declared response headers of an HTTP 200 response for GetAccess
 type GetAccessResponse200Headers struct {
-	CacheControl   *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // GetAccessResponse401Headers the declared response headers of an HTTP 401 response for GetAccess
@@ -6200,16 +6272,20 @@ func (r GetAccessLogResponse) ContentType() string {
 
 // ListConsentsResponse200Headers the declared response headers of an HTTP 200 response for ListConsents
 type ListConsentsResponse200Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // ListConsentsResponse304Headers the declared response headers of an HTTP 304 response for ListConsents
 type ListConsentsResponse304Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // ListConsentsResponse401Headers the declared response headers of an HTTP 401 response for ListConsents
@@ -6361,9 +6437,11 @@ type GetReadingsResponse200Headers struct {
 
 // GetReadingsResponse304Headers the declared response headers of an HTTP 304 response for GetReadings
 type GetReadingsResponse304Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // GetReadingsResponse401Headers the declared response headers of an HTTP 401 response for GetReadings
@@ -6664,16 +6742,20 @@ func (r QueryReadingsResponse) ContentType() string {
 
 // GetStatusResponse200Headers the declared response headers of an HTTP 200 response for GetStatus
 type GetStatusResponse200Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // GetStatusResponse304Headers the declared response headers of an HTTP 304 response for GetStatus
 type GetStatusResponse304Headers struct {
-	CacheControl   *string
-	ETag           *string
-	XInteractionId *openapi_types.UUID
+	CacheControl    *string
+	ETag            *string
+	RateLimit       *string
+	RateLimitPolicy *string
+	XInteractionId  *openapi_types.UUID
 }
 
 // GetStatusResponse401Headers the declared response headers of an HTTP 401 response for GetStatus
@@ -7085,8 +7167,8 @@ func (c *ClientWithResponses) GetAccessLogWithResponse(ctx context.Context, ean 
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/metering-points/{ean}/consents (the `ListConsents` operationId).
-func (c *ClientWithResponses) ListConsentsWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error) {
-	rsp, err := c.ListConsents(ctx, ean, reqEditors...)
+func (c *ClientWithResponses) ListConsentsWithResponse(ctx context.Context, ean Ean, params *ListConsentsParams, reqEditors ...RequestEditorFn) (*ListConsentsResponse, error) {
+	rsp, err := c.ListConsents(ctx, ean, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -7256,8 +7338,8 @@ func (c *ClientWithResponses) QueryReadingsWithResponse(ctx context.Context, bod
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/status (the `GetStatus` operationId).
-func (c *ClientWithResponses) GetStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStatusResponse, error) {
-	rsp, err := c.GetStatus(ctx, reqEditors...)
+func (c *ClientWithResponses) GetStatusWithResponse(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*GetStatusResponse, error) {
+	rsp, err := c.GetStatus(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -7696,6 +7778,20 @@ func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, err
 			}
 			headers.Location = &value
 		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -7875,6 +7971,20 @@ func ParseGetConsentResponse(rsp *http.Response) (*GetConsentResponse, error) {
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
@@ -8511,6 +8621,20 @@ func ParseRevokeConsentResponse(rsp *http.Response) (*RevokeConsentResponse, err
 			}
 			headers.ETag = &value
 		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -8771,6 +8895,20 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 			}
 			headers.ETag = &value
 		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -8794,6 +8932,20 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
@@ -8957,6 +9109,20 @@ func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
 				return nil, err
 			}
 			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
@@ -9311,6 +9477,20 @@ func ParseListConsentsResponse(rsp *http.Response) (*ListConsentsResponse, error
 			}
 			headers.ETag = &value
 		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -9334,6 +9514,20 @@ func ParseListConsentsResponse(rsp *http.Response) (*ListConsentsResponse, error
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
@@ -9555,6 +9749,20 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
@@ -9909,6 +10117,20 @@ func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
 			}
 			headers.ETag = &value
 		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID
 			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
@@ -9932,6 +10154,20 @@ func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
 		}
 		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
 			var value openapi_types.UUID

@@ -688,7 +688,7 @@ func TestStatusAndProbes(t *testing.T) {
 	t.Parallel()
 	w := sharedWorld(t)
 	c := w.supplier(t, 0)
-	res, err := c.api.GetStatusWithResponse(t.Context())
+	res, err := c.api.GetStatusWithResponse(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1746,12 +1746,12 @@ export interface components {
          */
         Location: string;
         /**
-         * @description What is left of the supplier's quota of requests, and in how many seconds it is whole again (IETF draft ratelimit-headers).
+         * @description What is left of the supplier's quota of requests (`r`), and for how many seconds it is no more than that (`t`); then requests come back one by one. Only in answers to a supplier.
          * @example "default";r=187;t=1
          */
         RateLimit: string;
         /**
-         * @description The supplier's quota of requests, and its window in seconds.
+         * @description The supplier's quota of requests at once (`q`), and the seconds in which one that is used up is whole again (`w`). Only in answers to a supplier.
          * @example "default";q=200;w=2
          */
         RateLimitPolicy: string;
@@ -1903,6 +1903,8 @@ export interface operations {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ETag"];
                     Location: components["headers"]["Location"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -1944,6 +1946,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2105,6 +2109,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2166,7 +2172,13 @@ export interface operations {
                  */
                 limit?: number;
             };
-            header?: never;
+            header?: {
+                /**
+                 * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+                 * @example W/"Hq1wYx0k9WvZ"
+                 */
+                "If-None-Match"?: components["parameters"]["IfNoneMatch"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -2177,6 +2189,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2189,6 +2203,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2235,6 +2251,8 @@ export interface operations {
             200: {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2328,7 +2346,13 @@ export interface operations {
     listConsents: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /**
+                 * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+                 * @example W/"Hq1wYx0k9WvZ"
+                 */
+                "If-None-Match"?: components["parameters"]["IfNoneMatch"];
+            };
             path: {
                 /** @description The metering point: EAN-18, 18 digits with a GS1 check digit. */
                 ean: components["parameters"]["Ean"];
@@ -2342,6 +2366,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2354,6 +2380,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2445,6 +2473,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ReadingsETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2506,7 +2536,13 @@ export interface operations {
     getStatus: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /**
+                 * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
+                 * @example W/"Hq1wYx0k9WvZ"
+                 */
+                "If-None-Match"?: components["parameters"]["IfNoneMatch"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -2517,6 +2553,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };
@@ -2529,6 +2567,8 @@ export interface operations {
                 headers: {
                     "Cache-Control": components["headers"]["CacheControl"];
                     ETag: components["headers"]["ListETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimitPolicy"];
                     "X-Interaction-Id": components["headers"]["InteractionId"];
                     [name: string]: unknown;
                 };

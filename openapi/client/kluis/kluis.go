@@ -174,7 +174,7 @@ func (k *Client) Access(ctx context.Context, ean string, p *client.GetAccessPara
 
 // Status asks how the service fares.
 func (k *Client) Status(ctx context.Context) (*client.Status, error) {
-	res, err := k.api.GetStatusWithResponse(ctx)
+	res, err := k.api.GetStatusWithResponse(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
