@@ -80,25 +80,43 @@ func TestTheMeteringPointLeadsEveryUniqueKey(t *testing.T) {
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	want := []string{
+		"kluis_auditor DELETE access_hour",
+		"kluis_auditor DELETE access_unusual",
+		"kluis_auditor DELETE audit_result",
+		"kluis_auditor DELETE employee_day",
+		"kluis_auditor DELETE employee_point",
+		"kluis_auditor INSERT access_hour",
+		"kluis_auditor INSERT access_unusual",
 		"kluis_auditor INSERT audit_checkpoint (note, size)",
 		"kluis_auditor INSERT audit_cursor",
 		"kluis_auditor INSERT audit_hash",
 		"kluis_auditor INSERT audit_leaf (id, index, kind, number, version)",
+		"kluis_auditor INSERT audit_result (findings, first, size, whole)",
 		"kluis_auditor INSERT audit_statement (boot_id, kind, sequence, statement)",
+		"kluis_auditor INSERT employee_day",
+		"kluis_auditor INSERT employee_point",
 		"kluis_auditor INSERT journal_entry (boot_id, entry, sequence)",
+		"kluis_auditor SELECT access_hour",
 		"kluis_auditor SELECT access_log",
+		"kluis_auditor SELECT access_unusual",
 		"kluis_auditor SELECT audit_checkpoint",
 		"kluis_auditor SELECT audit_cursor",
 		"kluis_auditor SELECT audit_hash",
 		"kluis_auditor SELECT audit_leaf",
+		"kluis_auditor SELECT audit_result",
 		"kluis_auditor SELECT audit_statement",
 		"kluis_auditor SELECT control_entry",
+		"kluis_auditor SELECT employee_day",
+		"kluis_auditor SELECT employee_point",
 		"kluis_auditor SELECT journal_entry",
 		"kluis_auditor SELECT legal_file",
 		"kluis_auditor SELECT market_profile",
 		"kluis_auditor SELECT sealed_block (ciphertext, day, ean, field, version)",
 		"kluis_auditor SELECT supplier",
+		"kluis_auditor UPDATE access_hour (failed, given, last_at, off_hours, points, refused, requests)",
+		"kluis_auditor UPDATE access_unusual (count, usual)",
 		"kluis_auditor UPDATE audit_cursor (position)",
+		"kluis_auditor UPDATE employee_day (points)",
 		"kluis_custodian DELETE data_key",
 		"kluis_custodian INSERT control_entry (entry, head, sequence)",
 		"kluis_custodian INSERT control_heartbeat (head)",
@@ -128,10 +146,14 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway INSERT legal_file (ean, file, sealed_at, version)",
 		"kluis_gateway SELECT access_log (ean, gln, interaction_id, outcome, receipt, record, recorded_at)",
 		"kluis_gateway INSERT market_profile (digest, profile)",
+		"kluis_gateway SELECT access_hour",
+		"kluis_gateway SELECT access_unusual",
+		"kluis_gateway SELECT audit_result",
 		"kluis_gateway SELECT basis_day",
 		"kluis_gateway SELECT change_mark",
 		"kluis_gateway SELECT consent",
 		"kluis_gateway SELECT data_key",
+		"kluis_gateway SELECT employee_day",
 		"kluis_gateway SELECT idempotency_key",
 		"kluis_gateway SELECT ingest_batch (arrived, batch_id, changed, ean, stored_at)",
 		"kluis_gateway SELECT legal_file",
@@ -220,7 +242,7 @@ func TestRolesAttack(t *testing.T) {
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
 		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key",
 		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile",
-		"sealed_block_default", "storage_month", "storage_change",
+		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result", "sealed_block_default", "storage_month", "storage_change",
 	}
 	const (
 		journal    = `INSERT INTO journal_entry (boot_id, sequence, entry) VALUES (gen_random_uuid(), 1, '\x00')`
@@ -230,12 +252,18 @@ func TestRolesAttack(t *testing.T) {
 		checkpoint = `INSERT INTO audit_checkpoint (size, note) VALUES (1, '\x00')`
 		market     = `INSERT INTO market_profile (digest, profile) VALUES (sha256('rules'), 'rules') ON CONFLICT DO NOTHING`
 		mark       = `INSERT INTO change_mark (one) VALUES (true)`
+		hour       = `INSERT INTO access_hour (gln, employee, at, requests, given, refused, failed, points, off_hours, last_at) VALUES (1, '', now(), 1, 1, 0, 0, 1, 0, now())`
+		looked     = `INSERT INTO employee_point (ean, day, employee) VALUES (1, '2026-01-01', 'e')`
+		breadth    = `INSERT INTO employee_day (employee, day, points) VALUES ('e', '2026-01-01', 1) ON CONFLICT (employee, day) DO UPDATE SET points = 2`
+		unusual    = `INSERT INTO access_unusual (kind, gln, employee, from_at, to_at, count, usual) VALUES (1, 1, '', now(), now() + INTERVAL '1 hour', 1, 0)`
+		result     = `INSERT INTO audit_result (whole, first, size, findings) VALUES (true, 0, 1, '[]')`
 		cursor     = `INSERT INTO audit_cursor (kind, position) VALUES (1, '\x00') ON CONFLICT (kind) DO UPDATE SET position = EXCLUDED.position`
 	)
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
 			log, idem, market, mark, "DELETE FROM consent", "DELETE FROM basis_day", "SELECT ean, arrived, changed FROM ingest_batch", "SELECT ean, record, receipt, recorded_at FROM access_log",
 			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
+			"SELECT * FROM access_hour", "SELECT * FROM employee_day", "SELECT * FROM access_unusual", "SELECT * FROM audit_result",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
@@ -243,6 +271,7 @@ func TestRolesAttack(t *testing.T) {
 			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent", "DELETE FROM basis_day",
 		},
 		migrations.RoleAuditor: {
+			hour, looked, breadth, unusual, result, "DELETE FROM access_hour", "DELETE FROM employee_point", "DELETE FROM audit_result",
 			journal, statement, auditLeaf, auditHash, checkpoint, cursor, "SELECT record, receipt, salt FROM access_log", "SELECT FROM journal_entry",
 			"SELECT ean, field, day, version, ciphertext FROM sealed_block", "SELECT file FROM legal_file", "SELECT record FROM supplier", "SELECT entry FROM control_entry", "SELECT profile FROM market_profile",
 		},
@@ -295,6 +324,8 @@ func TestRolesAttack(t *testing.T) {
 		auditLeaf + " ON CONFLICT (index) DO UPDATE SET id = EXCLUDED.id", auditHash + " ON CONFLICT (index) DO UPDATE SET hash = EXCLUDED.hash",
 		"UPDATE journal_entry SET entry = entry", "UPDATE audit_statement SET statement = statement", "UPDATE audit_leaf SET index = 1", "UPDATE audit_hash SET hash = hash",
 		"UPDATE audit_checkpoint SET note = note", "UPDATE audit_cursor SET kind = 2",
+		"UPDATE access_hour SET gln = 2", "UPDATE employee_point SET day = day", "UPDATE access_unusual SET kind = 2", "UPDATE audit_result SET findings = '[]'",
+		"INSERT INTO audit_result (at, whole, first, size, findings) VALUES ('2020-01-01', true, 0, 1, '[]')",
 	}
 	denied[migrations.RoleGateway] = append(denied[migrations.RoleGateway],
 		"SELECT FROM market_profile", market+" RETURNING digest", "INSERT INTO market_profile (digest, profile, first_used_at) VALUES (sha256('rules'), 'rules', '2020-01-01')",
@@ -310,6 +341,7 @@ func TestRolesAttack(t *testing.T) {
 		}
 		if role != migrations.RoleAuditor {
 			denied[role] = append(denied[role], "SELECT FROM market_profile", journal, statement, auditLeaf, auditHash, checkpoint, cursor,
+				hour, looked, breadth, unusual, result, "UPDATE access_hour SET requests = 1", "UPDATE employee_day SET points = 1", "UPDATE access_unusual SET count = 1", "SELECT FROM employee_point",
 				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_checkpoint", "SELECT FROM audit_cursor")
 			if role != migrations.RoleCustodian {
 				denied[role] = append(denied[role], "SELECT FROM control_entry")
@@ -324,7 +356,8 @@ func TestRolesAttack(t *testing.T) {
 				"TRUNCATE "+table, "DROP TABLE "+table, "ALTER TABLE "+table+" ADD COLUMN x int",
 				"CREATE TRIGGER x BEFORE INSERT ON "+table+" FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()")
 			deletes := role == migrations.RoleRegistrar && (table == "supply_period" || table == "consent") ||
-				role == migrations.RoleGateway && table == "consent" || role == migrations.RoleCustodian && table == "data_key"
+				role == migrations.RoleGateway && table == "consent" || role == migrations.RoleCustodian && table == "data_key" ||
+				role == migrations.RoleAuditor && slices.Contains([]string{"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result"}, table)
 			if !deletes {
 				denied[role] = append(denied[role], "DELETE FROM "+table)
 			}
