@@ -10,7 +10,7 @@ import (
 var (
 	resolutionNames = []string{PT15M: "PT15M", PT1H: "PT1H", P1D: "P1D", P1M: "P1M"}
 	kindNames       = []string{Register: "REGISTER", Consumption: "CONSUMPTION"}
-	classNames      = []string{Registers: "registers", Intervals: "intervals"}
+	classNames      = []string{Registers: "registers", Intervals: "intervals", Identity: "identity"}
 	commodityNames  = []string{Electricity: "electricity", Gas: "gas"}
 	purposeNames    = []string{
 		Billing:          "BILLING",
@@ -49,8 +49,12 @@ func ParseResolution(s string) (Resolution, error) {
 // ParseKind reads "REGISTER" or "CONSUMPTION".
 func ParseKind(s string) (Kind, error) { return parseEnum[Kind](s, kindNames, "kind") }
 
-// ParseClass reads "registers" or "intervals".
-func ParseClass(s string) (Class, error) { return parseEnum[Class](s, classNames, "class") }
+// ParseClass reads "registers" or "intervals": a class of readings. Who may ask
+// for those cannot name the class Identity.
+func ParseClass(s string) (Class, error) { return parseEnum[Class](s, classNames[:Identity], "class") }
+
+// parseRuleClass reads any class.
+func parseRuleClass(s string) (Class, error) { return parseEnum[Class](s, classNames, "class") }
 
 // ParseCommodity reads "electricity" or "gas".
 func ParseCommodity(s string) (Commodity, error) {

@@ -36,13 +36,16 @@ const (
 	Consumption Kind = 2
 )
 
-// Class groups fields that the law treats alike. A data key covers one class.
+// Class groups what the law treats alike. A data key covers one class. The
+// fields of the catalogue are of the classes Registers and Intervals; Identity
+// is name and address, of which there is one a metering point and customer.
 type Class uint8
 
 // The values are part of the sealed formats: never renumber.
 const (
 	Registers Class = 1
 	Intervals Class = 2
+	Identity  Class = 3
 )
 
 // Commodity is what a metering point meters.

@@ -24,7 +24,14 @@ type Profile struct {
 	retention int // months
 	consent   ConsentTerms
 	fields    []Field
+	identity  identityTerms
 	rules     []Rule
+}
+
+// identityTerms is what the market says of names and addresses.
+type identityTerms struct {
+	code    FieldCode
+	pattern *regexp.Regexp // of postcodes; nil: the market keeps no identities
 }
 
 // ProfileID names a market profile, for what was decided by it.
@@ -79,6 +86,13 @@ func (p *Profile) FieldByCode(c FieldCode) (Field, bool) {
 	return p.fields[i], true
 }
 
+// IdentityCode is the code under which names and addresses are sealed, as a
+// field's; false where the market keeps none. It is no field of the catalogue:
+// nobody can ask for it as for readings.
+func (p *Profile) IdentityCode() (FieldCode, bool) {
+	return p.identity.code, p.identity.pattern != nil
+}
+
 // Fields returns a commodity's fields in the order of the catalogue.
 func (p *Profile) Fields(c Commodity) []Field {
 	var out []Field
@@ -111,8 +125,9 @@ var (
 )
 
 // ParseProfile checks a profile strictly and compiles it. Nothing is optional
-// but a rule's "to", "days" and "lookback", and "consent" where no rule is on
-// consent; unknown and repeated keys, repeated codes, names and ids, unknown
+// but a rule's "to", "days" and "lookback", "consent" where no rule is on
+// consent, and "identity" where no rule is on identities, which have no
+// granularity; unknown and repeated keys, repeated codes, names and ids, unknown
 // values, rules that contradict each other and rules that could never give
 // anything are refused. All errors are reported, each a *ProfileError with its
 // line and column.
@@ -123,7 +138,7 @@ func ParseProfile(yaml []byte) (*Profile, error) {
 	if root == nil {
 		return nil, errors.Join(r.errs...)
 	}
-	m := r.mapping(root, []string{"country", "version", "time_zone", "retention", "fields", "rules"}, []string{"consent"})
+	m := r.mapping(root, []string{"country", "version", "time_zone", "retention", "fields", "rules"}, []string{"consent", "identity"})
 	p.country = r.pattern(m["country"], countryPattern, "two capital letters (ISO 3166-1)")
 	p.version = r.pattern(m["version"], versionPattern, "letters, digits, dot, dash and underscore")
 	p.location = r.location(m["time_zone"])
@@ -133,6 +148,9 @@ func ParseProfile(yaml []byte) (*Profile, error) {
 	}
 	for _, n := range r.sequence(m["fields"]) {
 		r.field(p, n)
+	}
+	if n := m["identity"]; n != nil {
+		r.identity(p, n)
 	}
 	for _, n := range r.sequence(m["rules"]) {
 		r.rule(p, n, m["consent"] != nil)
@@ -227,9 +245,36 @@ func (r *yamlReader) field(p *Profile, n ast.Node) {
 	p.fields = append(p.fields, f)
 }
 
+// maxPattern bounds the pattern of postcodes: it is matched with what callers
+// send.
+const maxPattern = 128
+
+func (r *yamlReader) identity(p *Profile, n ast.Node) {
+	m := r.mapping(n, []string{"code", "postcode"}, nil)
+	if m == nil {
+		return
+	}
+	p.identity.code = FieldCode(r.integer(m["code"], 1, math.MaxInt16))
+	for _, o := range p.fields {
+		if p.identity.code != 0 && o.Code == p.identity.code {
+			r.fail(m["code"], "code %d is taken by %s", o.Code, o.Name)
+		}
+	}
+	s, ok := r.text(m["postcode"])
+	if !ok {
+		return
+	}
+	pattern, err := regexp.Compile(`^(?:` + s + `)$`)
+	if err != nil || s == "" || len(s) > maxPattern {
+		r.fail(m["postcode"], "want a regular expression of postcodes, such as [0-9]{4}")
+		return
+	}
+	p.identity.pattern = pattern
+}
+
 func (r *yamlReader) rule(p *Profile, n ast.Node, consentTerms bool) {
-	m := r.mapping(n, []string{"id", "basis", "purpose", "classes", "granularity", "from", "requires_supply", "despite_opt_out", "enabled"},
-		[]string{"to", "days", "lookback"})
+	m := r.mapping(n, []string{"id", "basis", "purpose", "classes", "from", "requires_supply", "despite_opt_out", "enabled"},
+		[]string{"granularity", "to", "days", "lookback"})
 	if m == nil {
 		return
 	}
@@ -258,17 +303,24 @@ func (r *yamlReader) rule(p *Profile, n ast.Node, consentTerms bool) {
 	}
 	var classes []ast.Node
 	for _, c := range r.sequence(m["classes"]) {
-		class := parseNode(r, c, ParseClass)
+		class := parseNode(r, c, parseRuleClass)
 		switch {
+		case class == Identity && p.identity.pattern == nil:
+			r.fail(c, "nothing is said of identities: add the key \"identity\" to the profile")
 		case slices.Contains(rule.Classes, class):
 			r.fail(c, "class listed twice")
-		case class != 0 && !slices.ContainsFunc(p.fields, func(f Field) bool { return f.Class == class || f.Class == 0 }):
+		case class != 0 && class != Identity && !slices.ContainsFunc(p.fields, func(f Field) bool { return f.Class == class || f.Class == 0 }):
 			r.fail(c, "no field of the catalogue is of this class")
 		}
 		if class == Registers && rule.Granularity.duration() != 0 {
 			r.fail(m["granularity"], "registers can be given at P1D or P1M only")
 		}
 		rule.Classes, classes = append(rule.Classes, class), append(classes, c)
+	}
+	if slices.Contains(rule.Classes, Identity) {
+		r.identityRule(&rule, m)
+	} else if m["granularity"] == nil && m["id"] != nil {
+		r.fail(m["id"], "key \"granularity\" is missing")
 	}
 	on := m["basis"] // where a wrong selection of days is shown
 	if d := m["days"]; d != nil {
@@ -313,6 +365,25 @@ func (r *yamlReader) rule(p *Profile, n ast.Node, consentTerms bool) {
 		}
 	}
 	p.rules = append(p.rules, rule)
+}
+
+// identityRule checks what a rule on names and addresses may say: they are for
+// employees of the grid operator, as they are, of who lives there.
+func (r *yamlReader) identityRule(rule *Rule, m map[string]ast.Node) {
+	if len(rule.Classes) != 1 {
+		r.fail(m["classes"], "class %s is given by a rule of its own: want [%s]", Identity, Identity)
+	}
+	for _, key := range []string{"granularity", "days", "lookback"} {
+		if n := m[key]; n != nil {
+			r.fail(n, "class %s has no %s: leave it out", Identity, key)
+		}
+	}
+	if rule.Basis != 0 && rule.Basis != CustomerServiceBasis {
+		r.fail(m["basis"], "class %s is given on the basis %s only", Identity, CustomerServiceBasis)
+	}
+	if m["despite_opt_out"] != nil && !rule.DespiteOptOut {
+		r.fail(m["despite_opt_out"], "who switches remote reading off keeps name and address: must be true")
+	}
 }
 
 // contradiction says why two rules may not both be in force, or "".

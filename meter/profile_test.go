@@ -71,7 +71,8 @@ func TestNL(t *testing.T) {
 		Switch:           "[{nl-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
 		Move:             "[{nl-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2012-01-01 5881580-07-11} 0 true true true}]",
 		CustomerService: "[{nl-customer-service-registers CUSTOMER_SERVICE CUSTOMER_SERVICE [registers] P1D ALL {2012-01-01 5881580-07-11} 0 false false true} " +
-			"{nl-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2012-01-01 5881580-07-11} 0 false false true}]",
+			"{nl-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2012-01-01 5881580-07-11} 0 false false true} " +
+			"{nl-customer-service-identity CUSTOMER_SERVICE CUSTOMER_SERVICE [identity] Resolution(0) ALL {2012-01-01 5881580-07-11} 0 false true true}]",
 		0: "[]",
 	} {
 		if got := fmt.Sprint(p.Rules(purpose)); got != want {
@@ -120,7 +121,8 @@ func TestBE(t *testing.T) {
 		Switch: "[{be-switch SWITCH SWITCH [registers] P1D SUPPLY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
 		Move:   "[{be-move MOVE MOVE [registers] P1D OCCUPANCY_BOUNDARY {2019-07-01 5881580-07-11} 24 true true true}]",
 		CustomerService: "[{be-customer-service-registers CUSTOMER_SERVICE CUSTOMER_SERVICE [registers] P1D ALL {2019-07-01 5881580-07-11} 0 false false true} " +
-			"{be-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2019-07-01 5881580-07-11} 0 false false true}]",
+			"{be-customer-service-intervals CUSTOMER_SERVICE CUSTOMER_SERVICE [intervals] PT15M ALL {2019-07-01 5881580-07-11} 0 false false true} " +
+			"{be-customer-service-identity CUSTOMER_SERVICE CUSTOMER_SERVICE [identity] Resolution(0) ALL {2019-07-01 5881580-07-11} 0 false true true}]",
 	} {
 		if got := fmt.Sprint(p.Rules(purpose)); got != want {
 			t.Errorf("rules for %s:\n%s, want\n%s", purpose, got, want)
@@ -326,7 +328,7 @@ func TestParseProfileRefuses(t *testing.T) {
 		"same register twice":        {`obis: "1-0:1.8.0"` + "\n    unit: kWh\n    precision: 0\n    class: intervals\n    commodity: electricity\n    stored: [PT15M, PT1H]", `obis: "1-0:1.8.1"` + "\n    unit: kWh\n    precision: 0\n    class: registers\n    commodity: electricity\n    stored: [P1D]", "16:11", "same register"},
 		"basis":                      {"basis: CONSENT", "basis: WISH", "24:12", "unknown legal basis"},
 		"purpose":                    {"purpose: BILLING", "purpose: MARKETING", "25:14", "unknown purpose"},
-		"class of a rule":            {"classes: [registers, intervals]", "classes: [registers, identity]", "26:26", "unknown class"},
+		"class of a rule":            {"classes: [registers, intervals]", "classes: [registers, weather]", "26:26", "unknown class"},
 		"class twice":                {"classes: [registers, intervals]", "classes: [registers, registers]", "26:26", "twice"},
 		"registers by the quarter":   {"granularity: P1D", "granularity: PT15M", "27:18", "P1D or P1M only"},
 		"granularity":                {"granularity: P1D", "granularity: P1W", "27:18", "unknown resolution"},
