@@ -73,8 +73,9 @@ type Forgetter interface {
 // Sealer encrypts and authenticates (role seal).
 type Sealer interface {
 	Seal(ctx context.Context, keys []WrappedKey, items []Item) error
-	// ContentMAC and RecordMAC are HMAC-SHA-256 under keys of the token.
+	// ContentMAC, RecordMAC and IndexMAC are HMAC-SHA-256 under keys of the token.
 	ContentMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
+	IndexMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
 	RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, error)
 	// Signer is the ES256 seal key for legal files and supplier records.
 	Signer() crypto.Signer

@@ -523,7 +523,7 @@ func (c Ceremony) createKeys(l *login, epoch uint32, recipients []PublicKeys, ad
 		return err
 	}
 	keys := map[string]pkcs11.ObjectHandle{kekLabel(epoch): kek}
-	for _, label := range []string{labelContentMAC, labelRecordMAC} {
+	for _, label := range []string{labelContentMAC, labelRecordMAC, labelIndexMAC} {
 		have, err := findSecret(raw, s, label)
 		if err != nil {
 			return err

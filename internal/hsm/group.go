@@ -275,6 +275,10 @@ func (s sealer) RecordMAC(ctx context.Context, messages [][]byte) ([][32]byte, e
 	return s.mac(ctx, labelRecordMAC, messages)
 }
 
+func (s sealer) IndexMAC(ctx context.Context, messages [][]byte) ([][32]byte, error) {
+	return s.mac(ctx, labelIndexMAC, messages)
+}
+
 type minter struct{ *group }
 
 // Mint implements token.Minter.

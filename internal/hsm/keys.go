@@ -36,7 +36,7 @@ func (r Role) unwraps() bool { return r.hasKEK() && r != RoleMint }
 func (r Role) macs() []string {
 	switch r {
 	case RoleSeal:
-		return []string{labelContentMAC, labelRecordMAC}
+		return []string{labelContentMAC, labelRecordMAC, labelIndexMAC}
 	case RoleMint, RoleRotate:
 		return []string{labelRecordMAC}
 	}
@@ -59,6 +59,7 @@ const (
 	labelKEK        = "kluis/kek/" // and the epoch in decimal
 	labelContentMAC = "kluis/mac/content"
 	labelRecordMAC  = "kluis/mac/record"
+	labelIndexMAC   = "kluis/mac/index"
 	labelTransport  = "kluis/transport"
 )
 

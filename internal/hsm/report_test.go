@@ -32,6 +32,7 @@ func TestReport(t *testing.T) {
 	}{
 		hsm.RoleOpen: {h.Opener(), []token.Key{unwraps}},
 		hsm.RoleSeal: {h.Sealer(), []token.Key{unwraps, key("kluis/mac/content", "mac", 0, "sign", "HMAC-SHA-256"), record,
+			key("kluis/mac/index", "mac", 0, "sign", "HMAC-SHA-256"),
 			key("kluis/seal", "signing", 0, "sign", "ECDSA")}},
 		hsm.RoleMint: {h.Minter(), []token.Key{key("kluis/kek/1", "kek", 1, "wrap", "AES key wrap"), record}},
 		// SoftHSM lets no copy become uncopyable; see importTrusted.
@@ -102,6 +103,11 @@ func TestReportCounts(t *testing.T) {
 	messages := make([][]byte, 100)
 	count("content MACs", h.Sealer(), "kluis/mac/content", 100, func() {
 		if _, err := h.Sealer().ContentMAC(t.Context(), messages); err != nil {
+			t.Fatal(err)
+		}
+	})
+	count("index MACs", h.Sealer(), "kluis/mac/index", 2, func() {
+		if _, err := h.Sealer().IndexMAC(t.Context(), messages[:2]); err != nil {
 			t.Fatal(err)
 		}
 	})
