@@ -236,9 +236,9 @@ func decidable(rule *meter.Rule) bool {
 }
 
 // covers says whether the rule gives anything of a class. Of intervals there
-// are no single reads.
+// are no single reads; of identities there is nothing here (DecideIdentity).
 func covers(rule *meter.Rule, class meter.Class) bool {
-	return slices.Contains(rule.Classes, class) && (class == meter.Registers || rule.On == meter.AllDays)
+	return knownClass(class) && slices.Contains(rule.Classes, class) && (class == meter.Registers || rule.On == meter.AllDays)
 }
 
 // decision is what one call of Decide works with.
