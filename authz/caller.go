@@ -33,7 +33,15 @@ func ParseRole(s string) (Role, error) { return parseName[Role](s, roleNames[:],
 
 // May says whether an employee of the role may have an errand of the kind.
 func (r Role) May(k ErrandKind) bool {
-	return r.serves() && k >= ErrandReadings && k <= ErrandStep || r == Auditor && k == ErrandView
+	switch k {
+	case ErrandReadings, ErrandStep, ErrandFind:
+		return r.serves()
+	case ErrandView, ErrandOversee:
+		return r.serves() || r == Auditor
+	case ErrandSupplier:
+		return r == Supervisor
+	}
+	return false
 }
 
 // serves says whether the role acts for customers.
@@ -47,13 +55,31 @@ const (
 	ErrandReadings ErrandKind = 1 // values, for the customer on the line
 	ErrandView     ErrandKind = 2 // consents, who may read what, the access log
 	ErrandStep     ErrandKind = 3 // one step of one consent
+
+	// Of no metering point: Decide, DryRun and Permit give nothing on them.
+	ErrandFind     ErrandKind = 4 // the metering points at an address
+	ErrandOversee  ErrandKind = 5 // suppliers, health, what the auditor's daemon counts
+	ErrandSupplier ErrandKind = 6 // suspend one supplier, or resume it
 )
 
-var errandKindNames = [...]string{ErrandReadings: "readings", ErrandView: "view", ErrandStep: "step"}
+var errandKindNames = [...]string{
+	ErrandReadings: "readings", ErrandView: "view", ErrandStep: "step", ErrandFind: "find", ErrandOversee: "oversee", ErrandSupplier: "supplier",
+}
+
+// ErrandKinds are all there are.
+func ErrandKinds() []ErrandKind {
+	return []ErrandKind{ErrandReadings, ErrandView, ErrandStep, ErrandFind, ErrandOversee, ErrandSupplier}
+}
+
+// OfPoint says whether an errand of the kind is for one metering point.
+func (k ErrandKind) OfPoint() bool {
+	return k == ErrandReadings || k == ErrandView || k == ErrandStep
+}
 
 func (k ErrandKind) String() string { return nameOf(k, errandKindNames[:], "ErrandKind") }
 
-// ParseErrandKind reads "readings", "view" or "step".
+// ParseErrandKind reads "readings", "view", "step", "find", "oversee" or
+// "supplier".
 func ParseErrandKind(s string) (ErrandKind, error) {
 	return parseName[ErrandKind](s, errandKindNames[:], "kind of errand")
 }
@@ -101,8 +127,8 @@ func ActionOf(s Step) ConsentAction {
 // nothing else (RFC 9396).
 type Errand struct {
 	Kind   ErrandKind
-	EAN    meter.EAN
-	Reason string // 1 to 128 printable bytes
+	EAN    meter.EAN // zero unless Kind.OfPoint
+	Reason string    // 1 to 128 printable bytes
 
 	// Of ErrandReadings.
 	Days   meter.DayRange
@@ -113,6 +139,14 @@ type Errand struct {
 	ConsentID [16]byte // zero for ActionRegister
 	Scope     [32]byte // ConsentScope.Digest of what the employee saw
 	Evidence  string   // of ActionRegister and ActionGrant
+
+	// Of ErrandFind.
+	Postcode    meter.Postcode
+	HouseNumber meter.HouseNumber
+
+	// Of ErrandSupplier.
+	Supplier meter.GLN
+	Suspend  bool // else resume
 }
 
 // Employee is an employee of the grid operator, on an errand.

@@ -152,6 +152,70 @@ func TestDryRunOfEmployees(t *testing.T) {
 	}
 }
 
+// Who may have which errand.
+func TestErrandsOfRoles(t *testing.T) {
+	t.Parallel()
+	table := map[ErrandKind][]Role{
+		ErrandReadings: {Agent, Supervisor},
+		ErrandView:     {Agent, Supervisor, Auditor},
+		ErrandStep:     {Agent, Supervisor},
+		ErrandFind:     {Agent, Supervisor},
+		ErrandOversee:  {Agent, Supervisor, Auditor},
+		ErrandSupplier: {Supervisor},
+	}
+	if len(ErrandKinds()) != len(table) {
+		t.Errorf("%d kinds of errand", len(ErrandKinds()))
+	}
+	for k := range ErrandKind(10) {
+		for r := range Role(6) {
+			if want := slices.Contains(table[k], r); r.May(k) != want {
+				t.Errorf("%s to %s: %v", r, k, !want)
+			}
+		}
+	}
+}
+
+// An errand of no metering point opens nothing, tells nothing and takes no step,
+// at no metering point, also not at none, and whatever else it is made to say.
+func TestErrandsOfNoPoint(t *testing.T) {
+	t.Parallel()
+	p, f := dutch(t), story(t)
+	fields := []meter.FieldCode{importLow, importIntervals}
+	in := days("2025-12-01", "2025-12-08")
+	step := RevokeConsent{uuid(1)}
+	for _, kind := range []ErrandKind{ErrandFind, ErrandOversee, ErrandSupplier, 0, 7, 255} {
+		if kind.OfPoint() {
+			t.Errorf("%s is of a metering point", kind)
+		}
+		for _, role := range []Role{Agent, Supervisor, Auditor} {
+			for _, ean := range []meter.EAN{home, {}} {
+				c := toTake(step, f)
+				e := &c.e
+				e.Role, e.Errand.Kind, e.Errand.EAN, e.Errand.Days, e.Errand.Fields = role, kind, ean, in, fields
+				e.Errand.Supplier, e.Errand.Suspend = beta, true
+				for _, asked := range []meter.EAN{home, {}} {
+					for _, file := range []*LegalFile{f, {}, nil} {
+						if g, withheld, err := Decide(c, Request{EAN: asked, Purpose: meter.CustomerService, Days: in, Fields: fields}, file, p, storyNow); err != ErrNoRelation || !g.Empty() || withheld != nil {
+							t.Errorf("%s to %s: Decide: %v %v", role, kind, withheld, err)
+						}
+						for _, who := range []Caller{c, OnBehalfOf(c, beta)} {
+							if a, err := DryRun(who, AccessRequest{EAN: asked, Days: in, Fields: fields}, file, p, storyNow); err != ErrNoRelation || len(a.Items()) > 0 || len(a.Grants()) > 0 {
+								t.Errorf("%s to %s: DryRun: %v", role, kind, err)
+							}
+						}
+						if by, err := Permit(c, step, file, p, storyNow); !errors.Is(err, ErrNotPermitted) && err != ErrNoRelation || !by.IsZero() {
+							t.Errorf("%s to %s: Permit: %v", role, kind, err)
+						}
+					}
+				}
+				if BasesNow(c, f, p, storyNow) != nil {
+					t.Errorf("%s to %s: listed", role, kind)
+				}
+			}
+		}
+	}
+}
+
 func TestNamesOfEnumerations(t *testing.T) {
 	t.Parallel()
 	for r := Agent; r <= Auditor; r++ {
@@ -159,7 +223,7 @@ func TestNamesOfEnumerations(t *testing.T) {
 			t.Errorf("%s: %v", r, err)
 		}
 	}
-	for k := ErrandReadings; k <= ErrandStep; k++ {
+	for _, k := range ErrandKinds() {
 		if got, err := ParseErrandKind(k.String()); err != nil || got != k {
 			t.Errorf("%s: %v", k, err)
 		}

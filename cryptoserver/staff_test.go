@@ -62,6 +62,13 @@ func TestSignStaffToken(t *testing.T) {
 	readings := w.readingsErrand()
 	step := authz.Errand{Kind: authz.ErrandStep, EAN: readings.EAN, Reason: "the customer called", Action: authz.ActionGrant,
 		ConsentID: [16]byte{1}, Scope: [32]byte{2}, Evidence: "call 12"}
+	find := authz.Errand{Kind: authz.ErrandFind, Reason: "customer on the line"}
+	find.Postcode, err = w.profile.ParsePostcode("1234AB")
+	w.must(err)
+	find.HouseNumber, err = meter.HouseNumberFromInt(7)
+	w.must(err)
+	suspend := authz.Errand{Kind: authz.ErrandSupplier, Reason: "incident 9", Supplier: w.supplier("871234500010", "Other Energy").gln, Suspend: true}
+	oversee := authz.Errand{Kind: authz.ErrandOversee, Reason: "incident 9"}
 	for _, c := range []struct {
 		roles  []authz.Role
 		errand authz.Errand
@@ -70,6 +77,9 @@ func TestSignStaffToken(t *testing.T) {
 		{[]authz.Role{authz.Agent}, readings, authz.Agent},
 		{[]authz.Role{authz.Supervisor}, step, authz.Supervisor},
 		{[]authz.Role{authz.Auditor}, authz.Errand{Kind: authz.ErrandView, EAN: readings.EAN, Reason: "complaint"}, authz.Auditor},
+		{[]authz.Role{authz.Agent}, find, authz.Agent},
+		{[]authz.Role{authz.Auditor}, oversee, authz.Auditor},
+		{[]authz.Role{authz.Supervisor}, suspend, authz.Supervisor},
 		// Of several the one that may do most.
 		{[]authz.Role{authz.Auditor, authz.Agent}, readings, authz.Agent},
 		{[]authz.Role{authz.Agent, authz.Auditor, authz.Supervisor}, step, authz.Supervisor},
@@ -182,6 +192,15 @@ func TestSignStaffTokenRefuses(t *testing.T) {
 		{"two errands", func(r *request) { r.AuthorizationDetails = readings[:len(readings)-1] + "," + readings[1:] }, cryptopb.ReasonErrand},
 		{"a field nobody has", func(r *request) { r.AuthorizationDetails = strings.ReplaceAll(readings, "import_low", "secrets") }, cryptopb.ReasonErrand},
 		{"an auditor reads", func(r *request) { r.IdToken = set("roles", []string{"auditor"}) }, cryptopb.ReasonErrand},
+		{"an auditor finds", func(r *request) {
+			r.IdToken, r.AuthorizationDetails = set("roles", []string{"auditor"}), `[{"type":"urn:kluis:errand:find","postcode":"1234AB","house_number":"7","reason":"x"}]`
+		}, cryptopb.ReasonErrand},
+		{"an agent suspends a supplier", func(r *request) {
+			r.AuthorizationDetails = `[{"type":"urn:kluis:errand:supplier","gln":"` + portal.gln.String() + `","step":"suspend","reason":"x"}]`
+		}, cryptopb.ReasonErrand},
+		{"an errand to find that names a metering point", func(r *request) {
+			r.AuthorizationDetails = `[{"type":"urn:kluis:errand:find","ean":"` + importantPoint + `","postcode":"1234AB","house_number":"7","reason":"x"}]`
+		}, cryptopb.ReasonErrand},
 		{"certificate revoked", func(r *request) {
 			r.SupplierRecord = update(func(f *authz.SupplierFacts) { f.Certificates[0].RevokedAt = baseTime })
 		}, cryptopb.ReasonSupplierInvalid},

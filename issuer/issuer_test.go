@@ -256,7 +256,7 @@ func TestDatabaseForged(t *testing.T) {
 	w := newWorld(t)
 	forger := softSealer{newKey(t)}
 	own := must[*authz.Supplier](t)(authz.NewSupplier(nil, authz.SupplierFacts{GLN: gln(t, glnA), Name: "A", Scopes: []string{authn.ScopeReadings},
-		Certificates: []authz.Certificate{{Thumbprint: authn.Thumbprint(w.strangers.Leaf), NotAfter: w.strangers.Leaf.NotAfter}}}, time.Now()))
+		Certificates: []authz.Certificate{{Thumbprint: authn.Thumbprint(w.strangers.Leaf), NotAfter: w.strangers.Leaf.NotAfter}}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now()))
 	good := w.registry.records[glnA]
 	flipped := append([]byte{}, good...)
 	flipped[len(flipped)/2] ^= 1
@@ -370,7 +370,10 @@ func TestPublicEndpoints(t *testing.T) {
   "authorization_details_types_supported": [
     "urn:kluis:errand:readings",
     "urn:kluis:errand:view",
-    "urn:kluis:errand:step"
+    "urn:kluis:errand:step",
+    "urn:kluis:errand:find",
+    "urn:kluis:errand:oversee",
+    "urn:kluis:errand:supplier"
   ],
   "token_endpoint_auth_methods_supported": [
     "tls_client_auth"

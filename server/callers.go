@@ -78,7 +78,7 @@ func (c *callers) add(who, word string) error {
 		return err
 	}
 	if word == anyWord {
-		c.errands[role] = []authz.ErrandKind{authz.ErrandReadings, authz.ErrandView, authz.ErrandStep}
+		c.errands[role] = authz.ErrandKinds()
 		return nil
 	}
 	for kind := range strings.SplitSeq(word, " or ") {

@@ -98,7 +98,7 @@ func TestCallersMustBeClear(t *testing.T) {
 		t.Error("callers of an operation without token")
 	}
 	c, err := callersOf(doc(map[string]any{"supplier": "any", "agent": "view or step", "auditor": "any"}), rt)
-	if err != nil || len(c.scopes) != 2 || len(c.errands) != 2 || len(c.errands[1]) != 2 || len(c.errands[3]) != 3 {
+	if err != nil || len(c.scopes) != 2 || len(c.errands) != 2 || len(c.errands[1]) != 2 || len(c.errands[3]) != 6 {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

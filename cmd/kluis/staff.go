@@ -22,13 +22,18 @@ type staffTokenCmd struct {
 	State  string   `help:"State folder of the demo. Default: $$KLUIS_STATE." type:"path" placeholder:"DIR"`
 	As     string   `help:"Who signs in. Default: demo-employee." default:"demo-employee" placeholder:"NAME"`
 	Role   roleFlag `help:"agent, supervisor or auditor. Default: agent." default:"agent" placeholder:"ROLE"`
-	EAN    eanFlag  `help:"Metering point (EAN-18)." required:"" name:"ean" placeholder:"EAN"`
+	EAN    eanFlag  `help:"Metering point (EAN-18); of --view, --readings and --step." name:"ean" placeholder:"EAN"`
 	Reason string   `help:"Why, for the record: a ticket, without personal data." required:"" placeholder:"TEXT"`
 	JSON   bool     `help:"Print the issuer's whole answer."`
 
 	View     bool   `help:"Errand: consents, who may read what, the access log." xor:"errand"`
 	Readings bool   `help:"Errand: values, for the customer on the line; needs --from, --to, --fields." xor:"errand"`
 	Step     string `help:"Errand: one step of a consent: register, grant, reject or revoke." placeholder:"STEP" xor:"errand"`
+
+	Find    []string `help:"Errand: the metering points at an address: postcode and house number, separated by a comma." placeholder:"POSTCODE,NUMBER" xor:"errand"`
+	Oversee bool     `help:"Errand: suppliers, health, oversight." xor:"errand"`
+	Suspend glnFlag  `help:"Errand: suspend a supplier; role supervisor." placeholder:"GLN" xor:"errand"`
+	Resume  glnFlag  `help:"Errand: resume a supplier; role supervisor." placeholder:"GLN" xor:"errand"`
 
 	From   dayFlag  `help:"First day." placeholder:"DAY"`
 	To     dayFlag  `help:"First day after." placeholder:"DAY"`
@@ -52,6 +57,9 @@ Examples:
   kluis staff token --state .demo --ean 871687200000000010 --view --reason ticket-4711
   kluis staff token --state .demo --ean 871687200000000010 --readings --from 2026-01-01 --to 2026-02-01 --fields import_low,import_normal --reason ticket-4711
   kluis staff token --state .demo --ean 871687200000000010 --step revoke --consent 0b8e... --reason ticket-4711
+  kluis staff token --state .demo --find 1234AB,7 --reason ticket-4711
+  kluis staff token --state .demo --oversee --role auditor --reason ticket-4711
+  kluis staff token --state .demo --suspend 8712345600020 --role supervisor --reason ticket-4711
 
 What to do with the token: docs/CONSENT.md, docs/STATEMENT.md.`
 }
@@ -100,6 +108,11 @@ func (c *staffTokenCmd) Run(ctx context.Context, s streams) error {
 
 func (c *staffTokenCmd) errand(ctx context.Context, p *meter.Profile) (authz.Errand, error) {
 	e := authz.Errand{EAN: c.EAN.EAN, Reason: c.Reason}
+	if ofPoint := c.View || c.Readings || c.Step != ""; ofPoint && c.EAN.IsZero() {
+		return e, usage("say of which metering point: --ean")
+	} else if !ofPoint && !c.EAN.IsZero() {
+		return e, usage("--ean is for --view, --readings and --step")
+	}
 	switch {
 	case c.View:
 		e.Kind = authz.ErrandView
@@ -121,10 +134,32 @@ func (c *staffTokenCmd) errand(ctx context.Context, p *meter.Profile) (authz.Err
 	case c.Step != "":
 		e.Kind = authz.ErrandStep
 		return e, c.step(ctx, p, &e)
+	case c.Find != nil:
+		return e, c.find(p, &e)
+	case c.Oversee:
+		e.Kind = authz.ErrandOversee
+	case !c.Suspend.IsZero():
+		e.Kind, e.Supplier, e.Suspend = authz.ErrandSupplier, c.Suspend.GLN, true
+	case !c.Resume.IsZero():
+		e.Kind, e.Supplier = authz.ErrandSupplier, c.Resume.GLN
 	default:
-		return e, usage("say the errand: --view, --readings or --step")
+		return e, usage("say the errand: --view, --readings, --step, --find, --oversee, --suspend or --resume")
 	}
 	return e, nil
+}
+
+func (c *staffTokenCmd) find(p *meter.Profile, e *authz.Errand) (err error) {
+	e.Kind = authz.ErrandFind
+	if len(c.Find) != 2 {
+		return usage("--find takes a postcode and a house number: 1234AB,7")
+	}
+	if e.Postcode, err = p.ParsePostcode(c.Find[0]); err != nil {
+		return usage("--find: %w", err)
+	}
+	if e.HouseNumber, err = meter.ParseHouseNumber(c.Find[1]); err != nil {
+		return usage("--find: %w", err)
+	}
+	return nil
 }
 
 // step fills in what the customer is told: the scope of the consent.

@@ -27,7 +27,7 @@ func officeRecord(t *testing.T, gln string, scopes ...string) *authz.Supplier {
 	r, err := authz.NewSupplier(nil, authz.SupplierFacts{
 		GLN: mustGLN(t, gln), Name: "Grid operator", Scopes: scopes,
 		Certificates: []authz.Certificate{{Thumbprint: leaf, NotAfter: noon.AddDate(1, 0, 0)}},
-	}, noon.Add(-time.Hour))
+	}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, noon.Add(-time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +46,10 @@ func TestEmployee(t *testing.T) {
 		"an agent for a yes":     {func(m map[string]any) {}, authz.Agent, grantJSON},
 		"an auditor who looks":   {func(m map[string]any) { m["roles"] = []string{"auditor"} }, authz.Auditor, viewJSON},
 		"an agent for a no":      {func(m map[string]any) {}, authz.Agent, rejectJSON},
+		"an agent who finds":     {func(m map[string]any) {}, authz.Agent, findJSON},
+		"an agent who oversees":  {func(m map[string]any) {}, authz.Agent, overseeJSON},
+		"an auditor, the same":   {func(m map[string]any) { m["roles"] = []string{"auditor"} }, authz.Auditor, overseeJSON},
+		"a supervisor's stop":    {func(m map[string]any) { m["roles"] = []string{"supervisor"} }, authz.Supervisor, suspendJSON},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -173,6 +177,14 @@ func TestEmployeeRefused(t *testing.T) {
 		"an auditor takes a step": {false, func(_ *world, s *spec) {
 			s.claims["roles"], s.claims["authorization_details"] = []string{"auditor"}, json.RawMessage(rejectJSON)
 		}, "errand_not_of_the_role"},
+		"an auditor finds": {false, func(_ *world, s *spec) {
+			s.claims["roles"], s.claims["authorization_details"] = []string{"auditor"}, json.RawMessage(findJSON)
+		}, "errand_not_of_the_role"},
+		"an auditor suspends": {false, func(_ *world, s *spec) {
+			s.claims["roles"], s.claims["authorization_details"] = []string{"auditor"}, json.RawMessage(suspendJSON)
+		}, "errand_not_of_the_role"},
+		"an agent suspends": {false, details(suspendJSON), "errand_not_of_the_role"},
+		"an agent resumes":  {false, details(resumeJSON), "errand_not_of_the_role"},
 		// As with suppliers.
 		"bound to another certificate": {false, set("cnf", map[string]string{"x5t#S256": b64(otherLeaf[:])}), "bound_to_another_certificate"},
 		"for another audience":         {false, set("aud", "kluis-portal"), "wrong_audience"},
@@ -246,7 +258,7 @@ func employeeClaimsOf(tb testing.TB, w *world, errand string) TokenClaims {
 func TestEmployeeTokenFormat(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, errand := range []string{readingsJSON, viewJSON, registerJSON, grantJSON, rejectJSON, revokeJSON} {
+	for _, errand := range []string{readingsJSON, viewJSON, registerJSON, grantJSON, rejectJSON, revokeJSON, findJSON, overseeJSON} {
 		raw, err := SignToken(w.es, w.kid, employeeClaimsOf(t, w, errand))
 		if err != nil {
 			t.Fatal(err)

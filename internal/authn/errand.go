@@ -28,7 +28,7 @@ const (
 // ErrandTypes are the types of authorization details there are (RFC 9396).
 func ErrandTypes() []string {
 	var types []string
-	for _, k := range []authz.ErrandKind{authz.ErrandReadings, authz.ErrandView, authz.ErrandStep} {
+	for _, k := range authz.ErrandKinds() {
 		types = append(types, typePrefix+k.String())
 	}
 	return types
@@ -50,9 +50,13 @@ func badErrand(format string, args ...any) error {
 //	{"type": "urn:kluis:errand:view", "ean", "reason"}
 //	{"type": "urn:kluis:errand:step", "ean", "step": "register|grant|reject|revoke",
 //	  "consent_id" (not to register), "scope_digest", "evidence" (to register and to grant), "reason"}
+//	{"type": "urn:kluis:errand:find", "postcode", "house_number", "reason"}
+//	{"type": "urn:kluis:errand:oversee", "reason"}
+//	{"type": "urn:kluis:errand:supplier", "gln", "step": "suspend|resume", "reason"}
 //
 // Days are local, to is exclusive; fields are named as in the profile;
-// scope_digest is base64url of the digest of authz.Consent's scope.
+// scope_digest is base64url of the digest of authz.Consent's scope; postcode and
+// house_number are written as the market does, one way only.
 func ParseErrand(b []byte, p *meter.Profile) (authz.Errand, error) {
 	var none authz.Errand
 	if len(b) > MaxErrand {
@@ -66,10 +70,12 @@ func ParseErrand(b []byte, p *meter.Profile) (authz.Errand, error) {
 	var e authz.Errand
 	kind, ok := strings.CutPrefix(r.word("type"), typePrefix)
 	if e.Kind, err = authz.ParseErrandKind(kind); !ok || err != nil {
-		return none, badErrand("type must be %sreadings, %sview or %sstep", typePrefix, typePrefix, typePrefix)
+		return none, badErrand("type must be %s and readings, view, step, find, oversee or supplier", typePrefix)
 	}
-	if e.EAN, err = meter.ParseEAN(r.word("ean")); err != nil {
-		r.fail("ean must be an EAN-18 of a metering point, as a string")
+	if e.Kind.OfPoint() {
+		if e.EAN, err = meter.ParseEAN(r.word("ean")); err != nil {
+			r.fail("ean must be an EAN-18 of a metering point, as a string")
+		}
 	}
 	e.Reason = r.line("reason")
 	switch e.Kind {
@@ -77,6 +83,10 @@ func ParseErrand(b []byte, p *meter.Profile) (authz.Errand, error) {
 		r.readings(&e, p)
 	case authz.ErrandStep:
 		r.step(&e)
+	case authz.ErrandFind:
+		r.find(&e, p)
+	case authz.ErrandSupplier:
+		r.supplier(&e)
 	}
 	if r.err == nil && len(r.members) > 0 {
 		r.fail("there is a member that its type does not have")
@@ -176,13 +186,42 @@ func (r *errandReader) step(e *authz.Errand) {
 	}
 }
 
+func (r *errandReader) find(e *authz.Errand, p *meter.Profile) {
+	var err error
+	if e.Postcode, err = p.ParsePostcode(r.word("postcode")); err != nil {
+		r.fail("postcode must be one of the market, as a string, in capitals and without blanks")
+	}
+	if e.HouseNumber, err = meter.ParseHouseNumber(r.word("house_number")); err != nil {
+		r.fail("house_number must be a number of 1 to 99999, as a string, without its addition")
+	}
+}
+
+const (
+	stepSuspend = "suspend"
+	stepResume  = "resume"
+)
+
+func (r *errandReader) supplier(e *authz.Errand) {
+	var err error
+	if e.Supplier, err = meter.ParseGLN(r.word("gln")); err != nil {
+		r.fail("gln must be a GLN, as a string")
+	}
+	step := r.word("step")
+	if e.Suspend = step == stepSuspend; !e.Suspend && step != stepResume {
+		r.fail("step must be suspend or resume")
+	}
+}
+
 // errandJSON has the members in the order they are written.
 type errandJSON struct {
 	Type        string   `json:"type"`
-	EAN         string   `json:"ean"`
+	EAN         string   `json:"ean,omitempty"`
 	From        string   `json:"from,omitempty"`
 	To          string   `json:"to,omitempty"`
 	Fields      []string `json:"fields,omitempty"`
+	Postcode    string   `json:"postcode,omitempty"`
+	HouseNumber string   `json:"house_number,omitempty"`
+	GLN         string   `json:"gln,omitempty"`
 	Step        string   `json:"step,omitempty"`
 	ConsentID   string   `json:"consent_id,omitempty"`
 	ScopeDigest string   `json:"scope_digest,omitempty"`
@@ -193,7 +232,10 @@ type errandJSON struct {
 // EncodeErrand writes what ParseErrand reads. An errand that it would not read
 // is an error that wraps ErrErrand.
 func EncodeErrand(e authz.Errand, p *meter.Profile) ([]byte, error) {
-	o := errandJSON{Type: typePrefix + e.Kind.String(), EAN: e.EAN.String(), Reason: e.Reason}
+	o := errandJSON{Type: typePrefix + e.Kind.String(), Reason: e.Reason}
+	if e.Kind.OfPoint() {
+		o.EAN = e.EAN.String()
+	}
 	switch e.Kind {
 	case authz.ErrandReadings:
 		o.From, o.To = e.Days.From.String(), e.Days.To.String()
@@ -206,6 +248,13 @@ func EncodeErrand(e authz.Errand, p *meter.Profile) ([]byte, error) {
 		o.ScopeDigest = base64.RawURLEncoding.EncodeToString(e.Scope[:])
 		if e.Action != authz.ActionRegister {
 			o.ConsentID = uuid.UUID(e.ConsentID).String()
+		}
+	case authz.ErrandFind:
+		o.Postcode, o.HouseNumber = e.Postcode.String(), e.HouseNumber.String()
+	case authz.ErrandSupplier:
+		o.GLN, o.Step = e.Supplier.String(), stepResume
+		if e.Suspend {
+			o.Step = stepSuspend
 		}
 	}
 	b, err := json.Marshal([]errandJSON{o})

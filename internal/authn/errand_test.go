@@ -34,6 +34,10 @@ const (
 	registerJSON = `[{"type":"urn:kluis:errand:step","ean":"` + ean + `","step":"register","scope_digest":"AQIDAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","evidence":"call of 3 March","reason":"ticket 4711"}]`
 	grantJSON    = `[{"type":"urn:kluis:errand:step","ean":"` + ean + `","step":"grant","consent_id":"01020300-0000-0000-0000-000000000000","scope_digest":"AQIDAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","evidence":"call of 3 March","reason":"ticket 4711"}]`
 	rejectJSON   = `[{"type":"urn:kluis:errand:step","ean":"` + ean + `","step":"reject","consent_id":"01020300-0000-0000-0000-000000000000","scope_digest":"AQIDAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","reason":"ticket 4711"}]`
+	findJSON     = `[{"type":"urn:kluis:errand:find","postcode":"1234AB","house_number":"7","reason":"ticket 4711"}]`
+	overseeJSON  = `[{"type":"urn:kluis:errand:oversee","reason":"ticket 4711"}]`
+	suspendJSON  = `[{"type":"urn:kluis:errand:supplier","gln":"8712345600020","step":"suspend","reason":"ticket 4711"}]`
+	resumeJSON   = `[{"type":"urn:kluis:errand:supplier","gln":"8712345600020","step":"resume","reason":"ticket 4711"}]`
 	revokeJSON   = `[{"type":"urn:kluis:errand:step","ean":"` + ean + `","step":"revoke","consent_id":"01020300-0000-0000-0000-000000000000","scope_digest":"AQIDAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","reason":"ticket 4711"}]`
 )
 
@@ -66,6 +70,9 @@ func TestErrandVectors(t *testing.T) {
 		})
 	}
 	from, _ := meter.ParseDay("2026-02-01")
+	postcode, _ := profile().ParsePostcode("1234AB")
+	number, _ := meter.ParseHouseNumber("7")
+	gln, _ := meter.ParseGLN("8712345600020")
 	for text, want := range map[string]authz.Errand{
 		readingsJSON: with(func(e *authz.Errand) {
 			e.Kind, e.Days, e.Fields = authz.ErrandReadings, meter.DayRange{From: from, To: from + 28}, []meter.FieldCode{1, 6}
@@ -75,6 +82,10 @@ func TestErrandVectors(t *testing.T) {
 		grantJSON:    step(authz.ActionGrant),
 		rejectJSON:   step(authz.ActionReject),
 		revokeJSON:   step(authz.ActionRevoke),
+		findJSON:     {Kind: authz.ErrandFind, Reason: "ticket 4711", Postcode: postcode, HouseNumber: number},
+		overseeJSON:  {Kind: authz.ErrandOversee, Reason: "ticket 4711"},
+		suspendJSON:  {Kind: authz.ErrandSupplier, Reason: "ticket 4711", Supplier: gln, Suspend: true},
+		resumeJSON:   {Kind: authz.ErrandSupplier, Reason: "ticket 4711", Supplier: gln},
 	} {
 		got, err := ParseErrand([]byte(text), profile())
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -156,6 +167,34 @@ func TestParseErrandRefuses(t *testing.T) {
 		"scope in hex":             {rejectJSON, `AQIDAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA`, strings.Repeat("00", 32), "scope_digest must be"},
 		"granted without evidence": {grantJSON, `"evidence":"call of 3 March",`, ``, "evidence must be"},
 		"evidence of a rejection":  {rejectJSON, `"reason"`, `"evidence":"x","reason"`, "does not have"},
+		"a find somewhere":         {findJSON, `"reason"`, `"ean":"` + ean + `","reason"`, "does not have"},
+		"a find of a supplier":     {findJSON, `"reason"`, `"gln":"8712345600020","reason"`, "does not have"},
+		"a find with an addition":  {findJSON, `"reason"`, `"addition":"A","reason"`, "does not have"},
+		"postcode missing":         {findJSON, `"postcode":"1234AB",`, ``, "postcode must be"},
+		"postcode of small ones":   {findJSON, `1234AB`, `1234ab`, "postcode must be"},
+		"postcode with a blank":    {findJSON, `1234AB`, `1234 AB`, "postcode must be"},
+		"postcode of letters":      {findJSON, `1234AB`, `AB1234`, "postcode must be"},
+		"a part of a postcode":     {findJSON, `1234AB`, `1234`, "postcode must be"},
+		"postcode as a pattern":    {findJSON, `1234AB`, `1234%`, "postcode must be"},
+		"house number missing":     {findJSON, `"house_number":"7",`, ``, "house_number must be"},
+		"house number, no string":  {findJSON, `"7"`, `7`, "house_number must be"},
+		"house number of zeros":    {findJSON, `"7"`, `"07"`, "house_number must be"},
+		"house number none":        {findJSON, `"7"`, `"0"`, "house_number must be"},
+		"house number too great":   {findJSON, `"7"`, `"100000"`, "house_number must be"},
+		"house number and letter":  {findJSON, `"7"`, `"7A"`, "house_number must be"},
+		"house numbers":            {findJSON, `"7"`, `["7","8"]`, "house_number must be"},
+		"a find without reason":    {findJSON, `,"reason":"ticket 4711"`, ``, "reason must be"},
+		"to oversee somewhere":     {overseeJSON, `"reason"`, `"ean":"` + ean + `","reason"`, "does not have"},
+		"to oversee one supplier":  {overseeJSON, `"reason"`, `"gln":"8712345600020","reason"`, "does not have"},
+		"a supplier somewhere":     {suspendJSON, `"reason"`, `"ean":"` + ean + `","reason"`, "does not have"},
+		"supplier missing":         {suspendJSON, `"gln":"8712345600020",`, ``, "gln must be"},
+		"supplier with a bad one":  {suspendJSON, `8712345600020`, `8712345600021`, "gln must be"},
+		"two suppliers":            {suspendJSON, `"8712345600020"`, `["8712345600020"]`, "gln must be"},
+		"step of a supplier gone":  {suspendJSON, `"step":"suspend",`, ``, "step must be"},
+		"step of a consent":        {suspendJSON, `"step":"suspend"`, `"step":"revoke"`, "step must be"},
+		"step of another case":     {resumeJSON, `"step":"resume"`, `"step":"Resume"`, "step must be"},
+		"a view of an address":     {viewJSON, `"reason"`, `"postcode":"1234AB","house_number":"7","reason"`, "does not have"},
+		"a view of a supplier":     {viewJSON, `"reason"`, `"gln":"8712345600020","reason"`, "does not have"},
 		"evidence of a revocation": {revokeJSON, `"reason"`, `"evidence":"x","reason"`, "does not have"},
 	} {
 		if strings.Count(c.text, c.old) != 1 {
@@ -190,6 +229,8 @@ func TestEncodeErrandRefuses(t *testing.T) {
 		"unknown field":   func(e *authz.Errand) { e.Fields = []meter.FieldCode{60000} },
 		"without fields":  func(e *authz.Errand) { e.Fields = nil },
 		"without days":    func(e *authz.Errand) { e.Days = meter.DayRange{} },
+		"nowhere to find": func(e *authz.Errand) { e.Kind = authz.ErrandFind },
+		"of no supplier":  func(e *authz.Errand) { e.Kind = authz.ErrandSupplier },
 		"step of nothing": func(e *authz.Errand) { e.Kind = authz.ErrandStep },
 		"a supplier's": func(e *authz.Errand) {
 			e.Kind, e.Action, e.ConsentID = authz.ErrandStep, authz.ActionRequest, [16]byte{1}
@@ -210,7 +251,10 @@ func TestErrandRoundTrip(t *testing.T) {
 	point := mustEAN(t, ean)
 	rapid.Check(t, func(t *rapid.T) {
 		line := rapid.StringMatching(`[!-~é]([ -~é]{0,60}[!-~é])?`)
-		e := authz.Errand{EAN: point, Reason: line.Draw(t, "reason"), Kind: authz.ErrandKind(rapid.IntRange(1, 3).Draw(t, "kind"))}
+		e := authz.Errand{Reason: line.Draw(t, "reason"), Kind: rapid.SampledFrom(authz.ErrandKinds()).Draw(t, "kind")}
+		if e.Kind.OfPoint() {
+			e.EAN = point
+		}
 		switch e.Kind {
 		case authz.ErrandReadings:
 			e.Days.From = meter.Day(rapid.IntRange(0, 30000).Draw(t, "from"))
@@ -230,6 +274,12 @@ func TestErrandRoundTrip(t *testing.T) {
 			if e.Action == authz.ActionRegister || e.Action == authz.ActionGrant {
 				e.Evidence = line.Draw(t, "evidence")
 			}
+		case authz.ErrandFind:
+			e.Postcode, _ = profile().ParsePostcode(rapid.StringMatching(`[1-9][0-9]{3}[A-Z]{2}`).Draw(t, "postcode"))
+			e.HouseNumber, _ = meter.HouseNumberFromInt(rapid.Int64Range(1, 99999).Draw(t, "house number"))
+		case authz.ErrandSupplier:
+			e.Supplier, _ = meter.ParseGLN("8712345600020")
+			e.Suspend = rapid.Bool().Draw(t, "suspend")
 		}
 		b, err := EncodeErrand(e, profile())
 		if err != nil {
@@ -244,7 +294,7 @@ func TestErrandRoundTrip(t *testing.T) {
 // FuzzErrand: whatever is read is written as something that reads the same, and
 // encoding/json reads the same members.
 func FuzzErrand(f *testing.F) {
-	for _, s := range []string{readingsJSON, viewJSON, registerJSON, grantJSON, rejectJSON, revokeJSON, `[]`, `[null]`, `[{"type":1}]`, `[{"a":[[{"b":1,"b":2}]]}]`} {
+	for _, s := range []string{readingsJSON, viewJSON, registerJSON, grantJSON, rejectJSON, revokeJSON, findJSON, overseeJSON, suspendJSON, resumeJSON, `[]`, `[null]`, `[{"type":1}]`, `[{"a":[[{"b":1,"b":2}]]}]`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
