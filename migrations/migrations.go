@@ -29,11 +29,12 @@ const (
 	RoleRegistrar = "kluis_registrar"
 	RoleCustodian = "kluis_custodian"
 	RoleAuditor   = "kluis_auditor"
+	RolePortal    = "kluis_portal"
 )
 
 // Roles lists all of them, the owner first.
 func Roles() []string {
-	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar, RoleCustodian, RoleAuditor}
+	return []string{RoleOwner, RoleGateway, RoleIssuer, RoleIngest, RoleRegistrar, RoleCustodian, RoleAuditor, RolePortal}
 }
 
 // ErrRole says that a role exists with powers it must not have.

@@ -168,6 +168,13 @@ func TestPrivileges(t *testing.T) {
 		"kluis_ingest SELECT metering_point",
 		"kluis_ingest SELECT sealed_block (content_mac, day, ean, field, key_id, resolution, sealed_at, value_count, version)",
 		"kluis_issuer SELECT supplier",
+		"kluis_portal DELETE portal_case",
+		"kluis_portal DELETE portal_session",
+		"kluis_portal INSERT portal_case",
+		"kluis_portal INSERT portal_session",
+		"kluis_portal SELECT portal_case",
+		"kluis_portal SELECT portal_session",
+		"kluis_portal UPDATE portal_session (data, expires)",
 		"kluis_registrar DELETE basis_day",
 		"kluis_registrar DELETE consent",
 		"kluis_registrar DELETE supply_period",
@@ -242,7 +249,7 @@ func TestRolesAttack(t *testing.T) {
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
 		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key",
 		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile",
-		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result", "sealed_block_default", "storage_month", "storage_change",
+		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result", "portal_session", "portal_case", "sealed_block_default", "storage_month", "storage_change",
 	}
 	const (
 		journal    = `INSERT INTO journal_entry (boot_id, sequence, entry) VALUES (gen_random_uuid(), 1, '\x00')`
@@ -257,6 +264,8 @@ func TestRolesAttack(t *testing.T) {
 		breadth    = `INSERT INTO employee_day (employee, day, points) VALUES ('e', '2026-01-01', 1) ON CONFLICT (employee, day) DO UPDATE SET points = 2`
 		unusual    = `INSERT INTO access_unusual (kind, gln, employee, from_at, to_at, count, usual) VALUES (1, 1, '', now(), now() + INTERVAL '1 hour', 1, 0)`
 		result     = `INSERT INTO audit_result (whole, first, size, findings) VALUES (true, 0, 1, '[]')`
+		session    = `INSERT INTO portal_session (id, subject, data, expires) VALUES (sha256('1'), sha256('1'), '\x00', now())`
+		opened     = `INSERT INTO portal_case (session, id, data) VALUES (sha256('1'), decode(repeat('00', 16), 'hex'), '\x00')`
 		cursor     = `INSERT INTO audit_cursor (kind, position) VALUES (1, '\x00') ON CONFLICT (kind) DO UPDATE SET position = EXCLUDED.position`
 	)
 	allowed := map[string][]string{
@@ -281,7 +290,13 @@ func TestRolesAttack(t *testing.T) {
 			"UPDATE sealed_block SET key_id = key_id, ciphertext = ciphertext, content_mac = content_mac", "UPDATE key_tombstone SET sequence = 1",
 		},
 	}
+	allowed[migrations.RolePortal] = []string{session, opened, "UPDATE portal_session SET data = data, expires = now()", "SELECT * FROM portal_session", "SELECT * FROM portal_case", "DELETE FROM portal_case", "DELETE FROM portal_session"}
 	denied := map[string][]string{
+		migrations.RolePortal: {
+			block, key, file, supp, supply, log, entry, hour, "UPDATE portal_session SET id = id", "UPDATE portal_session SET subject = subject",
+			"SELECT FROM legal_file", "SELECT FROM supplier", "SELECT FROM metering_point", "SELECT FROM supply_period", "SELECT FROM consent",
+			"SELECT FROM data_key", "SELECT FROM sealed_block", "SELECT FROM access_log", "SELECT FROM access_hour",
+		},
 		migrations.RoleGateway: {
 			block, key, supp, supply, "INSERT INTO change_mark (at) VALUES ('2020-01-01')", "INSERT INTO change_mark (oldest) VALUES ('1')", "DELETE FROM change_mark",
 			"SELECT keys FROM ingest_batch", "INSERT INTO ingest_batch (ean, batch_id, keys, blocks) VALUES (1, gen_random_uuid(), 0, 0)", "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
@@ -338,6 +353,9 @@ func TestRolesAttack(t *testing.T) {
 	for role := range denied {
 		if role != migrations.RoleGateway {
 			denied[role] = append(denied[role], market)
+		}
+		if role != migrations.RolePortal {
+			denied[role] = append(denied[role], session, opened, "SELECT FROM portal_session", "SELECT FROM portal_case", "DELETE FROM portal_session", "DELETE FROM portal_case")
 		}
 		if role != migrations.RoleAuditor {
 			denied[role] = append(denied[role], "SELECT FROM market_profile", journal, statement, auditLeaf, auditHash, checkpoint, cursor,

@@ -15,6 +15,9 @@ func TestDeployExamples(t *testing.T) {
 	if _, err := Load[Cryptoserver](dir + "cryptoserver.yaml"); err != nil {
 		t.Error(err)
 	}
+	if _, err := Load[Portal](dir + "portal.yaml"); err != nil {
+		t.Error(err)
+	}
 	if _, err := Load[Operator](dir + "kluis.yaml"); err != nil {
 		t.Error(err)
 	}

@@ -42,28 +42,37 @@ func ClientTLS(t TLS) (*tls.Config, error) {
 }
 
 func loadTLS(t TLS) (tls.Certificate, *x509.CertPool, error) {
-	certPEM, err := readFile(t.CertificateFile)
+	cert, err := loadPair(t)
 	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("certificate_file: %w", err)
-	}
-	keyPEM, err := readPrivate(t.KeyFile)
-	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("key_file: %w", err)
-	}
-	defer clear(keyPEM)
-	// X509KeyPair checks that the key belongs to the certificate.
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("%s with %s: %w", t.CertificateFile, t.KeyFile, err)
-	}
-	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
-		return tls.Certificate{}, nil, fmt.Errorf("%s expired at %s: renew it", t.CertificateFile, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+		return tls.Certificate{}, nil, err
 	}
 	pool, err := CertPool(t.CAFile)
 	if err != nil {
 		return tls.Certificate{}, nil, fmt.Errorf("ca_file: %w", err)
 	}
 	return cert, pool, nil
+}
+
+// loadPair reads the certificate and its key.
+func loadPair(t TLS) (tls.Certificate, error) {
+	certPEM, err := readFile(t.CertificateFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("certificate_file: %w", err)
+	}
+	keyPEM, err := readPrivate(t.KeyFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("key_file: %w", err)
+	}
+	defer clear(keyPEM)
+	// X509KeyPair checks that the key belongs to the certificate.
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("%s with %s: %w", t.CertificateFile, t.KeyFile, err)
+	}
+	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
+		return tls.Certificate{}, fmt.Errorf("%s expired at %s: renew it", t.CertificateFile, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return cert, nil
 }
 
 // CertPool reads the CA certificates of a PEM file: at least one, and nothing

@@ -1,0 +1,4 @@
+package web
+
+// accessRoutes are those of templates/access.html.
+func (p *Portal) accessRoutes() []route { return nil }

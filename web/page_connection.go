@@ -1,0 +1,4 @@
+package web
+
+// connectionRoutes are those of templates/connection.html.
+func (p *Portal) connectionRoutes() []route { return nil }

@@ -1,0 +1,4 @@
+package web
+
+// readingsRoutes are those of templates/readings.html.
+func (p *Portal) readingsRoutes() []route { return nil }

@@ -1,0 +1,57 @@
+package web
+
+// baseTexts are those of every page: layout, partials, sign-in.
+var baseTexts = texts{
+	"portal":         {"Kluis klantenservice", "Kluis customer service"},
+	"skip":           {"Naar de inhoud", "Skip to content"},
+	"nav":            {"Hoofdmenu", "Main menu"},
+	"tabs":           {"Deze aansluiting", "This connection"},
+	"nav.find":       {"Zoeken", "Find"},
+	"nav.suppliers":  {"Leveranciers", "Suppliers"},
+	"nav.health":     {"Toestand", "Health"},
+	"nav.oversight":  {"Toezicht", "Oversight"},
+	"nav.connection": {"Aansluiting", "Connection"},
+	"nav.access":     {"Wie mag wat", "Who may read"},
+	"nav.log":        {"Wie las wat", "Who read"},
+	"nav.readings":   {"Meetwaarden", "Readings"},
+	"nav.consents":   {"Toestemmingen", "Consents"},
+	"nav.statement":  {"Overzicht voor de klant", "Customer statement"},
+
+	"role.agent":      {"medewerker", "agent"},
+	"role.supervisor": {"teamleider", "supervisor"},
+	"role.auditor":    {"toezichthouder", "auditor"},
+
+	"menu.theme":        {"Weergave", "Appearance"},
+	"menu.theme.auto":   {"als het systeem", "as the system"},
+	"menu.theme.light":  {"licht", "light"},
+	"menu.theme.dark":   {"donker", "dark"},
+	"menu.out":          {"Afmelden", "Sign out"},
+	"menu.out.all":      {"Overal afmelden", "Sign out everywhere"},
+	"menu.out.all.what": {"Beëindigt ook uw sessies op andere computers.", "Ends your sessions on other computers too."},
+
+	"case":        {"Geopend:", "Open:"},
+	"case.reason": {"reden", "reason"},
+	"case.other":  {"Andere aansluiting", "Another connection"},
+	"zone.note":   {"Alle tijden zijn plaatselijke tijd (%s).", "All times are local (%s)."},
+
+	"ends":      {"Uw sessie eindigt zo.", "Your session ends soon."},
+	"ends.what": {"U klikte een tijd niet. Wilt u verder werken?", "You have not clicked for a while. Do you want to go on?"},
+	"ends.stay": {"Verder werken", "Go on"},
+	"ended":     {"Uw sessie is beëindigd. Meld u opnieuw aan.", "Your session has ended. Please sign in again."},
+
+	"loading":       {"Bezig met laden…", "Loading…"},
+	"again":         {"Opnieuw proberen", "Try again"},
+	"to.find":       {"Naar zoeken", "Go to Find"},
+	"interaction":   {"Kenmerk voor de beheerder:", "Reference for the administrator:"},
+	"explain":       {"Uitleg", "Explanation"},
+	"kind.info":     {"Ter informatie", "Note"},
+	"kind.ok":       {"Gelukt", "Done"},
+	"kind.warn":     {"Let op", "Attention"},
+	"kind.bad":      {"Fout", "Error"},
+	"scripts":       {"Deze pagina werkt beter met JavaScript; zonder kunt u alles lezen en doen, behalve grafieken bekijken.", "This page works better with JavaScript; without it you can read and do everything but look at charts."},
+	"signin.title":  {"Aanmelden", "Sign in"},
+	"signin.intro":  {"Zoek een aansluiting, zie welke leverancier welke meetwaarden mag lezen en wie ze las, en leg vast wat de klant daarvan vindt.", "Find a connection, see which supplier may read which readings and who did, and record what the customer says about it."},
+	"signin.button": {"Aanmelden met uw werkaccount", "Sign in with your work account"},
+	"signin.out":    {"U bent afgemeld.", "You are signed out."},
+	"signin.note":   {"Alles wat u hier opent, komt met uw rol en reden in het toegangslogboek van de klant.", "Whatever you open here is in the customer’s access log, with your role and reason."},
+}
