@@ -15,9 +15,10 @@ const (
 	ByOperator ActorKind = 1 // the registrar, by its certificate
 	BySupplier ActorKind = 2 // a supplier, by its token
 	ByCustomer ActorKind = 3 // the customer, through an employee of the grid operator
+	ByEmployee ActorKind = 4 // an employee of the grid operator, for the operator, by a token
 )
 
-var actorKindNames = [...]string{ByOperator: "operator", BySupplier: "supplier", ByCustomer: "customer"}
+var actorKindNames = [...]string{ByOperator: "operator", BySupplier: "supplier", ByCustomer: "customer", ByEmployee: "employee"}
 
 func (k ActorKind) String() string { return nameOf(k, actorKindNames[:], "ActorKind") }
 
@@ -38,7 +39,7 @@ func (a Actor) valid() bool {
 		return false
 	}
 	switch a.Kind {
-	case ByOperator, ByCustomer:
+	case ByOperator, ByCustomer, ByEmployee:
 		return true
 	case BySupplier:
 		_, err := meter.ParseGLN(a.Name)
@@ -49,8 +50,11 @@ func (a Actor) valid() bool {
 
 // may says whether anybody of the kind may take the step at all, whatever a
 // market's rules are: a supplier asks and takes back, the customer decides,
-// all else is the operator's.
+// all else is the operator's registrar's.
 func (a Actor) may(s Step) bool {
+	if a.Kind == ByEmployee {
+		return false
+	}
 	switch s := s.(type) {
 	case RequestConsent:
 		return a.Kind == ByOperator || a.is(s.Supplier)
@@ -70,11 +74,26 @@ func (a Actor) encode(w *canonical.Writer) {
 	w.String(a.Name)
 }
 
-// readActor reads an actor that must be there.
+// changesRecords says whether anybody of the kind may make a version of a
+// supplier record: the registrar, and an employee who suspends or resumes.
+func (a Actor) changesRecords() bool {
+	return a.valid() && (a.Kind == ByOperator || a.Kind == ByEmployee)
+}
+
+// readActor reads an actor of a legal file, which must be there.
 func readActor(r *canonical.Reader) Actor {
 	a := Actor{Kind: ActorKind(r.U8()), Name: r.String(maxActor)}
-	if r.Err() == nil && !a.valid() {
+	if r.Err() == nil && (!a.valid() || a.Kind == ByEmployee) {
 		r.Refuse("nobody who takes steps")
+	}
+	return a
+}
+
+// readRegistrar reads who made a version of a supplier record.
+func readRegistrar(r *canonical.Reader) Actor {
+	a := Actor{Kind: ActorKind(r.U8()), Name: r.String(maxActor)}
+	if r.Err() == nil && !a.changesRecords() {
+		r.Refuse("nobody who changes supplier records")
 	}
 	return a
 }

@@ -28,7 +28,7 @@ func TestClocksApart(t *testing.T) {
 		{at: -365 * 24 * time.Hour, behind: true},
 	} {
 		next, err := Apply(f, step, operator, t0.Add(c.at), amsterdam)
-		s, serr := NewSupplier(record, supplierFacts(), t0.Add(c.at))
+		s, serr := NewSupplier(record, supplierFacts(), operator, t0.Add(c.at))
 		if c.behind {
 			if !errors.Is(err, ErrClockBehind) || !errors.Is(err, ErrStep) || !errors.Is(serr, ErrClockBehind) || !errors.Is(serr, ErrSupplier) {
 				t.Errorf("%s: %v, %v", c.at, err, serr)

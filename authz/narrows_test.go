@@ -133,7 +133,7 @@ func TestNarrowsSupplier(t *testing.T) {
 			{Thumbprint: [32]byte{1}, NotAfter: later}, {Thumbprint: [32]byte{2}, NotAfter: t0.Add(time.Minute)},
 		}}
 	}
-	prev, err := NewSupplier(nil, facts(), t0)
+	prev, err := NewSupplier(nil, facts(), operator, t0)
 	wantErr(t, err, nil)
 	if NarrowsSupplier(nil, prev) {
 		t.Error("the first version")
@@ -156,7 +156,7 @@ func TestNarrowsSupplier(t *testing.T) {
 	} {
 		f := facts()
 		c.change(&f)
-		next, err := NewSupplier(prev, f, t0.Add(time.Hour))
+		next, err := NewSupplier(prev, f, operator, t0.Add(time.Hour))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -169,7 +169,7 @@ func TestNarrowsSupplier(t *testing.T) {
 		}
 		if next.Suspended() {
 			f.Suspended = false
-			again, err := NewSupplier(next, f, t0.Add(2*time.Hour))
+			again, err := NewSupplier(next, f, operator, t0.Add(2*time.Hour))
 			if err != nil || NarrowsSupplier(next, again) {
 				t.Errorf("the end of a suspension: %v", err)
 			}

@@ -38,6 +38,7 @@ type Supplier struct {
 	version  uint64
 	sealedAt time.Time
 	previous [32]byte
+	actor    Actor
 	payload  []byte
 	digest   [32]byte
 }
@@ -70,6 +71,13 @@ func (s *Supplier) Version() uint64 { return s.version }
 
 // SealedAt is when the version was made, UTC, in microseconds.
 func (s *Supplier) SealedAt() time.Time { return s.sealedAt }
+
+// Previous is the digest of the version before; zero for the first.
+func (s *Supplier) Previous() [32]byte { return s.previous }
+
+// Actor is who made the version: the registrar, or an employee who suspended or
+// resumed.
+func (s *Supplier) Actor() Actor { return s.actor }
 
 // Digest is the SHA-256 of the payload.
 func (s *Supplier) Digest() [32]byte { return s.digest }
@@ -122,12 +130,18 @@ func refuseSupplier(format string, args ...any) error {
 //
 // A certificate once revoked stays revoked: one that facts leave out is
 // carried over until it expires, and one that facts call valid is an error.
+// by is who makes the version: the registrar (ByOperator), or an employee
+// (ByEmployee), who suspends or resumes and changes nothing else.
+//
 // A clock may be a minute behind the one that sealed prev, as for Apply; further
 // behind it is ErrClockBehind. Every error wraps ErrSupplier.
-func NewSupplier(prev *Supplier, facts SupplierFacts, at time.Time) (*Supplier, error) {
+func NewSupplier(prev *Supplier, facts SupplierFacts, by Actor, at time.Time) (*Supplier, error) {
 	at = micros(at)
-	if !validTime(at) {
+	switch {
+	case !validTime(at):
 		return nil, refuseSupplier("no sealing time")
+	case !by.changesRecords():
+		return nil, refuseSupplier("who changes the record must be named, in 1 to %d printable bytes: the registrar or an employee", maxActor)
 	}
 	if prev != nil {
 		var err error
@@ -135,7 +149,7 @@ func NewSupplier(prev *Supplier, facts SupplierFacts, at time.Time) (*Supplier, 
 			return nil, fmt.Errorf("%w: %w", ErrSupplier, err)
 		}
 	}
-	next := &Supplier{facts: facts, version: 1, sealedAt: at}
+	next := &Supplier{facts: facts, version: 1, sealedAt: at, actor: by}
 	next.facts.Scopes = slices.Clone(facts.Scopes)
 	slices.Sort(next.facts.Scopes)
 	next.facts.Scopes = slices.Compact(next.facts.Scopes)
@@ -192,6 +206,9 @@ func NewSupplier(prev *Supplier, facts SupplierFacts, at time.Time) (*Supplier, 
 			return nil, refuseSupplier("the same certificate twice")
 		}
 	}
+	if by.Kind == ByEmployee && !next.switched(prev) {
+		return nil, refuseSupplier("an employee suspends or resumes, and changes nothing else")
+	}
 	// Through the parser, so that nothing is ever sealed that would not be accepted.
 	draft, err := parseSupplier(next.encode())
 	if err != nil {
@@ -219,6 +236,7 @@ func (s *Supplier) encode() []byte {
 	w.U64(s.version)
 	w.Time(s.sealedAt)
 	w.Fixed(s.previous[:])
+	s.actor.encode(w)
 	w.String(s.facts.Name)
 	w.Count(len(s.facts.Scopes))
 	for _, scope := range s.facts.Scopes {
@@ -251,6 +269,9 @@ func parseSupplier(b []byte) (*Supplier, error) {
 	r.Fixed(s.previous[:])
 	if r.Err() == nil && (s.version == 1) != (s.previous == [32]byte{}) {
 		r.Refuse("only version 1 has no previous version")
+	}
+	if s.actor = readRegistrar(r); r.Err() == nil && s.actor.Kind == ByEmployee && s.version == 1 {
+		r.Refuse("no employee registers a supplier")
 	}
 	s.facts.Name = readText(r, maxName)
 	s.facts.Scopes = make([]string, r.Count(maxScopes))

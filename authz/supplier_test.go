@@ -33,7 +33,7 @@ func supplierFacts(change ...func(*SupplierFacts)) SupplierFacts {
 
 func supplier(t testing.TB, prev *Supplier, at time.Time, change ...func(*SupplierFacts)) *Supplier {
 	t.Helper()
-	s, err := NewSupplier(prev, supplierFacts(change...), at)
+	s, err := NewSupplier(prev, supplierFacts(change...), operator, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +45,7 @@ func TestSupplierGolden(t *testing.T) {
 	const want = "0000000e" + "6b6c7569732f737570706c696572" + "01" +
 		"000007ec8043c00d" + "0000000000000001" + "000647a11f422800" +
 		"0000000000000000000000000000000000000000000000000000000000000000" +
+		"01" + "00000009" + "726567697374726172" + // actor
 		"00000012" + "416c70686120456e657267696520422e562e" +
 		"00000001" + "0000000d" + "72656164696e67733a72656164" +
 		"00" + "00000002" +
@@ -67,7 +68,7 @@ func TestSupplierGolden(t *testing.T) {
 func TestSupplierIsImmutable(t *testing.T) {
 	t.Parallel()
 	facts := supplierFacts()
-	s, err := NewSupplier(nil, facts, t0)
+	s, err := NewSupplier(nil, facts, operator, t0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,11 +124,11 @@ func TestRevokedStaysRevoked(t *testing.T) {
 	check(left) // carried over
 	check(supplier(t, left, t0, func(f *SupplierFacts) { f.Certificates = nil }))
 	check(supplier(t, left, t0, func(f *SupplierFacts) { f.Certificates[1].RevokedAt = t0 })) // keeps its time
-	_, err := NewSupplier(left, supplierFacts(func(f *SupplierFacts) { f.Certificates[1].RevokedAt = time.Time{} }), t0)
+	_, err := NewSupplier(left, supplierFacts(func(f *SupplierFacts) { f.Certificates[1].RevokedAt = time.Time{} }), operator, t0)
 	wantErr(t, err, ErrSupplier)
 	_, err = NewSupplier(left, supplierFacts(func(f *SupplierFacts) {
 		f.Certificates[1] = Certificate{Thumbprint: thumbprint(1), NotAfter: instant("2030-01-01T00:00:00Z")}
-	}), t0)
+	}), operator, t0)
 	wantErr(t, err, ErrSupplier)
 
 	// Once expired it may go: nobody can call with it any more.
@@ -159,19 +160,19 @@ func TestNewSupplierRefuses(t *testing.T) {
 		"another supplier":     func(f *SupplierFacts) { f.GLN = beta },
 		"certificate relabels": func(f *SupplierFacts) { f.Certificates[0].NotAfter = instant("2028-01-01T00:00:00Z") },
 	} {
-		if s, err := NewSupplier(prev, supplierFacts(change), t0); !errors.Is(err, ErrSupplier) || s != nil || errors.Is(err, canonical.ErrMalformed) {
+		if s, err := NewSupplier(prev, supplierFacts(change), operator, t0); !errors.Is(err, ErrSupplier) || s != nil || errors.Is(err, canonical.ErrMalformed) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for name, err := range map[string]error{
-		"no time":      second(NewSupplier(nil, supplierFacts(), time.Time{})),
-		"clock behind": second(NewSupplier(prev, supplierFacts(), t0.Add(-maxSkew-time.Second))),
+		"no time":      second(NewSupplier(nil, supplierFacts(), operator, time.Time{})),
+		"clock behind": second(NewSupplier(prev, supplierFacts(), operator, t0.Add(-maxSkew-time.Second))),
 	} {
 		if !errors.Is(err, ErrSupplier) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := NewSupplier(nil, supplierFacts(func(f *SupplierFacts) { f.Certificates = manyCertificates(64) }), t0); err != nil {
+	if _, err := NewSupplier(nil, supplierFacts(func(f *SupplierFacts) { f.Certificates = manyCertificates(64) }), operator, t0); err != nil {
 		t.Error(err)
 	}
 }

@@ -43,6 +43,10 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 		_, err := c.SealStep(ctx, &cryptopb.SealStepRequest{})
 		return err
 	},
+	"TakeSupplierStep": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.TakeSupplierStep(ctx, &cryptopb.TakeSupplierStepRequest{})
+		return err
+	},
 	"TakeStep": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.TakeStep(ctx, &cryptopb.TakeStepRequest{})
 		return err
@@ -249,7 +253,7 @@ func TestImpostor(t *testing.T) {
 // TestRoles: a server answers for the roles whose tokens it holds.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "TakeStep": "seal", "SignManifest": "seal", "SealSupplier": "seal", "SignToken": "sign", "SignStaffToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
+	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "TakeStep": "seal", "SignManifest": "seal", "SealSupplier": "seal", "TakeSupplierStep": "seal", "SignToken": "sign", "SignStaffToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
 	everything := map[string][]string{}
 	for m := range methods {
 		everything[m] = []string{"tester"}

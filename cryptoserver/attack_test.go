@@ -409,7 +409,7 @@ func TestEvidence(t *testing.T) {
 		p.record, err = w.as("registrar").SealSupplier(t.Context(), m.new.record, p.facts)
 		w.must(err)
 	}
-	forgedFacts, err := authz.NewSupplier(record, m.new.facts, w.clock.now())
+	forgedFacts, err := authz.NewSupplier(record, m.new.facts, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, w.clock.now())
 	w.must(err)
 	now := w.clock.now().Unix()
 	claims := fmt.Sprintf(`{"iss":%q,"sub":%q,"aud":%q,"iat":%d,"exp":%d,"jti":"x","client_id":%q,"scope":"readings:read","cnf":{"x5t#S256":%q}}`,

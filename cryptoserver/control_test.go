@@ -50,7 +50,14 @@ func minimal(w *world, m *market) map[string]func() error {
 	digest := w.profile.Digest()
 	d := day("2024-04-10")
 	w.mayAsk(m.new)
+	portal := w.portal()
 	return map[string]func() error{
+		"TakeSupplierStep": func() error {
+			_, err := w.raw(w.clientTLS("gateway")).TakeSupplierStep(w.t.Context(), &cryptopb.TakeSupplierStepRequest{
+				AccessToken: w.supervisorToken(portal, m.old, true), SupplierRecord: portal.record, Previous: m.old.record, Suspend: true,
+			})
+			return err
+		},
 		"TakeStep": func() error {
 			_, err := w.raw(w.clientTLS("gateway")).TakeStep(w.t.Context(), &cryptopb.TakeStepRequest{
 				AccessToken: w.consentToken(m.new), SupplierRecord: m.new.record, ProfileDigest: digest[:],

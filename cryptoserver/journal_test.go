@@ -179,6 +179,8 @@ func TestNotRecorded(t *testing.T) {
 	w.must(err)
 
 	w.mayAsk(m.new)
+	portal := w.portal()
+	suspending := w.supervisorToken(portal, m.new, true)
 	calls := map[string]func() (left any, err error){
 		"Open": func() (any, error) { return w.as("gateway").Open(t.Context(), q) },
 		"Seal": func() (any, error) {
@@ -190,9 +192,10 @@ func TestNotRecorded(t *testing.T) {
 		"SealStep": func() (any, error) {
 			return w.as("registrar").SealStep(t.Context(), m.file, authz.SetOptOut{Days: days("2024-06-01", "2024-06-02")})
 		},
-		"TakeStep":     func() (any, error) { return m.take(w.consentToken(m.new), m.new.record, request(m.new, 0x21)) },
-		"SealSupplier": func() (any, error) { return w.as("registrar").SealSupplier(t.Context(), nil, m.new.facts) },
-		"SignControl":  func() (any, error) { return w.as("custodian").SignControl(t.Context(), head, entry) },
+		"TakeStep":         func() (any, error) { return m.take(w.consentToken(m.new), m.new.record, request(m.new, 0x21)) },
+		"TakeSupplierStep": func() (any, error) { return w.switchSupplier(suspending, portal.record, m.new.record, true) },
+		"SealSupplier":     func() (any, error) { return w.as("registrar").SealSupplier(t.Context(), nil, m.new.facts) },
+		"SignControl":      func() (any, error) { return w.as("custodian").SignControl(t.Context(), head, entry) },
 	}
 	n := len(w.audit())
 	recovered := func() {

@@ -408,13 +408,18 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 		}
 		facts.Certificates = append(facts.Certificates, cert)
 	}
-	next, err := authz.NewSupplier(previous, facts, s.now())
+	next, err := authz.NewSupplier(previous, facts, authz.Actor{Kind: authz.ByOperator, Name: c.identity}, s.now())
 	if err != nil {
 		return nil, stepRefused(err)
 	}
 	if err := s.onSupersededRecord(previous, next); err != nil {
 		return nil, err
 	}
+	return s.sealRecord(ctx, next)
+}
+
+// sealRecord signs a version of a supplier record and records that it did.
+func (s *Server) sealRecord(ctx context.Context, next *authz.Supplier) (*cryptopb.SealSupplierResponse, error) {
 	sealed, err := s.seal(ctx, next.Payload())
 	if err != nil {
 		return nil, err
@@ -424,7 +429,7 @@ func (s *Server) SealSupplier(ctx context.Context, req *cryptopb.SealSupplierReq
 		return nil, refuse(codes.Internal, cryptopb.ReasonInternal, "the token's signature does not verify", err)
 	}
 	if err := s.recorder.sealed(envelope.SealEvent{
-		At: s.now(), Client: c.identity, Kind: envelope.SupplierRecord, GLN: record.GLN(), Version: record.Version(), Digest: record.Digest(),
+		At: s.now(), Client: callOf(ctx).identity, Kind: envelope.SupplierRecord, GLN: record.GLN(), Version: record.Version(), Digest: record.Digest(),
 	}); err != nil {
 		return nil, err
 	}

@@ -59,7 +59,7 @@ type Config struct {
 	Allow    map[string][]string // method name → client identities
 	Profile  *meter.Profile
 	SealKeys []*ecdsa.PublicKey // pinned; the seal token's own among them
-	Verifier TokenVerifier      // needed for role open, and for TakeStep and SignManifest
+	Verifier TokenVerifier      // needed for role open, and for TakeStep, TakeSupplierStep and SignManifest
 	Issue    Issue              // needed for role sign
 	Staff    *Staff             // of role sign; nil: no tokens of employees are signed
 	Tokens   Tokens
@@ -242,7 +242,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 			}
 		}
 	}
-	if c.Tokens.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["SignManifest"]) > 0 && c.Verifier == nil {
+	if c.Tokens.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["TakeSupplierStep"])+len(c.Allow["SignManifest"]) > 0 && c.Verifier == nil {
 		return nil, errors.New("cryptoserver: role seal takes steps and signs manifests by access token, so it needs accepted issuers of them")
 	}
 	if len(held) == 0 {

@@ -63,6 +63,47 @@ func (s *Server) TakeStep(ctx context.Context, req *cryptopb.TakeStepRequest) (*
 	return s.sealFile(ctx, next)
 }
 
+// TakeSupplierStep suspends or resumes a supplier for the employee whom the access
+// token names, if the token is for that very step (authz.PermitSuspend). The
+// gateway that hands it on has no say in it. Who did is in the record.
+//
+// Nothing is stored here, as of TakeStep.
+func (s *Server) TakeSupplierStep(ctx context.Context, req *cryptopb.TakeSupplierStepRequest) (*cryptopb.SealSupplierResponse, error) {
+	if s.tokens.Seal == nil {
+		return nil, notServed(RoleSeal)
+	}
+	callOf(ctx).units = 1
+	now := s.now()
+	caller, err := s.caller(ctx, req.AccessToken, req.SupplierRecord, authn.ScopeStaff, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.current(); err != nil {
+		return nil, err
+	}
+	if err := s.recordable(); err != nil {
+		return nil, err
+	}
+	previous, err := s.sealKeys.Supplier(req.Previous)
+	if err != nil {
+		return nil, refuse(codes.FailedPrecondition, cryptopb.ReasonEvidenceInvalid, "the previous supplier record does not verify under the pinned seal keys", err)
+	}
+	// As in TakeStep: never on a version that counts no more, whatever it takes away.
+	if s.suppliers.behind(previous.GLN(), previous.Version(), now) || s.supersededSupplier(previous) {
+		return nil, refuse(codes.FailedPrecondition, cryptopb.ReasonEvidenceInvalid,
+			"there is a later version of the supplier record than the previous one given: fetch it, and take the step on it", nil)
+	}
+	actor, err := authz.PermitSuspend(caller, previous, req.Suspend, caller.IssuedAt())
+	if err != nil {
+		return nil, notPermitted(err)
+	}
+	next, err := authz.Suspend(previous, req.Suspend, actor, now)
+	if err != nil {
+		return nil, stepRefused(err)
+	}
+	return s.sealRecord(ctx, next)
+}
+
 // sameProfile refuses a client that decided by other rules.
 func (s *Server) sameProfile(digest []byte) error {
 	if string(digest) == string(s.digest[:]) {

@@ -49,7 +49,7 @@ const (
 func allow() map[string][]string {
 	return map[string][]string{
 		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
-		"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"},
+		"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"},
 		"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
 		"Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"gateway", "registrar", "custodian"},
 		"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},

@@ -67,7 +67,7 @@ func (r registrar) supplier(prev *authz.Supplier, change func(*authz.SupplierFac
 	if change != nil {
 		change(&facts)
 	}
-	s, err := authz.NewSupplier(prev, facts, time.Now())
+	s, err := authz.NewSupplier(prev, facts, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now())
 	r.w.must(err)
 	r.w.must(r.db.StoreSupplier(context.Background(), s, must(authz.Seal(s.Payload(), r.w.pool.servers[0].signer))))
 	return s

@@ -256,7 +256,7 @@ func newWorld(t *testing.T) *world {
 func gln(t testing.TB, s string) meter.GLN { return must[meter.GLN](t)(meter.ParseGLN(s)) }
 
 func (w *world) seal(f authz.SupplierFacts) []byte {
-	s := must[*authz.Supplier](w.t)(authz.NewSupplier(nil, f, time.Now().Add(-time.Minute)))
+	s := must[*authz.Supplier](w.t)(authz.NewSupplier(nil, f, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now().Add(-time.Minute)))
 	return must[[]byte](w.t)(authz.Seal(s.Payload(), w.sealer))
 }
 

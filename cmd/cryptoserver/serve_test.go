@@ -115,7 +115,7 @@ func (in *installation) config(i int) config.Cryptoserver {
 		TLS: config.TLS{CertificateFile: crt, KeyFile: key, CAFile: filepath.Join(in.dir, "operator-ca.crt")},
 		Allow: map[string][]string{
 			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
-			"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"},
+			"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"}, "SignToken": {"issuer"},
 			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 		},
 		JournalDir:   filepath.Join(in.dir, name+"-journal"),

@@ -175,6 +175,31 @@ func (c *Client) SealSupplier(ctx context.Context, previous []byte, facts authz.
 	return resp.SupplierRecord, nil
 }
 
+// TakeSupplierStepRequest is a suspension of a supplier, or its end, for the
+// employee whom an access token names.
+type TakeSupplierStepRequest struct {
+	AccessToken    string
+	SupplierRecord []byte // sealed, of the token's client: the grid operator's own
+	Previous       []byte // sealed record of the supplier
+	Suspend        bool   // else resume
+}
+
+// TakeSupplierStep suspends or resumes the supplier, if the employee's token is
+// for that, and returns the next version of its record, sealed; to be stored by
+// the caller, or nowhere, as of TakeStep. Beside this package's errors there is
+// authz.ErrNotPermitted, whose text after the first colon says what to do.
+func (c *Client) TakeSupplierStep(ctx context.Context, r TakeSupplierStepRequest) ([]byte, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	resp, err := c.seal.TakeSupplierStep(ctx, &cryptopb.TakeSupplierStepRequest{
+		AccessToken: r.AccessToken, SupplierRecord: r.SupplierRecord, Previous: r.Previous, Suspend: r.Suspend,
+	})
+	if err != nil {
+		return nil, fromGRPC(err)
+	}
+	return resp.SupplierRecord, nil
+}
+
 // SignToken returns an access token for the supplier of a sealed record, bound
 // to a certificate that the record accepts, and when it expires (UTC). The
 // lifetime is whole seconds, at most 300.

@@ -1621,6 +1621,76 @@ func (x *TakeStepRequest) GetStep() []byte {
 	return nil
 }
 
+type TakeSupplierStepRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The employee's access token, as presented to the gateway.
+	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// The sealed record of the token's client: the grid operator's own.
+	SupplierRecord []byte `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"`
+	Previous       []byte `protobuf:"bytes,3,opt,name=previous,proto3" json:"previous,omitempty"` // sealed record of the supplier
+	Suspend        bool   `protobuf:"varint,4,opt,name=suspend,proto3" json:"suspend,omitempty"`  // else resume
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TakeSupplierStepRequest) Reset() {
+	*x = TakeSupplierStepRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeSupplierStepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeSupplierStepRequest) ProtoMessage() {}
+
+func (x *TakeSupplierStepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeSupplierStepRequest.ProtoReflect.Descriptor instead.
+func (*TakeSupplierStepRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TakeSupplierStepRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *TakeSupplierStepRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *TakeSupplierStepRequest) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *TakeSupplierStepRequest) GetSuspend() bool {
+	if x != nil {
+		return x.Suspend
+	}
+	return false
+}
+
 type SealSupplierRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Previous      []byte                 `protobuf:"bytes,1,opt,name=previous,proto3" json:"previous,omitempty"` // sealed; empty for a new supplier
@@ -1635,7 +1705,7 @@ type SealSupplierRequest struct {
 
 func (x *SealSupplierRequest) Reset() {
 	*x = SealSupplierRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1717,7 @@ func (x *SealSupplierRequest) String() string {
 func (*SealSupplierRequest) ProtoMessage() {}
 
 func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[21]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1730,7 @@ func (x *SealSupplierRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierRequest.ProtoReflect.Descriptor instead.
 func (*SealSupplierRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{21}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SealSupplierRequest) GetPrevious() []byte {
@@ -1716,7 +1786,7 @@ type SupplierCertificate struct {
 
 func (x *SupplierCertificate) Reset() {
 	*x = SupplierCertificate{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1798,7 @@ func (x *SupplierCertificate) String() string {
 func (*SupplierCertificate) ProtoMessage() {}
 
 func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[22]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1811,7 @@ func (x *SupplierCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupplierCertificate.ProtoReflect.Descriptor instead.
 func (*SupplierCertificate) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{22}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SupplierCertificate) GetThumbprint() []byte {
@@ -1774,7 +1844,7 @@ type SealSupplierResponse struct {
 
 func (x *SealSupplierResponse) Reset() {
 	*x = SealSupplierResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1856,7 @@ func (x *SealSupplierResponse) String() string {
 func (*SealSupplierResponse) ProtoMessage() {}
 
 func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[23]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1869,7 @@ func (x *SealSupplierResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSupplierResponse.ProtoReflect.Descriptor instead.
 func (*SealSupplierResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{23}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SealSupplierResponse) GetSupplierRecord() []byte {
@@ -1821,7 +1891,7 @@ type SignTokenRequest struct {
 
 func (x *SignTokenRequest) Reset() {
 	*x = SignTokenRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1903,7 @@ func (x *SignTokenRequest) String() string {
 func (*SignTokenRequest) ProtoMessage() {}
 
 func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[24]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1916,7 @@ func (x *SignTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenRequest.ProtoReflect.Descriptor instead.
 func (*SignTokenRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{24}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignTokenRequest) GetSupplierRecord() []byte {
@@ -1890,7 +1960,7 @@ type SignStaffTokenRequest struct {
 
 func (x *SignStaffTokenRequest) Reset() {
 	*x = SignStaffTokenRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +1972,7 @@ func (x *SignStaffTokenRequest) String() string {
 func (*SignStaffTokenRequest) ProtoMessage() {}
 
 func (x *SignStaffTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[25]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +1985,7 @@ func (x *SignStaffTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignStaffTokenRequest.ProtoReflect.Descriptor instead.
 func (*SignStaffTokenRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{25}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignStaffTokenRequest) GetSupplierRecord() []byte {
@@ -1963,7 +2033,7 @@ type SignTokenResponse struct {
 
 func (x *SignTokenResponse) Reset() {
 	*x = SignTokenResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2045,7 @@ func (x *SignTokenResponse) String() string {
 func (*SignTokenResponse) ProtoMessage() {}
 
 func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[26]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2058,7 @@ func (x *SignTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignTokenResponse.ProtoReflect.Descriptor instead.
 func (*SignTokenResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{26}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignTokenResponse) GetAccessToken() string {
@@ -2017,7 +2087,7 @@ type SignControlRequest struct {
 
 func (x *SignControlRequest) Reset() {
 	*x = SignControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2099,7 @@ func (x *SignControlRequest) String() string {
 func (*SignControlRequest) ProtoMessage() {}
 
 func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[27]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2112,7 @@ func (x *SignControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlRequest.ProtoReflect.Descriptor instead.
 func (*SignControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{27}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SignControlRequest) GetSequence() uint64 {
@@ -2075,7 +2145,7 @@ type SignControlResponse struct {
 
 func (x *SignControlResponse) Reset() {
 	*x = SignControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2157,7 @@ func (x *SignControlResponse) String() string {
 func (*SignControlResponse) ProtoMessage() {}
 
 func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[28]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2170,7 @@ func (x *SignControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignControlResponse.ProtoReflect.Descriptor instead.
 func (*SignControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{28}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignControlResponse) GetHead() []byte {
@@ -2121,7 +2191,7 @@ type PutControlRequest struct {
 
 func (x *PutControlRequest) Reset() {
 	*x = PutControlRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2203,7 @@ func (x *PutControlRequest) String() string {
 func (*PutControlRequest) ProtoMessage() {}
 
 func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[29]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2216,7 @@ func (x *PutControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlRequest.ProtoReflect.Descriptor instead.
 func (*PutControlRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{29}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PutControlRequest) GetFirst() uint64 {
@@ -2181,7 +2251,7 @@ type PutControlResponse struct {
 
 func (x *PutControlResponse) Reset() {
 	*x = PutControlResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2263,7 @@ func (x *PutControlResponse) String() string {
 func (*PutControlResponse) ProtoMessage() {}
 
 func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[30]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2276,7 @@ func (x *PutControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutControlResponse.ProtoReflect.Descriptor instead.
 func (*PutControlResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{30}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PutControlResponse) GetSequence() uint64 {
@@ -2225,7 +2295,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2307,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[31]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2320,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{31}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RewrapRequest) GetKeys() []*DataKey {
@@ -2270,7 +2340,7 @@ type RewrapResponse struct {
 
 func (x *RewrapResponse) Reset() {
 	*x = RewrapResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2352,7 @@ func (x *RewrapResponse) String() string {
 func (*RewrapResponse) ProtoMessage() {}
 
 func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[32]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2365,7 @@ func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
 func (*RewrapResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{32}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RewrapResponse) GetKekEpoch() uint32 {
@@ -2323,7 +2393,7 @@ type RewrappedKey struct {
 
 func (x *RewrappedKey) Reset() {
 	*x = RewrappedKey{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2405,7 @@ func (x *RewrappedKey) String() string {
 func (*RewrappedKey) ProtoMessage() {}
 
 func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[33]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2418,7 @@ func (x *RewrappedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrappedKey.ProtoReflect.Descriptor instead.
 func (*RewrappedKey) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{33}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RewrappedKey) GetWrapped() []byte {
@@ -2384,7 +2454,7 @@ type ResealRequest struct {
 
 func (x *ResealRequest) Reset() {
 	*x = ResealRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2466,7 @@ func (x *ResealRequest) String() string {
 func (*ResealRequest) ProtoMessage() {}
 
 func (x *ResealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[34]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2479,7 @@ func (x *ResealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
 func (*ResealRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{34}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResealRequest) GetEan() uint64 {
@@ -2449,7 +2519,7 @@ type ResealResponse struct {
 
 func (x *ResealResponse) Reset() {
 	*x = ResealResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2531,7 @@ func (x *ResealResponse) String() string {
 func (*ResealResponse) ProtoMessage() {}
 
 func (x *ResealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[35]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2544,7 @@ func (x *ResealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
 func (*ResealResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{35}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResealResponse) GetBlocks() []*ResealedBlock {
@@ -2494,7 +2564,7 @@ type ResealedBlock struct {
 
 func (x *ResealedBlock) Reset() {
 	*x = ResealedBlock{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2576,7 @@ func (x *ResealedBlock) String() string {
 func (*ResealedBlock) ProtoMessage() {}
 
 func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[36]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2589,7 @@ func (x *ResealedBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedBlock.ProtoReflect.Descriptor instead.
 func (*ResealedBlock) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{36}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResealedBlock) GetCiphertext() []byte {
@@ -2546,7 +2616,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2628,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[37]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2641,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{37}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReadJournalRequest) GetBootId() []byte {
@@ -2599,7 +2669,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2681,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[38]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2694,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{38}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReadJournalResponse) GetBoots() []*JournalBoot {
@@ -2653,7 +2723,7 @@ type JournalBoot struct {
 
 func (x *JournalBoot) Reset() {
 	*x = JournalBoot{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2735,7 @@ func (x *JournalBoot) String() string {
 func (*JournalBoot) ProtoMessage() {}
 
 func (x *JournalBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[39]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2748,7 @@ func (x *JournalBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBoot.ProtoReflect.Descriptor instead.
 func (*JournalBoot) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{39}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JournalBoot) GetBootId() []byte {
@@ -2720,7 +2790,7 @@ type SignCheckpointRequest struct {
 
 func (x *SignCheckpointRequest) Reset() {
 	*x = SignCheckpointRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2802,7 @@ func (x *SignCheckpointRequest) String() string {
 func (*SignCheckpointRequest) ProtoMessage() {}
 
 func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[40]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2815,7 @@ func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SignCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{40}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SignCheckpointRequest) GetOrigin() string {
@@ -2778,7 +2848,7 @@ type SignCheckpointResponse struct {
 
 func (x *SignCheckpointResponse) Reset() {
 	*x = SignCheckpointResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2860,7 @@ func (x *SignCheckpointResponse) String() string {
 func (*SignCheckpointResponse) ProtoMessage() {}
 
 func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[41]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2873,7 @@ func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SignCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{41}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SignCheckpointResponse) GetNote() string {
@@ -2837,7 +2907,7 @@ type SignManifestRequest struct {
 
 func (x *SignManifestRequest) Reset() {
 	*x = SignManifestRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +2919,7 @@ func (x *SignManifestRequest) String() string {
 func (*SignManifestRequest) ProtoMessage() {}
 
 func (x *SignManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[42]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +2932,7 @@ func (x *SignManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignManifestRequest.ProtoReflect.Descriptor instead.
 func (*SignManifestRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{42}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SignManifestRequest) GetAccessToken() string {
@@ -2979,7 +3049,7 @@ type SignManifestResponse struct {
 
 func (x *SignManifestResponse) Reset() {
 	*x = SignManifestResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3061,7 @@ func (x *SignManifestResponse) String() string {
 func (*SignManifestResponse) ProtoMessage() {}
 
 func (x *SignManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[43]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3074,7 @@ func (x *SignManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignManifestResponse.ProtoReflect.Descriptor instead.
 func (*SignManifestResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{43}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SignManifestResponse) GetManifest() string {
@@ -3022,7 +3092,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3104,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[44]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3117,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{44}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
 }
 
 type StatusResponse struct {
@@ -3071,7 +3141,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3153,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3166,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -3203,7 +3273,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3285,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3298,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -3280,7 +3350,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3362,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3375,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{47}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -3486,7 +3556,12 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
 	"\x0eprofile_digest\x18\x03 \x01(\fR\rprofileDigest\x12\x1a\n" +
 	"\bprevious\x18\x04 \x01(\fR\bprevious\x12\x12\n" +
-	"\x04step\x18\x05 \x01(\fR\x04step\"\xdd\x01\n" +
+	"\x04step\x18\x05 \x01(\fR\x04step\"\x9b\x01\n" +
+	"\x17TakeSupplierStepRequest\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
+	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12\x1a\n" +
+	"\bprevious\x18\x03 \x01(\fR\bprevious\x12\x18\n" +
+	"\asuspend\x18\x04 \x01(\bR\asuspend\"\xdd\x01\n" +
 	"\x13SealSupplierRequest\x12\x1a\n" +
 	"\bprevious\x18\x01 \x01(\fR\bprevious\x12\x10\n" +
 	"\x03gln\x18\x02 \x01(\tR\x03gln\x12\x12\n" +
@@ -3636,14 +3711,15 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
 	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
-	"\fFAULT_ERASED\x10\x042\xfa\v\n" +
+	"\fFAULT_ERASED\x10\x042\xeb\f\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
 	"\x04Seal\x12\".kluis.cryptoserver.v1.SealRequest\x1a#.kluis.cryptoserver.v1.SealResponse\x12[\n" +
 	"\bSealStep\x12&.kluis.cryptoserver.v1.SealStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12[\n" +
 	"\bTakeStep\x12&.kluis.cryptoserver.v1.TakeStepRequest\x1a'.kluis.cryptoserver.v1.SealStepResponse\x12g\n" +
-	"\fSealSupplier\x12*.kluis.cryptoserver.v1.SealSupplierRequest\x1a+.kluis.cryptoserver.v1.SealSupplierResponse\x12^\n" +
+	"\fSealSupplier\x12*.kluis.cryptoserver.v1.SealSupplierRequest\x1a+.kluis.cryptoserver.v1.SealSupplierResponse\x12o\n" +
+	"\x10TakeSupplierStep\x12..kluis.cryptoserver.v1.TakeSupplierStepRequest\x1a+.kluis.cryptoserver.v1.SealSupplierResponse\x12^\n" +
 	"\tSignToken\x12'.kluis.cryptoserver.v1.SignTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12h\n" +
 	"\x0eSignStaffToken\x12,.kluis.cryptoserver.v1.SignStaffTokenRequest\x1a(.kluis.cryptoserver.v1.SignTokenResponse\x12d\n" +
 	"\vSignControl\x12).kluis.cryptoserver.v1.SignControlRequest\x1a*.kluis.cryptoserver.v1.SignControlResponse\x12a\n" +
@@ -3669,58 +3745,59 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 }
 
 var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
-	(UnitStatus)(0),                // 0: kluis.cryptoserver.v1.UnitStatus
-	(Fault)(0),                     // 1: kluis.cryptoserver.v1.Fault
-	(*OpenRequest)(nil),            // 2: kluis.cryptoserver.v1.OpenRequest
-	(*OpenUnit)(nil),               // 3: kluis.cryptoserver.v1.OpenUnit
-	(*SealedBlocks)(nil),           // 4: kluis.cryptoserver.v1.SealedBlocks
-	(*DataKey)(nil),                // 5: kluis.cryptoserver.v1.DataKey
-	(*SealedBlock)(nil),            // 6: kluis.cryptoserver.v1.SealedBlock
-	(*OpenResponse)(nil),           // 7: kluis.cryptoserver.v1.OpenResponse
-	(*OpenedUnit)(nil),             // 8: kluis.cryptoserver.v1.OpenedUnit
-	(*Series)(nil),                 // 9: kluis.cryptoserver.v1.Series
-	(*SeriesDays)(nil),             // 10: kluis.cryptoserver.v1.SeriesDays
-	(*Withheld)(nil),               // 11: kluis.cryptoserver.v1.Withheld
-	(*ItemFault)(nil),              // 12: kluis.cryptoserver.v1.ItemFault
-	(*MintRequest)(nil),            // 13: kluis.cryptoserver.v1.MintRequest
-	(*MintKey)(nil),                // 14: kluis.cryptoserver.v1.MintKey
-	(*MintResponse)(nil),           // 15: kluis.cryptoserver.v1.MintResponse
-	(*SealRequest)(nil),            // 16: kluis.cryptoserver.v1.SealRequest
-	(*PlainBlock)(nil),             // 17: kluis.cryptoserver.v1.PlainBlock
-	(*SealResponse)(nil),           // 18: kluis.cryptoserver.v1.SealResponse
-	(*SealedContent)(nil),          // 19: kluis.cryptoserver.v1.SealedContent
-	(*SealStepRequest)(nil),        // 20: kluis.cryptoserver.v1.SealStepRequest
-	(*SealStepResponse)(nil),       // 21: kluis.cryptoserver.v1.SealStepResponse
-	(*TakeStepRequest)(nil),        // 22: kluis.cryptoserver.v1.TakeStepRequest
-	(*SealSupplierRequest)(nil),    // 23: kluis.cryptoserver.v1.SealSupplierRequest
-	(*SupplierCertificate)(nil),    // 24: kluis.cryptoserver.v1.SupplierCertificate
-	(*SealSupplierResponse)(nil),   // 25: kluis.cryptoserver.v1.SealSupplierResponse
-	(*SignTokenRequest)(nil),       // 26: kluis.cryptoserver.v1.SignTokenRequest
-	(*SignStaffTokenRequest)(nil),  // 27: kluis.cryptoserver.v1.SignStaffTokenRequest
-	(*SignTokenResponse)(nil),      // 28: kluis.cryptoserver.v1.SignTokenResponse
-	(*SignControlRequest)(nil),     // 29: kluis.cryptoserver.v1.SignControlRequest
-	(*SignControlResponse)(nil),    // 30: kluis.cryptoserver.v1.SignControlResponse
-	(*PutControlRequest)(nil),      // 31: kluis.cryptoserver.v1.PutControlRequest
-	(*PutControlResponse)(nil),     // 32: kluis.cryptoserver.v1.PutControlResponse
-	(*RewrapRequest)(nil),          // 33: kluis.cryptoserver.v1.RewrapRequest
-	(*RewrapResponse)(nil),         // 34: kluis.cryptoserver.v1.RewrapResponse
-	(*RewrappedKey)(nil),           // 35: kluis.cryptoserver.v1.RewrappedKey
-	(*ResealRequest)(nil),          // 36: kluis.cryptoserver.v1.ResealRequest
-	(*ResealResponse)(nil),         // 37: kluis.cryptoserver.v1.ResealResponse
-	(*ResealedBlock)(nil),          // 38: kluis.cryptoserver.v1.ResealedBlock
-	(*ReadJournalRequest)(nil),     // 39: kluis.cryptoserver.v1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),    // 40: kluis.cryptoserver.v1.ReadJournalResponse
-	(*JournalBoot)(nil),            // 41: kluis.cryptoserver.v1.JournalBoot
-	(*SignCheckpointRequest)(nil),  // 42: kluis.cryptoserver.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil), // 43: kluis.cryptoserver.v1.SignCheckpointResponse
-	(*SignManifestRequest)(nil),    // 44: kluis.cryptoserver.v1.SignManifestRequest
-	(*SignManifestResponse)(nil),   // 45: kluis.cryptoserver.v1.SignManifestResponse
-	(*StatusRequest)(nil),          // 46: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),         // 47: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),            // 48: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),              // 49: kluis.cryptoserver.v1.KeyStatus
+	(UnitStatus)(0),                 // 0: kluis.cryptoserver.v1.UnitStatus
+	(Fault)(0),                      // 1: kluis.cryptoserver.v1.Fault
+	(*OpenRequest)(nil),             // 2: kluis.cryptoserver.v1.OpenRequest
+	(*OpenUnit)(nil),                // 3: kluis.cryptoserver.v1.OpenUnit
+	(*SealedBlocks)(nil),            // 4: kluis.cryptoserver.v1.SealedBlocks
+	(*DataKey)(nil),                 // 5: kluis.cryptoserver.v1.DataKey
+	(*SealedBlock)(nil),             // 6: kluis.cryptoserver.v1.SealedBlock
+	(*OpenResponse)(nil),            // 7: kluis.cryptoserver.v1.OpenResponse
+	(*OpenedUnit)(nil),              // 8: kluis.cryptoserver.v1.OpenedUnit
+	(*Series)(nil),                  // 9: kluis.cryptoserver.v1.Series
+	(*SeriesDays)(nil),              // 10: kluis.cryptoserver.v1.SeriesDays
+	(*Withheld)(nil),                // 11: kluis.cryptoserver.v1.Withheld
+	(*ItemFault)(nil),               // 12: kluis.cryptoserver.v1.ItemFault
+	(*MintRequest)(nil),             // 13: kluis.cryptoserver.v1.MintRequest
+	(*MintKey)(nil),                 // 14: kluis.cryptoserver.v1.MintKey
+	(*MintResponse)(nil),            // 15: kluis.cryptoserver.v1.MintResponse
+	(*SealRequest)(nil),             // 16: kluis.cryptoserver.v1.SealRequest
+	(*PlainBlock)(nil),              // 17: kluis.cryptoserver.v1.PlainBlock
+	(*SealResponse)(nil),            // 18: kluis.cryptoserver.v1.SealResponse
+	(*SealedContent)(nil),           // 19: kluis.cryptoserver.v1.SealedContent
+	(*SealStepRequest)(nil),         // 20: kluis.cryptoserver.v1.SealStepRequest
+	(*SealStepResponse)(nil),        // 21: kluis.cryptoserver.v1.SealStepResponse
+	(*TakeStepRequest)(nil),         // 22: kluis.cryptoserver.v1.TakeStepRequest
+	(*TakeSupplierStepRequest)(nil), // 23: kluis.cryptoserver.v1.TakeSupplierStepRequest
+	(*SealSupplierRequest)(nil),     // 24: kluis.cryptoserver.v1.SealSupplierRequest
+	(*SupplierCertificate)(nil),     // 25: kluis.cryptoserver.v1.SupplierCertificate
+	(*SealSupplierResponse)(nil),    // 26: kluis.cryptoserver.v1.SealSupplierResponse
+	(*SignTokenRequest)(nil),        // 27: kluis.cryptoserver.v1.SignTokenRequest
+	(*SignStaffTokenRequest)(nil),   // 28: kluis.cryptoserver.v1.SignStaffTokenRequest
+	(*SignTokenResponse)(nil),       // 29: kluis.cryptoserver.v1.SignTokenResponse
+	(*SignControlRequest)(nil),      // 30: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),     // 31: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),       // 32: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),      // 33: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),           // 34: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),          // 35: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),            // 36: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),           // 37: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),          // 38: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),           // 39: kluis.cryptoserver.v1.ResealedBlock
+	(*ReadJournalRequest)(nil),      // 40: kluis.cryptoserver.v1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),     // 41: kluis.cryptoserver.v1.ReadJournalResponse
+	(*JournalBoot)(nil),             // 42: kluis.cryptoserver.v1.JournalBoot
+	(*SignCheckpointRequest)(nil),   // 43: kluis.cryptoserver.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil),  // 44: kluis.cryptoserver.v1.SignCheckpointResponse
+	(*SignManifestRequest)(nil),     // 45: kluis.cryptoserver.v1.SignManifestRequest
+	(*SignManifestResponse)(nil),    // 46: kluis.cryptoserver.v1.SignManifestResponse
+	(*StatusRequest)(nil),           // 47: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),          // 48: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),             // 49: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),               // 50: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
@@ -3738,52 +3815,54 @@ var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
 	5,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
 	17, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
 	19, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
-	24, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
+	25, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
 	5,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	35, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
+	36, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
 	1,  // 18: kluis.cryptoserver.v1.RewrappedKey.fault:type_name -> kluis.cryptoserver.v1.Fault
 	5,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
 	5,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
 	6,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
-	38, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
+	39, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
-	41, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
-	48, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	49, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	42, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
+	49, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	50, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
 	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
 	13, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
 	16, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
 	20, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
 	22, // 31: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
-	23, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	26, // 33: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	27, // 34: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
-	29, // 35: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
-	31, // 36: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
-	33, // 37: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
-	36, // 38: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
-	39, // 39: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
-	42, // 40: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
-	44, // 41: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
-	46, // 42: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	7,  // 43: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	15, // 44: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	18, // 45: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	21, // 46: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	21, // 47: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	25, // 48: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	28, // 49: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	28, // 50: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	30, // 51: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	32, // 52: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	34, // 53: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	37, // 54: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	40, // 55: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
-	43, // 56: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
-	45, // 57: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
-	47, // 58: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	43, // [43:59] is the sub-list for method output_type
-	27, // [27:43] is the sub-list for method input_type
+	24, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	23, // 33: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:input_type -> kluis.cryptoserver.v1.TakeSupplierStepRequest
+	27, // 34: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	28, // 35: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
+	30, // 36: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	32, // 37: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	34, // 38: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	37, // 39: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	40, // 40: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
+	43, // 41: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
+	45, // 42: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
+	47, // 43: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	7,  // 44: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	15, // 45: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	18, // 46: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	21, // 47: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	21, // 48: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	26, // 49: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	26, // 50: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	29, // 51: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	29, // 52: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	31, // 53: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	33, // 54: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	35, // 55: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	38, // 56: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	41, // 57: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	44, // 58: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	46, // 59: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
+	48, // 60: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	44, // [44:61] is the sub-list for method output_type
+	27, // [27:44] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -3800,7 +3879,7 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

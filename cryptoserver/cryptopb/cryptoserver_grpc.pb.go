@@ -21,22 +21,23 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Cryptoserver_Open_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Open"
-	Cryptoserver_Mint_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Mint"
-	Cryptoserver_Seal_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Seal"
-	Cryptoserver_SealStep_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
-	Cryptoserver_TakeStep_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/TakeStep"
-	Cryptoserver_SealSupplier_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
-	Cryptoserver_SignToken_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
-	Cryptoserver_SignStaffToken_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SignStaffToken"
-	Cryptoserver_SignControl_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
-	Cryptoserver_PutControl_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
-	Cryptoserver_Rewrap_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
-	Cryptoserver_Reseal_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
-	Cryptoserver_ReadJournal_FullMethodName    = "/kluis.cryptoserver.v1.Cryptoserver/ReadJournal"
-	Cryptoserver_SignCheckpoint_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/SignCheckpoint"
-	Cryptoserver_SignManifest_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SignManifest"
-	Cryptoserver_Status_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/Status"
+	Cryptoserver_Open_FullMethodName             = "/kluis.cryptoserver.v1.Cryptoserver/Open"
+	Cryptoserver_Mint_FullMethodName             = "/kluis.cryptoserver.v1.Cryptoserver/Mint"
+	Cryptoserver_Seal_FullMethodName             = "/kluis.cryptoserver.v1.Cryptoserver/Seal"
+	Cryptoserver_SealStep_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/SealStep"
+	Cryptoserver_TakeStep_FullMethodName         = "/kluis.cryptoserver.v1.Cryptoserver/TakeStep"
+	Cryptoserver_SealSupplier_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SealSupplier"
+	Cryptoserver_TakeSupplierStep_FullMethodName = "/kluis.cryptoserver.v1.Cryptoserver/TakeSupplierStep"
+	Cryptoserver_SignToken_FullMethodName        = "/kluis.cryptoserver.v1.Cryptoserver/SignToken"
+	Cryptoserver_SignStaffToken_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SignStaffToken"
+	Cryptoserver_SignControl_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/SignControl"
+	Cryptoserver_PutControl_FullMethodName       = "/kluis.cryptoserver.v1.Cryptoserver/PutControl"
+	Cryptoserver_Rewrap_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Rewrap"
+	Cryptoserver_Reseal_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Reseal"
+	Cryptoserver_ReadJournal_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/ReadJournal"
+	Cryptoserver_SignCheckpoint_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SignCheckpoint"
+	Cryptoserver_SignManifest_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SignManifest"
+	Cryptoserver_Status_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Status"
 )
 
 // CryptoserverClient is the client API for Cryptoserver service.
@@ -56,6 +57,10 @@ type CryptoserverClient interface {
 	TakeStep(ctx context.Context, in *TakeStepRequest, opts ...grpc.CallOption) (*SealStepResponse, error)
 	// SealSupplier signs the next version of a supplier record.
 	SealSupplier(ctx context.Context, in *SealSupplierRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error)
+	// TakeSupplierStep suspends a supplier, or resumes it, for the employee whom an
+	// access token names, if its errand is that very step, and signs the next
+	// version of the supplier's record.
+	TakeSupplierStep(ctx context.Context, in *TakeSupplierStepRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(ctx context.Context, in *SignTokenRequest, opts ...grpc.CallOption) (*SignTokenResponse, error)
 	// SignStaffToken signs an access token for one errand of an employee of the
@@ -145,6 +150,16 @@ func (c *cryptoserverClient) SealSupplier(ctx context.Context, in *SealSupplierR
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SealSupplierResponse)
 	err := c.cc.Invoke(ctx, Cryptoserver_SealSupplier_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) TakeSupplierStep(ctx context.Context, in *TakeSupplierStepRequest, opts ...grpc.CallOption) (*SealSupplierResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SealSupplierResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_TakeSupplierStep_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -268,6 +283,10 @@ type CryptoserverServer interface {
 	TakeStep(context.Context, *TakeStepRequest) (*SealStepResponse, error)
 	// SealSupplier signs the next version of a supplier record.
 	SealSupplier(context.Context, *SealSupplierRequest) (*SealSupplierResponse, error)
+	// TakeSupplierStep suspends a supplier, or resumes it, for the employee whom an
+	// access token names, if its errand is that very step, and signs the next
+	// version of the supplier's record.
+	TakeSupplierStep(context.Context, *TakeSupplierStepRequest) (*SealSupplierResponse, error)
 	// SignToken signs an access token for a registered supplier certificate.
 	SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error)
 	// SignStaffToken signs an access token for one errand of an employee of the
@@ -320,6 +339,9 @@ func (UnimplementedCryptoserverServer) TakeStep(context.Context, *TakeStepReques
 }
 func (UnimplementedCryptoserverServer) SealSupplier(context.Context, *SealSupplierRequest) (*SealSupplierResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SealSupplier not implemented")
+}
+func (UnimplementedCryptoserverServer) TakeSupplierStep(context.Context, *TakeSupplierStepRequest) (*SealSupplierResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TakeSupplierStep not implemented")
 }
 func (UnimplementedCryptoserverServer) SignToken(context.Context, *SignTokenRequest) (*SignTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignToken not implemented")
@@ -476,6 +498,24 @@ func _Cryptoserver_SealSupplier_Handler(srv interface{}, ctx context.Context, de
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CryptoserverServer).SealSupplier(ctx, req.(*SealSupplierRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_TakeSupplierStep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TakeSupplierStepRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).TakeSupplierStep(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_TakeSupplierStep_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).TakeSupplierStep(ctx, req.(*TakeSupplierStepRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -690,6 +730,10 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SealSupplier",
 			Handler:    _Cryptoserver_SealSupplier_Handler,
+		},
+		{
+			MethodName: "TakeSupplierStep",
+			Handler:    _Cryptoserver_TakeSupplierStep_Handler,
 		},
 		{
 			MethodName: "SignToken",

@@ -113,6 +113,7 @@ func (t *Token) Authenticate(record *authz.Supplier, scope string, now time.Time
 		scope:      scope,
 		tokenID:    t.id,
 		thumbprint: t.thumbprint,
+		issued:     t.issuedAt,
 		expires:    t.expires,
 		employee:   t.employee,
 	}, nil
@@ -125,6 +126,7 @@ type Caller struct {
 	scope      string
 	tokenID    [32]byte
 	thumbprint [32]byte
+	issued     time.Time
 	expires    time.Time
 	employee   *authz.Employee
 }
@@ -146,6 +148,9 @@ func (c Caller) TokenID() [32]byte { return c.tokenID }
 
 // Thumbprint is that of the caller's certificate.
 func (c Caller) Thumbprint() [32]byte { return c.thumbprint }
+
+// IssuedAt is when the token was issued, in UTC and whole seconds.
+func (c Caller) IssuedAt() time.Time { return c.issued }
 
 // ExpiresAt is when the token expires, in UTC.
 func (c Caller) ExpiresAt() time.Time { return c.expires }

@@ -25,7 +25,7 @@ func TestAuthenticate(t *testing.T) {
 		if change != nil {
 			change(&f)
 		}
-		s, err := authz.NewSupplier(nil, f, noon.Add(-time.Hour))
+		s, err := authz.NewSupplier(nil, f, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, noon.Add(-time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -117,8 +117,8 @@ func TestSuppliers(t *testing.T) {
 	i = closing(t, i, err)
 
 	facts := authz.SupplierFacts{GLN: alpha, Name: "Alpha", Scopes: []string{"readings:read"}}
-	v1 := must(authz.NewSupplier(nil, facts, now))
-	v2 := must(authz.NewSupplier(v1, facts, now.Add(time.Second)))
+	v1 := must(authz.NewSupplier(nil, facts, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, now))
+	v2 := must(authz.NewSupplier(v1, facts, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, now.Add(time.Second)))
 	for name, get := range map[string]func(context.Context, meter.GLN) ([]byte, error){
 		"gateway": g.Supplier, "issuer": i.Supplier, "registrar": r.Supplier,
 	} {

@@ -149,7 +149,7 @@ func newSupplierFact(gln meter.GLN, signer authz.Signer) (supplierFact, error) {
 	for i := range 3 {
 		facts.Certificates = append(facts.Certificates, authz.Certificate{Thumbprint: [32]byte{byte(i + 1)}, NotAfter: time.Now().AddDate(i, 0, 0)})
 		var err error
-		if s, err = authz.NewSupplier(s, facts, time.Now().AddDate(i-3, 0, 0)); err != nil {
+		if s, err = authz.NewSupplier(s, facts, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now().AddDate(i-3, 0, 0)); err != nil {
 			return out, err
 		}
 		sealed, err := authz.Seal(s.Payload(), signer)

@@ -45,7 +45,7 @@ func (s *stream) sealSupplier(thumbprint [32]byte, notAfter time.Time) ([]byte, 
 	record, err := authz.NewSupplier(nil, authz.SupplierFacts{
 		GLN: s.gln, Name: "Benchmark", Scopes: []string{"readings:read"},
 		Certificates: []authz.Certificate{{Thumbprint: thumbprint, NotAfter: notAfter}},
-	}, time.Now().Add(-time.Minute))
+	}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now().Add(-time.Minute))
 	if err != nil {
 		return nil, err
 	}

@@ -410,7 +410,7 @@ func TestCapturedGatewayOpens(t *testing.T) {
 	genuine := one[[]byte](t, l.world, `SELECT record FROM supplier WHERE gln = $1`, victim.gln.Int64())
 	record := sure(sure(sealKeysOf(l)).Supplier(genuine))
 	forged := sure(authz.NewSupplier(record, authz.SupplierFacts{GLN: victim.gln, Name: record.Name(), Scopes: record.Scopes(),
-		Certificates: append(record.Certificates(), certificateOf(v.cert))}, time.Now()))
+		Certificates: append(record.Certificates(), certificateOf(v.cert))}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now()))
 	for name, sealed := range forge(t, forged.Payload(), genuine) {
 		refusals("forged record "+name, func(r *client.OpenRequest) { r.SupplierRecord = sealed }, client.ErrSupplierRefused)
 	}
@@ -698,7 +698,7 @@ func TestCapturedIssuer(t *testing.T) {
 
 	genuine := record(v)
 	forged := sure(authz.NewSupplier(sure(sure(sealKeysOf(l)).Supplier(genuine)), authz.SupplierFacts{GLN: v.gln, Name: "x", Scopes: append(scopes, "everything"),
-		Certificates: []authz.Certificate{certificateOf(other.cert)}}, time.Now()))
+		Certificates: []authz.Certificate{certificateOf(other.cert)}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now()))
 	for name, c := range map[string]struct {
 		record     []byte
 		thumbprint [32]byte

@@ -334,7 +334,7 @@ func forge(t testing.TB, payload, genuine []byte) map[string][]byte {
 func sealKeyOf(t testing.TB, sealed []byte) (id authz.KeyID) {
 	t.Helper()
 	probe := newForger(t)
-	s, err := authz.NewSupplier(nil, authz.SupplierFacts{GLN: sure(meter.ParseGLN(labGLN())), Name: "probe", Scopes: []string{"readings:read"}}, time.Now())
+	s, err := authz.NewSupplier(nil, authz.SupplierFacts{GLN: sure(meter.ParseGLN(labGLN())), Name: "probe", Scopes: []string{"readings:read"}}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -619,7 +619,7 @@ func TestTamperedSupplierRecords(t *testing.T) {
 	// A certificate added by hand.
 	thief := l.pair(t, devpki.Leaf{CommonName: "thief"})
 	added := sure(authz.NewSupplier(record, authz.SupplierFacts{GLN: v.gln, Name: record.Name(), Scopes: record.Scopes(),
-		Certificates: append(record.Certificates(), certificateOf(thief))}, time.Now()))
+		Certificates: append(record.Certificates(), certificateOf(thief))}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, time.Now()))
 
 	refused := func(t *testing.T, status int, slug string) {
 		t.Helper()

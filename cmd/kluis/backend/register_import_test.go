@@ -51,7 +51,7 @@ func newOffice(t testing.TB) *office {
 		t.Fatal(err)
 	}
 	for _, g := range []string{alpha, beta} {
-		s, err := authz.NewSupplier(nil, authz.SupplierFacts{GLN: gln(g), Name: "supplier"}, someTime)
+		s, err := authz.NewSupplier(nil, authz.SupplierFacts{GLN: gln(g), Name: "supplier"}, authz.Actor{Kind: authz.ByOperator, Name: "registrar"}, someTime)
 		if err != nil {
 			t.Fatal(err)
 		}

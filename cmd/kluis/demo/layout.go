@@ -308,7 +308,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
 			Allow: map[string][]string{
 				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
-				"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "SignToken": {"issuer"}, "SignStaffToken": {"issuer"},
+				"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"}, "SignToken": {"issuer"}, "SignStaffToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
 				"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 				"Status": {"gateway", "ingest", "registrar", "issuer", "custodian", "auditor"},
