@@ -34,18 +34,20 @@ func (s *Server) readBody(rt *route) func(http.Handler) http.Handler {
 				s.writeFailure(w, r, fail(unsupportedMediaType, nil))
 				return
 			}
+			leave := func() {}
 			if rt.bodyLimit() > maxBody {
 				c := callOf(r.Context())
 				n := rt.bodyLimit()
 				if r.ContentLength >= 0 {
 					n = r.ContentLength
 				}
-				leave, err := s.limits.takeRoom(r.Context(), c.caller.Supplier(), n)
+				taken, err := s.limits.takeRoom(r.Context(), c.caller.Supplier(), n)
 				if err != nil {
 					s.writeFailure(w, r, err)
 					return
 				}
-				c.atEnd(leave)
+				c.atEnd(taken)
+				leave = taken
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, rt.bodyLimit())
 			var b []byte
@@ -53,6 +55,7 @@ func (s *Server) readBody(rt *route) func(http.Handler) http.Handler {
 			if rt.take != nil {
 				// The generated code has nothing left to read.
 				b, err = []byte("{}"), rt.take(s, w, r)
+				leave() // who answers takes room of its own, for what was understood, too
 			} else {
 				b, err = io.ReadAll(r.Body)
 			}

@@ -31,7 +31,7 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 	s.connections.bound(h)
 	h.HTTP2 = &http.HTTP2Config{
 		MaxConcurrentStreams:          maxStreams,
-		MaxReceiveBufferPerConnection: 1 << 20,
+		MaxReceiveBufferPerConnection: 256 << 10, // of bodies that wait for room, too
 		MaxReceiveBufferPerStream:     256 << 10,
 		SendPingTimeout:               30 * time.Second, // who does not answer is gone
 		PingTimeout:                   15 * time.Second,

@@ -70,10 +70,11 @@ const (
 	// maxStrangers are remembered; there are fewer suppliers than that.
 	maxStrangers = 1024
 
-	// Bytes of one supplier's answers and bodies that may lie in memory at once,
-	// and of all together. The longest answer to getReadings fits.
-	roomEach = 32 << 20
-	roomAll  = 256 << 20
+	// Bytes of one supplier's answers, streams and bodies that may lie in memory at
+	// once, and of all together. The longest answer to getReadings fits, beside
+	// four streams of quarter-hours.
+	roomEach = 64 << 20
+	roomAll  = 512 << 20
 )
 
 // limiter counts what suppliers ask for. Only who is registered and

@@ -97,13 +97,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	if err != nil {
 		return nil, s.recordFailure(ctx, rec, fail(evidenceInvalid, err))
 	}
-	// The commodity that stands in for an unknown metering point's is never
-	// seen: Decide knows no relation to it, whatever the fields.
-	commodity := meter.Electricity
-	if file != nil {
-		commodity = file.Commodity()
-	}
-	request := q.request(commodity, s.profile)
+	request := q.request(commodityOf(file), s.profile)
 	if e := c.caller.Employee(); e != nil && !reads(&e.Errand, request) {
 		return nil, s.refuseErrand(ctx, rec)
 	}
@@ -157,6 +151,15 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		return nil, err
 	}
 	return a, nil
+}
+
+// commodityOf is what a metering point meters. What stands in for that of an
+// unknown one is never seen: Decide knows no relation to it, whatever the fields.
+func commodityOf(file *authz.LegalFile) meter.Commodity {
+	if file == nil {
+		return meter.Electricity
+	}
+	return file.Commodity()
 }
 
 // reads says whether an errand is for all that is asked for.

@@ -39,6 +39,11 @@ func (q *querying) stream(w http.ResponseWriter) error {
 		return err
 	}
 	defer ends()
+	leave, err := q.takeRoom(q.c.connection, batchesAtOnce, maxBatch)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	q.s.metrics.streams.Inc()
 	defer q.s.metrics.streams.Dec()
 
@@ -53,26 +58,37 @@ func (q *querying) stream(w http.ResponseWriter) error {
 		q.s.metrics.ended.WithLabelValues(q.reason(err)).Inc()
 		return err
 	}
-	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
-		return err // or who asked would seem gone when it is reached
+	out, err := q.answer(w)
+	if err != nil {
+		return err
 	}
-	out := &output{sender: newSender(w, q.c.packed), lines: q.c.lines()}
 	defer out.scrub()
+	err = q.sendAll(ctx, out, line, b)
+	return q.end(out, err)
+}
+
+// answer begins the answer.
+func (q *querying) answer(w http.ResponseWriter) (*output, error) {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
+		return nil, err // or who asked would seem gone when it is reached
+	}
 	h := w.Header()
 	h.Set("Content-Type", contentTypes[q.c.media])
 	if q.c.packed {
 		h.Set("Content-Encoding", "gzip")
 	}
 	w.WriteHeader(http.StatusOK)
-	err = q.sendAll(ctx, out, line, b)
-	return q.end(out, err)
+	out := &output{sender: newSender(w, q.c.packed), lines: q.c.lines(), chunk: make([]byte, 0, sendChunkSize)}
+	out.chunk = out.lines.begin(out.chunk, q)
+	return out, nil
 }
 
 // output collects the lines of a stream, and sends them a chunk at a time.
 type output struct {
 	*sender
-	lines lines
-	chunk []byte
+	lines  lines
+	chunk  []byte
+	points int // bytes of metering points
 }
 
 // room makes room for n bytes, without leaving a copy of the chunk behind.
@@ -98,24 +114,12 @@ func (o *output) sendChunk() error {
 // otherLine is room enough for a line that is not of a metering point.
 const otherLine = 4 << 10
 
-// sendAll sends b and the batches after it, and what begins and completes a
-// stream.
+// sendAll sends b and the batches after it, and what completes a stream.
 func (q *querying) sendAll(ctx context.Context, out *output, line *pipeline, b *batch) error {
-	if err := out.room(otherLine); err != nil {
-		return err
-	}
-	out.chunk = out.lines.begin(out.chunk, q)
 	for {
-		if err := q.sendBatch(ctx, out, b); err != nil {
+		if err := q.sendWhole(ctx, out, b); err != nil {
 			return err
 		}
-		if err := out.sendChunk(); err != nil {
-			return err
-		}
-		if err := out.flush(); err != nil {
-			return err
-		}
-		q.s.metrics.age.Observe(time.Since(b.evidence).Seconds())
 		line.done(b)
 		if b.last {
 			break
@@ -136,7 +140,23 @@ func (q *querying) sendAll(ctx context.Context, out *output, line *pipeline, b *
 	return nil
 }
 
-// sendBatch sends the metering points of a batch, each only while what was
+// sendWhole sends a batch, and keeps nothing of it back while the next one is
+// dealt with.
+func (q *querying) sendWhole(ctx context.Context, out *output, b *batch) error {
+	if err := q.sendBatch(ctx, out, b); err != nil {
+		return err
+	}
+	if err := out.sendChunk(); err != nil {
+		return err
+	}
+	if err := out.flush(); err != nil {
+		return err
+	}
+	q.s.metrics.age.Observe(time.Since(b.evidence).Seconds())
+	return nil
+}
+
+// sendBatch writes the metering points of a batch, each only while what was
 // decided on it stands.
 func (q *querying) sendBatch(ctx context.Context, out *output, b *batch) error {
 	stands, why := len(b.points), error(nil) // up to which the facts stand, and why no further
@@ -205,7 +225,10 @@ func (q *querying) sendPoint(out *output, p *queryPoint) error {
 	} else {
 		out.chunk = out.lines.point(out.chunk, &p.answer, sequence)
 	}
-	q.place.chain(out.chunk[start:])
+	out.points += len(out.chunk) - start
+	if out.lines.format() != "" {
+		q.place.chain(out.chunk[start:])
+	}
 	q.count(p)
 	return q.sendProgress(out)
 }
@@ -214,7 +237,7 @@ func (q *querying) sendProgress(out *output) error {
 	if err := out.room(otherLine); err != nil {
 		return err
 	}
-	out.chunk = out.lines.progress(out.chunk, q, q.cursor())
+	out.chunk = out.lines.progress(out.chunk, q)
 	return nil
 }
 

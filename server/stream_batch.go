@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,9 +29,19 @@ const (
 	// 16 MB that it takes.
 	maxOpenBytes = 12 << 20
 	maxOpenKeys  = 3500
-	// evidenceAge is how old facts may be when what was decided on them leaves,
-	// without their being looked at again.
+	// evidenceAge is how old a decision may be when what it gives leaves, without
+	// its being taken again: on the facts and by the clock of then.
 	evidenceAge = time.Second
+)
+
+// About what a metering point takes in memory until its line has left, in bytes:
+// by itself (its legal file), and for each stored day. What a batch takes besides
+// while it is dealt with is bounded by the turns.
+const (
+	pointBytes    = 6 << 10
+	dayBytes      = 160
+	intervalBytes = 1 << 10
+	listedBytes   = 16
 )
 
 // querying is one request of queryReadings under way.
@@ -60,18 +69,23 @@ func (s *Server) newQuerying(ctx context.Context, c *call) (*querying, error) {
 	if c.asked.cursor != "" {
 		q.place.parts++
 	}
+	q.cost()
+	return q, nil
+}
+
+// cost works out what a metering point may cost.
+func (q *querying) cost() {
 	for _, commodity := range []meter.Commodity{meter.Electricity, meter.Gas} {
-		fields := q.asked.request(commodity, s.profile).Fields
+		fields := q.asked.request(commodity, q.s.profile).Fields
 		days := q.asked.days.Len() + 1 // a closing read
 		intervals := 0
 		for _, code := range fields {
-			if f, _ := s.profile.FieldByCode(code); f.Class == meter.Intervals {
+			if f, _ := q.s.profile.FieldByCode(code); f.Class == meter.Intervals {
 				intervals += days
 			}
 		}
 		q.days, q.intervals = max(q.days, days*len(fields)), max(q.intervals, intervals)
 	}
-	return q, nil
 }
 
 // size is how many metering points the batch after one of n has.
@@ -86,10 +100,25 @@ func (q *querying) size(n, most int) int {
 	return max(n, 1)
 }
 
+// memory is about what the query takes while so many of its batches are there,
+// in bytes: with the line of one metering point, and those listed.
+func (q *querying) memory(batches, most int) int64 {
+	n := q.size(maxBatch, most)
+	batch := n * (pointBytes + q.days*dayBytes + q.intervals*intervalBytes)
+	return int64(batches*batch+listedBytes*len(q.asked.eans)) + q.s.longest(q.c, q.asked.query)
+}
+
+// takeRoom waits for room for as much; leave gives it back.
+func (q *querying) takeRoom(ctx context.Context, batches, most int) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, q.s.timeout)
+	defer cancel()
+	return q.s.limits.takeRoom(ctx, q.c.caller.Supplier(), q.memory(batches, most))
+}
+
 // batch is metering points that were decided, opened and recorded together.
 type batch struct {
 	supplier []byte    // sealed record
-	evidence time.Time // when the facts were read: no change after this was missed
+	evidence time.Time // when the facts were last read: no change after this was missed
 	points   []*queryPoint
 	leftOut  uint32    // after the last of the points
 	through  meter.EAN // the last metering point dealt with
@@ -99,16 +128,65 @@ type batch struct {
 // queryPoint is what came of one metering point.
 type queryPoint struct {
 	ean     meter.EAN
-	version uint64 // of the newest row of its legal file
 	leftOut uint32 // how many between the one before and this one
+	verdict verdict
 	answer  answer
 	problem *failure
 
 	// Until it is recorded.
-	file    []byte // sealed
-	request authz.Request
-	grant   authz.Grant
-	record  audit.Record
+	file   []byte // sealed
+	record audit.Record
+}
+
+// granted says whether there is anything of it to be opened.
+func (p *queryPoint) granted() bool { return p.problem == nil && !p.verdict.grant.Empty() }
+
+// verdict is what was decided on a metering point, and on what.
+type verdict struct {
+	version  uint64           // of the newest row of its legal file
+	file     *authz.LegalFile // nil: there is none, or it does not verify
+	request  authz.Request
+	grant    authz.Grant
+	withheld []authz.Withheld
+	err      error // authz.ErrNoRelation, or why the file does not verify
+}
+
+// judge decides on a metering point as it is stored, as readings does.
+func (q *querying) judge(caller authn.Caller, k Candidate, now time.Time) verdict {
+	file, err := q.s.legalFile(k.LegalFile, k.EAN)
+	if err != nil {
+		return verdict{version: k.LegalFile.Version, err: err}
+	}
+	return q.judgeBy(caller, k.EAN, k.LegalFile.Version, file, now)
+}
+
+// judgeBy does so by a legal file that was verified; nil is none.
+func (q *querying) judgeBy(caller authn.Caller, ean meter.EAN, version uint64, file *authz.LegalFile, now time.Time) verdict {
+	v := verdict{version: version, file: file}
+	asked := q.asked.query
+	asked.ean = ean
+	v.request = asked.request(commodityOf(file), q.s.profile)
+	v.grant, v.withheld, v.err = authz.Decide(caller, v.request, file, q.s.profile, now)
+	return v
+}
+
+// same says whether two verdicts give the same, for the same reasons. Why a file
+// does not verify is nobody's concern, and that there is none or that it knows
+// nothing of the caller is the same.
+func (v *verdict) same(o *verdict) bool {
+	if v.err != nil || o.err != nil {
+		return v.err != nil && o.err != nil && errors.Is(v.err, authz.ErrNoRelation) == errors.Is(o.err, authz.ErrNoRelation)
+	}
+	return sameGrant(v.grant, o.grant) && slices.Equal(v.withheld, o.withheld)
+}
+
+// sameGrant compares what the stored days to be read follow from, too.
+func sameGrant(a, b authz.Grant) bool {
+	return a.Profile() == b.Profile() && slices.EqualFunc(a.Items(), b.Items(), func(a, b authz.GrantItem) bool {
+		return a.Basis == b.Basis && a.Rule == b.Rule && a.Spec.Field.Code == b.Spec.Field.Code && a.Spec.Kind == b.Spec.Kind &&
+			a.Spec.Resolution == b.Spec.Resolution && a.Spec.Granularity == b.Spec.Granularity && a.Spec.Points == b.Spec.Points &&
+			slices.Equal(a.Spec.Days.Ranges(), b.Spec.Days.Ranges())
+	})
 }
 
 // erase forgets the readings of the batch.
@@ -121,11 +199,12 @@ func (b *batch) erase() {
 // next decides on the next n metering points after a place: the first half of a
 // batch. The facts are read anew, those about the caller too.
 func (q *querying) next(ctx context.Context, after meter.EAN, n int) (*batch, error) {
-	b := &batch{}
-	caller, err := q.admit(ctx, b)
+	b := &batch{evidence: time.Now()} // before the statements
+	caller, supplier, err := q.admit(ctx)
 	if err != nil {
 		return nil, err
 	}
+	b.supplier = supplier
 	candidates, err := q.candidates(ctx, b, after, n)
 	if err != nil {
 		return nil, err
@@ -144,25 +223,24 @@ func (q *querying) next(ctx context.Context, after meter.EAN, n int) (*batch, er
 	return b, nil
 }
 
-// admit is the caller as its record is now.
-func (q *querying) admit(ctx context.Context, b *batch) (authn.Caller, error) {
-	var err error
-	b.evidence = time.Now() // before the statements
-	if b.supplier, err = q.s.facts.Supplier(ctx, q.c.caller.Supplier()); err != nil {
-		return authn.Caller{}, fail(databaseUnavailable, fmt.Errorf("supplier record: %w", err))
+// admit is the caller as its record is now, and the record, sealed.
+func (q *querying) admit(ctx context.Context) (authn.Caller, []byte, error) {
+	sealed, err := q.s.facts.Supplier(ctx, q.c.caller.Supplier())
+	if err != nil {
+		return authn.Caller{}, nil, fail(databaseUnavailable, fmt.Errorf("supplier record: %w", err))
 	}
 	var record *authz.Supplier
-	if b.supplier != nil {
-		if record, err = q.s.seals.Supplier(b.supplier); err != nil {
+	if sealed != nil {
+		if record, err = q.s.seals.Supplier(sealed); err != nil {
 			q.s.metrics.evidence.WithLabelValues("supplier").Inc()
-			return authn.Caller{}, fail(evidenceInvalid, fmt.Errorf("supplier record: %w", err))
+			return authn.Caller{}, nil, fail(evidenceInvalid, fmt.Errorf("supplier record: %w", err))
 		}
 	}
 	caller, err := q.c.verified.Authenticate(record, q.c.caller.Scope(), q.s.now())
 	if err != nil {
-		return authn.Caller{}, refuseCaller(err)
+		return authn.Caller{}, nil, refuseCaller(err)
 	}
-	return caller, nil
+	return caller, sealed, nil
 }
 
 // candidates are the metering points of the batch with their legal files:
@@ -200,38 +278,27 @@ func (q *querying) candidates(ctx context.Context, b *batch, after meter.EAN, n 
 // decide is the decision on one metering point, as in readings; nil is one to be
 // left out: an index proposed it, and nothing is granted.
 func (q *querying) decide(caller authn.Caller, k Candidate, now time.Time) *queryPoint {
-	p := &queryPoint{ean: k.EAN, version: k.LegalFile.Version, file: k.LegalFile.Sealed}
+	v := q.judge(caller, k, now)
+	if !q.asked.listed && (v.err != nil || v.grant.Empty()) {
+		return nil // also where its file does not verify: that is no reason to name it
+	}
+	p := &queryPoint{ean: k.EAN, verdict: v, file: k.LegalFile.Sealed}
 	asked := q.asked.query
 	asked.ean = k.EAN
 	p.answer = answer{interaction: q.ev.interaction, query: asked, profile: q.s.profile}
 	p.record = q.newRecord(caller, asked, now)
-
-	file, err := q.s.legalFile(k.LegalFile, k.EAN)
-	if err != nil {
-		if !q.asked.listed {
-			return nil // an index proposed it: that is no reason to name it
-		}
-		p.fail(fail(evidenceInvalid, err))
-		return p
+	switch {
+	case errors.Is(v.err, authz.ErrNoRelation):
+		p.unrelated(asked.fields, v.err)
+	case v.err != nil:
+		p.fail(fail(evidenceInvalid, v.err))
+	default:
+		p.answer.withheld = v.withheld
+		p.record.Fields = v.request.Fields
+		p.record.LegalFile, p.record.FileVersion = v.file.Digest(), v.file.Version()
+		p.record.Granted, p.record.Withheld = audit.GrantedItems(v.grant), v.withheld
+		p.record.Outcome = outcome(v.grant, v.withheld)
 	}
-	commodity := meter.Electricity // of an unknown one it is never seen: see readings
-	if file != nil {
-		commodity = file.Commodity()
-	}
-	p.request = asked.request(commodity, q.s.profile)
-	grant, withheld, err := authz.Decide(caller, p.request, file, q.s.profile, now)
-	if !q.asked.listed && (err != nil || grant.Empty()) {
-		return nil
-	}
-	if err != nil {
-		p.unrelated(asked.fields, err)
-		return p
-	}
-	p.grant, p.answer.withheld = grant, withheld
-	p.record.Fields = p.request.Fields
-	p.record.LegalFile, p.record.FileVersion = file.Digest(), file.Version()
-	p.record.Granted, p.record.Withheld = audit.GrantedItems(grant), withheld
-	p.record.Outcome = outcome(grant, withheld)
 	return p
 }
 
@@ -251,7 +318,7 @@ func (p *queryPoint) fail(err error) {
 		f = &failure{kind: internalError, cause: err}
 	}
 	p.answer.erase()
-	p.answer.series, p.answer.withheld, p.grant = nil, nil, authz.Grant{}
+	p.answer.series, p.answer.withheld = nil, nil
 	p.problem, p.record.Outcome = f, audit.Failed
 }
 
@@ -268,7 +335,7 @@ func (q *querying) finish(ctx context.Context, b *batch) error {
 	if err != nil {
 		// What was asked for and not given is recorded, as of one metering point.
 		for _, p := range b.points {
-			if !p.grant.Empty() && p.problem == nil {
+			if p.granted() {
 				p.record.Outcome = audit.Failed
 			}
 		}
@@ -309,8 +376,8 @@ func (q *querying) open(ctx context.Context, b *batch) error {
 	var points []*queryPoint
 	var grants []authz.Grant
 	for _, p := range b.points {
-		if !p.grant.Empty() {
-			points, grants = append(points, p), append(grants, p.grant)
+		if p.granted() {
+			points, grants = append(points, p), append(grants, p.verdict.grant)
 		}
 	}
 	if len(points) == 0 {
@@ -322,7 +389,7 @@ func (q *querying) open(ctx context.Context, b *batch) error {
 	}
 	units := make([]OpenUnit, len(points))
 	for i, p := range points {
-		units[i] = OpenUnit{LegalFile: p.file, Request: p.request, PointBlocks: blocks[i]}
+		units[i] = OpenUnit{LegalFile: p.file, Request: p.verdict.request, PointBlocks: blocks[i]}
 		p.file = nil
 	}
 	// Once it was asked for, decryption takes place: see Server.open.
@@ -405,7 +472,7 @@ func (q *querying) take(p *queryPoint, o OpenedUnit) {
 	case o.Err == nil:
 		p.answer.series, p.answer.withheld = reconcile(o.Opened, p.answer.withheld)
 		p.record.Receipt, p.record.Withheld = o.Receipt, p.answer.withheld
-		p.record.Outcome = outcome(p.grant, p.answer.withheld)
+		p.record.Outcome = outcome(p.verdict.grant, p.answer.withheld)
 	case errors.Is(o.Err, authz.ErrNoRelation): // see readings
 		p.unrelated(p.answer.query.fields, o.Err)
 	case errors.Is(o.Err, ErrEvidenceRefused):
@@ -416,36 +483,66 @@ func (q *querying) take(p *queryPoint, o OpenedUnit) {
 	}
 }
 
-// fresh looks at the facts again, if they were read too long ago, behind the
-// points that did not leave yet. It returns how many of these still stand: an
-// error says why the next one does not.
+// fresh decides again on points that did not leave yet, on the facts and by the
+// clock of now. It returns how many of these still stand, for nothing changed in
+// what is given of them: an error says why the next one does not.
 func (q *querying) fresh(ctx context.Context, b *batch, points []*queryPoint) (int, error) {
-	if time.Since(b.evidence) <= evidenceAge || len(points) == 0 {
-		return len(points), nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, q.s.timeout)
 	defer cancel()
 	evidence := time.Now()
-	supplier, err := q.s.facts.Supplier(ctx, q.c.caller.Supplier())
+	caller, supplier, err := q.admit(ctx)
 	if err != nil {
-		return 0, fail(databaseUnavailable, fmt.Errorf("supplier record: %w", err))
+		return 0, err
 	}
-	if !bytes.Equal(supplier, b.supplier) {
-		return 0, fail(evidenceChanged, errors.New("the supplier's record"))
+	verdicts, err := q.again(ctx, caller, points)
+	if err != nil {
+		return 0, err
 	}
+	b.supplier = supplier
+	for i, p := range points {
+		if !p.verdict.same(&verdicts[i]) {
+			return i, fail(evidenceChanged, errors.New("what is granted"))
+		}
+		p.verdict = verdicts[i]
+	}
+	b.evidence = evidence
+	return len(points), nil
+}
+
+// again are the verdicts on points as of now. Legal files of which there is no
+// other version are not fetched again.
+func (q *querying) again(ctx context.Context, caller authn.Caller, points []*queryPoint) ([]verdict, error) {
 	eans := make([]meter.EAN, len(points))
 	for i, p := range points {
 		eans[i] = p.ean
 	}
 	versions, err := q.s.many.Facts.Versions(ctx, eans)
 	if err != nil {
-		return 0, fail(databaseUnavailable, fmt.Errorf("versions: %w", err))
+		return nil, fail(databaseUnavailable, fmt.Errorf("versions: %w", err))
 	}
+	out := make([]verdict, len(points))
+	var changed []int // of the points
+	eans = eans[:0]
+	now := q.s.now()
 	for i, p := range points {
-		if versions[i] != p.version {
-			return i, fail(evidenceChanged, errors.New("a legal file"))
+		switch v := &p.verdict; {
+		case versions[i] != v.version:
+			changed, eans = append(changed, i), append(eans, p.ean)
+		case v.err != nil && v.file == nil && v.version > 0: // it does not verify
+			out[i] = *v
+		default:
+			out[i] = q.judgeBy(caller, p.ean, v.version, v.file, now)
 		}
 	}
-	b.evidence = evidence
-	return len(points), nil
+	if len(changed) == 0 {
+		return out, nil
+	}
+	files, err := q.s.many.Facts.LegalFiles(ctx, eans)
+	if err != nil {
+		return nil, fail(databaseUnavailable, fmt.Errorf("legal files: %w", err))
+	}
+	for n, i := range changed {
+		out[i] = q.judge(caller, Candidate{points[i].ean, files[n]}, now)
+	}
+	return out, nil
 }

@@ -12,7 +12,7 @@ import (
 // lines writes what a stream says, in one of its formats. What a metering point
 // is is one line of NDJSON, and several rows of CSV.
 type lines interface {
-	// format is the manifest's word for it.
+	// format is the manifest's word for it; "": there is none.
 	format() string
 	// begin is what comes first.
 	begin(dst []byte, q *querying) []byte
@@ -21,7 +21,7 @@ type lines interface {
 	point(dst []byte, a *answer, sequence int) []byte
 	// problem is a metering point that has no answer.
 	problem(dst []byte, a *answer, sequence int, f *failure) []byte
-	progress(dst []byte, q *querying, cursor string) []byte
+	progress(dst []byte, q *querying) []byte
 	// complete is the last of a stream that has everything,
 	complete(dst []byte, q *querying, manifest string) []byte
 	// broken of one that stops, and may go on from the cursor.
@@ -29,8 +29,11 @@ type lines interface {
 }
 
 func (c *call) lines() lines {
-	if c.media == mediaCSV {
+	switch c.media {
+	case mediaCSV:
 		return csvLines{}
+	case mediaJSON:
+		return &pageLines{}
 	}
 	return jsonLines{}
 }
@@ -125,13 +128,13 @@ func appendProblem(dst []byte, f *failure, interaction openapi.InteractionId) []
 	return append(dst, b...)
 }
 
-func (jsonLines) progress(dst []byte, q *querying, cursor string) []byte {
+func (jsonLines) progress(dst []byte, q *querying) []byte {
 	dst = append(dst, `{"type":"progress","sequence":`...)
 	dst = strconv.AppendInt(dst, int64(q.place.sequence()), 10)
 	dst = append(dst, ',')
 	dst = q.appendDone(dst)
 	dst = append(dst, `,"cursor":"`...)
-	dst = append(dst, cursor...)
+	dst = append(dst, q.cursor()...)
 	return append(dst, "\"}\n"...)
 }
 
@@ -182,8 +185,8 @@ func (csvLines) problem(dst []byte, a *answer, sequence int, f *failure) []byte 
 	return r.appendTo(dst)
 }
 
-func (csvLines) progress(dst []byte, q *querying, cursor string) []byte {
-	r := tableRow{record: "progress", sequence: strconv.Itoa(q.place.sequence()), cursor: cursor}
+func (csvLines) progress(dst []byte, q *querying) []byte {
+	r := tableRow{record: "progress", sequence: strconv.Itoa(q.place.sequence()), cursor: q.cursor()}
 	return r.appendTo(dst)
 }
 

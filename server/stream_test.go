@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -14,11 +13,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
+	"unsafe"
 
 	"kluis/cryptoserver/envelope"
 	"kluis/meter"
@@ -353,89 +350,52 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// stalling is a client that stands still at its first read, and what of the world
-// changes meanwhile.
-type stalling struct {
-	deadlines
-	stands func()
-	writes int
-	after  bytes.Buffer
-}
-
-func (w *stalling) Write(b []byte) (int, error) {
-	if w.writes++; w.writes == 1 {
-		w.stands()
-		return len(b), nil
-	}
-	return w.after.Write(b)
-}
-
-// changing are facts of which the versions become others.
-type changing struct {
-	Facts
-	ManyFacts
-	changed atomic.Bool
-}
-
-func (*changing) Supplier(context.Context, meter.GLN) ([]byte, error) { return []byte("record"), nil }
-
-func (f *changing) Versions(_ context.Context, eans []meter.EAN) ([]uint64, error) {
-	out := make([]uint64, len(eans))
-	for i := range out {
-		if out[i] = 1; f.changed.Load() {
-			out[i] = 2
-		}
-	}
-	return out, nil
-}
-
-// What waited behind a client that stands still does not leave on facts that
-// changed meanwhile: they are looked at after the wait, not before.
-func TestStandingStillKeepsNothing(t *testing.T) {
+// The room that is taken for a query is enough for the batches and the line that
+// are there at once, in every format.
+func TestQueryMemory(t *testing.T) {
 	t.Parallel()
-	facts := &changing{}
-	m, err := newMetrics(prometheus.NewRegistry())
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys, err := newCursors([][32]byte{testCursorKey(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	of, err := keys.of(cursorQuery, meter.GLN{}, [32]byte{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{
-		facts: facts, many: Many{Facts: facts}, metrics: m, profile: dutch(t), draining: make(chan struct{}), timeout: time.Minute,
-		now: func() time.Time { return time.Time{}.Add(-time.Hour) }, // before any token expires
-	}
-	q := &querying{s: s, c: &call{media: mediaNDJSON, connection: t.Context()}, ev: &event{}, asked: &manyQuery{}, of: of, place: newPlace([32]byte{})}
-	low, _ := s.profile.Field("import_low")
-	b := &batch{supplier: []byte("record"), evidence: time.Now()}
-	for _, text := range []string{"871687140000000019", "871687140000000026"} {
-		ean := mustEAN(t, text)
-		series := meter.Series{Field: low.Code, Kind: meter.Consumption, Resolution: meter.P1D, Basis: meter.Consent,
-			Days: []meter.SeriesDay{{Day: 20000, Values: []meter.Value{4711}}}}
-		b.points = append(b.points, &queryPoint{ean: ean, version: 1, answer: answer{query: query{ean: ean}, profile: s.profile, series: []meter.Series{series}}})
-	}
-	w := &stalling{deadlines: deadlines{httptest.NewRecorder()}}
-	w.stands = func() {
-		facts.changed.Store(true)
-		b.evidence = b.evidence.Add(-2 * evidenceAge) // so long it takes
-	}
-	out := &output{sender: newSender(w, false), lines: jsonLines{}}
-	// Room for the first point, and not for the second.
-	out.chunk = append(make([]byte, 0, out.lines.size(&b.points[0].answer)+2*otherLine+64), "begin\n"...)
-	err = q.sendBatch(t.Context(), out, b)
-	var f *failure
-	if !errors.As(err, &f) || f.kind != evidenceChanged || w.writes == 0 {
-		t.Errorf("after %d writes: %v", w.writes, err)
-	}
-	if err := out.sendChunk(); err != nil {
-		t.Error(err)
-	}
-	if got := w.after.String(); strings.Contains(got, b.points[1].ean.String()) || q.place.after != b.points[0].ean {
-		t.Errorf("the second left:\n%s", got)
+	profile := dutch(t)
+	s := &Server{profile: profile}
+	day := mustDay(t, "2026-01-01")
+	for name, body := range map[string]string{
+		"a read":             inBody("to", `"2026-03-02"`, "fields", `["import_low"]`),
+		"a month of reads":   inBody("class", `"registers"`),
+		"a day of intervals": inBody("to", `"2026-03-02"`, "class", `"intervals"`),
+		"a month of them":    inBody("class", `"intervals"`),
+		"a year of all":      inBody("from", `"2025-03-01"`, "to", `"2026-03-01"`),
+	} {
+		asked, faults, err := parseManyQuery(strings.NewReader(body), profile, queryNow)
+		if err != nil || len(faults) > 0 {
+			t.Fatal(name, faults, err)
+		}
+		for _, media := range []string{mediaJSON, mediaNDJSON, mediaCSV} {
+			q := &querying{s: s, c: &call{media: media}, asked: &asked}
+			q.cost()
+			request := asked.request(meter.Electricity, profile)
+			a := answer{query: asked.query, profile: profile}
+			values := 0
+			for _, code := range request.Fields {
+				f, _ := profile.FieldByCode(code)
+				series := meter.Series{Field: code, Kind: meter.Consumption, Resolution: meter.P1D, Basis: meter.SupplyPeriodic, Rule: "supplier-own-period"}
+				n, days := 1, request.Days.Len()+1 // a closing read
+				if f.Class == meter.Intervals {
+					n, days = 96, days-1
+				}
+				for i := range days {
+					d := meter.SeriesDay{Day: day + meter.Day(i), Values: make([]meter.Value, n), Quality: make([]meter.Quality, n)}
+					d.Quality[0] = meter.Estimated
+					values += n*int(unsafe.Sizeof(meter.Value(0))+unsafe.Sizeof(meter.Quality(0))) + int(unsafe.Sizeof(d))
+					series.Days = append(series.Days, d)
+				}
+				a.series = append(a.series, series)
+			}
+			points := q.size(maxBatch, maxBatch)
+			line := q.c.lines().size(&a)
+			for batches := 1; batches <= batchesAtOnce; batches++ {
+				if got, want := q.memory(batches, maxBatch), int64(batches*points*values+line); got < want || got > 4*want+4<<20 || got > roomEach {
+					t.Errorf("%s, %s: room of %d for %d batches of %d, which take %d and the line %d", name, media, got, batches, points, values*points, line)
+				}
+			}
+		}
 	}
 }
