@@ -28,7 +28,7 @@ func TestProve(t *testing.T) {
 
 	dir := t.TempDir()
 	program := filepath.Join(dir, "auditproof")
-	build := exec.Command("go", "build", "-o", program, "../cmd/auditproof")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, "../cmd/auditproof")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

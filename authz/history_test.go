@@ -12,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"kluis/internal/testing/long"
 	"kluis/meter"
 )
 
@@ -454,16 +455,20 @@ func (s *tale) pass() {
 	}
 }
 
-// Thousands of histories of supply, moves, corrections, requests, answers,
+// Hundreds of histories, and thousands in make test-long, of supply, moves, corrections, requests, answers,
 // consents, revocations, opt-outs, time and reads: at every moment each field
 // of each day is given or withheld as the book says, and each step is possible,
 // and permitted, as the book says.
 func TestHistoriesAgreeWithTheBook(t *testing.T) {
 	t.Parallel()
 	seen := map[string]int{}
+	tales := uint64(5) // of each draw
+	if long.Wanted() {
+		tales = 20
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		seed, length := rapid.Uint64().Draw(t, "seed"), rapid.IntRange(20, 80).Draw(t, "length")
-		for i := range uint64(20) {
+		for i := range tales {
 			s := newStory(dice{rand.New(rand.NewPCG(seed, i))}, seen)
 			var err error
 			if s.file, err = Apply(nil, Register{home, meter.Electricity}, operator, s.now, amsterdam); err != nil || !s.book.take(Register{home, meter.Electricity}, s.now) {

@@ -246,7 +246,7 @@ func (w *world) backup() {
 func (w *world) restore() {
 	w.t.Helper()
 	for _, table := range backupTables {
-		w.exec(`TRUNCATE public.` + table)
+		w.empty(table)
 		w.exec(`INSERT INTO public.` + table + ` SELECT * FROM backup.` + table)
 	}
 }

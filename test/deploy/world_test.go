@@ -205,7 +205,7 @@ func installation(t *testing.T) metrics {
 	dir, tokens, db := t.TempDir(), hsmtest.New(t), pgtest.New(t)
 	bin := filepath.Join(dir, "bin") + "/"
 	for cgo, packages := range map[string][]string{"0": {"./cmd/gateway", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
-		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-o", bin}, packages...)...)
+		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", bin}, packages...)...)
 		cmd.Dir = "../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {

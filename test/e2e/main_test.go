@@ -26,13 +26,16 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"kluis/internal/testing/scratch"
 )
 
 // suite is what a run of the tests shares.
 type suite struct {
-	dir string // of everything; removed at the end
+	dir string // of everything but the programs; removed at the end
 
 	build    sync.Once
+	programs string // their folder
 	buildErr error
 
 	share sync.Once
@@ -60,10 +63,15 @@ func TestMain(m *testing.M) {
 }
 
 func (s *suite) tests(m *testing.M) (code int, err error) {
-	if s.dir, err = os.MkdirTemp("", "kluis-e2e-"); err != nil {
+	if s.dir, err = os.MkdirTemp(scratch.Root(), "kluis-e2e-"); err != nil {
 		return 1, err
 	}
 	defer os.RemoveAll(s.dir)
+	// Not in memory, from where no program may be run on some machines.
+	if s.programs, err = os.MkdirTemp("", "kluis-e2e-bin-"); err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(s.programs)
 	// PostgreSQL does not run as root: its user must be able to pass.
 	if err := os.Chmod(s.dir, 0o711); err != nil {
 		return 1, err
@@ -74,7 +82,7 @@ func (s *suite) tests(m *testing.M) (code int, err error) {
 			return code, err
 		}
 	}
-	if left := processesOf(s.dir); len(left) > 0 {
+	if left := append(processesOf(s.dir), processesOf(s.programs)...); len(left) > 0 {
 		return code, fmt.Errorf("processes are left behind: %v", left)
 	}
 	return code, nil
@@ -82,7 +90,6 @@ func (s *suite) tests(m *testing.M) (code int, err error) {
 
 // bin builds the programs once and returns their folder.
 func (s *suite) bin(ctx context.Context) (string, error) {
-	dir := filepath.Join(s.dir, "bin")
 	s.build.Do(func() {
 		for _, b := range []struct {
 			cgo  string
@@ -91,9 +98,11 @@ func (s *suite) bin(ctx context.Context) (string, error) {
 			{"0", []string{"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}},
 			{"1", []string{"./cmd/cryptoserver"}},
 		} {
-			args := []string{"build", "-trimpath", "-buildvcs=false", "-o", dir + "/"}
-			if raceEnabled {
+			args := []string{"build", "-buildvcs=false", "-o", s.programs + "/"}
+			if raceEnabled { // as the tests are, so that little is compiled again
 				args, b.cgo = append(args, "-race"), "1"
+			} else {
+				args = append(args, "-trimpath")
 			}
 			cmd := exec.CommandContext(ctx, "go", append(args, b.cmds...)...)
 			cmd.Dir = "../.."
@@ -104,7 +113,7 @@ func (s *suite) bin(ctx context.Context) (string, error) {
 			}
 		}
 	})
-	return dir, s.buildErr
+	return s.programs, s.buildErr
 }
 
 // sharedWorld is the demo that tests share.

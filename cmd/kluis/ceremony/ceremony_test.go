@@ -89,7 +89,7 @@ func TestCeremony(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(t.TempDir(), "cryptoserver")
-	if out, err := exec.Command("go", "build", "-o", bin, "kluis/cmd/cryptoserver").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "kluis/cmd/cryptoserver").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	dir := t.TempDir()

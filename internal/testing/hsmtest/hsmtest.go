@@ -23,6 +23,7 @@ import (
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/hsm"
+	"kluis/internal/testing/scratch"
 )
 
 // Server is one cryptoserver's share.
@@ -89,7 +90,7 @@ func New(t testing.TB) *HSM {
 		t.Fatal("hsmtest.New needs: func TestMain(m *testing.M) { os.Exit(hsmtest.Main(m)) }")
 	}
 	if world.hsm == nil && world.err == nil {
-		if world.dir, world.err = os.MkdirTemp("", "kluis-hsmtest-"); world.err == nil {
+		if world.dir, world.err = os.MkdirTemp(scratch.Root(), "kluis-hsmtest-"); world.err == nil {
 			world.hsm, world.err = build(world.dir)
 		}
 	}

@@ -10,7 +10,11 @@ import (
 // Test skips a test that is long, unless long ones are wanted.
 func Test(t testing.TB) {
 	t.Helper()
-	if os.Getenv("KLUIS_TEST_LONG") == "" {
+	if !Wanted() {
 		t.Skip("takes long: make test-long runs it")
 	}
 }
+
+// Wanted says whether long tests are wanted: one that repeats the same at random
+// then does so for longer.
+func Wanted() bool { return os.Getenv("KLUIS_TEST_LONG") != "" }

@@ -25,6 +25,7 @@ import (
 	"github.com/lib/pq"
 
 	"kluis/internal/devpg"
+	"kluis/internal/testing/scratch"
 	"kluis/migrations"
 )
 
@@ -37,6 +38,7 @@ var world struct {
 	running bool // Main is at work
 	once    sync.Once
 	cluster *devpg.Cluster
+	admin   *sql.DB // the superuser's: a connection costs more than a small database
 	dir     string
 	err     error
 	count   atomic.Int64
@@ -58,10 +60,13 @@ func Run(m interface{ Run() int }) int {
 
 func tearDown() error {
 	var err error
+	if world.admin != nil {
+		err = world.admin.Close()
+	}
 	if world.cluster != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		err = world.cluster.Stop(ctx)
+		err = errors.Join(err, world.cluster.Stop(ctx))
 	}
 	if world.dir != "" {
 		err = errors.Join(err, os.RemoveAll(world.dir))
@@ -73,7 +78,7 @@ func tearDown() error {
 // short, and removes it after the test. t.TempDir may be neither.
 func Dir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", pattern)
+	dir, err := os.MkdirTemp(scratch.Root(), pattern)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,38 +115,27 @@ func create(t testing.TB, from string) *DB {
 		t.Fatal(world.err)
 	}
 	d := &DB{cluster: world.cluster, name: fmt.Sprintf("test_%d", world.count.Add(1))}
-	exec := func(ctx context.Context, stmt string) error {
-		db, err := sql.Open("postgres", world.cluster.URL(devpg.Superuser, "postgres"))
-		if err != nil {
-			return err
-		}
-		defer db.Close()
-		_, err = db.ExecContext(ctx, stmt)
-		return err
-	}
 	name := pq.QuoteIdentifier(d.name)
-	if err := exec(t.Context(), "CREATE DATABASE "+name+" TEMPLATE "+from+" OWNER "+migrations.RoleOwner); err != nil {
-		t.Fatalf("pgtest: create database: %v", err)
+	statements := []string{"CREATE DATABASE " + name + " TEMPLATE " + from + " STRATEGY FILE_COPY OWNER " + migrations.RoleOwner}
+	if from == template {
+		// Privileges on a database are not cloned with it.
+		statements = append(statements,
+			"REVOKE ALL ON DATABASE "+name+" FROM PUBLIC",
+			"GRANT CONNECT ON DATABASE "+name+" TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian, kluis_auditor",
+		)
+	}
+	for _, s := range statements {
+		if _, err := world.admin.ExecContext(t.Context(), s); err != nil {
+			t.Fatalf("pgtest: %s: %v", s, err)
+		}
 	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		if err := exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+		if _, err := world.admin.ExecContext(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
 			t.Errorf("pgtest: drop database: %v", err)
 		}
 	})
-	if from == template {
-		// Privileges on a database are not cloned with it.
-		db := d.Open(t, migrations.RoleOwner)
-		for _, stmt := range []string{
-			"REVOKE ALL ON DATABASE " + name + " FROM PUBLIC",
-			"GRANT CONNECT ON DATABASE " + name + " TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian, kluis_auditor",
-		} {
-			if _, err := db.ExecContext(t.Context(), stmt); err != nil {
-				t.Fatalf("pgtest: %v", err)
-			}
-		}
-	}
 	return d
 }
 
@@ -195,7 +189,7 @@ func begin() {
 	sweep()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	world.dir, world.err = os.MkdirTemp("/tmp", pattern)
+	world.dir, world.err = os.MkdirTemp(scratch.Root(), pattern)
 	if world.err != nil {
 		return
 	}
@@ -203,7 +197,10 @@ func begin() {
 	if world.err != nil {
 		return
 	}
-	world.err = migrate(ctx, world.cluster, template)
+	if world.err = migrate(ctx, world.cluster, template); world.err != nil {
+		return
+	}
+	world.admin, world.err = sql.Open("postgres", world.cluster.URL(devpg.Superuser, "postgres"))
 }
 
 func migrate(ctx context.Context, cl *devpg.Cluster, name string) error {
@@ -230,7 +227,7 @@ func migrate(ctx context.Context, cl *devpg.Cluster, name string) error {
 // sweep removes what test binaries left that were killed: old folders whose
 // lock nobody holds. Their PostgreSQL died with them.
 func sweep() {
-	old, _ := filepath.Glob("/tmp/" + pattern + "*") // the pattern is well-formed
+	old, _ := filepath.Glob(filepath.Join(scratch.Root(), pattern+"*")) // the pattern is well-formed
 	for _, dir := range old {
 		st, err := os.Lstat(dir)
 		if err != nil || !st.IsDir() || time.Since(st.ModTime()) < time.Hour {
