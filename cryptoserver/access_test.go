@@ -43,6 +43,18 @@ var methods = map[string]func(context.Context, cryptopb.CryptoserverClient) erro
 		_, err := c.SealStep(ctx, &cryptopb.SealStepRequest{})
 		return err
 	},
+	"SealIdentity": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.SealIdentity(ctx, &cryptopb.SealIdentityRequest{})
+		return err
+	},
+	"OpenIdentity": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.OpenIdentity(ctx, &cryptopb.OpenIdentityRequest{})
+		return err
+	},
+	"FindIndex": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
+		_, err := c.FindIndex(ctx, &cryptopb.FindIndexRequest{})
+		return err
+	},
 	"TakeSupplierStep": func(ctx context.Context, c cryptopb.CryptoserverClient) error {
 		_, err := c.TakeSupplierStep(ctx, &cryptopb.TakeSupplierStepRequest{})
 		return err
@@ -253,7 +265,7 @@ func TestImpostor(t *testing.T) {
 // TestRoles: a server answers for the roles whose tokens it holds.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	needs := map[string]string{"Open": "open", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "TakeStep": "seal", "SignManifest": "seal", "SealSupplier": "seal", "TakeSupplierStep": "seal", "SignToken": "sign", "SignStaffToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
+	needs := map[string]string{"Open": "open", "OpenIdentity": "open", "SealIdentity": "seal", "FindIndex": "seal", "Mint": "mint", "Seal": "seal", "SealStep": "seal", "TakeStep": "seal", "SignManifest": "seal", "SealSupplier": "seal", "TakeSupplierStep": "seal", "SignToken": "sign", "SignStaffToken": "sign", "SignControl": "seal", "Rewrap": "rotate"}
 	everything := map[string][]string{}
 	for m := range methods {
 		everything[m] = []string{"tester"}

@@ -44,13 +44,14 @@ func (w *world) serves(service string) bool {
 func minimal(w *world, m *market) map[string]func() error {
 	key := func(k envelope.KeyRecord) *cryptopb.DataKey {
 		return &cryptopb.DataKey{
-			Id: k.ID[:], Ean: uint64(k.EAN.Int64()), Class: uint32(k.Class), Month: int32(k.Month), KekEpoch: k.Epoch, Wrapped: k.Wrapped, Mac: k.MAC[:],
+			Id: k.ID[:], Ean: uint64(k.EAN.Int64()), Class: uint32(k.Class), Month: int32(k.Month), Occupancy: int32(k.Occupancy), KekEpoch: k.Epoch, Wrapped: k.Wrapped, Mac: k.MAC[:],
 		}
 	}
 	digest := w.profile.Digest()
 	d := day("2024-04-10")
 	w.mayAsk(m.new)
 	portal := w.portal()
+	who, _ := m.identity("2023-01-01", 1, livingAt(w.t, "Xantippe Overdam", "1234AB", "17", ""))
 	return map[string]func() error{
 		"TakeSupplierStep": func() error {
 			_, err := w.raw(w.clientTLS("gateway")).TakeSupplierStep(w.t.Context(), &cryptopb.TakeSupplierStepRequest{
@@ -62,6 +63,26 @@ func minimal(w *world, m *market) map[string]func() error {
 			_, err := w.raw(w.clientTLS("gateway")).TakeStep(w.t.Context(), &cryptopb.TakeStepRequest{
 				AccessToken: w.consentToken(m.new), SupplierRecord: m.new.record, ProfileDigest: digest[:],
 				Previous: m.file, Step: request(m.new, 0x21).Encode(),
+			})
+			return err
+		},
+		"SealIdentity": func() error {
+			p := livingAt(w.t, "Xantippe Overdam", "1234AB", "17", "")
+			_, err := w.raw(w.clientTLS("ingest")).SealIdentity(w.t.Context(), &cryptopb.SealIdentityRequest{Identities: []*cryptopb.PlainIdentity{{
+				Key: key(who.Key), Version: 2, Person: &cryptopb.Person{Name: p.Name, Street: "Dorpsstraat", HouseNumber: 17, Postcode: "1234AB", City: "Ons Dorp"},
+			}}})
+			return err
+		},
+		"OpenIdentity": func() error {
+			_, err := w.raw(w.clientTLS("gateway")).OpenIdentity(w.t.Context(), &cryptopb.OpenIdentityRequest{
+				AccessToken: w.viewToken(portal, authz.Agent, m.point), SupplierRecord: portal.record, ProfileDigest: digest[:],
+				Units: []*cryptopb.IdentityUnit{{LegalFile: m.file, InteractionId: make([]byte, 16)}},
+			})
+			return err
+		},
+		"FindIndex": func() error {
+			_, err := w.raw(w.clientTLS("gateway")).FindIndex(w.t.Context(), &cryptopb.FindIndexRequest{
+				AccessToken: w.findToken(portal, "1234AB", "17"), SupplierRecord: portal.record, ProfileDigest: digest[:],
 			})
 			return err
 		},

@@ -26,6 +26,19 @@ func onErrand(e *authz.Employee, r *authz.Request) bool {
 	return true
 }
 
+// onIdentityErrand says whether an employee was sent to where somebody's name
+// and address are asked of, or to find an address.
+func onIdentityErrand(e *authz.Employee, ean meter.EAN) bool {
+	on := &e.Errand
+	switch on.Kind {
+	case authz.ErrandReadings, authz.ErrandView, authz.ErrandStep:
+		return !on.EAN.IsZero() && on.EAN == ean
+	case authz.ErrandFind:
+		return on.EAN.IsZero() && !on.Postcode.IsZero() && !on.HouseNumber.IsZero()
+	}
+	return false
+}
+
 // mayOpen says the same of a block. The closing read of a register is that of
 // the day after.
 func mayOpen(e *authz.Employee, purpose meter.Purpose, ean meter.EAN, f meter.Field, d meter.Day) bool {

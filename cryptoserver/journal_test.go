@@ -181,7 +181,16 @@ func TestNotRecorded(t *testing.T) {
 	w.mayAsk(m.new)
 	portal := w.portal()
 	suspending := w.supervisorToken(portal, m.new, true)
+	who, _ := m.identity("2023-01-01", 1, livingAt(t, "Xantippe Overdam", "1234AB", "17", ""))
+	view := w.viewToken(portal, authz.Agent, m.point)
 	calls := map[string]func() (left any, err error){
+		"SealIdentity": func() (any, error) {
+			return w.as("ingest").SealIdentities(t.Context(), []envelope.PlainIdentity{{Key: who.Key, Version: 2, Person: livingAt(t, "Xantippe Overdam", "1234AB", "17", "")}})
+		},
+		"OpenIdentity": func() (any, error) {
+			return w.as("gateway").OpenIdentities(t.Context(), client.IdentityRequest{AccessToken: view, SupplierRecord: portal.record, Profile: w.profile.Digest(),
+				Units: []client.IdentityUnit{{EAN: m.ean, LegalFile: m.file, Identity: who}}})
+		},
 		"Open": func() (any, error) { return w.as("gateway").Open(t.Context(), q) },
 		"Seal": func() (any, error) {
 			return w.as("ingest").Seal(t.Context(), m.ean, []envelope.KeyRecord{key}, []envelope.PlainBlock{block})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -246,9 +247,8 @@ func (b *resealBatch) add(s *Server, at int, in *cryptopb.SealedBlock, from *env
 	if in == nil || in.Field > 1<<16-1 || in.Version == 0 {
 		return
 	}
-	field, ok := s.profile.FieldByCode(meter.FieldCode(in.Field))
-	day := meter.Day(in.Day)
-	if !ok || field.Class != from.Class || day.Month() != from.Month || !storedAs(field, in.Resolution) {
+	code, day := meter.FieldCode(in.Field), meter.Day(in.Day)
+	if !s.sealedUnder(from, code, day, in.Resolution) {
 		return
 	}
 	ct, err := envelope.ParseCiphertext(in.Ciphertext)
@@ -256,13 +256,27 @@ func (b *resealBatch) add(s *Server, at int, in *cryptopb.SealedBlock, from *env
 		return
 	}
 	id := envelope.BlockID{
-		EAN: from.EAN, Field: field.Code, Day: day, Resolution: meter.Resolution(in.Resolution), Version: in.Version, KeyID: from.ID,
+		EAN: from.EAN, Field: code, Day: day, Resolution: meter.Resolution(in.Resolution), Version: in.Version, KeyID: from.ID,
 	}
 	size := len(ct.Body) - envelope.TagSize
 	out := b.plain[len(b.plain) : len(b.plain)+size]
 	b.plain = b.plain[:len(b.plain)+size]
 	b.items = append(b.items, token.Item{IV: ct.IV, AAD: b.bind(id), In: ct.Body, Out: out[:size:size]})
-	b.refs = append(b.refs, resealRef{at, id, field.Class})
+	b.refs = append(b.refs, resealRef{at, id, from.Class})
+}
+
+// sealedUnder says whether what is of a field and day, or an identity of a first
+// day, is sealed under a data key.
+func (s *Server) sealedUnder(k *envelope.KeyRecord, code meter.FieldCode, day meter.Day, resolution uint32) bool {
+	if day.Month() != k.Month {
+		return false
+	}
+	if k.Class == meter.Identity {
+		identity, ok := s.profile.IdentityCode()
+		return ok && code == identity && day == k.Occupancy && resolution == 0
+	}
+	field, ok := s.profile.FieldByCode(code)
+	return ok && field.Class == k.Class && storedAs(field, resolution)
 }
 
 func (b *resealBatch) bind(id envelope.BlockID) []byte {
@@ -271,13 +285,13 @@ func (b *resealBatch) bind(id envelope.BlockID) []byte {
 	return b.aad[from:len(b.aad):len(b.aad)]
 }
 
-// turn makes what was opened into what is to be sealed. Only what is a block is
-// sealed again.
+// turn makes what was opened into what is to be sealed. Only what is a block, or
+// an identity, is sealed again.
 func (b *resealBatch) turn(s *Server, to *envelope.KeyRecord) {
 	n := 0
 	for i := range b.items {
 		item, ref := b.items[i], b.refs[i]
-		if item.Err != nil || meter.DecodeBlock(item.Out, &b.block, ref.id.Day, ref.id.Resolution, ref.class, s.profile.Location()) != nil {
+		if item.Err != nil || !b.whole(item.Out, &ref, s.profile.Location()) {
 			continue
 		}
 		ref.id.KeyID = to.ID
@@ -288,6 +302,15 @@ func (b *resealBatch) turn(s *Server, to *envelope.KeyRecord) {
 		n++
 	}
 	b.items, b.refs = b.items[:n], b.refs[:n]
+}
+
+// whole says whether a plaintext is what it should be.
+func (b *resealBatch) whole(plain []byte, ref *resealRef, zone *time.Location) bool {
+	if ref.class == meter.Identity {
+		_, err := envelope.ParsePerson(plain)
+		return err == nil
+	}
+	return meter.DecodeBlock(plain, &b.block, ref.id.Day, ref.id.Resolution, ref.class, zone) == nil
 }
 
 func (b *resealBatch) clear() {

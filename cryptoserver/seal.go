@@ -46,7 +46,7 @@ func (s *Server) Mint(ctx context.Context, req *cryptopb.MintRequest) (*cryptopb
 			return nil, malformed("key %d: class, month or occupancy out of range", i)
 		}
 		recs[i].EAN, recs[i].Class, recs[i].Month, recs[i].Occupancy = ean, meter.Class(k.Class), meter.Month(k.Month), meter.Day(k.Occupancy)
-		if recs[i].Month < s.control.Before() {
+		if recs[i].Class != meter.Identity && recs[i].Month < s.control.Before() {
 			return nil, keyErased(i)
 		}
 	}
@@ -217,9 +217,11 @@ func (s *Server) genuineKeys(ctx context.Context, sealer token.Sealer, ean meter
 	return recs, keys, nil
 }
 
-// erased says whether a data key is erased, or all that its epoch wrapped.
+// erased says whether a data key is erased, or all that its epoch wrapped. Who
+// lives somewhere for long stays known when old readings go: keys of identities
+// are erased by name only.
 func (s *Server) erased(k *envelope.KeyRecord) bool {
-	return s.control.Erased(k.ID, k.Month) || s.control.Destroyed(k.Epoch)
+	return s.control.ErasedByName(k.ID) || k.Class != meter.Identity && s.control.Erased(k.ID, k.Month) || s.control.Destroyed(k.Epoch)
 }
 
 func keyErased(i int) error {

@@ -63,8 +63,11 @@ func newSealRates(perSecond int, allow map[string][]string) sealRates {
 		perSecond = defaultSealRate
 	}
 	r := sealRates{}
-	for _, method := range []string{"Seal", "Reseal"} {
+	for _, method := range []string{"Seal", "Reseal", "SealIdentity"} {
 		for _, identity := range allow[method] {
+			if r[identity] != nil {
+				continue // one bound for all that it has sealed
+			}
 			r[identity] = &sealLimiter{Limiter: rate.NewLimiter(rate.Limit(perSecond), sealBurst)}
 		}
 	}

@@ -59,7 +59,7 @@ type Config struct {
 	Allow    map[string][]string // method name → client identities
 	Profile  *meter.Profile
 	SealKeys []*ecdsa.PublicKey // pinned; the seal token's own among them
-	Verifier TokenVerifier      // needed for role open, and for TakeStep, TakeSupplierStep and SignManifest
+	Verifier TokenVerifier      // needed for role open, and for TakeStep, TakeSupplierStep, SignManifest and FindIndex
 	Issue    Issue              // needed for role sign
 	Staff    *Staff             // of role sign; nil: no tokens of employees are signed
 	Tokens   Tokens
@@ -242,8 +242,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 			}
 		}
 	}
-	if c.Tokens.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["TakeSupplierStep"])+len(c.Allow["SignManifest"]) > 0 && c.Verifier == nil {
-		return nil, errors.New("cryptoserver: role seal takes steps and signs manifests by access token, so it needs accepted issuers of them")
+	if c.Tokens.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["TakeSupplierStep"])+len(c.Allow["SignManifest"])+len(c.Allow["FindIndex"]) > 0 && c.Verifier == nil {
+		return nil, errors.New("cryptoserver: role seal takes steps, signs manifests and finds addresses by access token, so it needs accepted issuers of them")
 	}
 	if len(held) == 0 {
 		return nil, errors.New("cryptoserver: no role: name at least one token")

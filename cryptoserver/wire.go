@@ -43,7 +43,7 @@ func parseKey(k *cryptopb.DataKey) (envelope.KeyRecord, bool) {
 }
 
 func validClass(c uint32) bool {
-	return c == uint32(meter.Registers) || c == uint32(meter.Intervals)
+	return c == uint32(meter.Registers) || c == uint32(meter.Intervals) || c == uint32(meter.Identity)
 }
 
 func keyToWire(k *envelope.KeyRecord) *cryptopb.DataKey {

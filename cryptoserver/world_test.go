@@ -48,7 +48,7 @@ const (
 // allow is the allow-list of a whole installation.
 func allow() map[string][]string {
 	return map[string][]string{
-		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
+		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"},
 		"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"},
 		"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian", "relay"},
 		"Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"gateway", "registrar", "custodian"},

@@ -143,8 +143,7 @@ func (c *Custodian) eraseRefs(ctx context.Context, ean meter.EAN, refs []KeyRef,
 func (c *Custodian) erasures(refs []KeyRef) (map[control.KeyID]uint64, error) {
 	wanted := map[control.KeyID]bool{}
 	for _, r := range refs {
-		// Of no month: asked about the name alone.
-		if c.feed().Erased(r.ID, meter.Month(1<<31-1)) {
+		if c.feed().ErasedByName(r.ID) {
 			wanted[r.ID] = true
 		}
 	}

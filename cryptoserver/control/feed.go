@@ -169,14 +169,22 @@ func (f *Feed) Destroyed(epoch uint32) bool {
 	return f.destroyed[epoch]
 }
 
-// Erased says whether a data key, by its id and the month of its days, is
-// erased.
+// Erased says whether a data key of readings, by its id and the month of its
+// days, is erased. Those of identities are erased by name only.
 func (f *Feed) Erased(id KeyID, month meter.Month) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if month < f.before {
 		return true
 	}
+	_, gone := f.erased[id]
+	return gone
+}
+
+// ErasedByName says whether a data key is erased by its id, whatever its month.
+func (f *Feed) ErasedByName(id KeyID) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	_, gone := f.erased[id]
 	return gone
 }

@@ -130,6 +130,70 @@ func (Fault) EnumDescriptor() ([]byte, []int) {
 	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{1}
 }
 
+type IdentityStatus int32
+
+const (
+	IdentityStatus_IDENTITY_STATUS_UNSPECIFIED      IdentityStatus = 0
+	IdentityStatus_IDENTITY_STATUS_GIVEN            IdentityStatus = 1
+	IdentityStatus_IDENTITY_STATUS_NOT_PERMITTED    IdentityStatus = 2 // not to this employee, or on another errand
+	IdentityStatus_IDENTITY_STATUS_EVIDENCE_INVALID IdentityStatus = 3 // the legal file does not verify, or counts no more
+	IdentityStatus_IDENTITY_STATUS_NOT_OF_TODAY     IdentityStatus = 4 // not of who lives there today
+	IdentityStatus_IDENTITY_STATUS_DAMAGED          IdentityStatus = 5 // does not open
+	IdentityStatus_IDENTITY_STATUS_ERASED           IdentityStatus = 6 // its data key was erased
+	IdentityStatus_IDENTITY_STATUS_ELSEWHERE        IdentityStatus = 7 // at another address than the errand's
+)
+
+// Enum value maps for IdentityStatus.
+var (
+	IdentityStatus_name = map[int32]string{
+		0: "IDENTITY_STATUS_UNSPECIFIED",
+		1: "IDENTITY_STATUS_GIVEN",
+		2: "IDENTITY_STATUS_NOT_PERMITTED",
+		3: "IDENTITY_STATUS_EVIDENCE_INVALID",
+		4: "IDENTITY_STATUS_NOT_OF_TODAY",
+		5: "IDENTITY_STATUS_DAMAGED",
+		6: "IDENTITY_STATUS_ERASED",
+		7: "IDENTITY_STATUS_ELSEWHERE",
+	}
+	IdentityStatus_value = map[string]int32{
+		"IDENTITY_STATUS_UNSPECIFIED":      0,
+		"IDENTITY_STATUS_GIVEN":            1,
+		"IDENTITY_STATUS_NOT_PERMITTED":    2,
+		"IDENTITY_STATUS_EVIDENCE_INVALID": 3,
+		"IDENTITY_STATUS_NOT_OF_TODAY":     4,
+		"IDENTITY_STATUS_DAMAGED":          5,
+		"IDENTITY_STATUS_ERASED":           6,
+		"IDENTITY_STATUS_ELSEWHERE":        7,
+	}
+)
+
+func (x IdentityStatus) Enum() *IdentityStatus {
+	p := new(IdentityStatus)
+	*p = x
+	return p
+}
+
+func (x IdentityStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IdentityStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes[2].Descriptor()
+}
+
+func (IdentityStatus) Type() protoreflect.EnumType {
+	return &file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes[2]
+}
+
+func (x IdentityStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IdentityStatus.Descriptor instead.
+func (IdentityStatus) EnumDescriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{2}
+}
+
 type OpenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's access token, as presented to the gateway.
@@ -3084,6 +3148,661 @@ func (x *SignManifestResponse) GetManifest() string {
 	return ""
 }
 
+// A person is given by its texts; postcode and house number as package meter
+// parses them.
+type Person struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty when only the address is given
+	Street        string                 `protobuf:"bytes,2,opt,name=street,proto3" json:"street,omitempty"`
+	HouseNumber   uint32                 `protobuf:"varint,3,opt,name=house_number,json=houseNumber,proto3" json:"house_number,omitempty"`
+	Addition      string                 `protobuf:"bytes,4,opt,name=addition,proto3" json:"addition,omitempty"`
+	Postcode      string                 `protobuf:"bytes,5,opt,name=postcode,proto3" json:"postcode,omitempty"`
+	City          string                 `protobuf:"bytes,6,opt,name=city,proto3" json:"city,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Person) Reset() {
+	*x = Person{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Person) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Person) ProtoMessage() {}
+
+func (x *Person) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Person.ProtoReflect.Descriptor instead.
+func (*Person) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *Person) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Person) GetStreet() string {
+	if x != nil {
+		return x.Street
+	}
+	return ""
+}
+
+func (x *Person) GetHouseNumber() uint32 {
+	if x != nil {
+		return x.HouseNumber
+	}
+	return 0
+}
+
+func (x *Person) GetAddition() string {
+	if x != nil {
+		return x.Addition
+	}
+	return ""
+}
+
+func (x *Person) GetPostcode() string {
+	if x != nil {
+		return x.Postcode
+	}
+	return ""
+}
+
+func (x *Person) GetCity() string {
+	if x != nil {
+		return x.City
+	}
+	return ""
+}
+
+type SealIdentityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identities    []*PlainIdentity       `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealIdentityRequest) Reset() {
+	*x = SealIdentityRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealIdentityRequest) ProtoMessage() {}
+
+func (x *SealIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealIdentityRequest.ProtoReflect.Descriptor instead.
+func (*SealIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SealIdentityRequest) GetIdentities() []*PlainIdentity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+type PlainIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *DataKey               `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`          // of class identity; its occupancy is the customer's
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // 1, 2, ...
+	Person        *Person                `protobuf:"bytes,3,opt,name=person,proto3" json:"person,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlainIdentity) Reset() {
+	*x = PlainIdentity{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlainIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlainIdentity) ProtoMessage() {}
+
+func (x *PlainIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlainIdentity.ProtoReflect.Descriptor instead.
+func (*PlainIdentity) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PlainIdentity) GetKey() *DataKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *PlainIdentity) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PlainIdentity) GetPerson() *Person {
+	if x != nil {
+		return x.Person
+	}
+	return nil
+}
+
+type SealIdentityResponse struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Identities    []*SealedIdentityContent `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"` // as asked, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealIdentityResponse) Reset() {
+	*x = SealIdentityResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealIdentityResponse) ProtoMessage() {}
+
+func (x *SealIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealIdentityResponse.ProtoReflect.Descriptor instead.
+func (*SealIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *SealIdentityResponse) GetIdentities() []*SealedIdentityContent {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+type SealedIdentityContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ciphertext    []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	ContentMac    []byte                 `protobuf:"bytes,2,opt,name=content_mac,json=contentMac,proto3" json:"content_mac,omitempty"` // 32 bytes
+	BlindIndex    []byte                 `protobuf:"bytes,3,opt,name=blind_index,json=blindIndex,proto3" json:"blind_index,omitempty"` // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealedIdentityContent) Reset() {
+	*x = SealedIdentityContent{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealedIdentityContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealedIdentityContent) ProtoMessage() {}
+
+func (x *SealedIdentityContent) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealedIdentityContent.ProtoReflect.Descriptor instead.
+func (*SealedIdentityContent) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *SealedIdentityContent) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+func (x *SealedIdentityContent) GetContentMac() []byte {
+	if x != nil {
+		return x.ContentMac
+	}
+	return nil
+}
+
+func (x *SealedIdentityContent) GetBlindIndex() []byte {
+	if x != nil {
+		return x.BlindIndex
+	}
+	return nil
+}
+
+type FindIndexRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	AccessToken    string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`          // the employee's, as presented to the gateway
+	SupplierRecord []byte                 `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"` // sealed, of the token's client
+	ProfileDigest  []byte                 `protobuf:"bytes,3,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FindIndexRequest) Reset() {
+	*x = FindIndexRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindIndexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindIndexRequest) ProtoMessage() {}
+
+func (x *FindIndexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindIndexRequest.ProtoReflect.Descriptor instead.
+func (*FindIndexRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *FindIndexRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *FindIndexRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *FindIndexRequest) GetProfileDigest() []byte {
+	if x != nil {
+		return x.ProfileDigest
+	}
+	return nil
+}
+
+type FindIndexResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BlindIndex    []byte                 `protobuf:"bytes,1,opt,name=blind_index,json=blindIndex,proto3" json:"blind_index,omitempty"` // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindIndexResponse) Reset() {
+	*x = FindIndexResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindIndexResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindIndexResponse) ProtoMessage() {}
+
+func (x *FindIndexResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindIndexResponse.ProtoReflect.Descriptor instead.
+func (*FindIndexResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *FindIndexResponse) GetBlindIndex() []byte {
+	if x != nil {
+		return x.BlindIndex
+	}
+	return nil
+}
+
+type OpenIdentityRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	AccessToken    string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`          // the employee's, as presented to the gateway
+	SupplierRecord []byte                 `protobuf:"bytes,2,opt,name=supplier_record,json=supplierRecord,proto3" json:"supplier_record,omitempty"` // sealed, of the token's client
+	ProfileDigest  []byte                 `protobuf:"bytes,3,opt,name=profile_digest,json=profileDigest,proto3" json:"profile_digest,omitempty"`
+	Units          []*IdentityUnit        `protobuf:"bytes,4,rep,name=units,proto3" json:"units,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *OpenIdentityRequest) Reset() {
+	*x = OpenIdentityRequest{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenIdentityRequest) ProtoMessage() {}
+
+func (x *OpenIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenIdentityRequest.ProtoReflect.Descriptor instead.
+func (*OpenIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *OpenIdentityRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *OpenIdentityRequest) GetSupplierRecord() []byte {
+	if x != nil {
+		return x.SupplierRecord
+	}
+	return nil
+}
+
+func (x *OpenIdentityRequest) GetProfileDigest() []byte {
+	if x != nil {
+		return x.ProfileDigest
+	}
+	return nil
+}
+
+func (x *OpenIdentityRequest) GetUnits() []*IdentityUnit {
+	if x != nil {
+		return x.Units
+	}
+	return nil
+}
+
+// One metering point.
+type IdentityUnit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LegalFile     []byte                 `protobuf:"bytes,1,opt,name=legal_file,json=legalFile,proto3" json:"legal_file,omitempty"`             // sealed
+	InteractionId []byte                 `protobuf:"bytes,2,opt,name=interaction_id,json=interactionId,proto3" json:"interaction_id,omitempty"` // 16 bytes
+	Day           int32                  `protobuf:"varint,3,opt,name=day,proto3" json:"day,omitempty"`                                         // first of the occupancy
+	Version       uint32                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Key           *DataKey               `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`               // none when it is not there any more
+	Ciphertext    []byte                 `protobuf:"bytes,6,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"` // package envelope
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentityUnit) Reset() {
+	*x = IdentityUnit{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityUnit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityUnit) ProtoMessage() {}
+
+func (x *IdentityUnit) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityUnit.ProtoReflect.Descriptor instead.
+func (*IdentityUnit) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *IdentityUnit) GetLegalFile() []byte {
+	if x != nil {
+		return x.LegalFile
+	}
+	return nil
+}
+
+func (x *IdentityUnit) GetInteractionId() []byte {
+	if x != nil {
+		return x.InteractionId
+	}
+	return nil
+}
+
+func (x *IdentityUnit) GetDay() int32 {
+	if x != nil {
+		return x.Day
+	}
+	return 0
+}
+
+func (x *IdentityUnit) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *IdentityUnit) GetKey() *DataKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *IdentityUnit) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+type OpenIdentityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Units         []*OpenedIdentity      `protobuf:"bytes,1,rep,name=units,proto3" json:"units,omitempty"` // as asked, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenIdentityResponse) Reset() {
+	*x = OpenIdentityResponse{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenIdentityResponse) ProtoMessage() {}
+
+func (x *OpenIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenIdentityResponse.ProtoReflect.Descriptor instead.
+func (*OpenIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *OpenIdentityResponse) GetUnits() []*OpenedIdentity {
+	if x != nil {
+		return x.Units
+	}
+	return nil
+}
+
+type OpenedIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        IdentityStatus         `protobuf:"varint,1,opt,name=status,proto3,enum=kluis.cryptoserver.v1.IdentityStatus" json:"status,omitempty"`
+	Person        *Person                `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"`   // of IDENTITY_STATUS_GIVEN
+	Receipt       []byte                 `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"` // canonical, package envelope; of IDENTITY_STATUS_GIVEN
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenedIdentity) Reset() {
+	*x = OpenedIdentity{}
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenedIdentity) ProtoMessage() {}
+
+func (x *OpenedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenedIdentity.ProtoReflect.Descriptor instead.
+func (*OpenedIdentity) Descriptor() ([]byte, []int) {
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *OpenedIdentity) GetStatus() IdentityStatus {
+	if x != nil {
+		return x.Status
+	}
+	return IdentityStatus_IDENTITY_STATUS_UNSPECIFIED
+}
+
+func (x *OpenedIdentity) GetPerson() *Person {
+	if x != nil {
+		return x.Person
+	}
+	return nil
+}
+
+func (x *OpenedIdentity) GetReceipt() []byte {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3092,7 +3811,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3823,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[45]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3836,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{45}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{56}
 }
 
 type StatusResponse struct {
@@ -3141,7 +3860,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3872,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[46]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3885,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{46}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StatusResponse) GetServerId() string {
@@ -3273,7 +3992,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +4004,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[47]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +4017,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{47}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TokenStatus) GetRole() string {
@@ -3350,7 +4069,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3362,7 +4081,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[48]
+	mi := &file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3375,7 +4094,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{48}
+	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KeyStatus) GetLabel() string {
@@ -3665,7 +4384,62 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\tdelivered\x18\x0e \x01(\x04R\tdelivered\x12\x14\n" +
 	"\x05parts\x18\x0f \x01(\rR\x05parts\"2\n" +
 	"\x14SignManifestResponse\x12\x1a\n" +
-	"\bmanifest\x18\x01 \x01(\tR\bmanifest\"\x0f\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\"\xa3\x01\n" +
+	"\x06Person\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06street\x18\x02 \x01(\tR\x06street\x12!\n" +
+	"\fhouse_number\x18\x03 \x01(\rR\vhouseNumber\x12\x1a\n" +
+	"\baddition\x18\x04 \x01(\tR\baddition\x12\x1a\n" +
+	"\bpostcode\x18\x05 \x01(\tR\bpostcode\x12\x12\n" +
+	"\x04city\x18\x06 \x01(\tR\x04city\"[\n" +
+	"\x13SealIdentityRequest\x12D\n" +
+	"\n" +
+	"identities\x18\x01 \x03(\v2$.kluis.cryptoserver.v1.PlainIdentityR\n" +
+	"identities\"\x92\x01\n" +
+	"\rPlainIdentity\x120\n" +
+	"\x03key\x18\x01 \x01(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x125\n" +
+	"\x06person\x18\x03 \x01(\v2\x1d.kluis.cryptoserver.v1.PersonR\x06person\"d\n" +
+	"\x14SealIdentityResponse\x12L\n" +
+	"\n" +
+	"identities\x18\x01 \x03(\v2,.kluis.cryptoserver.v1.SealedIdentityContentR\n" +
+	"identities\"y\n" +
+	"\x15SealedIdentityContent\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x01 \x01(\fR\n" +
+	"ciphertext\x12\x1f\n" +
+	"\vcontent_mac\x18\x02 \x01(\fR\n" +
+	"contentMac\x12\x1f\n" +
+	"\vblind_index\x18\x03 \x01(\fR\n" +
+	"blindIndex\"\x85\x01\n" +
+	"\x10FindIndexRequest\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
+	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
+	"\x0eprofile_digest\x18\x03 \x01(\fR\rprofileDigest\"4\n" +
+	"\x11FindIndexResponse\x12\x1f\n" +
+	"\vblind_index\x18\x01 \x01(\fR\n" +
+	"blindIndex\"\xc3\x01\n" +
+	"\x13OpenIdentityRequest\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12'\n" +
+	"\x0fsupplier_record\x18\x02 \x01(\fR\x0esupplierRecord\x12%\n" +
+	"\x0eprofile_digest\x18\x03 \x01(\fR\rprofileDigest\x129\n" +
+	"\x05units\x18\x04 \x03(\v2#.kluis.cryptoserver.v1.IdentityUnitR\x05units\"\xd2\x01\n" +
+	"\fIdentityUnit\x12\x1d\n" +
+	"\n" +
+	"legal_file\x18\x01 \x01(\fR\tlegalFile\x12%\n" +
+	"\x0einteraction_id\x18\x02 \x01(\fR\rinteractionId\x12\x10\n" +
+	"\x03day\x18\x03 \x01(\x05R\x03day\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\rR\aversion\x120\n" +
+	"\x03key\x18\x05 \x01(\v2\x1e.kluis.cryptoserver.v1.DataKeyR\x03key\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x06 \x01(\fR\n" +
+	"ciphertext\"S\n" +
+	"\x14OpenIdentityResponse\x12;\n" +
+	"\x05units\x18\x01 \x03(\v2%.kluis.cryptoserver.v1.OpenedIdentityR\x05units\"\xa0\x01\n" +
+	"\x0eOpenedIdentity\x12=\n" +
+	"\x06status\x18\x01 \x01(\x0e2%.kluis.cryptoserver.v1.IdentityStatusR\x06status\x125\n" +
+	"\x06person\x18\x02 \x01(\v2\x1d.kluis.cryptoserver.v1.PersonR\x06person\x12\x18\n" +
+	"\areceipt\x18\x03 \x01(\fR\areceipt\"\x0f\n" +
 	"\rStatusRequest\"\xba\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x17\n" +
@@ -3711,7 +4485,16 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x13FAULT_OUTSIDE_GRANT\x10\x01\x12\x11\n" +
 	"\rFAULT_DAMAGED\x10\x02\x12\x13\n" +
 	"\x0fFAULT_DUPLICATE\x10\x03\x12\x10\n" +
-	"\fFAULT_ERASED\x10\x042\xeb\f\n" +
+	"\fFAULT_ERASED\x10\x04*\x8f\x02\n" +
+	"\x0eIdentityStatus\x12\x1f\n" +
+	"\x1bIDENTITY_STATUS_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15IDENTITY_STATUS_GIVEN\x10\x01\x12!\n" +
+	"\x1dIDENTITY_STATUS_NOT_PERMITTED\x10\x02\x12$\n" +
+	" IDENTITY_STATUS_EVIDENCE_INVALID\x10\x03\x12 \n" +
+	"\x1cIDENTITY_STATUS_NOT_OF_TODAY\x10\x04\x12\x1b\n" +
+	"\x17IDENTITY_STATUS_DAMAGED\x10\x05\x12\x1a\n" +
+	"\x16IDENTITY_STATUS_ERASED\x10\x06\x12\x1d\n" +
+	"\x19IDENTITY_STATUS_ELSEWHERE\x10\a2\x9d\x0f\n" +
 	"\fCryptoserver\x12O\n" +
 	"\x04Open\x12\".kluis.cryptoserver.v1.OpenRequest\x1a#.kluis.cryptoserver.v1.OpenResponse\x12O\n" +
 	"\x04Mint\x12\".kluis.cryptoserver.v1.MintRequest\x1a#.kluis.cryptoserver.v1.MintResponse\x12O\n" +
@@ -3729,7 +4512,10 @@ const file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc = "" +
 	"\x06Reseal\x12$.kluis.cryptoserver.v1.ResealRequest\x1a%.kluis.cryptoserver.v1.ResealResponse\x12d\n" +
 	"\vReadJournal\x12).kluis.cryptoserver.v1.ReadJournalRequest\x1a*.kluis.cryptoserver.v1.ReadJournalResponse\x12m\n" +
 	"\x0eSignCheckpoint\x12,.kluis.cryptoserver.v1.SignCheckpointRequest\x1a-.kluis.cryptoserver.v1.SignCheckpointResponse\x12g\n" +
-	"\fSignManifest\x12*.kluis.cryptoserver.v1.SignManifestRequest\x1a+.kluis.cryptoserver.v1.SignManifestResponse\x12U\n" +
+	"\fSignManifest\x12*.kluis.cryptoserver.v1.SignManifestRequest\x1a+.kluis.cryptoserver.v1.SignManifestResponse\x12g\n" +
+	"\fSealIdentity\x12*.kluis.cryptoserver.v1.SealIdentityRequest\x1a+.kluis.cryptoserver.v1.SealIdentityResponse\x12^\n" +
+	"\tFindIndex\x12'.kluis.cryptoserver.v1.FindIndexRequest\x1a(.kluis.cryptoserver.v1.FindIndexResponse\x12g\n" +
+	"\fOpenIdentity\x12*.kluis.cryptoserver.v1.OpenIdentityRequest\x1a+.kluis.cryptoserver.v1.OpenIdentityResponse\x12U\n" +
 	"\x06Status\x12$.kluis.cryptoserver.v1.StatusRequest\x1a%.kluis.cryptoserver.v1.StatusResponseB\x1dZ\x1bkluis/cryptoserver/cryptopbb\x06proto3"
 
 var (
@@ -3744,128 +4530,155 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_rawDescGZIP() []byte {
 	return file_cryptoserver_cryptopb_cryptoserver_proto_rawDescData
 }
 
-var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_cryptoserver_cryptopb_cryptoserver_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_cryptoserver_cryptopb_cryptoserver_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_cryptoserver_cryptopb_cryptoserver_proto_goTypes = []any{
 	(UnitStatus)(0),                 // 0: kluis.cryptoserver.v1.UnitStatus
 	(Fault)(0),                      // 1: kluis.cryptoserver.v1.Fault
-	(*OpenRequest)(nil),             // 2: kluis.cryptoserver.v1.OpenRequest
-	(*OpenUnit)(nil),                // 3: kluis.cryptoserver.v1.OpenUnit
-	(*SealedBlocks)(nil),            // 4: kluis.cryptoserver.v1.SealedBlocks
-	(*DataKey)(nil),                 // 5: kluis.cryptoserver.v1.DataKey
-	(*SealedBlock)(nil),             // 6: kluis.cryptoserver.v1.SealedBlock
-	(*OpenResponse)(nil),            // 7: kluis.cryptoserver.v1.OpenResponse
-	(*OpenedUnit)(nil),              // 8: kluis.cryptoserver.v1.OpenedUnit
-	(*Series)(nil),                  // 9: kluis.cryptoserver.v1.Series
-	(*SeriesDays)(nil),              // 10: kluis.cryptoserver.v1.SeriesDays
-	(*Withheld)(nil),                // 11: kluis.cryptoserver.v1.Withheld
-	(*ItemFault)(nil),               // 12: kluis.cryptoserver.v1.ItemFault
-	(*MintRequest)(nil),             // 13: kluis.cryptoserver.v1.MintRequest
-	(*MintKey)(nil),                 // 14: kluis.cryptoserver.v1.MintKey
-	(*MintResponse)(nil),            // 15: kluis.cryptoserver.v1.MintResponse
-	(*SealRequest)(nil),             // 16: kluis.cryptoserver.v1.SealRequest
-	(*PlainBlock)(nil),              // 17: kluis.cryptoserver.v1.PlainBlock
-	(*SealResponse)(nil),            // 18: kluis.cryptoserver.v1.SealResponse
-	(*SealedContent)(nil),           // 19: kluis.cryptoserver.v1.SealedContent
-	(*SealStepRequest)(nil),         // 20: kluis.cryptoserver.v1.SealStepRequest
-	(*SealStepResponse)(nil),        // 21: kluis.cryptoserver.v1.SealStepResponse
-	(*TakeStepRequest)(nil),         // 22: kluis.cryptoserver.v1.TakeStepRequest
-	(*TakeSupplierStepRequest)(nil), // 23: kluis.cryptoserver.v1.TakeSupplierStepRequest
-	(*SealSupplierRequest)(nil),     // 24: kluis.cryptoserver.v1.SealSupplierRequest
-	(*SupplierCertificate)(nil),     // 25: kluis.cryptoserver.v1.SupplierCertificate
-	(*SealSupplierResponse)(nil),    // 26: kluis.cryptoserver.v1.SealSupplierResponse
-	(*SignTokenRequest)(nil),        // 27: kluis.cryptoserver.v1.SignTokenRequest
-	(*SignStaffTokenRequest)(nil),   // 28: kluis.cryptoserver.v1.SignStaffTokenRequest
-	(*SignTokenResponse)(nil),       // 29: kluis.cryptoserver.v1.SignTokenResponse
-	(*SignControlRequest)(nil),      // 30: kluis.cryptoserver.v1.SignControlRequest
-	(*SignControlResponse)(nil),     // 31: kluis.cryptoserver.v1.SignControlResponse
-	(*PutControlRequest)(nil),       // 32: kluis.cryptoserver.v1.PutControlRequest
-	(*PutControlResponse)(nil),      // 33: kluis.cryptoserver.v1.PutControlResponse
-	(*RewrapRequest)(nil),           // 34: kluis.cryptoserver.v1.RewrapRequest
-	(*RewrapResponse)(nil),          // 35: kluis.cryptoserver.v1.RewrapResponse
-	(*RewrappedKey)(nil),            // 36: kluis.cryptoserver.v1.RewrappedKey
-	(*ResealRequest)(nil),           // 37: kluis.cryptoserver.v1.ResealRequest
-	(*ResealResponse)(nil),          // 38: kluis.cryptoserver.v1.ResealResponse
-	(*ResealedBlock)(nil),           // 39: kluis.cryptoserver.v1.ResealedBlock
-	(*ReadJournalRequest)(nil),      // 40: kluis.cryptoserver.v1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),     // 41: kluis.cryptoserver.v1.ReadJournalResponse
-	(*JournalBoot)(nil),             // 42: kluis.cryptoserver.v1.JournalBoot
-	(*SignCheckpointRequest)(nil),   // 43: kluis.cryptoserver.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil),  // 44: kluis.cryptoserver.v1.SignCheckpointResponse
-	(*SignManifestRequest)(nil),     // 45: kluis.cryptoserver.v1.SignManifestRequest
-	(*SignManifestResponse)(nil),    // 46: kluis.cryptoserver.v1.SignManifestResponse
-	(*StatusRequest)(nil),           // 47: kluis.cryptoserver.v1.StatusRequest
-	(*StatusResponse)(nil),          // 48: kluis.cryptoserver.v1.StatusResponse
-	(*TokenStatus)(nil),             // 49: kluis.cryptoserver.v1.TokenStatus
-	(*KeyStatus)(nil),               // 50: kluis.cryptoserver.v1.KeyStatus
+	(IdentityStatus)(0),             // 2: kluis.cryptoserver.v1.IdentityStatus
+	(*OpenRequest)(nil),             // 3: kluis.cryptoserver.v1.OpenRequest
+	(*OpenUnit)(nil),                // 4: kluis.cryptoserver.v1.OpenUnit
+	(*SealedBlocks)(nil),            // 5: kluis.cryptoserver.v1.SealedBlocks
+	(*DataKey)(nil),                 // 6: kluis.cryptoserver.v1.DataKey
+	(*SealedBlock)(nil),             // 7: kluis.cryptoserver.v1.SealedBlock
+	(*OpenResponse)(nil),            // 8: kluis.cryptoserver.v1.OpenResponse
+	(*OpenedUnit)(nil),              // 9: kluis.cryptoserver.v1.OpenedUnit
+	(*Series)(nil),                  // 10: kluis.cryptoserver.v1.Series
+	(*SeriesDays)(nil),              // 11: kluis.cryptoserver.v1.SeriesDays
+	(*Withheld)(nil),                // 12: kluis.cryptoserver.v1.Withheld
+	(*ItemFault)(nil),               // 13: kluis.cryptoserver.v1.ItemFault
+	(*MintRequest)(nil),             // 14: kluis.cryptoserver.v1.MintRequest
+	(*MintKey)(nil),                 // 15: kluis.cryptoserver.v1.MintKey
+	(*MintResponse)(nil),            // 16: kluis.cryptoserver.v1.MintResponse
+	(*SealRequest)(nil),             // 17: kluis.cryptoserver.v1.SealRequest
+	(*PlainBlock)(nil),              // 18: kluis.cryptoserver.v1.PlainBlock
+	(*SealResponse)(nil),            // 19: kluis.cryptoserver.v1.SealResponse
+	(*SealedContent)(nil),           // 20: kluis.cryptoserver.v1.SealedContent
+	(*SealStepRequest)(nil),         // 21: kluis.cryptoserver.v1.SealStepRequest
+	(*SealStepResponse)(nil),        // 22: kluis.cryptoserver.v1.SealStepResponse
+	(*TakeStepRequest)(nil),         // 23: kluis.cryptoserver.v1.TakeStepRequest
+	(*TakeSupplierStepRequest)(nil), // 24: kluis.cryptoserver.v1.TakeSupplierStepRequest
+	(*SealSupplierRequest)(nil),     // 25: kluis.cryptoserver.v1.SealSupplierRequest
+	(*SupplierCertificate)(nil),     // 26: kluis.cryptoserver.v1.SupplierCertificate
+	(*SealSupplierResponse)(nil),    // 27: kluis.cryptoserver.v1.SealSupplierResponse
+	(*SignTokenRequest)(nil),        // 28: kluis.cryptoserver.v1.SignTokenRequest
+	(*SignStaffTokenRequest)(nil),   // 29: kluis.cryptoserver.v1.SignStaffTokenRequest
+	(*SignTokenResponse)(nil),       // 30: kluis.cryptoserver.v1.SignTokenResponse
+	(*SignControlRequest)(nil),      // 31: kluis.cryptoserver.v1.SignControlRequest
+	(*SignControlResponse)(nil),     // 32: kluis.cryptoserver.v1.SignControlResponse
+	(*PutControlRequest)(nil),       // 33: kluis.cryptoserver.v1.PutControlRequest
+	(*PutControlResponse)(nil),      // 34: kluis.cryptoserver.v1.PutControlResponse
+	(*RewrapRequest)(nil),           // 35: kluis.cryptoserver.v1.RewrapRequest
+	(*RewrapResponse)(nil),          // 36: kluis.cryptoserver.v1.RewrapResponse
+	(*RewrappedKey)(nil),            // 37: kluis.cryptoserver.v1.RewrappedKey
+	(*ResealRequest)(nil),           // 38: kluis.cryptoserver.v1.ResealRequest
+	(*ResealResponse)(nil),          // 39: kluis.cryptoserver.v1.ResealResponse
+	(*ResealedBlock)(nil),           // 40: kluis.cryptoserver.v1.ResealedBlock
+	(*ReadJournalRequest)(nil),      // 41: kluis.cryptoserver.v1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),     // 42: kluis.cryptoserver.v1.ReadJournalResponse
+	(*JournalBoot)(nil),             // 43: kluis.cryptoserver.v1.JournalBoot
+	(*SignCheckpointRequest)(nil),   // 44: kluis.cryptoserver.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil),  // 45: kluis.cryptoserver.v1.SignCheckpointResponse
+	(*SignManifestRequest)(nil),     // 46: kluis.cryptoserver.v1.SignManifestRequest
+	(*SignManifestResponse)(nil),    // 47: kluis.cryptoserver.v1.SignManifestResponse
+	(*Person)(nil),                  // 48: kluis.cryptoserver.v1.Person
+	(*SealIdentityRequest)(nil),     // 49: kluis.cryptoserver.v1.SealIdentityRequest
+	(*PlainIdentity)(nil),           // 50: kluis.cryptoserver.v1.PlainIdentity
+	(*SealIdentityResponse)(nil),    // 51: kluis.cryptoserver.v1.SealIdentityResponse
+	(*SealedIdentityContent)(nil),   // 52: kluis.cryptoserver.v1.SealedIdentityContent
+	(*FindIndexRequest)(nil),        // 53: kluis.cryptoserver.v1.FindIndexRequest
+	(*FindIndexResponse)(nil),       // 54: kluis.cryptoserver.v1.FindIndexResponse
+	(*OpenIdentityRequest)(nil),     // 55: kluis.cryptoserver.v1.OpenIdentityRequest
+	(*IdentityUnit)(nil),            // 56: kluis.cryptoserver.v1.IdentityUnit
+	(*OpenIdentityResponse)(nil),    // 57: kluis.cryptoserver.v1.OpenIdentityResponse
+	(*OpenedIdentity)(nil),          // 58: kluis.cryptoserver.v1.OpenedIdentity
+	(*StatusRequest)(nil),           // 59: kluis.cryptoserver.v1.StatusRequest
+	(*StatusResponse)(nil),          // 60: kluis.cryptoserver.v1.StatusResponse
+	(*TokenStatus)(nil),             // 61: kluis.cryptoserver.v1.TokenStatus
+	(*KeyStatus)(nil),               // 62: kluis.cryptoserver.v1.KeyStatus
 }
 var file_cryptoserver_cryptopb_cryptoserver_proto_depIdxs = []int32{
-	3,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
-	4,  // 1: kluis.cryptoserver.v1.OpenRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlocks
-	5,  // 2: kluis.cryptoserver.v1.OpenUnit.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	8,  // 3: kluis.cryptoserver.v1.OpenResponse.units:type_name -> kluis.cryptoserver.v1.OpenedUnit
-	10, // 4: kluis.cryptoserver.v1.OpenResponse.days:type_name -> kluis.cryptoserver.v1.SeriesDays
-	9,  // 5: kluis.cryptoserver.v1.OpenedUnit.series:type_name -> kluis.cryptoserver.v1.Series
-	11, // 6: kluis.cryptoserver.v1.OpenedUnit.withheld:type_name -> kluis.cryptoserver.v1.Withheld
-	12, // 7: kluis.cryptoserver.v1.OpenedUnit.faults:type_name -> kluis.cryptoserver.v1.ItemFault
+	4,  // 0: kluis.cryptoserver.v1.OpenRequest.units:type_name -> kluis.cryptoserver.v1.OpenUnit
+	5,  // 1: kluis.cryptoserver.v1.OpenRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlocks
+	6,  // 2: kluis.cryptoserver.v1.OpenUnit.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	9,  // 3: kluis.cryptoserver.v1.OpenResponse.units:type_name -> kluis.cryptoserver.v1.OpenedUnit
+	11, // 4: kluis.cryptoserver.v1.OpenResponse.days:type_name -> kluis.cryptoserver.v1.SeriesDays
+	10, // 5: kluis.cryptoserver.v1.OpenedUnit.series:type_name -> kluis.cryptoserver.v1.Series
+	12, // 6: kluis.cryptoserver.v1.OpenedUnit.withheld:type_name -> kluis.cryptoserver.v1.Withheld
+	13, // 7: kluis.cryptoserver.v1.OpenedUnit.faults:type_name -> kluis.cryptoserver.v1.ItemFault
 	0,  // 8: kluis.cryptoserver.v1.OpenedUnit.status:type_name -> kluis.cryptoserver.v1.UnitStatus
 	1,  // 9: kluis.cryptoserver.v1.ItemFault.fault:type_name -> kluis.cryptoserver.v1.Fault
-	14, // 10: kluis.cryptoserver.v1.MintRequest.keys:type_name -> kluis.cryptoserver.v1.MintKey
-	5,  // 11: kluis.cryptoserver.v1.MintResponse.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	5,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	17, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
-	19, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
-	25, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
-	5,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
-	36, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
+	15, // 10: kluis.cryptoserver.v1.MintRequest.keys:type_name -> kluis.cryptoserver.v1.MintKey
+	6,  // 11: kluis.cryptoserver.v1.MintResponse.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	6,  // 12: kluis.cryptoserver.v1.SealRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	18, // 13: kluis.cryptoserver.v1.SealRequest.blocks:type_name -> kluis.cryptoserver.v1.PlainBlock
+	20, // 14: kluis.cryptoserver.v1.SealResponse.blocks:type_name -> kluis.cryptoserver.v1.SealedContent
+	26, // 15: kluis.cryptoserver.v1.SealSupplierRequest.certificates:type_name -> kluis.cryptoserver.v1.SupplierCertificate
+	6,  // 16: kluis.cryptoserver.v1.RewrapRequest.keys:type_name -> kluis.cryptoserver.v1.DataKey
+	37, // 17: kluis.cryptoserver.v1.RewrapResponse.keys:type_name -> kluis.cryptoserver.v1.RewrappedKey
 	1,  // 18: kluis.cryptoserver.v1.RewrappedKey.fault:type_name -> kluis.cryptoserver.v1.Fault
-	5,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
-	5,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
-	6,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
-	39, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
+	6,  // 19: kluis.cryptoserver.v1.ResealRequest.from:type_name -> kluis.cryptoserver.v1.DataKey
+	6,  // 20: kluis.cryptoserver.v1.ResealRequest.to:type_name -> kluis.cryptoserver.v1.DataKey
+	7,  // 21: kluis.cryptoserver.v1.ResealRequest.blocks:type_name -> kluis.cryptoserver.v1.SealedBlock
+	40, // 22: kluis.cryptoserver.v1.ResealResponse.blocks:type_name -> kluis.cryptoserver.v1.ResealedBlock
 	1,  // 23: kluis.cryptoserver.v1.ResealedBlock.fault:type_name -> kluis.cryptoserver.v1.Fault
-	42, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
-	49, // 25: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
-	50, // 26: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
-	2,  // 27: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
-	13, // 28: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
-	16, // 29: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
-	20, // 30: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
-	22, // 31: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
-	24, // 32: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
-	23, // 33: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:input_type -> kluis.cryptoserver.v1.TakeSupplierStepRequest
-	27, // 34: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
-	28, // 35: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
-	30, // 36: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
-	32, // 37: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
-	34, // 38: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
-	37, // 39: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
-	40, // 40: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
-	43, // 41: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
-	45, // 42: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
-	47, // 43: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
-	7,  // 44: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
-	15, // 45: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
-	18, // 46: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
-	21, // 47: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	21, // 48: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
-	26, // 49: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	26, // 50: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
-	29, // 51: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	29, // 52: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
-	31, // 53: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
-	33, // 54: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
-	35, // 55: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
-	38, // 56: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
-	41, // 57: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
-	44, // 58: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
-	46, // 59: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
-	48, // 60: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
-	44, // [44:61] is the sub-list for method output_type
-	27, // [27:44] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	43, // 24: kluis.cryptoserver.v1.ReadJournalResponse.boots:type_name -> kluis.cryptoserver.v1.JournalBoot
+	50, // 25: kluis.cryptoserver.v1.SealIdentityRequest.identities:type_name -> kluis.cryptoserver.v1.PlainIdentity
+	6,  // 26: kluis.cryptoserver.v1.PlainIdentity.key:type_name -> kluis.cryptoserver.v1.DataKey
+	48, // 27: kluis.cryptoserver.v1.PlainIdentity.person:type_name -> kluis.cryptoserver.v1.Person
+	52, // 28: kluis.cryptoserver.v1.SealIdentityResponse.identities:type_name -> kluis.cryptoserver.v1.SealedIdentityContent
+	56, // 29: kluis.cryptoserver.v1.OpenIdentityRequest.units:type_name -> kluis.cryptoserver.v1.IdentityUnit
+	6,  // 30: kluis.cryptoserver.v1.IdentityUnit.key:type_name -> kluis.cryptoserver.v1.DataKey
+	58, // 31: kluis.cryptoserver.v1.OpenIdentityResponse.units:type_name -> kluis.cryptoserver.v1.OpenedIdentity
+	2,  // 32: kluis.cryptoserver.v1.OpenedIdentity.status:type_name -> kluis.cryptoserver.v1.IdentityStatus
+	48, // 33: kluis.cryptoserver.v1.OpenedIdentity.person:type_name -> kluis.cryptoserver.v1.Person
+	61, // 34: kluis.cryptoserver.v1.StatusResponse.tokens:type_name -> kluis.cryptoserver.v1.TokenStatus
+	62, // 35: kluis.cryptoserver.v1.TokenStatus.keys:type_name -> kluis.cryptoserver.v1.KeyStatus
+	3,  // 36: kluis.cryptoserver.v1.Cryptoserver.Open:input_type -> kluis.cryptoserver.v1.OpenRequest
+	14, // 37: kluis.cryptoserver.v1.Cryptoserver.Mint:input_type -> kluis.cryptoserver.v1.MintRequest
+	17, // 38: kluis.cryptoserver.v1.Cryptoserver.Seal:input_type -> kluis.cryptoserver.v1.SealRequest
+	21, // 39: kluis.cryptoserver.v1.Cryptoserver.SealStep:input_type -> kluis.cryptoserver.v1.SealStepRequest
+	23, // 40: kluis.cryptoserver.v1.Cryptoserver.TakeStep:input_type -> kluis.cryptoserver.v1.TakeStepRequest
+	25, // 41: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:input_type -> kluis.cryptoserver.v1.SealSupplierRequest
+	24, // 42: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:input_type -> kluis.cryptoserver.v1.TakeSupplierStepRequest
+	28, // 43: kluis.cryptoserver.v1.Cryptoserver.SignToken:input_type -> kluis.cryptoserver.v1.SignTokenRequest
+	29, // 44: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:input_type -> kluis.cryptoserver.v1.SignStaffTokenRequest
+	31, // 45: kluis.cryptoserver.v1.Cryptoserver.SignControl:input_type -> kluis.cryptoserver.v1.SignControlRequest
+	33, // 46: kluis.cryptoserver.v1.Cryptoserver.PutControl:input_type -> kluis.cryptoserver.v1.PutControlRequest
+	35, // 47: kluis.cryptoserver.v1.Cryptoserver.Rewrap:input_type -> kluis.cryptoserver.v1.RewrapRequest
+	38, // 48: kluis.cryptoserver.v1.Cryptoserver.Reseal:input_type -> kluis.cryptoserver.v1.ResealRequest
+	41, // 49: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:input_type -> kluis.cryptoserver.v1.ReadJournalRequest
+	44, // 50: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:input_type -> kluis.cryptoserver.v1.SignCheckpointRequest
+	46, // 51: kluis.cryptoserver.v1.Cryptoserver.SignManifest:input_type -> kluis.cryptoserver.v1.SignManifestRequest
+	49, // 52: kluis.cryptoserver.v1.Cryptoserver.SealIdentity:input_type -> kluis.cryptoserver.v1.SealIdentityRequest
+	53, // 53: kluis.cryptoserver.v1.Cryptoserver.FindIndex:input_type -> kluis.cryptoserver.v1.FindIndexRequest
+	55, // 54: kluis.cryptoserver.v1.Cryptoserver.OpenIdentity:input_type -> kluis.cryptoserver.v1.OpenIdentityRequest
+	59, // 55: kluis.cryptoserver.v1.Cryptoserver.Status:input_type -> kluis.cryptoserver.v1.StatusRequest
+	8,  // 56: kluis.cryptoserver.v1.Cryptoserver.Open:output_type -> kluis.cryptoserver.v1.OpenResponse
+	16, // 57: kluis.cryptoserver.v1.Cryptoserver.Mint:output_type -> kluis.cryptoserver.v1.MintResponse
+	19, // 58: kluis.cryptoserver.v1.Cryptoserver.Seal:output_type -> kluis.cryptoserver.v1.SealResponse
+	22, // 59: kluis.cryptoserver.v1.Cryptoserver.SealStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	22, // 60: kluis.cryptoserver.v1.Cryptoserver.TakeStep:output_type -> kluis.cryptoserver.v1.SealStepResponse
+	27, // 61: kluis.cryptoserver.v1.Cryptoserver.SealSupplier:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	27, // 62: kluis.cryptoserver.v1.Cryptoserver.TakeSupplierStep:output_type -> kluis.cryptoserver.v1.SealSupplierResponse
+	30, // 63: kluis.cryptoserver.v1.Cryptoserver.SignToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	30, // 64: kluis.cryptoserver.v1.Cryptoserver.SignStaffToken:output_type -> kluis.cryptoserver.v1.SignTokenResponse
+	32, // 65: kluis.cryptoserver.v1.Cryptoserver.SignControl:output_type -> kluis.cryptoserver.v1.SignControlResponse
+	34, // 66: kluis.cryptoserver.v1.Cryptoserver.PutControl:output_type -> kluis.cryptoserver.v1.PutControlResponse
+	36, // 67: kluis.cryptoserver.v1.Cryptoserver.Rewrap:output_type -> kluis.cryptoserver.v1.RewrapResponse
+	39, // 68: kluis.cryptoserver.v1.Cryptoserver.Reseal:output_type -> kluis.cryptoserver.v1.ResealResponse
+	42, // 69: kluis.cryptoserver.v1.Cryptoserver.ReadJournal:output_type -> kluis.cryptoserver.v1.ReadJournalResponse
+	45, // 70: kluis.cryptoserver.v1.Cryptoserver.SignCheckpoint:output_type -> kluis.cryptoserver.v1.SignCheckpointResponse
+	47, // 71: kluis.cryptoserver.v1.Cryptoserver.SignManifest:output_type -> kluis.cryptoserver.v1.SignManifestResponse
+	51, // 72: kluis.cryptoserver.v1.Cryptoserver.SealIdentity:output_type -> kluis.cryptoserver.v1.SealIdentityResponse
+	54, // 73: kluis.cryptoserver.v1.Cryptoserver.FindIndex:output_type -> kluis.cryptoserver.v1.FindIndexResponse
+	57, // 74: kluis.cryptoserver.v1.Cryptoserver.OpenIdentity:output_type -> kluis.cryptoserver.v1.OpenIdentityResponse
+	60, // 75: kluis.cryptoserver.v1.Cryptoserver.Status:output_type -> kluis.cryptoserver.v1.StatusResponse
+	56, // [56:76] is the sub-list for method output_type
+	36, // [36:56] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_cryptoserver_cryptopb_cryptoserver_proto_init() }
@@ -3878,8 +4691,8 @@ func file_cryptoserver_cryptopb_cryptoserver_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc), len(file_cryptoserver_cryptopb_cryptoserver_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   49,
+			NumEnums:      3,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

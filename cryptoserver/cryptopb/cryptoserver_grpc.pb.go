@@ -37,6 +37,9 @@ const (
 	Cryptoserver_ReadJournal_FullMethodName      = "/kluis.cryptoserver.v1.Cryptoserver/ReadJournal"
 	Cryptoserver_SignCheckpoint_FullMethodName   = "/kluis.cryptoserver.v1.Cryptoserver/SignCheckpoint"
 	Cryptoserver_SignManifest_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SignManifest"
+	Cryptoserver_SealIdentity_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/SealIdentity"
+	Cryptoserver_FindIndex_FullMethodName        = "/kluis.cryptoserver.v1.Cryptoserver/FindIndex"
+	Cryptoserver_OpenIdentity_FullMethodName     = "/kluis.cryptoserver.v1.Cryptoserver/OpenIdentity"
 	Cryptoserver_Status_FullMethodName           = "/kluis.cryptoserver.v1.Cryptoserver/Status"
 )
 
@@ -84,6 +87,15 @@ type CryptoserverClient interface {
 	// SignManifest signs, for the supplier whose token it is, what the gateway says
 	// came of a stream of readings.
 	SignManifest(ctx context.Context, in *SignManifestRequest, opts ...grpc.CallOption) (*SignManifestResponse, error)
+	// SealIdentity encrypts names and addresses, each under a data key of class
+	// identity whose record MAC verifies, with the blind index of its address.
+	SealIdentity(ctx context.Context, in *SealIdentityRequest, opts ...grpc.CallOption) (*SealIdentityResponse, error)
+	// FindIndex computes the blind index of the address that the errand in an
+	// employee's access token is for, and of no other.
+	FindIndex(ctx context.Context, in *FindIndexRequest, opts ...grpc.CallOption) (*FindIndexResponse, error)
+	// OpenIdentity decrypts, for the employee whose token it is, name and address of
+	// who lives at a metering point today.
+	OpenIdentity(ctx context.Context, in *OpenIdentityRequest, opts ...grpc.CallOption) (*OpenIdentityResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -256,6 +268,36 @@ func (c *cryptoserverClient) SignManifest(ctx context.Context, in *SignManifestR
 	return out, nil
 }
 
+func (c *cryptoserverClient) SealIdentity(ctx context.Context, in *SealIdentityRequest, opts ...grpc.CallOption) (*SealIdentityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SealIdentityResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_SealIdentity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) FindIndex(ctx context.Context, in *FindIndexRequest, opts ...grpc.CallOption) (*FindIndexResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindIndexResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_FindIndex_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoserverClient) OpenIdentity(ctx context.Context, in *OpenIdentityRequest, opts ...grpc.CallOption) (*OpenIdentityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenIdentityResponse)
+	err := c.cc.Invoke(ctx, Cryptoserver_OpenIdentity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoserverClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -310,6 +352,15 @@ type CryptoserverServer interface {
 	// SignManifest signs, for the supplier whose token it is, what the gateway says
 	// came of a stream of readings.
 	SignManifest(context.Context, *SignManifestRequest) (*SignManifestResponse, error)
+	// SealIdentity encrypts names and addresses, each under a data key of class
+	// identity whose record MAC verifies, with the blind index of its address.
+	SealIdentity(context.Context, *SealIdentityRequest) (*SealIdentityResponse, error)
+	// FindIndex computes the blind index of the address that the errand in an
+	// employee's access token is for, and of no other.
+	FindIndex(context.Context, *FindIndexRequest) (*FindIndexResponse, error)
+	// OpenIdentity decrypts, for the employee whose token it is, name and address of
+	// who lives at a metering point today.
+	OpenIdentity(context.Context, *OpenIdentityRequest) (*OpenIdentityResponse, error)
 	// Status says who this server is, in which roles, and how it fares.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedCryptoserverServer()
@@ -369,6 +420,15 @@ func (UnimplementedCryptoserverServer) SignCheckpoint(context.Context, *SignChec
 }
 func (UnimplementedCryptoserverServer) SignManifest(context.Context, *SignManifestRequest) (*SignManifestResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignManifest not implemented")
+}
+func (UnimplementedCryptoserverServer) SealIdentity(context.Context, *SealIdentityRequest) (*SealIdentityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SealIdentity not implemented")
+}
+func (UnimplementedCryptoserverServer) FindIndex(context.Context, *FindIndexRequest) (*FindIndexResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindIndex not implemented")
+}
+func (UnimplementedCryptoserverServer) OpenIdentity(context.Context, *OpenIdentityRequest) (*OpenIdentityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenIdentity not implemented")
 }
 func (UnimplementedCryptoserverServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -682,6 +742,60 @@ func _Cryptoserver_SignManifest_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cryptoserver_SealIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SealIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).SealIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_SealIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).SealIdentity(ctx, req.(*SealIdentityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_FindIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindIndexRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).FindIndex(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_FindIndex_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).FindIndex(ctx, req.(*FindIndexRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cryptoserver_OpenIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoserverServer).OpenIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cryptoserver_OpenIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoserverServer).OpenIdentity(ctx, req.(*OpenIdentityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cryptoserver_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -770,6 +884,18 @@ var Cryptoserver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignManifest",
 			Handler:    _Cryptoserver_SignManifest_Handler,
+		},
+		{
+			MethodName: "SealIdentity",
+			Handler:    _Cryptoserver_SealIdentity_Handler,
+		},
+		{
+			MethodName: "FindIndex",
+			Handler:    _Cryptoserver_FindIndex_Handler,
+		},
+		{
+			MethodName: "OpenIdentity",
+			Handler:    _Cryptoserver_OpenIdentity_Handler,
 		},
 		{
 			MethodName: "Status",
