@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
 	"kluis/cryptoserver/checkpoint"
 	"kluis/cryptoserver/envelope"
 )
@@ -24,11 +25,14 @@ type Timing struct {
 	Sign   time.Duration // between checkpoints, while leaves come; 5 s
 	Settle time.Duration // after which a sealed block should be stored; 10 min
 	Call   time.Duration // bounds each call; 10 s
+	Judge  time.Duration // between looks for what is unusual, while records come; 30 s
+	Check  time.Duration // between checks of what is new in the log; 5 min
 }
 
 func (t *Timing) defaults() {
 	for p, d := range map[*time.Duration]time.Duration{
 		&t.Look: time.Second, &t.Pull: 2 * time.Second, &t.Sign: 5 * time.Second, &t.Settle: 10 * time.Minute, &t.Call: 10 * time.Second,
+		&t.Judge: 30 * time.Second, &t.Check: 5 * time.Minute,
 	} {
 		if *p <= 0 {
 			*p = d
@@ -49,6 +53,7 @@ type Auditor struct {
 	log     Log
 	slog    *slog.Logger
 	timing  Timing
+	rules   oversight.Rules
 	metrics *metrics
 	ready   chan struct{}
 	once    sync.Once
@@ -61,12 +66,18 @@ type Auditor struct {
 	signedAt time.Time
 	unstored []byte    // the newest, when it may not be in the database
 	counted  time.Time // when what is not logged was
+
+	unjudged unjudged
 }
 
 // New makes an auditor.
-func New(store Store, servers Servers, export *Export, l Log, log *slog.Logger, t Timing) *Auditor {
+func New(store Store, servers Servers, export *Export, l Log, log *slog.Logger, rules oversight.Rules, t Timing) (*Auditor, error) {
 	t.defaults()
-	return &Auditor{store: store, servers: servers, export: export, log: l, slog: log, timing: t, metrics: newMetrics(servers.Addresses()), ready: make(chan struct{})}
+	if err := rules.Check(); err != nil {
+		return nil, err
+	}
+	return &Auditor{store: store, servers: servers, export: export, log: l, slog: log, timing: t, rules: rules,
+		metrics: newMetrics(servers.Addresses()), ready: make(chan struct{})}, nil
 }
 
 // Ready is closed once the log in the database was looked at. When it is not the
@@ -91,6 +102,8 @@ func (a *Auditor) Run(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() { a.oversee(ctx) })
+	wg.Go(func() { a.checking(ctx) })
 	look := &trouble{log: a.slog, what: "the audit log"}
 	sign := &trouble{log: a.slog, what: "checkpoints"}
 	keep := &trouble{log: a.slog, what: "exported checkpoints"}
@@ -264,11 +277,12 @@ func (a *Auditor) lookFor(ctx context.Context, kind leaf.Kind, h leaf.Horizon) e
 		}
 		var keys []leaf.Key
 		var hashes []tlog.Hash
-		tree := a.tree.clone()
+		tree, counted := a.tree.clone(), a.tally(kind)
 		for i := range found {
 			if !found[i].Logged {
 				keys = append(keys, found[i].Key)
 				hashes = tree.add(found[i].Hash(), hashes)
+				count(counted, &found[i].Row)
 			}
 		}
 		done := limit
@@ -282,12 +296,13 @@ func (a *Auditor) lookFor(ctx context.Context, kind leaf.Kind, h leaf.Horizon) e
 		}
 		if len(keys) > 0 || full && done == place {
 			err := a.call(ctx, func(ctx context.Context) error {
-				return a.store.Append(ctx, a.tree.size, keys, tlog.StoredHashCount(a.tree.size), hashes, done)
+				return a.store.Append(ctx, a.tree.size, keys, tlog.StoredHashCount(a.tree.size), hashes, counted, done)
 			})
 			if err != nil {
 				return err
 			}
 			a.tree = tree
+			a.unjudged.add(counted)
 		}
 		if !full {
 			return nil

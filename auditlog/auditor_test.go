@@ -15,6 +15,7 @@ import (
 
 	"kluis/auditlog"
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
 	"kluis/internal/postgres"
 	"kluis/internal/testing/pgtest"
 	"kluis/migrations"
@@ -69,8 +70,21 @@ func (f *flaky) Discover(ctx context.Context, k leaf.Kind, p leaf.Place, limit i
 	return out, err
 }
 
-func (f *flaky) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, logged leaf.Place) error {
-	return f.do(ctx, func() error { return f.Store.Append(ctx, first, keys, firstHash, hashes, logged) })
+func (f *flaky) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, counted *oversight.Tally, logged leaf.Place) error {
+	return f.do(ctx, func() error { return f.Store.Append(ctx, first, keys, firstHash, hashes, counted, logged) })
+}
+
+func (f *flaky) HoursOf(ctx context.Context, parties []oversight.Party, since time.Time) (h []oversight.Hour, err error) {
+	err = f.do(ctx, func() (err error) { h, err = f.Store.HoursOf(ctx, parties, since); return err })
+	return h, err
+}
+
+func (f *flaky) AddUnusual(ctx context.Context, found []oversight.Unusual) error {
+	return f.do(ctx, func() error { return f.Store.AddUnusual(ctx, found) })
+}
+
+func (f *flaky) AddResult(ctx context.Context, r oversight.Result) error {
+	return f.do(ctx, func() error { return f.Store.AddResult(ctx, r) })
 }
 
 func (f *flaky) AddCheckpoint(ctx context.Context, n leaf.Note) error {
@@ -132,6 +146,7 @@ func TestFaults(t *testing.T) {
 	if r.Records != 25 || r.Counts[auditlog.StillOpen] != 1 {
 		t.Errorf("%+v", r)
 	}
+	w.counted(25)
 }
 
 // TestLateCommit: a transaction that stores its record early, and commits after

@@ -7,6 +7,9 @@
 // exported as files that are written once: who holds a copy of one can tell
 // whether anything up to it was deleted, changed, inserted or reordered.
 //
+// As it adds leaves it counts who asks for how much, and says what is unusual
+// (package oversight); and it checks what is new against what was signed.
+//
 // Verify checks all of it against one another, and Prove makes a proof that one
 // access record is in the log, which cmd/auditproof checks offline.
 package auditlog
@@ -19,6 +22,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
+	"kluis/meter"
 )
 
 // Store is the database. All methods may be repeated.
@@ -29,10 +34,11 @@ type Store interface {
 	// Behind counts rows of a kind after a place that are not logged, of at most
 	// limit that it looks at.
 	Behind(ctx context.Context, kind leaf.Kind, after leaf.Place, limit int) (int64, error)
-	// Append adds leaves and the hashes that go with them, and notes up to where
-	// all rows of a kind are logged; all or nothing. An error: somebody else
-	// appended meanwhile, or nothing is known of it.
-	Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, logged leaf.Place) error
+	// Append adds leaves and the hashes that go with them, counts the records among
+	// them (nil: there are none), and notes up to where all rows of a kind are
+	// logged; all or nothing. An error: somebody else appended meanwhile, or nothing
+	// is known of it.
+	Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, counted *oversight.Tally, logged leaf.Place) error
 	AddCheckpoint(ctx context.Context, n leaf.Note) error
 	// LastEntry is the last entry stored of a journal; 0: there is none.
 	LastEntry(ctx context.Context, boot [16]byte) (sequence uint64, entry []byte, err error)
@@ -41,6 +47,20 @@ type Store interface {
 	// given to AddStatements, in the order of arrival.
 	Settled(ctx context.Context, age time.Duration, limit int) ([]leaf.Found, error)
 	AddStatements(ctx context.Context, rows []leaf.Row, settled *leaf.Place) error
+
+	// Hours and HoursOf return what was counted of all parties, or of some, from a
+	// time on; Breadths of employees from a local day on.
+	Hours(ctx context.Context, since time.Time) ([]oversight.Hour, error)
+	HoursOf(ctx context.Context, parties []oversight.Party, since time.Time) ([]oversight.Hour, error)
+	Breadths(ctx context.Context, since meter.Day) ([]oversight.Breadth, error)
+	// AddUnusual notes what is unusual, once for each party, kind and time.
+	AddUnusual(ctx context.Context, found []oversight.Unusual) error
+	CountUnusual(ctx context.Context, since time.Time) (map[oversight.Kind]int64, error)
+	// Forget removes counts from before the beginning of a local day.
+	Forget(ctx context.Context, before time.Time, day meter.Day) error
+	// Checks sums up what AddResult noted.
+	Checks(ctx context.Context) (oversight.Checks, error)
+	AddResult(ctx context.Context, r oversight.Result) error
 }
 
 // Reader is what Verify and Prove need of the database.

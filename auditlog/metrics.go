@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
 	"kluis/cryptoserver/envelope"
 )
 
@@ -22,6 +23,12 @@ type metrics struct {
 	rolledBack prometheus.Gauge
 	pulled     *prometheus.GaugeVec
 	pulls      *prometheus.CounterVec
+	unusual    *prometheus.GaugeVec
+	judged     prometheus.Gauge
+	checked    prometheus.Gauge
+	checkedAt  prometheus.Gauge
+	wholeAt    prometheus.Gauge
+	findings   prometheus.Gauge
 }
 
 // Why the journal of a server could not be fetched: it contradicts what was
@@ -50,6 +57,17 @@ func newMetrics(addresses []string) *metrics {
 			Name: "kluis_auditor_journal_failures_total", Help: "Vain attempts to fetch the journals of a cryptoserver, by its address and reason: unavailable, or broken (it is none, or contradicts what was fetched before: an alarm).",
 		}, []string{"server", "reason"}),
 	}
+	m.unusual = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "kluis_audit_unusual", Help: "What is unusual in the hours and days of the last 24 hours, by kind; who it is, the oversight page tells those who may know.",
+	}, []string{"kind"})
+	for _, k := range oversight.Kinds() {
+		m.unusual.WithLabelValues(k.String())
+	}
+	m.judged = gauge("judged_timestamp_seconds", "When the auditor last had looked for what is unusual; 0: not yet.")
+	m.checked = gauge("checked_leaves", "Leaves that checks have compared with their rows and with the signed tree, from the first on.")
+	m.checkedAt = gauge("checked_timestamp_seconds", "When a check of the log last ended, of what is new or of all; 0: never.")
+	m.wholeAt = gauge("verified_timestamp_seconds", "When kluis audit verify last had checked all against all; 0: never.")
+	m.findings = gauge("check_findings", "Findings of the newest kluis audit verify and of the checks since. Anything but 0 is an alarm.")
 	// A server that was never reached shows, and an increase counts from zero.
 	for _, a := range addresses {
 		m.pulled.WithLabelValues(a)
@@ -62,7 +80,8 @@ func newMetrics(addresses []string) *metrics {
 // Register has the daemon's metrics exported.
 func (a *Auditor) Register(reg prometheus.Registerer) error {
 	m := a.metrics
-	for _, c := range []prometheus.Collector{m.leaves, m.signed, m.exported, m.checkpoint, m.looked, m.behind, m.rolledBack, m.pulled, m.pulls} {
+	for _, c := range []prometheus.Collector{m.leaves, m.signed, m.exported, m.checkpoint, m.looked, m.behind, m.rolledBack, m.pulled, m.pulls,
+		m.unusual, m.judged, m.checked, m.checkedAt, m.wholeAt, m.findings} {
 		if err := reg.Register(c); err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 
 	"kluis/auditlog"
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
 )
 
 // figures are what an auditor exports: by name, and by label values if it has
@@ -55,11 +56,11 @@ type faulty struct {
 	full, cut atomic.Bool
 }
 
-func (f *faulty) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, logged leaf.Place) error {
+func (f *faulty) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, counted *oversight.Tally, logged leaf.Place) error {
 	if f.full.Load() {
 		return errFlaky
 	}
-	return f.Store.Append(ctx, first, keys, firstHash, hashes, logged)
+	return f.Store.Append(ctx, first, keys, firstHash, hashes, counted, logged)
 }
 
 func (f *faulty) ReadJournal(ctx context.Context, address string, boot [16]byte, after uint64) ([]auditlog.Boot, [][]byte, error) {
@@ -87,7 +88,7 @@ func TestMetrics(t *testing.T) {
 	f := &faulty{Store: w.store, Servers: w.servers()}
 	f.full.Store(true)
 	a, stop := w.auditing(f, f, w.export)
-	if got := figures(t, a); len(got) != 10 {
+	if got := figures(t, a); len(got) != 19 {
 		t.Errorf("not all of them at once: %v", got)
 	}
 	// Four records, three versions of a legal file, a supplier.

@@ -88,7 +88,7 @@ func TestVerifyMany(t *testing.T) {
 	began = time.Now()
 	timing := fast
 	timing.Call = time.Minute
-	a := auditlog.New(w.store, w.servers(), w.export, w.log, slog.New(slog.NewTextHandler(io.Discard, nil)), timing)
+	a := must(auditlog.New(w.store, w.servers(), w.export, w.log, slog.New(slog.NewTextHandler(io.Discard, nil)), w.rules(), timing))(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()

@@ -47,9 +47,8 @@ func (f *frontier) clone() frontier {
 	return frontier{f.size, append([]tlog.Hash(nil), f.subtrees...)}
 }
 
-// loadFrontier reads the right edge of a tree of a size.
-func loadFrontier(ctx context.Context, r Reader, size int64) (frontier, error) {
-	f := frontier{size: size}
+// edge are the indexes of the stored hashes of the right edge of a tree.
+func edge(size int64) []int64 {
 	var indexes []int64
 	for rest, first := size, int64(0); rest > 0; {
 		level := bits.Len64(uint64(rest)) - 1
@@ -57,12 +56,33 @@ func loadFrontier(ctx context.Context, r Reader, size int64) (frontier, error) {
 		first += 1 << level
 		rest -= 1 << level
 	}
+	return indexes
+}
+
+// loadFrontier reads the right edge of a tree of a size.
+func loadFrontier(ctx context.Context, r Reader, size int64) (frontier, error) {
+	f := frontier{size: size}
+	indexes := edge(size)
 	if len(indexes) == 0 {
 		return f, nil
 	}
 	var err error
 	f.subtrees, err = r.Hashes(ctx, indexes)
 	return f, err
+}
+
+// findFrontier is loadFrontier of a tree that may have been damaged: whole says
+// whether all of the edge is there.
+func findFrontier(ctx context.Context, r Reader, size int64) (f frontier, whole bool, _ error) {
+	f.size = size
+	for _, i := range edge(size) {
+		h, err := r.HashRange(ctx, i, i+1)
+		if err != nil || len(h) == 0 {
+			return f, false, err
+		}
+		f.subtrees = append(f.subtrees, h[0].Hash)
+	}
+	return f, true, nil
 }
 
 // hashReader lets tlog read stored hashes.

@@ -125,56 +125,21 @@ func (v *verifier) leaves(ctx context.Context) error {
 	var tree frontier
 	for from := int64(0); from < size; from += pageLeaves {
 		to := min(from+pageLeaves, size)
-		keys, err := v.Leaves(ctx, from, to)
+		p, err := readPage(ctx, v, from, to)
 		if err != nil {
 			return err
 		}
-		firstHash := tlog.StoredHashCount(from)
-		hashes, err := v.HashRange(ctx, firstHash, tlog.StoredHashCount(to))
-		if err != nil {
-			return err
-		}
-		if len(keys)+len(hashes) == 0 {
+		if len(p.keys)+len(p.stored) == 0 {
 			// Nothing for so long: whoever put a leaf far beyond the end must not make
 			// this go on for ever.
 			v.rep.add(Finding{What: LeafMissing, Leaf: new(from), Detail: fmt.Sprintf("and whatever else is missing before leaf %d, the last there is", size-1)})
 			size = from
 			break
 		}
-		bare := make([]leaf.Key, len(keys))
-		for i := range keys {
-			bare[i] = keys[i].Key
-		}
-		rows, err := v.Rows(ctx, bare)
-		if err != nil {
+		if err := v.content(ctx, p.keys, p.rows); err != nil {
 			return err
 		}
-		if err := v.content(ctx, keys, rows); err != nil {
-			return err
-		}
-		stored := make(map[int64]tlog.Hash, len(hashes))
-		for _, h := range hashes {
-			stored[h.Index] = h.Hash
-		}
-		n := 0
-		var want []tlog.Hash
-		for i := from; i < to; i++ {
-			at := tlog.StoredHashCount(i)
-			h, have := stored[at]
-			var row *leaf.Row
-			if n < len(keys) && keys[n].Index == i {
-				row = rows[n]
-				if row == nil {
-					v.rep.add(describe(RowMissing, keys[n].Key, i))
-				} else if computed := row.Hash(); !have {
-					h = computed
-				} else if computed != h {
-					v.rep.add(describe(RowChanged, keys[n].Key, i))
-				}
-				n++
-			} else {
-				v.rep.add(Finding{What: LeafMissing, Leaf: new(i)})
-			}
+		err = p.compare(&tree, v.rep.add, func(i int64, row *leaf.Row) error {
 			// What the auditor finds is logged before the next checkpoint, so that a
 			// record from before the one that was signed last came in afterwards.
 			if at, ok := v.times[i]; ok && at.Before(v.rep.SignedAt.Add(-backdated)) {
@@ -182,20 +147,10 @@ func (v *verifier) leaves(ctx context.Context) error {
 				f.At, f.Detail = at, "logged after the checkpoint of "+v.rep.SignedAt.Format(time.RFC3339)
 				v.rep.add(f)
 			}
-			if !have {
-				v.rep.add(Finding{What: LeafMissing, Leaf: new(i), Detail: "its hash"})
-			}
-			// The stored hash goes into the tree: that a row was changed is told
-			// already, and the tree tells whether anything else was.
-			want = tree.add(h, want[:0])
-			for j, w := range want[1:] {
-				if got, ok := stored[at+1+int64(j)]; !ok || got != w {
-					v.rep.add(Finding{What: TreeDamaged, Leaf: new(i), Detail: fmt.Sprintf("hash %d of the tree", at+1+int64(j))})
-				}
-			}
-			if err := heads.check(ctx, &tree); err != nil {
-				return err
-			}
+			return heads.check(ctx, &tree)
+		})
+		if err != nil {
+			return err
 		}
 		v.o.Progress("log", to, size)
 	}
@@ -203,6 +158,77 @@ func (v *verifier) leaves(ctx context.Context) error {
 		return err
 	}
 	v.rep.count(Unsigned, size-v.rep.Signed)
+	return nil
+}
+
+// page is a piece of the log as it is stored.
+type page struct {
+	from, to int64
+	keys     []leaf.IndexedKey // those that are there
+	rows     []*leaf.Row       // of the keys; nil for one that is not there
+	stored   map[int64]tlog.Hash
+}
+
+func readPage(ctx context.Context, r Reader, from, to int64) (*page, error) {
+	p := &page{from: from, to: to}
+	var err error
+	if p.keys, err = r.Leaves(ctx, from, to); err != nil {
+		return nil, err
+	}
+	hashes, err := r.HashRange(ctx, tlog.StoredHashCount(from), tlog.StoredHashCount(to))
+	if err != nil {
+		return nil, err
+	}
+	p.stored = make(map[int64]tlog.Hash, len(hashes))
+	for _, h := range hashes {
+		p.stored[h.Index] = h.Hash
+	}
+	bare := make([]leaf.Key, len(p.keys))
+	for i := range p.keys {
+		bare[i] = p.keys[i].Key
+	}
+	p.rows, err = r.Rows(ctx, bare)
+	return p, err
+}
+
+// compare goes on from a tree of the leaves before: each leaf with its row, and
+// each stored hash with what follows from the leaves. each is called once the
+// tree has a leaf; its row is nil when it is not there.
+func (p *page) compare(tree *frontier, add func(Finding), each func(i int64, row *leaf.Row) error) error {
+	n := 0
+	var want []tlog.Hash
+	for i := p.from; i < p.to; i++ {
+		at := tlog.StoredHashCount(i)
+		h, have := p.stored[at]
+		var row *leaf.Row
+		if n < len(p.keys) && p.keys[n].Index == i {
+			row = p.rows[n]
+			if row == nil {
+				add(describe(RowMissing, p.keys[n].Key, i))
+			} else if computed := row.Hash(); !have {
+				h = computed
+			} else if computed != h {
+				add(describe(RowChanged, p.keys[n].Key, i))
+			}
+			n++
+		} else {
+			add(Finding{What: LeafMissing, Leaf: new(i)})
+		}
+		if !have {
+			add(Finding{What: LeafMissing, Leaf: new(i), Detail: "its hash"})
+		}
+		// The stored hash goes into the tree: that a row was changed is told
+		// already, and the tree tells whether anything else was.
+		want = tree.add(h, want[:0])
+		for j, w := range want[1:] {
+			if got, ok := p.stored[at+1+int64(j)]; !ok || got != w {
+				add(Finding{What: TreeDamaged, Leaf: new(i), Detail: fmt.Sprintf("hash %d of the tree", at+1+int64(j))})
+			}
+		}
+		if err := each(i, row); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

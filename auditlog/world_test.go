@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kluis/auditlog"
+	"kluis/auditlog/oversight"
 	"kluis/authz"
 	"kluis/cmd/kluis/backend"
 	"kluis/cryptoserver"
@@ -62,6 +63,7 @@ const (
 
 var fast = auditlog.Timing{
 	Look: 5 * time.Millisecond, Pull: 5 * time.Millisecond, Sign: 10 * time.Millisecond, Settle: time.Microsecond, Call: 10 * time.Second,
+	Judge: 10 * time.Millisecond, Check: 10 * time.Millisecond,
 }
 
 // world is a cryptoserver on real tokens with its journal, a database, and a
@@ -270,9 +272,13 @@ func newID() (id [16]byte) {
 
 func (w *world) servers() auditlog.Servers { return backend.AuditServers{Pool: w.as("auditor")} }
 
+func (w *world) rules() oversight.Rules {
+	return oversight.Rules{Zone: w.profile.Location(), Working: oversight.DefaultHours()}
+}
+
 // auditing runs the daemon until the function it returns is called.
 func (w *world) auditing(store auditlog.Store, servers auditlog.Servers, export *auditlog.Export) (*auditlog.Auditor, func()) {
-	a := auditlog.New(store, servers, export, w.log, slog.New(slog.NewTextHandler(w.t.Output(), nil)), fast)
+	a := must(auditlog.New(store, servers, export, w.log, slog.New(slog.NewTextHandler(w.t.Output(), nil)), w.rules(), fast))(w.t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()

@@ -261,4 +261,6 @@ type Operator struct {
 	// AuditorMetricsListen is the host:port of the Prometheus metrics of the
 	// auditor's daemon, as CustodianMetricsListen.
 	AuditorMetricsListen string `yaml:"auditor_metrics_listen,omitempty"`
+	// Oversight is what the auditor's daemon counts by.
+	Oversight Oversight `yaml:"oversight,omitempty"`
 }

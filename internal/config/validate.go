@@ -161,6 +161,7 @@ func (c Operator) Validate() error {
 		p.name("audit_origin", c.AuditOrigin)
 		p.check(!strings.Contains(c.AuditOrigin, "+"), "audit_origin", "must not contain a plus")
 	}
+	p.oversight(c.Oversight)
 	p.required("profile_file", c.ProfileFile)
 	p.required("seal_keys_file", c.SealKeysFile)
 	return p.err()

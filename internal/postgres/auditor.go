@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"kluis/auditlog/leaf"
+	"kluis/auditlog/oversight"
 )
 
 const roleAuditor = "kluis_auditor"
@@ -393,9 +394,10 @@ func (a *Auditor) Rows(ctx context.Context, keys []leaf.Key) ([]*leaf.Row, error
 }
 
 // Append adds leaves from the index first on, with the hashes from firstHash
-// on, and notes up to where all rows of a kind are logged; all or nothing.
-// ErrConflict: there is a leaf of that index, or of one of the rows.
-func (a *Auditor) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, logged leaf.Place) error {
+// on, counts the records among the rows (nil: there are none), and notes up to
+// where all rows of a kind are logged; all or nothing. ErrConflict: there is a
+// leaf of that index, or of one of the rows.
+func (a *Auditor) Append(ctx context.Context, first int64, keys []leaf.Key, firstHash int64, hashes []tlog.Hash, counted *oversight.Tally, logged leaf.Place) error {
 	kinds, numbers, versions, ids := keyArrays(keys)
 	raw := make([][]byte, len(hashes))
 	for i := range hashes {
@@ -422,6 +424,9 @@ func (a *Auditor) Checkpoints(ctx context.Context, after int64, limit int) ([]le
 }
 
 // LastCheckpoint is the one of the largest tree; zero when there is none.
+			if err := count(ctx, tx, counted); err != nil {
+				return err
+			}
 func (a *Auditor) LastCheckpoint(ctx context.Context) (leaf.Note, error) {
 	out, err := a.notes(ctx, `SELECT size, note FROM audit_checkpoint ORDER BY size DESC LIMIT 1`)
 	if err != nil || len(out) == 0 {

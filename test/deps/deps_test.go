@@ -52,14 +52,15 @@ var mayImport = map[string][]string{
 	"cryptoserver/client":     {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
 	"internal/hsm":            {"cryptoserver/token"},
 
-	"server":            {"authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/strictjson", "meter", "openapi"},
-	"issuer":            {"authz", "internal/authn", "meter"},
-	"ingest":            {"authz", "cryptoserver/envelope", "meter"},
-	"custodian":         {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
-	"conformance":       {"authz", "meter", "openapi/client"}, // what answers requests, it must not use
-	"auditlog/leaf":     {"internal/canonical"},
-	"auditlog":          {"auditlog/leaf", "authz", "cryptoserver/checkpoint", "cryptoserver/envelope", "internal/audit"},
-	"internal/postgres": {"auditlog/leaf", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "internal/tracing", "meter"},
+	"server":             {"auditlog/oversight", "authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/strictjson", "meter", "openapi"},
+	"issuer":             {"authz", "internal/authn", "meter"},
+	"ingest":             {"authz", "cryptoserver/envelope", "meter"},
+	"custodian":          {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
+	"conformance":        {"authz", "meter", "openapi/client"}, // what answers requests, it must not use
+	"auditlog/leaf":      {"internal/canonical"},
+	"auditlog/oversight": {"internal/audit", "meter"},
+	"auditlog":           {"auditlog/leaf", "auditlog/oversight", "authz", "cryptoserver/checkpoint", "cryptoserver/envelope", "internal/audit", "meter"},
+	"internal/postgres":  {"auditlog/leaf", "auditlog/oversight", "authz", "cryptoserver/control", "cryptoserver/envelope", "internal/audit", "internal/tracing", "meter"},
 }
 
 // only these commands may link the HSM library.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"kluis/auditlog"
+	"kluis/auditlog/oversight"
 	"kluis/authz"
 	"kluis/cryptoserver/client"
 	"kluis/internal/config"
@@ -66,14 +67,32 @@ func OpenAuditor(ctx context.Context, c config.Operator, log *slog.Logger) (*Aud
 	if err != nil {
 		return nil, errors.Join(err, servers.Close())
 	}
+	closer := func() error { return errors.Join(servers.Close(), l.Close()) }
 	export, err := auditlog.OpenExport(c.AuditExportDir, l.Log)
 	if err != nil {
-		return nil, errors.Join(err, servers.Close(), l.Close())
+		return nil, errors.Join(err, closer())
 	}
-	return &Auditor{
-		auditlog.New(l.Auditor, AuditServers{servers}, export, l.Log, log, auditlog.Timing{}),
-		func() error { return errors.Join(servers.Close(), l.Close()) },
-	}, nil
+	rules, err := oversightRules(c)
+	if err != nil {
+		return nil, errors.Join(err, closer())
+	}
+	a, err := auditlog.New(l.Auditor, AuditServers{servers}, export, l.Log, log, rules, auditlog.Timing{})
+	if err != nil {
+		return nil, errors.Join(err, closer())
+	}
+	return &Auditor{a, closer}, nil
+}
+
+func oversightRules(c config.Operator) (oversight.Rules, error) {
+	profile, err := Profile(c)
+	if err != nil {
+		return oversight.Rules{}, err
+	}
+	r := oversight.Rules{Zone: profile.Location(), Working: oversight.DefaultHours(), Keep: c.Oversight.KeepDays}
+	if w := c.Oversight.WorkingHours; w.Given() {
+		r.Working.Days, r.Working.From, r.Working.To, err = w.Times()
+	}
+	return r, err
 }
 
 // Close ends the connections.
