@@ -21,9 +21,11 @@ import (
 // Defines values for AccessLogEntryOperation.
 const (
 	ACCESSLOG   AccessLogEntryOperation = "ACCESS_LOG"
+	CONNECTION  AccessLogEntryOperation = "CONNECTION"
 	CONSENTS    AccessLogEntryOperation = "CONSENTS"
 	CONSENTSTEP AccessLogEntryOperation = "CONSENT_STEP"
 	DRYRUN      AccessLogEntryOperation = "DRY_RUN"
+	FIND        AccessLogEntryOperation = "FIND"
 	READINGS    AccessLogEntryOperation = "READINGS"
 )
 
@@ -32,11 +34,15 @@ func (e AccessLogEntryOperation) Valid() bool {
 	switch e {
 	case ACCESSLOG:
 		return true
+	case CONNECTION:
+		return true
 	case CONSENTS:
 		return true
 	case CONSENTSTEP:
 		return true
 	case DRYRUN:
+		return true
+	case FIND:
 		return true
 	case READINGS:
 		return true
@@ -153,6 +159,75 @@ func (e ChangeKind) Valid() bool {
 	case BASES:
 		return true
 	case CORRECTED:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Commodity.
+const (
+	CommodityElectricity Commodity = "electricity"
+	CommodityGas         Commodity = "gas"
+)
+
+// Valid indicates whether the value is a known member of the Commodity enum.
+func (e Commodity) Valid() bool {
+	switch e {
+	case CommodityElectricity:
+		return true
+	case CommodityGas:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConnectionIdentityState.
+const (
+	IdentityDamaged     ConnectionIdentityState = "DAMAGED"
+	IdentityGiven       ConnectionIdentityState = "GIVEN"
+	IdentityNone        ConnectionIdentityState = "NONE"
+	IdentityNotForRole  ConnectionIdentityState = "NOT_FOR_ROLE"
+	IdentityUnavailable ConnectionIdentityState = "UNAVAILABLE"
+)
+
+// Valid indicates whether the value is a known member of the ConnectionIdentityState enum.
+func (e ConnectionIdentityState) Valid() bool {
+	switch e {
+	case IdentityDamaged:
+		return true
+	case IdentityGiven:
+		return true
+	case IdentityNone:
+		return true
+	case IdentityNotForRole:
+		return true
+	case IdentityUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentPreviewQueryStep.
+const (
+	PreviewGrant    ConsentPreviewQueryStep = "grant"
+	PreviewRegister ConsentPreviewQueryStep = "register"
+	PreviewReject   ConsentPreviewQueryStep = "reject"
+	PreviewRevoke   ConsentPreviewQueryStep = "revoke"
+)
+
+// Valid indicates whether the value is a known member of the ConsentPreviewQueryStep enum.
+func (e ConsentPreviewQueryStep) Valid() bool {
+	switch e {
+	case PreviewGrant:
+		return true
+	case PreviewRegister:
+		return true
+	case PreviewReject:
+		return true
+	case PreviewRevoke:
 		return true
 	default:
 		return false
@@ -366,6 +441,87 @@ func (e MeteringPointCommodity) Valid() bool {
 	}
 }
 
+// Defines values for OversightLogResult.
+const (
+	LogFindings OversightLogResult = "FINDINGS"
+	LogNever    OversightLogResult = "NEVER"
+	LogOk       OversightLogResult = "OK"
+)
+
+// Valid indicates whether the value is a known member of the OversightLogResult enum.
+func (e OversightLogResult) Valid() bool {
+	switch e {
+	case LogFindings:
+		return true
+	case LogNever:
+		return true
+	case LogOk:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OversightUnusualKind.
+const (
+	UnusualBreadth  OversightUnusualKind = "BREADTH"
+	UnusualBurst    OversightUnusualKind = "BURST"
+	UnusualOffHours OversightUnusualKind = "OFF_HOURS"
+	UnusualRefusals OversightUnusualKind = "REFUSALS"
+)
+
+// Valid indicates whether the value is a known member of the OversightUnusualKind enum.
+func (e OversightUnusualKind) Valid() bool {
+	switch e {
+	case UnusualBreadth:
+		return true
+	case UnusualBurst:
+		return true
+	case UnusualOffHours:
+		return true
+	case UnusualRefusals:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PartState.
+const (
+	PartDown PartState = "DOWN"
+	PartUp   PartState = "UP"
+)
+
+// Valid indicates whether the value is a known member of the PartState enum.
+func (e PartState) Valid() bool {
+	switch e {
+	case PartDown:
+		return true
+	case PartUp:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PartyKind.
+const (
+	PartyEmployee PartyKind = "EMPLOYEE"
+	PartySupplier PartyKind = "SUPPLIER"
+)
+
+// Valid indicates whether the value is a known member of the PartyKind enum.
+func (e PartyKind) Valid() bool {
+	switch e {
+	case PartyEmployee:
+		return true
+	case PartySupplier:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ProbeStatus.
 const (
 	ProbeStatusOk          ProbeStatus = "ok"
@@ -411,9 +567,11 @@ const (
 	UrnKluisProblemOverloaded            ProblemType = "urn:kluis:problem:overloaded"
 	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
 	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
+	UrnKluisProblemProofNotFound         ProblemType = "urn:kluis:problem:proof-not-found"
 	UrnKluisProblemRateLimited           ProblemType = "urn:kluis:problem:rate-limited"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
 	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
+	UrnKluisProblemSupplierNotFound      ProblemType = "urn:kluis:problem:supplier-not-found"
 	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
 	UrnKluisProblemUnauthenticated       ProblemType = "urn:kluis:problem:unauthenticated"
 	UrnKluisProblemUnsupportedMediaType  ProblemType = "urn:kluis:problem:unsupported-media-type"
@@ -472,11 +630,15 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemPreconditionRequired:
 		return true
+	case UrnKluisProblemProofNotFound:
+		return true
 	case UrnKluisProblemRateLimited:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
 	case UrnKluisProblemSealingUnavailable:
+		return true
+	case UrnKluisProblemSupplierNotFound:
 		return true
 	case UrnKluisProblemTooManyConsents:
 		return true
@@ -976,6 +1138,71 @@ type AccessLogGranted struct {
 	To openapi_types.Date `json:"to"`
 }
 
+// AccessProof Shows that one access record is in the audit log.
+type AccessProof struct {
+	// Checkpoint The signed head of the log, a signed note.
+	//
+	// Example: netbeheer.example/kluis
+	// 4711
+	// K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k=
+	Checkpoint string `json:"checkpoint"`
+
+	// Hashes From the leaf to the root (RFC 6962, 2.1.1).
+	//
+	// Example: ["K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k="]
+	Hashes [][]byte `json:"hashes"`
+
+	// Index Place of the leaf in the log, from 0.
+	//
+	// Example: 4200
+	Index int `json:"index"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Leaf Hash of the leaf (RFC 6962, 2.1), in hexadecimal.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Leaf string `json:"leaf"`
+
+	// Origin Name of the audit log.
+	//
+	// Example: netbeheer.example/kluis
+	Origin string `json:"origin"`
+
+	// Receipt With `whole`, the cryptoserver's receipt, where something was opened.
+	//
+	// Example: AAAADWtsdWlzL3JlY2VpcHQB
+	Receipt *[]byte `json:"receipt,omitempty"`
+
+	// Record With `whole`, the access record as it was written.
+	//
+	// Example: AAAAE2tsdWlzL2FjY2Vzcy1yZWNvcmQB
+	Record *[]byte `json:"record,omitempty"`
+
+	// Salt With `whole`, what is hashed before the record.
+	//
+	// Example: AAECAwQFBgcICQoLDA0ODw==
+	Salt *[]byte `json:"salt,omitempty"`
+
+	// SignedAt When the head was signed, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt time.Time `json:"signedAt"`
+
+	// Size Leaves of the log under the signed head.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+
+	// Whole Whether the record itself is here. It is not where it names days of another customer too.
+	//
+	// Example: true
+	Whole bool `json:"whole"`
+}
+
 // AccessStored A run of days of one field that are stored, none missing between them. Of registers a day is the read at its start (00:00): the last day of a period needs the read of the day after, and `P1M` those of the first days of months only. `resolution` is the one they are stored at: what is asked for finer is withheld as `FINER_THAN_STORED`.
 type AccessStored struct {
 	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
@@ -1050,6 +1277,47 @@ type AccessWithheld struct {
 	//
 	// Example: 2026-04-02
 	To openapi_types.Date `json:"to"`
+}
+
+// Address Where a metering point is.
+type Address struct {
+	// Addition What follows the number, where something does.
+	//
+	// Example: A
+	Addition *string `json:"addition,omitempty"`
+
+	// City The town.
+	//
+	// Example: Ons Dorp
+	City string `json:"city"`
+
+	// HouseNumber The number of the house, without its addition.
+	//
+	// Example: 7
+	HouseNumber string `json:"houseNumber"`
+
+	// Postcode As the market writes it, without blanks.
+	//
+	// Example: 1234AB
+	Postcode string `json:"postcode"`
+
+	// Street The street.
+	//
+	// Example: Dorpsstraat
+	Street string `json:"street"`
+}
+
+// AddressQuery An address, by postcode and house number, as in the errand.
+type AddressQuery struct {
+	// HouseNumber The number of the house, without its addition; 1 to 99999.
+	//
+	// Example: 7
+	HouseNumber string `json:"houseNumber"`
+
+	// Postcode As the market writes it, without blanks, in capitals.
+	//
+	// Example: 1234AB
+	Postcode string `json:"postcode"`
 }
 
 // Backend One back end.
@@ -1145,6 +1413,157 @@ type Changes struct {
 	More bool `json:"more"`
 }
 
+// CheckpointStatus A signed head of the audit log.
+type CheckpointStatus struct {
+	// SignedAt When it was signed, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt time.Time `json:"signedAt"`
+
+	// Size Leaves.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+}
+
+// Commodity What is metered.
+//
+// Example: electricity
+type Commodity string
+
+// Connection One metering point, as the facts and the store are now.
+type Connection struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Commodity What is metered.
+	//
+	// Example: electricity
+	Commodity Commodity `json:"commodity"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Fields What is stored, by field and day, none missing within a run.
+	Fields []ConnectionField `json:"fields"`
+
+	// Identity Who lives there today, and where that is. `GIVEN`: it is here. `NONE`:
+	// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
+	// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
+	// it now; ask again. `DAMAGED`: it is kept, and does not open; the
+	// operator is told.
+	Identity ConnectionIdentity `json:"identity"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// LegalFileSealedAt When that version was sealed, UTC.
+	//
+	// Example: 2026-03-01T10:00:00Z
+	LegalFileSealedAt time.Time `json:"legalFileSealedAt"`
+
+	// LegalFileVersion Version of the legal file.
+	//
+	// Example: 12
+	LegalFileVersion int `json:"legalFileVersion"`
+
+	// Occupancies Each customer's time here, by day.
+	Occupancies []DayPeriod `json:"occupancies"`
+
+	// OptOuts When the customer had opted out of remote reading, by day.
+	OptOuts []DayPeriod `json:"optOuts"`
+
+	// Suppliers All who supply, supplied, or have a consent here; by GLN.
+	Suppliers []SupplierName `json:"suppliers"`
+
+	// Supply Who supplied when, by day.
+	Supply []SupplyPeriod `json:"supply"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+}
+
+// ConnectionField A run of days of one field that are stored.
+type ConnectionField struct {
+	// Class Fields that the law treats alike: `registers` (one cumulative read a day) or `intervals` (quarter-hours or hours).
+	//
+	// Example: registers
+	Class FieldClass `json:"class"`
+
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day stored.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// LastStoredAt When the youngest of them was stored, UTC.
+	//
+	// Example: 2026-04-01T05:10:00Z
+	LastStoredAt time.Time `json:"lastStoredAt"`
+
+	// Obis OBIS code of the field.
+	//
+	// Example: 1-0:1.8.1
+	Obis string `json:"obis"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution Resolution `json:"resolution"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+
+	// Unit Unit of the values.
+	//
+	// Example: kWh
+	Unit string `json:"unit"`
+}
+
+// ConnectionIdentity Who lives there today, and where that is. `GIVEN`: it is here. `NONE`:
+// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
+// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
+// it now; ask again. `DAMAGED`: it is kept, and does not open; the
+// operator is told.
+type ConnectionIdentity struct {
+	// Address Where a metering point is.
+	Address *Address `json:"address,omitempty"`
+
+	// Name The customer's name.
+	//
+	// Example: J. Jansen
+	Name *string `json:"name,omitempty"`
+
+	// Since First local day of the occupancy.
+	//
+	// Example: 2024-05-01
+	Since *openapi_types.Date `json:"since,omitempty"`
+
+	// State Whether it is given, and why not.
+	//
+	// Example: GIVEN
+	State ConnectionIdentityState `json:"state"`
+}
+
+// ConnectionIdentityState Whether it is given, and why not.
+//
+// Example: GIVEN
+type ConnectionIdentityState string
+
 // Consent A customer's permission for one supplier, as it is now.
 type Consent struct {
 	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
@@ -1236,6 +1655,87 @@ type ConsentAnswer struct {
 	Evidence string `json:"evidence"`
 }
 
+// ConsentPreview What the supplier may read before and after a step.
+type ConsentPreview struct {
+	// After What it might read after the step; the same as before where the step could not be taken.
+	After []AccessGranted `json:"after"`
+
+	// Allowed Whether the step could be taken now.
+	//
+	// Example: true
+	Allowed bool `json:"allowed"`
+
+	// At The instant that both are about, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Before What the supplier may read now.
+	Before []AccessGranted `json:"before"`
+
+	// Detail Where it could not: what to do about it.
+	//
+	// Example: class intervals is not given that fine; choose a coarser granularity
+	Detail *string `json:"detail,omitempty"`
+
+	// From First local day of the period looked at; that of which readings are kept.
+	//
+	// Example: 2024-04-02
+	From openapi_types.Date `json:"from"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+
+	// Why Where it could not: the slug of the problem that it would be refused with.
+	//
+	// Example: consent-not-possible
+	Why *string `json:"why,omitempty"`
+}
+
+// ConsentPreviewQuery A step that might be taken. `register` needs `newConsent` with its
+// `supplier`; the others need `consentId`.
+type ConsentPreviewQuery struct {
+	// ConsentId The consent; not to register.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// NewConsent The consent that is asked for, or given.
+	NewConsent *NewConsent `json:"newConsent,omitempty"`
+
+	// Step What might be done.
+	//
+	// Example: revoke
+	Step ConsentPreviewQueryStep `json:"step"`
+}
+
+// ConsentPreviewQueryStep What might be done.
+//
+// Example: revoke
+type ConsentPreviewQueryStep string
+
 // ConsentState | state | meaning |
 // |---|---|
 // | `REQUESTED` | waits for the customer's answer; gives nothing |
@@ -1298,6 +1798,63 @@ type Consents struct {
 	InteractionId InteractionId `json:"interactionId"`
 }
 
+// CryptoserverStatus One cryptoserver, as it says of itself; nothing but `name` and `status` where it does not answer.
+type CryptoserverStatus struct {
+	// ControlAt When it last heard that the control feed still ends where it ended, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	ControlAt *time.Time `json:"controlAt,omitempty"`
+
+	// Name Its name at the grid operator.
+	//
+	// Example: cryptoserver-1
+	Name string `json:"name"`
+
+	// Receipts Receipts it has given since.
+	//
+	// Example: 123456
+	Receipts *int `json:"receipts,omitempty"`
+
+	// Roles The roles it serves.
+	//
+	// Example: ["open","seal"]
+	Roles *[]string `json:"roles,omitempty"`
+
+	// ServerId What its receipts call it.
+	//
+	// Example: 3f6c0a5e9b1d4c7288aa10ffde01b2c3
+	ServerId *string `json:"serverId,omitempty"`
+
+	// StartedAt When it started, UTC.
+	//
+	// Example: 2026-04-01T00:00:00Z
+	StartedAt *time.Time `json:"startedAt,omitempty"`
+
+	// Status Whether a part of the service serves.
+	//
+	// Example: UP
+	Status PartState `json:"status"`
+
+	// Tokens Its HSM tokens.
+	Tokens *[]HsmToken `json:"tokens,omitempty"`
+
+	// Version Version of its program.
+	//
+	// Example: v1.0.0
+	Version *string `json:"version,omitempty"`
+}
+
+// DayPeriod Local days.
+type DayPeriod struct {
+	// From First local day.
+	//
+	// Example: 2024-05-01
+	From openapi_types.Date `json:"from"`
+
+	// To First local day after; null while it lasts.
+	To *openapi_types.Date `json:"to"`
+}
+
 // DayValues The values of one local day (at `P1M`, of one local month).
 type DayValues struct {
 	// Quality Quality by exception: runs of values that did not come as the meter provided them. Absent when there are none. A null needs no entry.
@@ -1329,6 +1886,51 @@ type FieldClass string
 // Example: import_low
 type FieldName = string
 
+// FoundPoint A metering point at the address.
+type FoundPoint struct {
+	// Address Where a metering point is.
+	Address Address `json:"address"`
+
+	// Commodity What is metered.
+	//
+	// Example: electricity
+	Commodity Commodity `json:"commodity"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+}
+
+// FoundPoints The metering points at an address.
+type FoundPoints struct {
+	// Found By house number addition, then EAN; at most 64.
+	Found []FoundPoint `json:"found"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// More Whether there are more than are told.
+	//
+	// Example: false
+	More bool `json:"more"`
+}
+
+// GatewayStatus The gateway that answers.
+type GatewayStatus struct {
+	// StartedAt When it started, UTC.
+	//
+	// Example: 2026-04-01T00:00:00Z
+	StartedAt time.Time `json:"startedAt"`
+
+	// Version Version of its program.
+	//
+	// Example: v1.0.0
+	Version string `json:"version"`
+}
+
 // Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
 //
 // Example: 8712423000018
@@ -1338,6 +1940,42 @@ type Gln = string
 //
 // Example: <feed xmlns="http://www.w3.org/2005/Atom">…</feed>
 type GreenButton = string
+
+// HsmToken One HSM token.
+type HsmToken struct {
+	// Label Its label.
+	//
+	// Example: kluis-open-1
+	Label string `json:"label"`
+
+	// Role What it is for.
+	//
+	// Example: open
+	Role string `json:"role"`
+
+	// State How it fares.
+	//
+	// Example: healthy
+	State string `json:"state"`
+}
+
+// IngestStatus Up to when data has come in, over all metering points.
+type IngestStatus struct {
+	// LastCompleteDay The last local day that is over.
+	//
+	// Example: 2026-03-31
+	LastCompleteDay openapi_types.Date `json:"lastCompleteDay"`
+
+	// LastStoredAt When a block of readings was last stored, UTC; null when there is none.
+	//
+	// Example: 2026-04-01T05:10:00Z
+	LastStoredAt *time.Time `json:"lastStoredAt"`
+
+	// MeteringPoints Of how many metering points something is stored of that day; absent where it is not counted.
+	//
+	// Example: 2700000
+	MeteringPoints *int `json:"meteringPoints,omitempty"`
+}
 
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
@@ -1502,6 +2140,212 @@ type NewConsent struct {
 	ValidUntil time.Time `json:"validUntil"`
 }
 
+// Operations How each part of the service fares.
+type Operations struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Checkpoint The newest signed head of the audit log; null where there is none, or it could not be asked for.
+	Checkpoint *CheckpointStatus `json:"checkpoint"`
+
+	// Cryptoservers Every configured one.
+	Cryptoservers []CryptoserverStatus `json:"cryptoservers"`
+
+	// Database One part.
+	Database PartStatus `json:"database"`
+
+	// Gateway The gateway that answers.
+	Gateway GatewayStatus `json:"gateway"`
+
+	// Ingest What came in; null where it could not be asked for.
+	Ingest *IngestStatus `json:"ingest"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+}
+
+// Oversight What the auditor's daemon counted and found.
+type Oversight struct {
+	// At Up to when records are counted, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// From First local day of the period.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// Hours All requests, by hour; hours without any are left out.
+	Hours []OversightHour `json:"hours"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Log The audit log.
+	Log OversightLog `json:"log"`
+
+	// Parties Who asked, most requests first.
+	Parties []OversightParty `json:"parties"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-03-08
+	To openapi_types.Date `json:"to"`
+
+	// Unusual What to look at, latest first.
+	Unusual []OversightUnusual `json:"unusual"`
+}
+
+// OversightFinding Findings of one kind.
+type OversightFinding struct {
+	// Code The kind (docs/AUDIT.md).
+	//
+	// Example: record-altered
+	Code string `json:"code"`
+
+	// Count How many.
+	//
+	// Example: 1
+	Count int `json:"count"`
+}
+
+// OversightHour The requests of one hour.
+type OversightHour struct {
+	// At Beginning of the hour, UTC.
+	//
+	// Example: 2026-03-06T08:00:00Z
+	At time.Time `json:"at"`
+
+	// Refused Refused ones among them.
+	//
+	// Example: 3
+	Refused int `json:"refused"`
+
+	// Requests All of them.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// OversightLog The audit log.
+type OversightLog struct {
+	// Findings What was found, by kind.
+	Findings []OversightFinding `json:"findings"`
+
+	// Result `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+	//
+	// Example: OK
+	Result OversightLogResult `json:"result"`
+
+	// SignedAt When that was signed, UTC; absent where none is.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt *time.Time `json:"signedAt,omitempty"`
+
+	// Size Leaves under the newest signed head.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+
+	// VerifiedAt When the log was last verified, UTC; absent where it never was.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
+}
+
+// OversightLogResult `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+//
+// Example: OK
+type OversightLogResult string
+
+// OversightParty What one party asked in the period.
+type OversightParty struct {
+	// Kind Whether a party is a supplier, or an employee of the grid operator.
+	//
+	// Example: SUPPLIER
+	Kind PartyKind `json:"kind"`
+
+	// MeteringPoints How many different metering points, by day, added up.
+	//
+	// Example: 250
+	MeteringPoints int `json:"meteringPoints"`
+
+	// Name The GLN of a supplier, the subject of an employee.
+	//
+	// Example: 8712423000018
+	Name string `json:"name"`
+
+	// OffHours Those outside the hours of work.
+	//
+	// Example: 0
+	OffHours int `json:"offHours"`
+
+	// Refused Refused ones among them.
+	//
+	// Example: 3
+	Refused int `json:"refused"`
+
+	// Requests How many.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// OversightUnusual Something to look at.
+type OversightUnusual struct {
+	// Count How many.
+	//
+	// Example: 412
+	Count int `json:"count"`
+
+	// From Beginning of the hour or day, UTC.
+	//
+	// Example: 2026-03-05T23:00:00Z
+	From time.Time `json:"from"`
+
+	// Kind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+	//
+	// Example: BREADTH
+	Kind OversightUnusualKind `json:"kind"`
+
+	// Party The GLN of a supplier, the subject of an employee.
+	//
+	// Example: https://login.example#agent-17
+	Party string `json:"party"`
+
+	// PartyKind Whether a party is a supplier, or an employee of the grid operator.
+	//
+	// Example: SUPPLIER
+	PartyKind PartyKind `json:"partyKind"`
+
+	// To Its end, UTC.
+	//
+	// Example: 2026-03-06T23:00:00Z
+	To time.Time `json:"to"`
+
+	// Usual How many are usual for such a party.
+	//
+	// Example: 35
+	Usual int `json:"usual"`
+}
+
+// OversightUnusualKind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+//
+// Example: BREADTH
+type OversightUnusualKind string
+
 // ParameterError One faulty parameter. Never repeats its value.
 type ParameterError struct {
 	// Pointer Which: `/query/NAME`, `/path/NAME`, `/header/NAME` or `/body/NAME`; `/query` and `/body` for the whole, as with an unknown parameter.
@@ -1514,6 +2358,24 @@ type ParameterError struct {
 	// Example: must be later than from
 	Reason string `json:"reason"`
 }
+
+// PartState Whether a part of the service serves.
+//
+// Example: UP
+type PartState string
+
+// PartStatus One part.
+type PartStatus struct {
+	// Status Whether a part of the service serves.
+	//
+	// Example: UP
+	Status PartState `json:"status"`
+}
+
+// PartyKind Whether a party is a supplier, or an employee of the grid operator.
+//
+// Example: SUPPLIER
+type PartyKind string
 
 // Probe The answer to a probe.
 type Probe struct {
@@ -1995,6 +2857,163 @@ type StreamLine struct {
 // Example: point
 type StreamLineType string
 
+// Supplier A supplier's record, and what it does.
+type Supplier struct {
+	// Certificates Its client certificates.
+	Certificates []SupplierCertificate `json:"certificates"`
+
+	// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Gln Gln `json:"gln"`
+
+	// LastRequestAt The hour of its last request, UTC; absent where none is known.
+	//
+	// Example: 2026-04-02T08:00:00Z
+	LastRequestAt *time.Time `json:"lastRequestAt,omitempty"`
+
+	// Name Its name.
+	//
+	// Example: Voorbeeld Energie
+	Name string `json:"name"`
+
+	// Quota How much it may ask of one gateway.
+	Quota SupplierQuota `json:"quota"`
+
+	// Scopes What its tokens may be for.
+	//
+	// Example: ["readings:read","consents:write"]
+	Scopes []string `json:"scopes"`
+
+	// Suspended Whether it is suspended.
+	//
+	// Example: false
+	Suspended bool `json:"suspended"`
+
+	// Today What it asked since the local day began, as far as it is counted.
+	Today SupplierToday `json:"today"`
+
+	// Version Version of its record; for `If-Match`, as an `ETag`.
+	//
+	// Example: 7
+	Version int `json:"version"`
+}
+
+// SupplierAnswer One supplier.
+type SupplierAnswer struct {
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Supplier A supplier's record, and what it does.
+	Supplier Supplier `json:"supplier"`
+}
+
+// SupplierCertificate A client certificate.
+type SupplierCertificate struct {
+	// NotAfter When it expires, UTC.
+	//
+	// Example: 2027-04-02T00:00:00Z
+	NotAfter time.Time `json:"notAfter"`
+
+	// RevokedAt Since when it counts no more, UTC.
+	//
+	// Example: 2026-03-02T00:00:00Z
+	RevokedAt *time.Time `json:"revokedAt,omitempty"`
+
+	// Thumbprint SHA-256 of the certificate (DER), in hexadecimal.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Thumbprint string `json:"thumbprint"`
+}
+
+// SupplierName A party that supplies, or may read.
+type SupplierName struct {
+	// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Gln Gln `json:"gln"`
+
+	// Name Its name, where it is known.
+	//
+	// Example: Voorbeeld Energie
+	Name *string `json:"name,omitempty"`
+
+	// Suspended Whether it is suspended, and gets nothing.
+	//
+	// Example: false
+	Suspended bool `json:"suspended"`
+}
+
+// SupplierQuota How much it may ask of one gateway.
+type SupplierQuota struct {
+	// Burst Requests at once.
+	//
+	// Example: 200
+	Burst int `json:"burst"`
+
+	// PerSecond Requests a second, in the long run.
+	//
+	// Example: 100
+	PerSecond float32 `json:"perSecond"`
+}
+
+// SupplierToday What it asked since the local day began, as far as it is counted.
+type SupplierToday struct {
+	// Failed That failed for a fault.
+	//
+	// Example: 1
+	Failed int `json:"failed"`
+
+	// Given Of which something was given or done.
+	//
+	// Example: 4700
+	Given int `json:"given"`
+
+	// Refused That were refused, or of which nothing was given.
+	//
+	// Example: 10
+	Refused int `json:"refused"`
+
+	// Requests All requests.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// Suppliers All suppliers.
+type Suppliers struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Suppliers In ascending order of GLN.
+	Suppliers []Supplier `json:"suppliers"`
+}
+
+// SupplyPeriod A supplier's registered time.
+type SupplyPeriod struct {
+	// From First local day.
+	//
+	// Example: 2024-05-01
+	From openapi_types.Date `json:"from"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// To First local day after; null while it lasts.
+	To *openapi_types.Date `json:"to"`
+}
+
 // Table CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
 // row is: `value` (one value), `series` (counts of one series),
 // `withheld`, `problem`; in a stream also `begin`, `progress` and `end`.
@@ -2091,8 +3110,16 @@ type IdempotencyKey = string
 // IfMatch defines model for IfMatch.
 type IfMatch = string
 
+// IfMatchSupplier defines model for IfMatchSupplier.
+type IfMatchSupplier = string
+
 // IfNoneMatch defines model for IfNoneMatch.
 type IfNoneMatch = string
+
+// SupplierGln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+//
+// Example: 8712423000018
+type SupplierGln = Gln
 
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
@@ -2126,6 +3153,15 @@ type PreconditionFailed = Problem
 
 // PreconditionRequired Problem details (RFC 9457).
 type PreconditionRequired = Problem
+
+// PreviewNotFound Problem details (RFC 9457).
+type PreviewNotFound = Problem
+
+// ProofNotFound Problem details (RFC 9457).
+type ProofNotFound = Problem
+
+// SupplierNotFound Problem details (RFC 9457).
+type SupplierNotFound = Problem
 
 // TooManyRequests Problem details (RFC 9457).
 type TooManyRequests = Problem
@@ -2241,6 +3277,12 @@ type GetAccessLogParams struct {
 // GetAccessLogParamsLang defines parameters for GetAccessLog.
 type GetAccessLogParamsLang string
 
+// GetAccessProofParams defines parameters for GetAccessProof.
+type GetAccessProofParams struct {
+	// Occupancy First local day of the occupancy of the customer concerned. Absent: the one who lives there now.
+	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
+}
+
 // ListConsentsParams defines parameters for ListConsents.
 type ListConsentsParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
@@ -2277,17 +3319,44 @@ type GetReadingsParams struct {
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// GetOversightParams defines parameters for GetOversight.
+type GetOversightParams struct {
+	// From First local day of the period. Absent together with `to`, the period is the seven days up to today, which is included.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 31 days. Together with `from`.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+}
+
 // GetStatusParams defines parameters for GetStatus.
 type GetStatusParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// ResumeSupplierParams defines parameters for ResumeSupplier.
+type ResumeSupplierParams struct {
+	// IfMatch The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+	IfMatch *IfMatchSupplier `json:"If-Match,omitempty"`
+}
+
+// SuspendSupplierParams defines parameters for SuspendSupplier.
+type SuspendSupplierParams struct {
+	// IfMatch The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+	IfMatch *IfMatchSupplier `json:"If-Match,omitempty"`
+}
+
 // CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
 type CreateConsentJSONRequestBody = NewConsent
 
+// PreviewConsentJSONRequestBody defines body for PreviewConsent for application/json ContentType.
+type PreviewConsentJSONRequestBody = ConsentPreviewQuery
+
 // GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
 type GrantConsentJSONRequestBody = ConsentAnswer
+
+// FindMeteringPointsJSONRequestBody defines body for FindMeteringPoints for application/json ContentType.
+type FindMeteringPointsJSONRequestBody = AddressQuery
 
 // QueryReadingsJSONRequestBody defines body for QueryReadings for application/json ContentType.
 type QueryReadingsJSONRequestBody = ReadingsQuery
@@ -2306,6 +3375,9 @@ type ServerInterface interface {
 	// CreateConsent Request a customer's consent, or register one on the customer's word
 	// (POST /v1/consents)
 	CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams)
+	// PreviewConsent What a step of a consent would change
+	// (POST /v1/consents/preview)
+	PreviewConsent(w http.ResponseWriter, r *http.Request)
 	// GetConsent One consent
 	// (GET /v1/consents/{id})
 	GetConsent(w http.ResponseWriter, r *http.Request, id ConsentId)
@@ -2324,24 +3396,48 @@ type ServerInterface interface {
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(w http.ResponseWriter, r *http.Request, params ListMeteringPointsParams)
+	// FindMeteringPoints The metering points at an address
+	// (POST /v1/metering-points/find)
+	FindMeteringPoints(w http.ResponseWriter, r *http.Request)
 	// GetAccess What the caller may read of one metering point, and why the rest is not given
 	// (GET /v1/metering-points/{ean}/access)
 	GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams)
 	// GetAccessLog Who read what of a metering point, when and why
 	// (GET /v1/metering-points/{ean}/access-log)
 	GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams)
+	// GetAccessProof The proof that an entry of the access log is in the audit log
+	// (GET /v1/metering-points/{ean}/access-log/{interaction}/proof)
+	GetAccessProof(w http.ResponseWriter, r *http.Request, ean Ean, interaction openapi_types.UUID, params GetAccessProofParams)
+	// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
+	// (GET /v1/metering-points/{ean}/connection)
+	GetConnection(w http.ResponseWriter, r *http.Request, ean Ean)
 	// ListConsents The consents at a metering point
 	// (GET /v1/metering-points/{ean}/consents)
 	ListConsents(w http.ResponseWriter, r *http.Request, ean Ean, params ListConsentsParams)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(w http.ResponseWriter, r *http.Request, ean Ean, params GetReadingsParams)
+	// GetOperations How each part of the service fares
+	// (GET /v1/operations)
+	GetOperations(w http.ResponseWriter, r *http.Request)
+	// GetOversight Who asked how much, what is unusual, and whether the log verifies
+	// (GET /v1/oversight)
+	GetOversight(w http.ResponseWriter, r *http.Request, params GetOversightParams)
 	// QueryReadings The readings of many metering points, in pages or as a stream
 	// (POST /v1/readings/query)
 	QueryReadings(w http.ResponseWriter, r *http.Request)
 	// GetStatus Health of the back ends and freshness of the data
 	// (GET /v1/status)
 	GetStatus(w http.ResponseWriter, r *http.Request, params GetStatusParams)
+	// ListSuppliers The suppliers, their certificates and what they asked for today
+	// (GET /v1/suppliers)
+	ListSuppliers(w http.ResponseWriter, r *http.Request)
+	// ResumeSupplier Let a suspended supplier in again
+	// (POST /v1/suppliers/{gln}/resume)
+	ResumeSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params ResumeSupplierParams)
+	// SuspendSupplier Stop a supplier
+	// (POST /v1/suppliers/{gln}/suspend)
+	SuspendSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params SuspendSupplierParams)
 }
 
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
@@ -2369,6 +3465,12 @@ func (_ Unimplemented) ListChanges(w http.ResponseWriter, r *http.Request, param
 // CreateConsent Request a customer's consent, or register one on the customer's word
 // (POST /v1/consents)
 func (_ Unimplemented) CreateConsent(w http.ResponseWriter, r *http.Request, params CreateConsentParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// PreviewConsent What a step of a consent would change
+// (POST /v1/consents/preview)
+func (_ Unimplemented) PreviewConsent(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2408,6 +3510,12 @@ func (_ Unimplemented) ListMeteringPoints(w http.ResponseWriter, r *http.Request
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// FindMeteringPoints The metering points at an address
+// (POST /v1/metering-points/find)
+func (_ Unimplemented) FindMeteringPoints(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // GetAccess What the caller may read of one metering point, and why the rest is not given
 // (GET /v1/metering-points/{ean}/access)
 func (_ Unimplemented) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams) {
@@ -2417,6 +3525,18 @@ func (_ Unimplemented) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean
 // GetAccessLog Who read what of a metering point, when and why
 // (GET /v1/metering-points/{ean}/access-log)
 func (_ Unimplemented) GetAccessLog(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessLogParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetAccessProof The proof that an entry of the access log is in the audit log
+// (GET /v1/metering-points/{ean}/access-log/{interaction}/proof)
+func (_ Unimplemented) GetAccessProof(w http.ResponseWriter, r *http.Request, ean Ean, interaction openapi_types.UUID, params GetAccessProofParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
+// (GET /v1/metering-points/{ean}/connection)
+func (_ Unimplemented) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2432,6 +3552,18 @@ func (_ Unimplemented) GetReadings(w http.ResponseWriter, r *http.Request, ean E
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// GetOperations How each part of the service fares
+// (GET /v1/operations)
+func (_ Unimplemented) GetOperations(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetOversight Who asked how much, what is unusual, and whether the log verifies
+// (GET /v1/oversight)
+func (_ Unimplemented) GetOversight(w http.ResponseWriter, r *http.Request, params GetOversightParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // QueryReadings The readings of many metering points, in pages or as a stream
 // (POST /v1/readings/query)
 func (_ Unimplemented) QueryReadings(w http.ResponseWriter, r *http.Request) {
@@ -2441,6 +3573,24 @@ func (_ Unimplemented) QueryReadings(w http.ResponseWriter, r *http.Request) {
 // GetStatus Health of the back ends and freshness of the data
 // (GET /v1/status)
 func (_ Unimplemented) GetStatus(w http.ResponseWriter, r *http.Request, params GetStatusParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListSuppliers The suppliers, their certificates and what they asked for today
+// (GET /v1/suppliers)
+func (_ Unimplemented) ListSuppliers(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ResumeSupplier Let a suspended supplier in again
+// (POST /v1/suppliers/{gln}/resume)
+func (_ Unimplemented) ResumeSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params ResumeSupplierParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// SuspendSupplier Stop a supplier
+// (POST /v1/suppliers/{gln}/suspend)
+func (_ Unimplemented) SuspendSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params SuspendSupplierParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2576,6 +3726,20 @@ func (siw *ServerInterfaceWrapper) CreateConsent(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateConsent(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PreviewConsent operation middleware
+func (siw *ServerInterfaceWrapper) PreviewConsent(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PreviewConsent(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2911,6 +4075,20 @@ func (siw *ServerInterfaceWrapper) ListMeteringPoints(w http.ResponseWriter, r *
 	handler.ServeHTTP(w, r)
 }
 
+// FindMeteringPoints operation middleware
+func (siw *ServerInterfaceWrapper) FindMeteringPoints(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FindMeteringPoints(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetAccess operation middleware
 func (siw *ServerInterfaceWrapper) GetAccess(w http.ResponseWriter, r *http.Request) {
 
@@ -3103,6 +4281,83 @@ func (siw *ServerInterfaceWrapper) GetAccessLog(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAccessLog(w, r, ean, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetAccessProof operation middleware
+func (siw *ServerInterfaceWrapper) GetAccessProof(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ean" -------------
+	var ean Ean
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ean", chi.URLParam(r, "ean"), &ean, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ean", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "interaction" -------------
+	var interaction openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "interaction", chi.URLParam(r, "interaction"), &interaction, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "interaction", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetAccessProofParams
+
+	// ------------- Optional query parameter "occupancy" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "occupancy", r.URL.Query(), &params.Occupancy, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "occupancy"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "occupancy", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetAccessProof(w, r, ean, interaction, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetConnection operation middleware
+func (siw *ServerInterfaceWrapper) GetConnection(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ean" -------------
+	var ean Ean
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ean", chi.URLParam(r, "ean"), &ean, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ean", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetConnection(w, r, ean)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3316,6 +4571,66 @@ func (siw *ServerInterfaceWrapper) GetReadings(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// GetOperations operation middleware
+func (siw *ServerInterfaceWrapper) GetOperations(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOperations(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOversight operation middleware
+func (siw *ServerInterfaceWrapper) GetOversight(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetOversightParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOversight(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // QueryReadings operation middleware
 func (siw *ServerInterfaceWrapper) QueryReadings(w http.ResponseWriter, r *http.Request) {
 
@@ -3362,6 +4677,120 @@ func (siw *ServerInterfaceWrapper) GetStatus(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetStatus(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSuppliers operation middleware
+func (siw *ServerInterfaceWrapper) ListSuppliers(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSuppliers(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeSupplier operation middleware
+func (siw *ServerInterfaceWrapper) ResumeSupplier(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "gln" -------------
+	var gln SupplierGln
+
+	err = runtime.BindStyledParameterWithOptions("simple", "gln", chi.URLParam(r, "gln"), &gln, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "gln", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ResumeSupplierParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatchSupplier
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeSupplier(w, r, gln, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SuspendSupplier operation middleware
+func (siw *ServerInterfaceWrapper) SuspendSupplier(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "gln" -------------
+	var gln SupplierGln
+
+	err = runtime.BindStyledParameterWithOptions("simple", "gln", chi.URLParam(r, "gln"), &gln, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "gln", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SuspendSupplierParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatchSupplier
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SuspendSupplier(w, r, gln, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3488,6 +4917,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/metering-points", wrapper.ListMeteringPoints)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/metering-points/find", wrapper.FindMeteringPoints)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/metering-points/{ean}/connection", wrapper.GetConnection)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/readings", wrapper.GetReadings)
 	})
 	r.Group(func(r chi.Router) {
@@ -3509,6 +4944,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Post(options.BaseURL+"/v1/consents", wrapper.CreateConsent)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/consents/preview", wrapper.PreviewConsent)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/consents/{id}", wrapper.GetConsent)
 	})
 	r.Group(func(r chi.Router) {
@@ -3522,6 +4960,24 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access-log", wrapper.GetAccessLog)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/metering-points/{ean}/access-log/{interaction}/proof", wrapper.GetAccessProof)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/suppliers", wrapper.ListSuppliers)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/suppliers/{gln}/suspend", wrapper.SuspendSupplier)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/suppliers/{gln}/resume", wrapper.ResumeSupplier)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/operations", wrapper.GetOperations)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/oversight", wrapper.GetOversight)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/status", wrapper.GetStatus)
@@ -3571,6 +5027,12 @@ type NotFoundApplicationProblemPlusJSONResponse Problem
 type PreconditionFailedApplicationProblemPlusJSONResponse Problem
 
 type PreconditionRequiredApplicationProblemPlusJSONResponse Problem
+
+type PreviewNotFoundApplicationProblemPlusJSONResponse Problem
+
+type ProofNotFoundApplicationProblemPlusJSONResponse Problem
+
+type SupplierNotFoundApplicationProblemPlusJSONResponse Problem
 
 type TooManyRequestsResponseHeaders struct {
 	RateLimit       *string
@@ -4202,6 +5664,220 @@ type CreateConsent504ApplicationProblemPlusJSONResponse struct {
 }
 
 func (response CreateConsent504ApplicationProblemPlusJSONResponse) VisitCreateConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsentRequestObject struct {
+	Body *PreviewConsentJSONRequestBody
+}
+
+type PreviewConsentResponseObject interface {
+	VisitPreviewConsentResponse(w http.ResponseWriter) error
+}
+
+type PreviewConsent200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type PreviewConsent200JSONResponse struct {
+	Body    ConsentPreview
+	Headers PreviewConsent200ResponseHeaders
+}
+
+func (response PreviewConsent200JSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent400ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent401ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent403ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent404ApplicationProblemPlusJSONResponse struct {
+	PreviewNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent404ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent413ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent415ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent429ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent500ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent503ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PreviewConsent504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response PreviewConsent504ApplicationProblemPlusJSONResponse) VisitPreviewConsentResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5595,6 +7271,204 @@ func (response ListMeteringPoints504ApplicationProblemPlusJSONResponse) VisitLis
 	return err
 }
 
+type FindMeteringPointsRequestObject struct {
+	Body *FindMeteringPointsJSONRequestBody
+}
+
+type FindMeteringPointsResponseObject interface {
+	VisitFindMeteringPointsResponse(w http.ResponseWriter) error
+}
+
+type FindMeteringPoints200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type FindMeteringPoints200JSONResponse struct {
+	Body    FoundPoints
+	Headers FindMeteringPoints200ResponseHeaders
+}
+
+func (response FindMeteringPoints200JSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints400ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints401ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints403ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints413ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints415ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints429ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints500ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints503ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindMeteringPoints504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response FindMeteringPoints504ApplicationProblemPlusJSONResponse) VisitFindMeteringPointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetAccessRequestObject struct {
 	Ean    Ean `json:"ean"`
 	Params GetAccessParams
@@ -6067,6 +7941,404 @@ type GetAccessLog504ApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetAccessLog504ApplicationProblemPlusJSONResponse) VisitGetAccessLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProofRequestObject struct {
+	Ean         Ean                `json:"ean"`
+	Interaction openapi_types.UUID `json:"interaction"`
+	Params      GetAccessProofParams
+}
+
+type GetAccessProofResponseObject interface {
+	VisitGetAccessProofResponse(w http.ResponseWriter) error
+}
+
+type GetAccessProof200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetAccessProof200JSONResponse struct {
+	Body    AccessProof
+	Headers GetAccessProof200ResponseHeaders
+}
+
+func (response GetAccessProof200JSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof400ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof401ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof403ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof404ApplicationProblemPlusJSONResponse struct {
+	ProofNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof404ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof413ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof429ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof500ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof503ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAccessProof504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetAccessProof504ApplicationProblemPlusJSONResponse) VisitGetAccessProofResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnectionRequestObject struct {
+	Ean Ean `json:"ean"`
+}
+
+type GetConnectionResponseObject interface {
+	VisitGetConnectionResponse(w http.ResponseWriter) error
+}
+
+type GetConnection200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetConnection200JSONResponse struct {
+	Body    Connection
+	Headers GetConnection200ResponseHeaders
+}
+
+func (response GetConnection200JSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection400ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection401ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection403ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection404ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection413ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection429ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection500ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection503ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConnection504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetConnection504ApplicationProblemPlusJSONResponse) VisitGetConnectionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6655,6 +8927,369 @@ func (response GetReadings504ApplicationProblemPlusJSONResponse) VisitGetReading
 	return err
 }
 
+type GetOperationsRequestObject struct {
+}
+
+type GetOperationsResponseObject interface {
+	VisitGetOperationsResponse(w http.ResponseWriter) error
+}
+
+type GetOperations200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetOperations200JSONResponse struct {
+	Body    Operations
+	Headers GetOperations200ResponseHeaders
+}
+
+func (response GetOperations200JSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations400ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations401ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations403ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations413ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations429ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations500ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations503ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperations504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetOperations504ApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversightRequestObject struct {
+	Params GetOversightParams
+}
+
+type GetOversightResponseObject interface {
+	VisitGetOversightResponse(w http.ResponseWriter) error
+}
+
+type GetOversight200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type GetOversight200JSONResponse struct {
+	Body    Oversight
+	Headers GetOversight200ResponseHeaders
+}
+
+func (response GetOversight200JSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight400ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight401ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight403ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight413ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight429ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight500ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight503ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOversight504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response GetOversight504ApplicationProblemPlusJSONResponse) VisitGetOversightResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type QueryReadingsRequestObject struct {
 	Body *QueryReadingsJSONRequestBody
 }
@@ -7192,6 +9827,657 @@ func (response GetStatus504ApplicationProblemPlusJSONResponse) VisitGetStatusRes
 	return err
 }
 
+type ListSuppliersRequestObject struct {
+}
+
+type ListSuppliersResponseObject interface {
+	VisitListSuppliersResponse(w http.ResponseWriter) error
+}
+
+type ListSuppliers200ResponseHeaders struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+type ListSuppliers200JSONResponse struct {
+	Body    Suppliers
+	Headers ListSuppliers200ResponseHeaders
+}
+
+func (response ListSuppliers200JSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers400ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers401ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers403ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers413ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers429ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers500ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers503ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSuppliers504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response ListSuppliers504ApplicationProblemPlusJSONResponse) VisitListSuppliersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplierRequestObject struct {
+	Gln    SupplierGln `json:"gln"`
+	Params ResumeSupplierParams
+}
+
+type ResumeSupplierResponseObject interface {
+	VisitResumeSupplierResponse(w http.ResponseWriter) error
+}
+
+type ResumeSupplier200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type ResumeSupplier200JSONResponse struct {
+	Body    SupplierAnswer
+	Headers ResumeSupplier200ResponseHeaders
+}
+
+func (response ResumeSupplier200JSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier400ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier401ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier403ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier404ApplicationProblemPlusJSONResponse struct {
+	SupplierNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier404ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier412ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier413ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier428ApplicationProblemPlusJSONResponse struct {
+	PreconditionRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier428ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier429ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier500ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier503ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSupplier504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeSupplier504ApplicationProblemPlusJSONResponse) VisitResumeSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplierRequestObject struct {
+	Gln    SupplierGln `json:"gln"`
+	Params SuspendSupplierParams
+}
+
+type SuspendSupplierResponseObject interface {
+	VisitSuspendSupplierResponse(w http.ResponseWriter) error
+}
+
+type SuspendSupplier200ResponseHeaders struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+type SuspendSupplier200JSONResponse struct {
+	Body    SupplierAnswer
+	Headers SuspendSupplier200ResponseHeaders
+}
+
+func (response SuspendSupplier200JSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.CacheControl != nil {
+		w.Header().Set("Cache-Control", fmt.Sprint(*response.Headers.CacheControl))
+	}
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	if response.Headers.XInteractionId != nil {
+		w.Header().Set("X-Interaction-Id", fmt.Sprint(*response.Headers.XInteractionId))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier400ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier401ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier403ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier404ApplicationProblemPlusJSONResponse struct {
+	SupplierNotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier404ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier412ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier413ApplicationProblemPlusJSONResponse struct {
+	ContentTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier413ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier428ApplicationProblemPlusJSONResponse struct {
+	PreconditionRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier428ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(428)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier429ApplicationProblemPlusJSONResponse struct {
+	TooManyRequestsApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier429ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RateLimit != nil {
+		w.Header().Set("RateLimit", fmt.Sprint(*response.Headers.RateLimit))
+	}
+	if response.Headers.RateLimitPolicy != nil {
+		w.Header().Set("RateLimit-Policy", fmt.Sprint(*response.Headers.RateLimitPolicy))
+	}
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier500ApplicationProblemPlusJSONResponse struct {
+	InternalErrorApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier500ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier503ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SuspendSupplier504ApplicationProblemPlusJSONResponse struct {
+	DeadlineExceededApplicationProblemPlusJSONResponse
+}
+
+func (response SuspendSupplier504ApplicationProblemPlusJSONResponse) VisitSuspendSupplierResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetHealth The gateway's process is alive
@@ -7206,6 +10492,9 @@ type StrictServerInterface interface {
 	// CreateConsent Request a customer's consent, or register one on the customer's word
 	// (POST /v1/consents)
 	CreateConsent(ctx context.Context, request CreateConsentRequestObject) (CreateConsentResponseObject, error)
+	// PreviewConsent What a step of a consent would change
+	// (POST /v1/consents/preview)
+	PreviewConsent(ctx context.Context, request PreviewConsentRequestObject) (PreviewConsentResponseObject, error)
 	// GetConsent One consent
 	// (GET /v1/consents/{id})
 	GetConsent(ctx context.Context, request GetConsentRequestObject) (GetConsentResponseObject, error)
@@ -7224,24 +10513,48 @@ type StrictServerInterface interface {
 	// ListMeteringPoints The metering points the caller has a legal basis for now
 	// (GET /v1/metering-points)
 	ListMeteringPoints(ctx context.Context, request ListMeteringPointsRequestObject) (ListMeteringPointsResponseObject, error)
+	// FindMeteringPoints The metering points at an address
+	// (POST /v1/metering-points/find)
+	FindMeteringPoints(ctx context.Context, request FindMeteringPointsRequestObject) (FindMeteringPointsResponseObject, error)
 	// GetAccess What the caller may read of one metering point, and why the rest is not given
 	// (GET /v1/metering-points/{ean}/access)
 	GetAccess(ctx context.Context, request GetAccessRequestObject) (GetAccessResponseObject, error)
 	// GetAccessLog Who read what of a metering point, when and why
 	// (GET /v1/metering-points/{ean}/access-log)
 	GetAccessLog(ctx context.Context, request GetAccessLogRequestObject) (GetAccessLogResponseObject, error)
+	// GetAccessProof The proof that an entry of the access log is in the audit log
+	// (GET /v1/metering-points/{ean}/access-log/{interaction}/proof)
+	GetAccessProof(ctx context.Context, request GetAccessProofRequestObject) (GetAccessProofResponseObject, error)
+	// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
+	// (GET /v1/metering-points/{ean}/connection)
+	GetConnection(ctx context.Context, request GetConnectionRequestObject) (GetConnectionResponseObject, error)
 	// ListConsents The consents at a metering point
 	// (GET /v1/metering-points/{ean}/consents)
 	ListConsents(ctx context.Context, request ListConsentsRequestObject) (ListConsentsResponseObject, error)
 	// GetReadings The readings of one metering point for a purpose
 	// (GET /v1/metering-points/{ean}/readings)
 	GetReadings(ctx context.Context, request GetReadingsRequestObject) (GetReadingsResponseObject, error)
+	// GetOperations How each part of the service fares
+	// (GET /v1/operations)
+	GetOperations(ctx context.Context, request GetOperationsRequestObject) (GetOperationsResponseObject, error)
+	// GetOversight Who asked how much, what is unusual, and whether the log verifies
+	// (GET /v1/oversight)
+	GetOversight(ctx context.Context, request GetOversightRequestObject) (GetOversightResponseObject, error)
 	// QueryReadings The readings of many metering points, in pages or as a stream
 	// (POST /v1/readings/query)
 	QueryReadings(ctx context.Context, request QueryReadingsRequestObject) (QueryReadingsResponseObject, error)
 	// GetStatus Health of the back ends and freshness of the data
 	// (GET /v1/status)
 	GetStatus(ctx context.Context, request GetStatusRequestObject) (GetStatusResponseObject, error)
+	// ListSuppliers The suppliers, their certificates and what they asked for today
+	// (GET /v1/suppliers)
+	ListSuppliers(ctx context.Context, request ListSuppliersRequestObject) (ListSuppliersResponseObject, error)
+	// ResumeSupplier Let a suspended supplier in again
+	// (POST /v1/suppliers/{gln}/resume)
+	ResumeSupplier(ctx context.Context, request ResumeSupplierRequestObject) (ResumeSupplierResponseObject, error)
+	// SuspendSupplier Stop a supplier
+	// (POST /v1/suppliers/{gln}/suspend)
+	SuspendSupplier(ctx context.Context, request SuspendSupplierRequestObject) (SuspendSupplierResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -7383,6 +10696,37 @@ func (sh *strictHandler) CreateConsent(w http.ResponseWriter, r *http.Request, p
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CreateConsentResponseObject); ok {
 		if err := validResponse.VisitCreateConsentResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PreviewConsent operation middleware
+func (sh *strictHandler) PreviewConsent(w http.ResponseWriter, r *http.Request) {
+	var request PreviewConsentRequestObject
+
+	var body PreviewConsentJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PreviewConsent(ctx, request.(PreviewConsentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PreviewConsent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PreviewConsentResponseObject); ok {
+		if err := validResponse.VisitPreviewConsentResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -7554,6 +10898,37 @@ func (sh *strictHandler) ListMeteringPoints(w http.ResponseWriter, r *http.Reque
 	}
 }
 
+// FindMeteringPoints operation middleware
+func (sh *strictHandler) FindMeteringPoints(w http.ResponseWriter, r *http.Request) {
+	var request FindMeteringPointsRequestObject
+
+	var body FindMeteringPointsJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.FindMeteringPoints(ctx, request.(FindMeteringPointsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FindMeteringPoints")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(FindMeteringPointsResponseObject); ok {
+		if err := validResponse.VisitFindMeteringPointsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetAccess operation middleware
 func (sh *strictHandler) GetAccess(w http.ResponseWriter, r *http.Request, ean Ean, params GetAccessParams) {
 	var request GetAccessRequestObject
@@ -7601,6 +10976,60 @@ func (sh *strictHandler) GetAccessLog(w http.ResponseWriter, r *http.Request, ea
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetAccessLogResponseObject); ok {
 		if err := validResponse.VisitGetAccessLogResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetAccessProof operation middleware
+func (sh *strictHandler) GetAccessProof(w http.ResponseWriter, r *http.Request, ean Ean, interaction openapi_types.UUID, params GetAccessProofParams) {
+	var request GetAccessProofRequestObject
+
+	request.Ean = ean
+	request.Interaction = interaction
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAccessProof(ctx, request.(GetAccessProofRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAccessProof")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetAccessProofResponseObject); ok {
+		if err := validResponse.VisitGetAccessProofResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetConnection operation middleware
+func (sh *strictHandler) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean) {
+	var request GetConnectionRequestObject
+
+	request.Ean = ean
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConnection(ctx, request.(GetConnectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConnection")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetConnectionResponseObject); ok {
+		if err := validResponse.VisitGetConnectionResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -7662,6 +11091,56 @@ func (sh *strictHandler) GetReadings(w http.ResponseWriter, r *http.Request, ean
 	}
 }
 
+// GetOperations operation middleware
+func (sh *strictHandler) GetOperations(w http.ResponseWriter, r *http.Request) {
+	var request GetOperationsRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOperations(ctx, request.(GetOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOperations")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOperationsResponseObject); ok {
+		if err := validResponse.VisitGetOperationsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOversight operation middleware
+func (sh *strictHandler) GetOversight(w http.ResponseWriter, r *http.Request, params GetOversightParams) {
+	var request GetOversightRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOversight(ctx, request.(GetOversightRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOversight")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOversightResponseObject); ok {
+		if err := validResponse.VisitGetOversightResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // QueryReadings operation middleware
 func (sh *strictHandler) QueryReadings(w http.ResponseWriter, r *http.Request) {
 	var request QueryReadingsRequestObject
@@ -7712,6 +11191,84 @@ func (sh *strictHandler) GetStatus(w http.ResponseWriter, r *http.Request, param
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetStatusResponseObject); ok {
 		if err := validResponse.VisitGetStatusResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSuppliers operation middleware
+func (sh *strictHandler) ListSuppliers(w http.ResponseWriter, r *http.Request) {
+	var request ListSuppliersRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSuppliers(ctx, request.(ListSuppliersRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSuppliers")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListSuppliersResponseObject); ok {
+		if err := validResponse.VisitListSuppliersResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ResumeSupplier operation middleware
+func (sh *strictHandler) ResumeSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params ResumeSupplierParams) {
+	var request ResumeSupplierRequestObject
+
+	request.Gln = gln
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ResumeSupplier(ctx, request.(ResumeSupplierRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResumeSupplier")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ResumeSupplierResponseObject); ok {
+		if err := validResponse.VisitResumeSupplierResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SuspendSupplier operation middleware
+func (sh *strictHandler) SuspendSupplier(w http.ResponseWriter, r *http.Request, gln SupplierGln, params SuspendSupplierParams) {
+	var request SuspendSupplierRequestObject
+
+	request.Gln = gln
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SuspendSupplier(ctx, request.(SuspendSupplierRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SuspendSupplier")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SuspendSupplierResponseObject); ok {
+		if err := validResponse.VisitSuspendSupplierResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -46,6 +46,12 @@ var (
 	meteringPointNotFound = &problemKind{slug: "metering-point-not-found", status: http.StatusNotFound,
 		title:  "Metering point not found",
 		detail: "The metering point is unknown, or none of yours."}
+	supplierNotFound = &problemKind{slug: "supplier-not-found", status: http.StatusNotFound,
+		title:  "Supplier not found",
+		detail: "There is no supplier of this GLN: get the list of suppliers."}
+	proofNotFound = &problemKind{slug: "proof-not-found", status: http.StatusNotFound,
+		title:  "Proof not found",
+		detail: "There is no such entry in this customer's access log, or it is too young to be in the audit log: if the log shows it, try again in a minute."}
 	methodNotAllowed = &problemKind{slug: "method-not-allowed", status: http.StatusMethodNotAllowed,
 		title:  "Method not allowed",
 		detail: "The header Allow lists the methods of this path."}
@@ -72,7 +78,7 @@ var (
 		detail: "Facts that decide on this metering point changed while its readings were on their way: go on from the cursor, and it is decided anew.", retryAfter: 1}
 	preconditionFailed = &problemKind{slug: "precondition-failed", status: http.StatusPreconditionFailed,
 		title:  "Precondition failed",
-		detail: "The consent is not what If-Match says any more: get it anew, and decide again."}
+		detail: "The consent, or the supplier's record, is not what If-Match says any more: get it anew, and decide again."}
 	contentTooLarge = &problemKind{slug: "content-too-large", status: http.StatusRequestEntityTooLarge,
 		title:  "Content too large",
 		detail: "Send a shorter body, or none: the contract says which operations take one."}
@@ -87,7 +93,7 @@ var (
 		detail: "The Idempotency-Key was used for another request: choose a new one for this."}
 	preconditionRequired = &problemKind{slug: "precondition-required", status: http.StatusPreconditionRequired,
 		title:  "Precondition required",
-		detail: "Send If-Match with the ETag of the consent as you know it."}
+		detail: "Send If-Match with the ETag of the consent, or of the supplier's record, as you know it."}
 	rateLimited = &problemKind{slug: "rate-limited", status: http.StatusTooManyRequests,
 		title:  "Too many requests",
 		detail: "More than the supplier's share: try again after the time in Retry-After, with fewer requests at once; the header RateLimit-Policy has the quota.", retryAfter: 1}
@@ -123,7 +129,7 @@ var (
 // problems is the list as a list.
 var problems = []*problemKind{
 	invalidParameters, unauthenticated, insufficientScope, notPermitted, notFound, consentNotFound, meteringPointNotFound,
-	methodNotAllowed, notAcceptable, consentAnswered, consentLapsed, consentEnded, tooManyConsents, conflict, evidenceChanged, preconditionFailed,
+	supplierNotFound, proofNotFound, methodNotAllowed, notAcceptable, consentAnswered, consentLapsed, consentEnded, tooManyConsents, conflict, evidenceChanged, preconditionFailed,
 	contentTooLarge, unsupportedMediaType, consentNotPossible, idempotencyKeyReused, preconditionRequired, rateLimited,
 	internalError, evidenceInvalid, issuerUnavailable, databaseUnavailable, decryptionUnavailable, sealingUnavailable,
 	recordNotWritten, overloaded, deadlineExceeded,

@@ -374,6 +374,44 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccessLog },
 	},
 	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/access-log/{interaction}/proof", token: true,
+		query: []string{"occupancy"}, check: checkProof,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccessProof },
+	},
+	{
+		method: http.MethodPost, path: "/v1/metering-points/find", token: true, body: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.FindMeteringPoints },
+	},
+	{
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/connection", token: true, check: checkEAN,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetConnection },
+	},
+	{
+		method: http.MethodPost, path: "/v1/consents/preview", token: true, body: true, check: checkPreview,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.PreviewConsent },
+	},
+	{
+		method: http.MethodGet, path: "/v1/suppliers", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListSuppliers },
+	},
+	{
+		method: http.MethodPost, path: "/v1/suppliers/{gln}/suspend", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.SuspendSupplier },
+	},
+	{
+		method: http.MethodPost, path: "/v1/suppliers/{gln}/resume", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ResumeSupplier },
+	},
+	{
+		method: http.MethodGet, path: "/v1/operations", token: true,
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetOperations },
+	},
+	{
+		method: http.MethodGet, path: "/v1/oversight", token: true,
+		query: []string{"from", "to"},
+		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetOversight },
+	},
+	{
 		method: http.MethodPost, path: "/v1/consents", token: true, body: true, check: checkNewConsent,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.CreateConsent },
 	},

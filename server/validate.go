@@ -162,9 +162,9 @@ func wanted(p *openapi3.Parameter) string {
 		return wantEAN
 	case p.Name == "cursor":
 		return wantCursor
-	case p.Name == "supplier":
+	case p.Name == "supplier", p.Name == "gln":
 		return wantGLN
-	case p.Name == "id":
+	case p.Name == "id", p.Name == "interaction":
 		return wantID
 	case p.Name == "Idempotency-Key":
 		return "must be 1 to 128 printable ASCII characters, without spaces"
@@ -229,6 +229,26 @@ func checkID(_ *Server, r *http.Request) paramErrors {
 	if id, err := uuid.Parse(chi.URLParam(r, "id")); err != nil || id == uuid.Nil {
 		errs.add("/path/id", wantID)
 	}
+	return errs
+}
+
+// checkProof where there is an entry of the access log,
+func checkProof(s *Server, r *http.Request) paramErrors {
+	errs := checkEAN(s, r)
+	if id, err := uuid.Parse(chi.URLParam(r, "interaction")); err != nil || id == uuid.Nil {
+		errs.add("/path/interaction", wantID)
+	}
+	if day := r.URL.Query().Get("occupancy"); day != "" {
+		if _, err := meter.ParseDay(day); err != nil {
+			errs.add("/query/occupancy", wantDay)
+		}
+	}
+	return errs
+}
+
+// checkPreview for previewConsent,
+func checkPreview(_ *Server, r *http.Request) paramErrors {
+	_, errs := parsePreview(callOf(r.Context()).body)
 	return errs
 }
 

@@ -21,9 +21,11 @@ import (
 // Defines values for AccessLogEntryOperation.
 const (
 	ACCESSLOG   AccessLogEntryOperation = "ACCESS_LOG"
+	CONNECTION  AccessLogEntryOperation = "CONNECTION"
 	CONSENTS    AccessLogEntryOperation = "CONSENTS"
 	CONSENTSTEP AccessLogEntryOperation = "CONSENT_STEP"
 	DRYRUN      AccessLogEntryOperation = "DRY_RUN"
+	FIND        AccessLogEntryOperation = "FIND"
 	READINGS    AccessLogEntryOperation = "READINGS"
 )
 
@@ -32,11 +34,15 @@ func (e AccessLogEntryOperation) Valid() bool {
 	switch e {
 	case ACCESSLOG:
 		return true
+	case CONNECTION:
+		return true
 	case CONSENTS:
 		return true
 	case CONSENTSTEP:
 		return true
 	case DRYRUN:
+		return true
+	case FIND:
 		return true
 	case READINGS:
 		return true
@@ -153,6 +159,75 @@ func (e ChangeKind) Valid() bool {
 	case BASES:
 		return true
 	case CORRECTED:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Commodity.
+const (
+	CommodityElectricity Commodity = "electricity"
+	CommodityGas         Commodity = "gas"
+)
+
+// Valid indicates whether the value is a known member of the Commodity enum.
+func (e Commodity) Valid() bool {
+	switch e {
+	case CommodityElectricity:
+		return true
+	case CommodityGas:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConnectionIdentityState.
+const (
+	IdentityDamaged     ConnectionIdentityState = "DAMAGED"
+	IdentityGiven       ConnectionIdentityState = "GIVEN"
+	IdentityNone        ConnectionIdentityState = "NONE"
+	IdentityNotForRole  ConnectionIdentityState = "NOT_FOR_ROLE"
+	IdentityUnavailable ConnectionIdentityState = "UNAVAILABLE"
+)
+
+// Valid indicates whether the value is a known member of the ConnectionIdentityState enum.
+func (e ConnectionIdentityState) Valid() bool {
+	switch e {
+	case IdentityDamaged:
+		return true
+	case IdentityGiven:
+		return true
+	case IdentityNone:
+		return true
+	case IdentityNotForRole:
+		return true
+	case IdentityUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ConsentPreviewQueryStep.
+const (
+	PreviewGrant    ConsentPreviewQueryStep = "grant"
+	PreviewRegister ConsentPreviewQueryStep = "register"
+	PreviewReject   ConsentPreviewQueryStep = "reject"
+	PreviewRevoke   ConsentPreviewQueryStep = "revoke"
+)
+
+// Valid indicates whether the value is a known member of the ConsentPreviewQueryStep enum.
+func (e ConsentPreviewQueryStep) Valid() bool {
+	switch e {
+	case PreviewGrant:
+		return true
+	case PreviewRegister:
+		return true
+	case PreviewReject:
+		return true
+	case PreviewRevoke:
 		return true
 	default:
 		return false
@@ -366,6 +441,87 @@ func (e MeteringPointCommodity) Valid() bool {
 	}
 }
 
+// Defines values for OversightLogResult.
+const (
+	LogFindings OversightLogResult = "FINDINGS"
+	LogNever    OversightLogResult = "NEVER"
+	LogOk       OversightLogResult = "OK"
+)
+
+// Valid indicates whether the value is a known member of the OversightLogResult enum.
+func (e OversightLogResult) Valid() bool {
+	switch e {
+	case LogFindings:
+		return true
+	case LogNever:
+		return true
+	case LogOk:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OversightUnusualKind.
+const (
+	UnusualBreadth  OversightUnusualKind = "BREADTH"
+	UnusualBurst    OversightUnusualKind = "BURST"
+	UnusualOffHours OversightUnusualKind = "OFF_HOURS"
+	UnusualRefusals OversightUnusualKind = "REFUSALS"
+)
+
+// Valid indicates whether the value is a known member of the OversightUnusualKind enum.
+func (e OversightUnusualKind) Valid() bool {
+	switch e {
+	case UnusualBreadth:
+		return true
+	case UnusualBurst:
+		return true
+	case UnusualOffHours:
+		return true
+	case UnusualRefusals:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PartState.
+const (
+	PartDown PartState = "DOWN"
+	PartUp   PartState = "UP"
+)
+
+// Valid indicates whether the value is a known member of the PartState enum.
+func (e PartState) Valid() bool {
+	switch e {
+	case PartDown:
+		return true
+	case PartUp:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PartyKind.
+const (
+	PartyEmployee PartyKind = "EMPLOYEE"
+	PartySupplier PartyKind = "SUPPLIER"
+)
+
+// Valid indicates whether the value is a known member of the PartyKind enum.
+func (e PartyKind) Valid() bool {
+	switch e {
+	case PartyEmployee:
+		return true
+	case PartySupplier:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ProbeStatus.
 const (
 	ProbeStatusOk          ProbeStatus = "ok"
@@ -411,9 +567,11 @@ const (
 	UrnKluisProblemOverloaded            ProblemType = "urn:kluis:problem:overloaded"
 	UrnKluisProblemPreconditionFailed    ProblemType = "urn:kluis:problem:precondition-failed"
 	UrnKluisProblemPreconditionRequired  ProblemType = "urn:kluis:problem:precondition-required"
+	UrnKluisProblemProofNotFound         ProblemType = "urn:kluis:problem:proof-not-found"
 	UrnKluisProblemRateLimited           ProblemType = "urn:kluis:problem:rate-limited"
 	UrnKluisProblemRecordNotWritten      ProblemType = "urn:kluis:problem:record-not-written"
 	UrnKluisProblemSealingUnavailable    ProblemType = "urn:kluis:problem:sealing-unavailable"
+	UrnKluisProblemSupplierNotFound      ProblemType = "urn:kluis:problem:supplier-not-found"
 	UrnKluisProblemTooManyConsents       ProblemType = "urn:kluis:problem:too-many-consents"
 	UrnKluisProblemUnauthenticated       ProblemType = "urn:kluis:problem:unauthenticated"
 	UrnKluisProblemUnsupportedMediaType  ProblemType = "urn:kluis:problem:unsupported-media-type"
@@ -472,11 +630,15 @@ func (e ProblemType) Valid() bool {
 		return true
 	case UrnKluisProblemPreconditionRequired:
 		return true
+	case UrnKluisProblemProofNotFound:
+		return true
 	case UrnKluisProblemRateLimited:
 		return true
 	case UrnKluisProblemRecordNotWritten:
 		return true
 	case UrnKluisProblemSealingUnavailable:
+		return true
+	case UrnKluisProblemSupplierNotFound:
 		return true
 	case UrnKluisProblemTooManyConsents:
 		return true
@@ -976,6 +1138,71 @@ type AccessLogGranted struct {
 	To openapi_types.Date `json:"to"`
 }
 
+// AccessProof Shows that one access record is in the audit log.
+type AccessProof struct {
+	// Checkpoint The signed head of the log, a signed note.
+	//
+	// Example: netbeheer.example/kluis
+	// 4711
+	// K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k=
+	Checkpoint string `json:"checkpoint"`
+
+	// Hashes From the leaf to the root (RFC 6962, 2.1.1).
+	//
+	// Example: ["K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k="]
+	Hashes [][]byte `json:"hashes"`
+
+	// Index Place of the leaf in the log, from 0.
+	//
+	// Example: 4200
+	Index int `json:"index"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Leaf Hash of the leaf (RFC 6962, 2.1), in hexadecimal.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Leaf string `json:"leaf"`
+
+	// Origin Name of the audit log.
+	//
+	// Example: netbeheer.example/kluis
+	Origin string `json:"origin"`
+
+	// Receipt With `whole`, the cryptoserver's receipt, where something was opened.
+	//
+	// Example: AAAADWtsdWlzL3JlY2VpcHQB
+	Receipt *[]byte `json:"receipt,omitempty"`
+
+	// Record With `whole`, the access record as it was written.
+	//
+	// Example: AAAAE2tsdWlzL2FjY2Vzcy1yZWNvcmQB
+	Record *[]byte `json:"record,omitempty"`
+
+	// Salt With `whole`, what is hashed before the record.
+	//
+	// Example: AAECAwQFBgcICQoLDA0ODw==
+	Salt *[]byte `json:"salt,omitempty"`
+
+	// SignedAt When the head was signed, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt time.Time `json:"signedAt"`
+
+	// Size Leaves of the log under the signed head.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+
+	// Whole Whether the record itself is here. It is not where it names days of another customer too.
+	//
+	// Example: true
+	Whole bool `json:"whole"`
+}
+
 // AccessStored A run of days of one field that are stored, none missing between them. Of registers a day is the read at its start (00:00): the last day of a period needs the read of the day after, and `P1M` those of the first days of months only. `resolution` is the one they are stored at: what is asked for finer is withheld as `FINER_THAN_STORED`.
 type AccessStored struct {
 	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
@@ -1050,6 +1277,47 @@ type AccessWithheld struct {
 	//
 	// Example: 2026-04-02
 	To openapi_types.Date `json:"to"`
+}
+
+// Address Where a metering point is.
+type Address struct {
+	// Addition What follows the number, where something does.
+	//
+	// Example: A
+	Addition *string `json:"addition,omitempty"`
+
+	// City The town.
+	//
+	// Example: Ons Dorp
+	City string `json:"city"`
+
+	// HouseNumber The number of the house, without its addition.
+	//
+	// Example: 7
+	HouseNumber string `json:"houseNumber"`
+
+	// Postcode As the market writes it, without blanks.
+	//
+	// Example: 1234AB
+	Postcode string `json:"postcode"`
+
+	// Street The street.
+	//
+	// Example: Dorpsstraat
+	Street string `json:"street"`
+}
+
+// AddressQuery An address, by postcode and house number, as in the errand.
+type AddressQuery struct {
+	// HouseNumber The number of the house, without its addition; 1 to 99999.
+	//
+	// Example: 7
+	HouseNumber string `json:"houseNumber"`
+
+	// Postcode As the market writes it, without blanks, in capitals.
+	//
+	// Example: 1234AB
+	Postcode string `json:"postcode"`
 }
 
 // Backend One back end.
@@ -1145,6 +1413,157 @@ type Changes struct {
 	More bool `json:"more"`
 }
 
+// CheckpointStatus A signed head of the audit log.
+type CheckpointStatus struct {
+	// SignedAt When it was signed, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt time.Time `json:"signedAt"`
+
+	// Size Leaves.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+}
+
+// Commodity What is metered.
+//
+// Example: electricity
+type Commodity string
+
+// Connection One metering point, as the facts and the store are now.
+type Connection struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Commodity What is metered.
+	//
+	// Example: electricity
+	Commodity Commodity `json:"commodity"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// Fields What is stored, by field and day, none missing within a run.
+	Fields []ConnectionField `json:"fields"`
+
+	// Identity Who lives there today, and where that is. `GIVEN`: it is here. `NONE`:
+	// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
+	// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
+	// it now; ask again. `DAMAGED`: it is kept, and does not open; the
+	// operator is told.
+	Identity ConnectionIdentity `json:"identity"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// LegalFileSealedAt When that version was sealed, UTC.
+	//
+	// Example: 2026-03-01T10:00:00Z
+	LegalFileSealedAt time.Time `json:"legalFileSealedAt"`
+
+	// LegalFileVersion Version of the legal file.
+	//
+	// Example: 12
+	LegalFileVersion int `json:"legalFileVersion"`
+
+	// Occupancies Each customer's time here, by day.
+	Occupancies []DayPeriod `json:"occupancies"`
+
+	// OptOuts When the customer had opted out of remote reading, by day.
+	OptOuts []DayPeriod `json:"optOuts"`
+
+	// Suppliers All who supply, supplied, or have a consent here; by GLN.
+	Suppliers []SupplierName `json:"suppliers"`
+
+	// Supply Who supplied when, by day.
+	Supply []SupplyPeriod `json:"supply"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+}
+
+// ConnectionField A run of days of one field that are stored.
+type ConnectionField struct {
+	// Class Fields that the law treats alike: `registers` (one cumulative read a day) or `intervals` (quarter-hours or hours).
+	//
+	// Example: registers
+	Class FieldClass `json:"class"`
+
+	// Field Name of a field in the market profile's catalogue. The Dutch profile has `import_low`, `import_normal`, `export_low`, `export_normal`, `import_intervals`, `export_intervals` (kWh) and `gas`, `gas_intervals` (m3).
+	//
+	// Example: import_low
+	Field FieldName `json:"field"`
+
+	// From First local day stored.
+	//
+	// Example: 2026-01-01
+	From openapi_types.Date `json:"from"`
+
+	// LastStoredAt When the youngest of them was stored, UTC.
+	//
+	// Example: 2026-04-01T05:10:00Z
+	LastStoredAt time.Time `json:"lastStoredAt"`
+
+	// Obis OBIS code of the field.
+	//
+	// Example: 1-0:1.8.1
+	Obis string `json:"obis"`
+
+	// Resolution Length of the periods (ISO 8601 duration): quarter-hour, hour, local day, local calendar month.
+	//
+	// Example: P1M
+	Resolution Resolution `json:"resolution"`
+
+	// To First local day after the run.
+	//
+	// Example: 2026-04-01
+	To openapi_types.Date `json:"to"`
+
+	// Unit Unit of the values.
+	//
+	// Example: kWh
+	Unit string `json:"unit"`
+}
+
+// ConnectionIdentity Who lives there today, and where that is. `GIVEN`: it is here. `NONE`:
+// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
+// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
+// it now; ask again. `DAMAGED`: it is kept, and does not open; the
+// operator is told.
+type ConnectionIdentity struct {
+	// Address Where a metering point is.
+	Address *Address `json:"address,omitempty"`
+
+	// Name The customer's name.
+	//
+	// Example: J. Jansen
+	Name *string `json:"name,omitempty"`
+
+	// Since First local day of the occupancy.
+	//
+	// Example: 2024-05-01
+	Since *openapi_types.Date `json:"since,omitempty"`
+
+	// State Whether it is given, and why not.
+	//
+	// Example: GIVEN
+	State ConnectionIdentityState `json:"state"`
+}
+
+// ConnectionIdentityState Whether it is given, and why not.
+//
+// Example: GIVEN
+type ConnectionIdentityState string
+
 // Consent A customer's permission for one supplier, as it is now.
 type Consent struct {
 	// AnswerBy Until when a request can be answered, UTC; null for one that is no open request.
@@ -1236,6 +1655,87 @@ type ConsentAnswer struct {
 	Evidence string `json:"evidence"`
 }
 
+// ConsentPreview What the supplier may read before and after a step.
+type ConsentPreview struct {
+	// After What it might read after the step; the same as before where the step could not be taken.
+	After []AccessGranted `json:"after"`
+
+	// Allowed Whether the step could be taken now.
+	//
+	// Example: true
+	Allowed bool `json:"allowed"`
+
+	// At The instant that both are about, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Before What the supplier may read now.
+	Before []AccessGranted `json:"before"`
+
+	// Detail Where it could not: what to do about it.
+	//
+	// Example: class intervals is not given that fine; choose a coarser granularity
+	Detail *string `json:"detail,omitempty"`
+
+	// From First local day of the period looked at; that of which readings are kept.
+	//
+	// Example: 2024-04-02
+	From openapi_types.Date `json:"from"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-04-02
+	To openapi_types.Date `json:"to"`
+
+	// Why Where it could not: the slug of the problem that it would be refused with.
+	//
+	// Example: consent-not-possible
+	Why *string `json:"why,omitempty"`
+}
+
+// ConsentPreviewQuery A step that might be taken. `register` needs `newConsent` with its
+// `supplier`; the others need `consentId`.
+type ConsentPreviewQuery struct {
+	// ConsentId The consent; not to register.
+	//
+	// Example: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+	ConsentId *openapi_types.UUID `json:"consentId,omitempty"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+
+	// NewConsent The consent that is asked for, or given.
+	NewConsent *NewConsent `json:"newConsent,omitempty"`
+
+	// Step What might be done.
+	//
+	// Example: revoke
+	Step ConsentPreviewQueryStep `json:"step"`
+}
+
+// ConsentPreviewQueryStep What might be done.
+//
+// Example: revoke
+type ConsentPreviewQueryStep string
+
 // ConsentState | state | meaning |
 // |---|---|
 // | `REQUESTED` | waits for the customer's answer; gives nothing |
@@ -1298,6 +1798,63 @@ type Consents struct {
 	InteractionId InteractionId `json:"interactionId"`
 }
 
+// CryptoserverStatus One cryptoserver, as it says of itself; nothing but `name` and `status` where it does not answer.
+type CryptoserverStatus struct {
+	// ControlAt When it last heard that the control feed still ends where it ended, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	ControlAt *time.Time `json:"controlAt,omitempty"`
+
+	// Name Its name at the grid operator.
+	//
+	// Example: cryptoserver-1
+	Name string `json:"name"`
+
+	// Receipts Receipts it has given since.
+	//
+	// Example: 123456
+	Receipts *int `json:"receipts,omitempty"`
+
+	// Roles The roles it serves.
+	//
+	// Example: ["open","seal"]
+	Roles *[]string `json:"roles,omitempty"`
+
+	// ServerId What its receipts call it.
+	//
+	// Example: 3f6c0a5e9b1d4c7288aa10ffde01b2c3
+	ServerId *string `json:"serverId,omitempty"`
+
+	// StartedAt When it started, UTC.
+	//
+	// Example: 2026-04-01T00:00:00Z
+	StartedAt *time.Time `json:"startedAt,omitempty"`
+
+	// Status Whether a part of the service serves.
+	//
+	// Example: UP
+	Status PartState `json:"status"`
+
+	// Tokens Its HSM tokens.
+	Tokens *[]HsmToken `json:"tokens,omitempty"`
+
+	// Version Version of its program.
+	//
+	// Example: v1.0.0
+	Version *string `json:"version,omitempty"`
+}
+
+// DayPeriod Local days.
+type DayPeriod struct {
+	// From First local day.
+	//
+	// Example: 2024-05-01
+	From openapi_types.Date `json:"from"`
+
+	// To First local day after; null while it lasts.
+	To *openapi_types.Date `json:"to"`
+}
+
 // DayValues The values of one local day (at `P1M`, of one local month).
 type DayValues struct {
 	// Quality Quality by exception: runs of values that did not come as the meter provided them. Absent when there are none. A null needs no entry.
@@ -1329,6 +1886,51 @@ type FieldClass string
 // Example: import_low
 type FieldName = string
 
+// FoundPoint A metering point at the address.
+type FoundPoint struct {
+	// Address Where a metering point is.
+	Address Address `json:"address"`
+
+	// Commodity What is metered.
+	//
+	// Example: electricity
+	Commodity Commodity `json:"commodity"`
+
+	// Ean EAN-18 of a metering point: 18 digits, the last a GS1 check digit (modulo 10, weights 3 and 1 from the right).
+	//
+	// Example: 871687140000000019
+	Ean Ean `json:"ean"`
+}
+
+// FoundPoints The metering points at an address.
+type FoundPoints struct {
+	// Found By house number addition, then EAN; at most 64.
+	Found []FoundPoint `json:"found"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// More Whether there are more than are told.
+	//
+	// Example: false
+	More bool `json:"more"`
+}
+
+// GatewayStatus The gateway that answers.
+type GatewayStatus struct {
+	// StartedAt When it started, UTC.
+	//
+	// Example: 2026-04-01T00:00:00Z
+	StartedAt time.Time `json:"startedAt"`
+
+	// Version Version of its program.
+	//
+	// Example: v1.0.0
+	Version string `json:"version"`
+}
+
 // Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
 //
 // Example: 8712423000018
@@ -1338,6 +1940,42 @@ type Gln = string
 //
 // Example: <feed xmlns="http://www.w3.org/2005/Atom">…</feed>
 type GreenButton = string
+
+// HsmToken One HSM token.
+type HsmToken struct {
+	// Label Its label.
+	//
+	// Example: kluis-open-1
+	Label string `json:"label"`
+
+	// Role What it is for.
+	//
+	// Example: open
+	Role string `json:"role"`
+
+	// State How it fares.
+	//
+	// Example: healthy
+	State string `json:"state"`
+}
+
+// IngestStatus Up to when data has come in, over all metering points.
+type IngestStatus struct {
+	// LastCompleteDay The last local day that is over.
+	//
+	// Example: 2026-03-31
+	LastCompleteDay openapi_types.Date `json:"lastCompleteDay"`
+
+	// LastStoredAt When a block of readings was last stored, UTC; null when there is none.
+	//
+	// Example: 2026-04-01T05:10:00Z
+	LastStoredAt *time.Time `json:"lastStoredAt"`
+
+	// MeteringPoints Of how many metering points something is stored of that day; absent where it is not counted.
+	//
+	// Example: 2700000
+	MeteringPoints *int `json:"meteringPoints,omitempty"`
+}
 
 // InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
 //
@@ -1502,6 +2140,212 @@ type NewConsent struct {
 	ValidUntil time.Time `json:"validUntil"`
 }
 
+// Operations How each part of the service fares.
+type Operations struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// Checkpoint The newest signed head of the audit log; null where there is none, or it could not be asked for.
+	Checkpoint *CheckpointStatus `json:"checkpoint"`
+
+	// Cryptoservers Every configured one.
+	Cryptoservers []CryptoserverStatus `json:"cryptoservers"`
+
+	// Database One part.
+	Database PartStatus `json:"database"`
+
+	// Gateway The gateway that answers.
+	Gateway GatewayStatus `json:"gateway"`
+
+	// Ingest What came in; null where it could not be asked for.
+	Ingest *IngestStatus `json:"ingest"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+}
+
+// Oversight What the auditor's daemon counted and found.
+type Oversight struct {
+	// At Up to when records are counted, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// From First local day of the period.
+	//
+	// Example: 2026-03-01
+	From openapi_types.Date `json:"from"`
+
+	// Hours All requests, by hour; hours without any are left out.
+	Hours []OversightHour `json:"hours"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Log The audit log.
+	Log OversightLog `json:"log"`
+
+	// Parties Who asked, most requests first.
+	Parties []OversightParty `json:"parties"`
+
+	// TimeZone Zone of the local days.
+	//
+	// Example: Europe/Amsterdam
+	TimeZone string `json:"timeZone"`
+
+	// To First local day after it.
+	//
+	// Example: 2026-03-08
+	To openapi_types.Date `json:"to"`
+
+	// Unusual What to look at, latest first.
+	Unusual []OversightUnusual `json:"unusual"`
+}
+
+// OversightFinding Findings of one kind.
+type OversightFinding struct {
+	// Code The kind (docs/AUDIT.md).
+	//
+	// Example: record-altered
+	Code string `json:"code"`
+
+	// Count How many.
+	//
+	// Example: 1
+	Count int `json:"count"`
+}
+
+// OversightHour The requests of one hour.
+type OversightHour struct {
+	// At Beginning of the hour, UTC.
+	//
+	// Example: 2026-03-06T08:00:00Z
+	At time.Time `json:"at"`
+
+	// Refused Refused ones among them.
+	//
+	// Example: 3
+	Refused int `json:"refused"`
+
+	// Requests All of them.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// OversightLog The audit log.
+type OversightLog struct {
+	// Findings What was found, by kind.
+	Findings []OversightFinding `json:"findings"`
+
+	// Result `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+	//
+	// Example: OK
+	Result OversightLogResult `json:"result"`
+
+	// SignedAt When that was signed, UTC; absent where none is.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	SignedAt *time.Time `json:"signedAt,omitempty"`
+
+	// Size Leaves under the newest signed head.
+	//
+	// Example: 4711
+	Size int `json:"size"`
+
+	// VerifiedAt When the log was last verified, UTC; absent where it never was.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
+}
+
+// OversightLogResult `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+//
+// Example: OK
+type OversightLogResult string
+
+// OversightParty What one party asked in the period.
+type OversightParty struct {
+	// Kind Whether a party is a supplier, or an employee of the grid operator.
+	//
+	// Example: SUPPLIER
+	Kind PartyKind `json:"kind"`
+
+	// MeteringPoints How many different metering points, by day, added up.
+	//
+	// Example: 250
+	MeteringPoints int `json:"meteringPoints"`
+
+	// Name The GLN of a supplier, the subject of an employee.
+	//
+	// Example: 8712423000018
+	Name string `json:"name"`
+
+	// OffHours Those outside the hours of work.
+	//
+	// Example: 0
+	OffHours int `json:"offHours"`
+
+	// Refused Refused ones among them.
+	//
+	// Example: 3
+	Refused int `json:"refused"`
+
+	// Requests How many.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// OversightUnusual Something to look at.
+type OversightUnusual struct {
+	// Count How many.
+	//
+	// Example: 412
+	Count int `json:"count"`
+
+	// From Beginning of the hour or day, UTC.
+	//
+	// Example: 2026-03-05T23:00:00Z
+	From time.Time `json:"from"`
+
+	// Kind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+	//
+	// Example: BREADTH
+	Kind OversightUnusualKind `json:"kind"`
+
+	// Party The GLN of a supplier, the subject of an employee.
+	//
+	// Example: https://login.example#agent-17
+	Party string `json:"party"`
+
+	// PartyKind Whether a party is a supplier, or an employee of the grid operator.
+	//
+	// Example: SUPPLIER
+	PartyKind PartyKind `json:"partyKind"`
+
+	// To Its end, UTC.
+	//
+	// Example: 2026-03-06T23:00:00Z
+	To time.Time `json:"to"`
+
+	// Usual How many are usual for such a party.
+	//
+	// Example: 35
+	Usual int `json:"usual"`
+}
+
+// OversightUnusualKind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+//
+// Example: BREADTH
+type OversightUnusualKind string
+
 // ParameterError One faulty parameter. Never repeats its value.
 type ParameterError struct {
 	// Pointer Which: `/query/NAME`, `/path/NAME`, `/header/NAME` or `/body/NAME`; `/query` and `/body` for the whole, as with an unknown parameter.
@@ -1514,6 +2358,24 @@ type ParameterError struct {
 	// Example: must be later than from
 	Reason string `json:"reason"`
 }
+
+// PartState Whether a part of the service serves.
+//
+// Example: UP
+type PartState string
+
+// PartStatus One part.
+type PartStatus struct {
+	// Status Whether a part of the service serves.
+	//
+	// Example: UP
+	Status PartState `json:"status"`
+}
+
+// PartyKind Whether a party is a supplier, or an employee of the grid operator.
+//
+// Example: SUPPLIER
+type PartyKind string
 
 // Probe The answer to a probe.
 type Probe struct {
@@ -1995,6 +2857,163 @@ type StreamLine struct {
 // Example: point
 type StreamLineType string
 
+// Supplier A supplier's record, and what it does.
+type Supplier struct {
+	// Certificates Its client certificates.
+	Certificates []SupplierCertificate `json:"certificates"`
+
+	// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Gln Gln `json:"gln"`
+
+	// LastRequestAt The hour of its last request, UTC; absent where none is known.
+	//
+	// Example: 2026-04-02T08:00:00Z
+	LastRequestAt *time.Time `json:"lastRequestAt,omitempty"`
+
+	// Name Its name.
+	//
+	// Example: Voorbeeld Energie
+	Name string `json:"name"`
+
+	// Quota How much it may ask of one gateway.
+	Quota SupplierQuota `json:"quota"`
+
+	// Scopes What its tokens may be for.
+	//
+	// Example: ["readings:read","consents:write"]
+	Scopes []string `json:"scopes"`
+
+	// Suspended Whether it is suspended.
+	//
+	// Example: false
+	Suspended bool `json:"suspended"`
+
+	// Today What it asked since the local day began, as far as it is counted.
+	Today SupplierToday `json:"today"`
+
+	// Version Version of its record; for `If-Match`, as an `ETag`.
+	//
+	// Example: 7
+	Version int `json:"version"`
+}
+
+// SupplierAnswer One supplier.
+type SupplierAnswer struct {
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Supplier A supplier's record, and what it does.
+	Supplier Supplier `json:"supplier"`
+}
+
+// SupplierCertificate A client certificate.
+type SupplierCertificate struct {
+	// NotAfter When it expires, UTC.
+	//
+	// Example: 2027-04-02T00:00:00Z
+	NotAfter time.Time `json:"notAfter"`
+
+	// RevokedAt Since when it counts no more, UTC.
+	//
+	// Example: 2026-03-02T00:00:00Z
+	RevokedAt *time.Time `json:"revokedAt,omitempty"`
+
+	// Thumbprint SHA-256 of the certificate (DER), in hexadecimal.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Thumbprint string `json:"thumbprint"`
+}
+
+// SupplierName A party that supplies, or may read.
+type SupplierName struct {
+	// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Gln Gln `json:"gln"`
+
+	// Name Its name, where it is known.
+	//
+	// Example: Voorbeeld Energie
+	Name *string `json:"name,omitempty"`
+
+	// Suspended Whether it is suspended, and gets nothing.
+	//
+	// Example: false
+	Suspended bool `json:"suspended"`
+}
+
+// SupplierQuota How much it may ask of one gateway.
+type SupplierQuota struct {
+	// Burst Requests at once.
+	//
+	// Example: 200
+	Burst int `json:"burst"`
+
+	// PerSecond Requests a second, in the long run.
+	//
+	// Example: 100
+	PerSecond float32 `json:"perSecond"`
+}
+
+// SupplierToday What it asked since the local day began, as far as it is counted.
+type SupplierToday struct {
+	// Failed That failed for a fault.
+	//
+	// Example: 1
+	Failed int `json:"failed"`
+
+	// Given Of which something was given or done.
+	//
+	// Example: 4700
+	Given int `json:"given"`
+
+	// Refused That were refused, or of which nothing was given.
+	//
+	// Example: 10
+	Refused int `json:"refused"`
+
+	// Requests All requests.
+	//
+	// Example: 4711
+	Requests int `json:"requests"`
+}
+
+// Suppliers All suppliers.
+type Suppliers struct {
+	// At When this was found, UTC.
+	//
+	// Example: 2026-04-02T08:15:00Z
+	At time.Time `json:"at"`
+
+	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
+	//
+	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+	InteractionId InteractionId `json:"interactionId"`
+
+	// Suppliers In ascending order of GLN.
+	Suppliers []Supplier `json:"suppliers"`
+}
+
+// SupplyPeriod A supplier's registered time.
+type SupplyPeriod struct {
+	// From First local day.
+	//
+	// Example: 2024-05-01
+	From openapi_types.Date `json:"from"`
+
+	// Supplier GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+	//
+	// Example: 8712423000018
+	Supplier Gln `json:"supplier"`
+
+	// To First local day after; null while it lasts.
+	To *openapi_types.Date `json:"to"`
+}
+
 // Table CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
 // row is: `value` (one value), `series` (counts of one series),
 // `withheld`, `problem`; in a stream also `begin`, `progress` and `end`.
@@ -2091,8 +3110,16 @@ type IdempotencyKey = string
 // IfMatch defines model for IfMatch.
 type IfMatch = string
 
+// IfMatchSupplier defines model for IfMatchSupplier.
+type IfMatchSupplier = string
+
 // IfNoneMatch defines model for IfNoneMatch.
 type IfNoneMatch = string
+
+// SupplierGln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
+//
+// Example: 8712423000018
+type SupplierGln = Gln
 
 // BadRequest Problem details (RFC 9457).
 type BadRequest = Problem
@@ -2126,6 +3153,15 @@ type PreconditionFailed = Problem
 
 // PreconditionRequired Problem details (RFC 9457).
 type PreconditionRequired = Problem
+
+// PreviewNotFound Problem details (RFC 9457).
+type PreviewNotFound = Problem
+
+// ProofNotFound Problem details (RFC 9457).
+type ProofNotFound = Problem
+
+// SupplierNotFound Problem details (RFC 9457).
+type SupplierNotFound = Problem
 
 // TooManyRequests Problem details (RFC 9457).
 type TooManyRequests = Problem
@@ -2241,6 +3277,12 @@ type GetAccessLogParams struct {
 // GetAccessLogParamsLang defines parameters for GetAccessLog.
 type GetAccessLogParamsLang string
 
+// GetAccessProofParams defines parameters for GetAccessProof.
+type GetAccessProofParams struct {
+	// Occupancy First local day of the occupancy of the customer concerned. Absent: the one who lives there now.
+	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
+}
+
 // ListConsentsParams defines parameters for ListConsents.
 type ListConsentsParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
@@ -2277,17 +3319,44 @@ type GetReadingsParams struct {
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// GetOversightParams defines parameters for GetOversight.
+type GetOversightParams struct {
+	// From First local day of the period. Absent together with `to`, the period is the seven days up to today, which is included.
+	From *openapi_types.Date `form:"from,omitempty" json:"from,omitempty"`
+
+	// To First local day after the period; later than `from`, by at most 31 days. Together with `from`.
+	To *openapi_types.Date `form:"to,omitempty" json:"to,omitempty"`
+}
+
 // GetStatusParams defines parameters for GetStatus.
 type GetStatusParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// ResumeSupplierParams defines parameters for ResumeSupplier.
+type ResumeSupplierParams struct {
+	// IfMatch The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+	IfMatch *IfMatchSupplier `json:"If-Match,omitempty"`
+}
+
+// SuspendSupplierParams defines parameters for SuspendSupplier.
+type SuspendSupplierParams struct {
+	// IfMatch The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+	IfMatch *IfMatchSupplier `json:"If-Match,omitempty"`
+}
+
 // CreateConsentJSONRequestBody defines body for CreateConsent for application/json ContentType.
 type CreateConsentJSONRequestBody = NewConsent
 
+// PreviewConsentJSONRequestBody defines body for PreviewConsent for application/json ContentType.
+type PreviewConsentJSONRequestBody = ConsentPreviewQuery
+
 // GrantConsentJSONRequestBody defines body for GrantConsent for application/json ContentType.
 type GrantConsentJSONRequestBody = ConsentAnswer
+
+// FindMeteringPointsJSONRequestBody defines body for FindMeteringPoints for application/json ContentType.
+type FindMeteringPointsJSONRequestBody = AddressQuery
 
 // QueryReadingsJSONRequestBody defines body for QueryReadings for application/json ContentType.
 type QueryReadingsJSONRequestBody = ReadingsQuery
@@ -2431,6 +3500,30 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
 	CreateConsent(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PreviewConsentWithBody What a step of a consent would change
+	//
+	// What the supplier may read now, and what it might read if the step were
+	// taken now; and whether the step could be taken. Both are found by the
+	// decision that a request for readings goes through. Nothing is changed
+	// by it; it is recorded in the access log, as a dry run.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+	PreviewConsentWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PreviewConsent What a step of a consent would change
+	//
+	// What the supplier may read now, and what it might read if the step were
+	// taken now; and whether the step could be taken. Both are found by the
+	// decision that a request for readings goes through. Nothing is changed
+	// by it; it is recorded in the access log, as a dry run.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+	PreviewConsent(ctx context.Context, body PreviewConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetConsent One consent
 	//
 	// An employee gets consents at the metering point of the errand; on an
@@ -2494,6 +3587,32 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/metering-points (the `ListMeteringPoints` operationId).
 	ListMeteringPoints(ctx context.Context, params *ListMeteringPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FindMeteringPointsWithBody The metering points at an address
+	//
+	// For customer service, which knows an address and not the EAN. Postcode
+	// and house number must be those of the errand, or the answer is
+	// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+	// by a keyed digest, and opens those that are told, without the names.
+	// Each metering point that is found has this in its access log.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+	FindMeteringPointsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FindMeteringPoints The metering points at an address
+	//
+	// For customer service, which knows an address and not the EAN. Postcode
+	// and house number must be those of the errand, or the answer is
+	// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+	// by a keyed digest, and opens those that are told, without the names.
+	// Each metering point that is found has this in its access log.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+	FindMeteringPoints(ctx context.Context, body FindMeteringPointsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetAccess What the caller may read of one metering point, and why the rest is not given
 	//
 	// A dry run: nothing is decrypted. `granted` holds what a request for
@@ -2532,6 +3651,30 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
 	GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetAccessProof The proof that an entry of the access log is in the audit log
+	//
+	// That an entry which `getAccessLog` shows this customer cannot have been
+	// altered or made up since: with the signed head (`checkpoint`) and the
+	// `hashes`, whoever has the grid operator's public keys can compute that
+	// the leaf of the entry belongs to the signed tree (RFC 6962, 2.1.1). With
+	// `whole` the entry itself is there, as it was written, and the leaf can
+	// be computed from it (docs/AUDIT.md). Recorded like any other look at the
+	// access log.
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access-log/{interaction}/proof (the `GetAccessProof` operationId).
+	GetAccessProof(ctx context.Context, ean Ean, interaction openapi_types.UUID, params *GetAccessProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
+	//
+	// The facts of the legal file in force, and which days of which fields are
+	// stored. No reading is opened. The customer's name and address are
+	// opened by a cryptoserver, for who serves customers; when that cannot be
+	// done, the rest is answered and `identity` says why. Recorded in the
+	// access log.
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
+	GetConnection(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListConsents The consents at a metering point
 	//
 	// A supplier gets its own, whatever their state; an employee gets all.
@@ -2565,6 +3708,23 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 	GetReadings(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOperations How each part of the service fares
+	//
+	// Answers 200 also when a part is away: it is `DOWN`, or null where it
+	// could not be asked. Recorded in the audit log.
+	//
+	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+	GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOversight Who asked how much, what is unusual, and whether the log verifies
+	//
+	// What the auditor's daemon counted of the access records, by party and
+	// hour, and found when it verified the audit log; a minute or so behind.
+	// Nothing here names a metering point. Recorded in the audit log.
+	//
+	// Corresponds with GET /v1/oversight (the `GetOversight` operationId).
+	GetOversight(ctx context.Context, params *GetOversightParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// QueryReadingsWithBody The readings of many metering points, in pages or as a stream
 	//
@@ -2682,6 +3842,33 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/status (the `GetStatus` operationId).
 	GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSuppliers The suppliers, their certificates and what they asked for today
+	//
+	// In ascending order of GLN, all of them, the grid operator's own record
+	// too. Recorded in the audit log.
+	//
+	// Corresponds with GET /v1/suppliers (the `ListSuppliers` operationId).
+	ListSuppliers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeSupplier Let a suspended supplier in again
+	//
+	// From the next request on. As `suspendSupplier`; one that is not suspended
+	// stays as it is, and is answered.
+	//
+	// Corresponds with POST /v1/suppliers/{gln}/resume (the `ResumeSupplier` operationId).
+	ResumeSupplier(ctx context.Context, gln SupplierGln, params *ResumeSupplierParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SuspendSupplier Stop a supplier
+	//
+	// From the next request on nothing is answered to the supplier. The token
+	// must name this supplier and this step; a cryptoserver verifies that
+	// again before it seals the record. One that is suspended already stays
+	// as it is, and is answered. The grid operator's own record cannot be
+	// suspended here (`not-permitted`).
+	//
+	// Corresponds with POST /v1/suppliers/{gln}/suspend (the `SuspendSupplier` operationId).
+	SuspendSupplier(ctx context.Context, gln SupplierGln, params *SuspendSupplierParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetHealth The gateway's process is alive
@@ -2789,6 +3976,50 @@ func (c *Client) CreateConsentWithBody(ctx context.Context, params *CreateConsen
 // Corresponds with POST /v1/consents (the `CreateConsent` operationId).
 func (c *Client) CreateConsent(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateConsentRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PreviewConsentWithBody What a step of a consent would change
+//
+// What the supplier may read now, and what it might read if the step were
+// taken now; and whether the step could be taken. Both are found by the
+// decision that a request for readings goes through. Nothing is changed
+// by it; it is recorded in the access log, as a dry run.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+func (c *Client) PreviewConsentWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPreviewConsentRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PreviewConsent What a step of a consent would change
+//
+// What the supplier may read now, and what it might read if the step were
+// taken now; and whether the step could be taken. Both are found by the
+// decision that a request for readings goes through. Nothing is changed
+// by it; it is recorded in the access log, as a dry run.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+func (c *Client) PreviewConsent(ctx context.Context, body PreviewConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPreviewConsentRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2932,6 +4163,52 @@ func (c *Client) ListMeteringPoints(ctx context.Context, params *ListMeteringPoi
 	return c.Client.Do(req)
 }
 
+// FindMeteringPointsWithBody The metering points at an address
+//
+// For customer service, which knows an address and not the EAN. Postcode
+// and house number must be those of the errand, or the answer is
+// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+// by a keyed digest, and opens those that are told, without the names.
+// Each metering point that is found has this in its access log.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+func (c *Client) FindMeteringPointsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFindMeteringPointsRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FindMeteringPoints The metering points at an address
+//
+// For customer service, which knows an address and not the EAN. Postcode
+// and house number must be those of the errand, or the answer is
+// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+// by a keyed digest, and opens those that are told, without the names.
+// Each metering point that is found has this in its access log.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+func (c *Client) FindMeteringPoints(ctx context.Context, body FindMeteringPointsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFindMeteringPointsRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetAccess What the caller may read of one metering point, and why the rest is not given
 //
 // A dry run: nothing is decrypted. `granted` holds what a request for
@@ -2990,6 +4267,50 @@ func (c *Client) GetAccessLog(ctx context.Context, ean Ean, params *GetAccessLog
 	return c.Client.Do(req)
 }
 
+// GetAccessProof The proof that an entry of the access log is in the audit log
+//
+// That an entry which `getAccessLog` shows this customer cannot have been
+// altered or made up since: with the signed head (`checkpoint`) and the
+// `hashes`, whoever has the grid operator's public keys can compute that
+// the leaf of the entry belongs to the signed tree (RFC 6962, 2.1.1). With
+// `whole` the entry itself is there, as it was written, and the leaf can
+// be computed from it (docs/AUDIT.md). Recorded like any other look at the
+// access log.
+//
+// Corresponds with GET /v1/metering-points/{ean}/access-log/{interaction}/proof (the `GetAccessProof` operationId).
+func (c *Client) GetAccessProof(ctx context.Context, ean Ean, interaction openapi_types.UUID, params *GetAccessProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAccessProofRequest(c.Server, ean, interaction, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
+//
+// The facts of the legal file in force, and which days of which fields are
+// stored. No reading is opened. The customer's name and address are
+// opened by a cryptoserver, for who serves customers; when that cannot be
+// done, the rest is answered and `identity` says why. Recorded in the
+// access log.
+//
+// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
+func (c *Client) GetConnection(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConnectionRequest(c.Server, ean)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListConsents The consents at a metering point
 //
 // A supplier gets its own, whatever their state; an employee gets all.
@@ -3034,6 +4355,43 @@ func (c *Client) ListConsents(ctx context.Context, ean Ean, params *ListConsents
 // Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 func (c *Client) GetReadings(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReadingsRequest(c.Server, ean, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOperations How each part of the service fares
+//
+// Answers 200 also when a part is away: it is `DOWN`, or null where it
+// could not be asked. Recorded in the audit log.
+//
+// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+func (c *Client) GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOperationsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOversight Who asked how much, what is unusual, and whether the log verifies
+//
+// What the auditor's daemon counted of the access records, by party and
+// hour, and found when it verified the audit log; a minute or so behind.
+// Nothing here names a metering point. Recorded in the audit log.
+//
+// Corresponds with GET /v1/oversight (the `GetOversight` operationId).
+func (c *Client) GetOversight(ctx context.Context, params *GetOversightParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOversightRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3181,6 +4539,63 @@ func (c *Client) QueryReadings(ctx context.Context, body QueryReadingsJSONReques
 // Corresponds with GET /v1/status (the `GetStatus` operationId).
 func (c *Client) GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetStatusRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSuppliers The suppliers, their certificates and what they asked for today
+//
+// In ascending order of GLN, all of them, the grid operator's own record
+// too. Recorded in the audit log.
+//
+// Corresponds with GET /v1/suppliers (the `ListSuppliers` operationId).
+func (c *Client) ListSuppliers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSuppliersRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeSupplier Let a suspended supplier in again
+//
+// From the next request on. As `suspendSupplier`; one that is not suspended
+// stays as it is, and is answered.
+//
+// Corresponds with POST /v1/suppliers/{gln}/resume (the `ResumeSupplier` operationId).
+func (c *Client) ResumeSupplier(ctx context.Context, gln SupplierGln, params *ResumeSupplierParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeSupplierRequest(c.Server, gln, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SuspendSupplier Stop a supplier
+//
+// From the next request on nothing is answered to the supplier. The token
+// must name this supplier and this step; a cryptoserver verifies that
+// again before it seals the record. One that is suspended already stays
+// as it is, and is answered. The grid operator's own record cannot be
+// suspended here (`not-permitted`).
+//
+// Corresponds with POST /v1/suppliers/{gln}/suspend (the `SuspendSupplier` operationId).
+func (c *Client) SuspendSupplier(ctx context.Context, gln SupplierGln, params *SuspendSupplierParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSuspendSupplierRequest(c.Server, gln, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3372,6 +4787,46 @@ func NewCreateConsentRequestWithBody(server string, params *CreateConsentParams,
 		req.Header.Set("Idempotency-Key", headerParam0)
 
 	}
+
+	return req, nil
+}
+
+// NewPreviewConsentRequest calls the generic PreviewConsent builder with application/json body
+func NewPreviewConsentRequest(server string, body PreviewConsentJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPreviewConsentRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPreviewConsentRequestWithBody constructs an http.Request for the PreviewConsent method, with any body, and a specified content type
+func NewPreviewConsentRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/consents/preview")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -3705,6 +5160,46 @@ func NewListMeteringPointsRequest(server string, params *ListMeteringPointsParam
 	return req, nil
 }
 
+// NewFindMeteringPointsRequest calls the generic FindMeteringPoints builder with application/json body
+func NewFindMeteringPointsRequest(server string, body FindMeteringPointsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewFindMeteringPointsRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewFindMeteringPointsRequestWithBody constructs an http.Request for the FindMeteringPoints method, with any body, and a specified content type
+func NewFindMeteringPointsRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/find")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetAccessRequest constructs an http.Request for the GetAccess method
 func NewGetAccessRequest(server string, ean Ean, params *GetAccessParams) (*http.Request, error) {
 	var err error
@@ -3935,6 +5430,108 @@ func NewGetAccessLogRequest(server string, ean Ean, params *GetAccessLogParams) 
 	return req, nil
 }
 
+// NewGetAccessProofRequest constructs an http.Request for the GetAccessProof method
+func NewGetAccessProofRequest(server string, ean Ean, interaction openapi_types.UUID, params *GetAccessProofParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ean", ean, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "interaction", interaction, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/%s/access-log/%s/proof", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Occupancy != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "occupancy", *params.Occupancy, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetConnectionRequest constructs an http.Request for the GetConnection method
+func NewGetConnectionRequest(server string, ean Ean) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ean", ean, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/metering-points/%s/connection", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListConsentsRequest constructs an http.Request for the ListConsents method
 func NewListConsentsRequest(server string, ean Ean, params *ListConsentsParams) (*http.Request, error) {
 	var err error
@@ -4132,6 +5729,99 @@ func NewGetReadingsRequest(server string, ean Ean, params *GetReadingsParams) (*
 	return req, nil
 }
 
+// NewGetOperationsRequest constructs an http.Request for the GetOperations method
+func NewGetOperationsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOversightRequest constructs an http.Request for the GetOversight method
+func NewGetOversightRequest(server string, params *GetOversightParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/oversight")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewQueryReadingsRequest calls the generic QueryReadings builder with application/json body
 func NewQueryReadingsRequest(server string, body QueryReadingsJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -4207,6 +5897,131 @@ func NewGetStatusRequest(server string, params *GetStatusParams) (*http.Request,
 			}
 
 			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListSuppliersRequest constructs an http.Request for the ListSuppliers method
+func NewListSuppliersRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/suppliers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewResumeSupplierRequest constructs an http.Request for the ResumeSupplier method
+func NewResumeSupplierRequest(server string, gln SupplierGln, params *ResumeSupplierParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "gln", gln, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/suppliers/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSuspendSupplierRequest constructs an http.Request for the SuspendSupplier method
+func NewSuspendSupplierRequest(server string, gln SupplierGln, params *SuspendSupplierParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "gln", gln, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/suppliers/%s/suspend", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
 		}
 
 	}
@@ -4329,6 +6144,30 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/consents (the `CreateConsent` operationId).
 	CreateConsentWithResponse(ctx context.Context, params *CreateConsentParams, body CreateConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsentResponse, error)
 
+	// PreviewConsentWithBodyWithResponse What a step of a consent would change
+	//
+	// What the supplier may read now, and what it might read if the step were
+	// taken now; and whether the step could be taken. Both are found by the
+	// decision that a request for readings goes through. Nothing is changed
+	// by it; it is recorded in the access log, as a dry run.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+	PreviewConsentWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PreviewConsentResponse, error)
+
+	// PreviewConsentWithResponse What a step of a consent would change
+	//
+	// What the supplier may read now, and what it might read if the step were
+	// taken now; and whether the step could be taken. Both are found by the
+	// decision that a request for readings goes through. Nothing is changed
+	// by it; it is recorded in the access log, as a dry run.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+	PreviewConsentWithResponse(ctx context.Context, body PreviewConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*PreviewConsentResponse, error)
+
 	// GetConsentWithResponse One consent
 	//
 	// An employee gets consents at the metering point of the errand; on an
@@ -4402,6 +6241,32 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/metering-points (the `ListMeteringPoints` operationId).
 	ListMeteringPointsWithResponse(ctx context.Context, params *ListMeteringPointsParams, reqEditors ...RequestEditorFn) (*ListMeteringPointsResponse, error)
 
+	// FindMeteringPointsWithBodyWithResponse The metering points at an address
+	//
+	// For customer service, which knows an address and not the EAN. Postcode
+	// and house number must be those of the errand, or the answer is
+	// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+	// by a keyed digest, and opens those that are told, without the names.
+	// Each metering point that is found has this in its access log.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+	FindMeteringPointsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FindMeteringPointsResponse, error)
+
+	// FindMeteringPointsWithResponse The metering points at an address
+	//
+	// For customer service, which knows an address and not the EAN. Postcode
+	// and house number must be those of the errand, or the answer is
+	// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+	// by a keyed digest, and opens those that are told, without the names.
+	// Each metering point that is found has this in its access log.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+	FindMeteringPointsWithResponse(ctx context.Context, body FindMeteringPointsJSONRequestBody, reqEditors ...RequestEditorFn) (*FindMeteringPointsResponse, error)
+
 	// GetAccessWithResponse What the caller may read of one metering point, and why the rest is not given
 	//
 	// A dry run: nothing is decrypted. `granted` holds what a request for
@@ -4444,6 +6309,34 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/metering-points/{ean}/access-log (the `GetAccessLog` operationId).
 	GetAccessLogWithResponse(ctx context.Context, ean Ean, params *GetAccessLogParams, reqEditors ...RequestEditorFn) (*GetAccessLogResponse, error)
 
+	// GetAccessProofWithResponse The proof that an entry of the access log is in the audit log
+	//
+	// That an entry which `getAccessLog` shows this customer cannot have been
+	// altered or made up since: with the signed head (`checkpoint`) and the
+	// `hashes`, whoever has the grid operator's public keys can compute that
+	// the leaf of the entry belongs to the signed tree (RFC 6962, 2.1.1). With
+	// `whole` the entry itself is there, as it was written, and the leaf can
+	// be computed from it (docs/AUDIT.md). Recorded like any other look at the
+	// access log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/access-log/{interaction}/proof (the `GetAccessProof` operationId).
+	GetAccessProofWithResponse(ctx context.Context, ean Ean, interaction openapi_types.UUID, params *GetAccessProofParams, reqEditors ...RequestEditorFn) (*GetAccessProofResponse, error)
+
+	// GetConnectionWithResponse What a metering point is, who lives there, who supplies it, and what is stored
+	//
+	// The facts of the legal file in force, and which days of which fields are
+	// stored. No reading is opened. The customer's name and address are
+	// opened by a cryptoserver, for who serves customers; when that cannot be
+	// done, the rest is answered and `identity` says why. Recorded in the
+	// access log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
+	GetConnectionWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error)
+
 	// ListConsentsWithResponse The consents at a metering point
 	//
 	// A supplier gets its own, whatever their state; an employee gets all.
@@ -4481,6 +6374,27 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/readings (the `GetReadings` operationId).
 	GetReadingsWithResponse(ctx context.Context, ean Ean, params *GetReadingsParams, reqEditors ...RequestEditorFn) (*GetReadingsResponse, error)
+
+	// GetOperationsWithResponse How each part of the service fares
+	//
+	// Answers 200 also when a part is away: it is `DOWN`, or null where it
+	// could not be asked. Recorded in the audit log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+	GetOperationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetOperationsResponse, error)
+
+	// GetOversightWithResponse Who asked how much, what is unusual, and whether the log verifies
+	//
+	// What the auditor's daemon counted of the access records, by party and
+	// hour, and found when it verified the audit log; a minute or so behind.
+	// Nothing here names a metering point. Recorded in the audit log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/oversight (the `GetOversight` operationId).
+	GetOversightWithResponse(ctx context.Context, params *GetOversightParams, reqEditors ...RequestEditorFn) (*GetOversightResponse, error)
 
 	// QueryReadingsWithBodyWithResponse The readings of many metering points, in pages or as a stream
 	//
@@ -4600,6 +6514,39 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/status (the `GetStatus` operationId).
 	GetStatusWithResponse(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*GetStatusResponse, error)
+
+	// ListSuppliersWithResponse The suppliers, their certificates and what they asked for today
+	//
+	// In ascending order of GLN, all of them, the grid operator's own record
+	// too. Recorded in the audit log.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/suppliers (the `ListSuppliers` operationId).
+	ListSuppliersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSuppliersResponse, error)
+
+	// ResumeSupplierWithResponse Let a suspended supplier in again
+	//
+	// From the next request on. As `suspendSupplier`; one that is not suspended
+	// stays as it is, and is answered.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/suppliers/{gln}/resume (the `ResumeSupplier` operationId).
+	ResumeSupplierWithResponse(ctx context.Context, gln SupplierGln, params *ResumeSupplierParams, reqEditors ...RequestEditorFn) (*ResumeSupplierResponse, error)
+
+	// SuspendSupplierWithResponse Stop a supplier
+	//
+	// From the next request on nothing is answered to the supplier. The token
+	// must name this supplier and this step; a cryptoserver verifies that
+	// again before it seals the record. One that is suspended already stays
+	// as it is, and is answered. The grid operator's own record cannot be
+	// suspended here (`not-permitted`).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/suppliers/{gln}/suspend (the `SuspendSupplier` operationId).
+	SuspendSupplierWithResponse(ctx context.Context, gln SupplierGln, params *SuspendSupplierParams, reqEditors ...RequestEditorFn) (*SuspendSupplierResponse, error)
 }
 
 type GetHealthResponse struct {
@@ -5047,6 +6994,155 @@ func (r CreateConsentResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateConsentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PreviewConsentResponse200Headers the declared response headers of an HTTP 200 response for PreviewConsent
+type PreviewConsentResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// PreviewConsentResponse401Headers the declared response headers of an HTTP 401 response for PreviewConsent
+type PreviewConsentResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// PreviewConsentResponse429Headers the declared response headers of an HTTP 429 response for PreviewConsent
+type PreviewConsentResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// PreviewConsentResponse503Headers the declared response headers of an HTTP 503 response for PreviewConsent
+type PreviewConsentResponse503Headers struct {
+	RetryAfter *int
+}
+
+// PreviewConsentResponse504Headers the declared response headers of an HTTP 504 response for PreviewConsent
+type PreviewConsentResponse504Headers struct {
+	RetryAfter *int
+}
+
+type PreviewConsentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsentPreview
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *PreviewNotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PreviewConsentResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *PreviewConsentResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *PreviewConsentResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *PreviewConsentResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *PreviewConsentResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PreviewConsentResponse) GetJSON200() *ConsentPreview {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON404() *PreviewNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r PreviewConsentResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r PreviewConsentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PreviewConsentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PreviewConsentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PreviewConsentResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5976,6 +8072,148 @@ func (r ListMeteringPointsResponse) ContentType() string {
 	return ""
 }
 
+// FindMeteringPointsResponse200Headers the declared response headers of an HTTP 200 response for FindMeteringPoints
+type FindMeteringPointsResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// FindMeteringPointsResponse401Headers the declared response headers of an HTTP 401 response for FindMeteringPoints
+type FindMeteringPointsResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// FindMeteringPointsResponse429Headers the declared response headers of an HTTP 429 response for FindMeteringPoints
+type FindMeteringPointsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// FindMeteringPointsResponse503Headers the declared response headers of an HTTP 503 response for FindMeteringPoints
+type FindMeteringPointsResponse503Headers struct {
+	RetryAfter *int
+}
+
+// FindMeteringPointsResponse504Headers the declared response headers of an HTTP 504 response for FindMeteringPoints
+type FindMeteringPointsResponse504Headers struct {
+	RetryAfter *int
+}
+
+type FindMeteringPointsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FoundPoints
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *UnsupportedMediaType
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *FindMeteringPointsResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *FindMeteringPointsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *FindMeteringPointsResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *FindMeteringPointsResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *FindMeteringPointsResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FindMeteringPointsResponse) GetJSON200() *FoundPoints {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON415() *UnsupportedMediaType {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r FindMeteringPointsResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r FindMeteringPointsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FindMeteringPointsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FindMeteringPointsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FindMeteringPointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetAccessResponse200Headers the declared response headers of an HTTP 200 response for GetAccess
 type GetAccessResponse200Headers struct {
 	CacheControl    *string
@@ -6264,6 +8502,290 @@ func (r GetAccessLogResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetAccessLogResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAccessProofResponse200Headers the declared response headers of an HTTP 200 response for GetAccessProof
+type GetAccessProofResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetAccessProofResponse401Headers the declared response headers of an HTTP 401 response for GetAccessProof
+type GetAccessProofResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetAccessProofResponse429Headers the declared response headers of an HTTP 429 response for GetAccessProof
+type GetAccessProofResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// GetAccessProofResponse503Headers the declared response headers of an HTTP 503 response for GetAccessProof
+type GetAccessProofResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetAccessProofResponse504Headers the declared response headers of an HTTP 504 response for GetAccessProof
+type GetAccessProofResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetAccessProofResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AccessProof
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *ProofNotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetAccessProofResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetAccessProofResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetAccessProofResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetAccessProofResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetAccessProofResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAccessProofResponse) GetJSON200() *AccessProof {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON404() *ProofNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetAccessProofResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAccessProofResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAccessProofResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAccessProofResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAccessProofResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetConnectionResponse200Headers the declared response headers of an HTTP 200 response for GetConnection
+type GetConnectionResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetConnectionResponse401Headers the declared response headers of an HTTP 401 response for GetConnection
+type GetConnectionResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetConnectionResponse429Headers the declared response headers of an HTTP 429 response for GetConnection
+type GetConnectionResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// GetConnectionResponse503Headers the declared response headers of an HTTP 503 response for GetConnection
+type GetConnectionResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetConnectionResponse504Headers the declared response headers of an HTTP 504 response for GetConnection
+type GetConnectionResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetConnectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Connection
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *NotFound
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetConnectionResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetConnectionResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetConnectionResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetConnectionResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetConnectionResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetConnectionResponse) GetJSON200() *Connection {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON404() *NotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetConnectionResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetConnectionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConnectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConnectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetConnectionResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6589,6 +9111,276 @@ func (r GetReadingsResponse) ContentType() string {
 	return ""
 }
 
+// GetOperationsResponse200Headers the declared response headers of an HTTP 200 response for GetOperations
+type GetOperationsResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetOperationsResponse401Headers the declared response headers of an HTTP 401 response for GetOperations
+type GetOperationsResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetOperationsResponse429Headers the declared response headers of an HTTP 429 response for GetOperations
+type GetOperationsResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// GetOperationsResponse503Headers the declared response headers of an HTTP 503 response for GetOperations
+type GetOperationsResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetOperationsResponse504Headers the declared response headers of an HTTP 504 response for GetOperations
+type GetOperationsResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Operations
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetOperationsResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetOperationsResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetOperationsResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetOperationsResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetOperationsResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOperationsResponse) GetJSON200() *Operations {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetOperationsResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOperationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOperationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOperationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetOversightResponse200Headers the declared response headers of an HTTP 200 response for GetOversight
+type GetOversightResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// GetOversightResponse401Headers the declared response headers of an HTTP 401 response for GetOversight
+type GetOversightResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// GetOversightResponse429Headers the declared response headers of an HTTP 429 response for GetOversight
+type GetOversightResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// GetOversightResponse503Headers the declared response headers of an HTTP 503 response for GetOversight
+type GetOversightResponse503Headers struct {
+	RetryAfter *int
+}
+
+// GetOversightResponse504Headers the declared response headers of an HTTP 504 response for GetOversight
+type GetOversightResponse504Headers struct {
+	RetryAfter *int
+}
+
+type GetOversightResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Oversight
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetOversightResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetOversightResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetOversightResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetOversightResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *GetOversightResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOversightResponse) GetJSON200() *Oversight {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r GetOversightResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOversightResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOversightResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOversightResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOversightResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // QueryReadingsResponse200Headers the declared response headers of an HTTP 200 response for QueryReadings
 type QueryReadingsResponse200Headers struct {
 	CacheControl    *string
@@ -6889,6 +9681,455 @@ func (r GetStatusResponse) ContentType() string {
 	return ""
 }
 
+// ListSuppliersResponse200Headers the declared response headers of an HTTP 200 response for ListSuppliers
+type ListSuppliersResponse200Headers struct {
+	CacheControl   *string
+	XInteractionId *openapi_types.UUID
+}
+
+// ListSuppliersResponse401Headers the declared response headers of an HTTP 401 response for ListSuppliers
+type ListSuppliersResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// ListSuppliersResponse429Headers the declared response headers of an HTTP 429 response for ListSuppliers
+type ListSuppliersResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// ListSuppliersResponse503Headers the declared response headers of an HTTP 503 response for ListSuppliers
+type ListSuppliersResponse503Headers struct {
+	RetryAfter *int
+}
+
+// ListSuppliersResponse504Headers the declared response headers of an HTTP 504 response for ListSuppliers
+type ListSuppliersResponse504Headers struct {
+	RetryAfter *int
+}
+
+type ListSuppliersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Suppliers
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListSuppliersResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *ListSuppliersResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ListSuppliersResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListSuppliersResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *ListSuppliersResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSuppliersResponse) GetJSON200() *Suppliers {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r ListSuppliersResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSuppliersResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSuppliersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSuppliersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSuppliersResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ResumeSupplierResponse200Headers the declared response headers of an HTTP 200 response for ResumeSupplier
+type ResumeSupplierResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// ResumeSupplierResponse401Headers the declared response headers of an HTTP 401 response for ResumeSupplier
+type ResumeSupplierResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// ResumeSupplierResponse429Headers the declared response headers of an HTTP 429 response for ResumeSupplier
+type ResumeSupplierResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// ResumeSupplierResponse503Headers the declared response headers of an HTTP 503 response for ResumeSupplier
+type ResumeSupplierResponse503Headers struct {
+	RetryAfter *int
+}
+
+// ResumeSupplierResponse504Headers the declared response headers of an HTTP 504 response for ResumeSupplier
+type ResumeSupplierResponse504Headers struct {
+	RetryAfter *int
+}
+
+type ResumeSupplierResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SupplierAnswer
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *SupplierNotFound
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *PreconditionFailed
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
+	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ResumeSupplierResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *ResumeSupplierResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ResumeSupplierResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ResumeSupplierResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *ResumeSupplierResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResumeSupplierResponse) GetJSON200() *SupplierAnswer {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON404() *SupplierNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON412() *PreconditionFailed {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON428() *PreconditionRequired {
+	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r ResumeSupplierResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeSupplierResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeSupplierResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeSupplierResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeSupplierResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// SuspendSupplierResponse200Headers the declared response headers of an HTTP 200 response for SuspendSupplier
+type SuspendSupplierResponse200Headers struct {
+	CacheControl   *string
+	ETag           *string
+	XInteractionId *openapi_types.UUID
+}
+
+// SuspendSupplierResponse401Headers the declared response headers of an HTTP 401 response for SuspendSupplier
+type SuspendSupplierResponse401Headers struct {
+	WWWAuthenticate *string
+}
+
+// SuspendSupplierResponse429Headers the declared response headers of an HTTP 429 response for SuspendSupplier
+type SuspendSupplierResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      *int
+}
+
+// SuspendSupplierResponse503Headers the declared response headers of an HTTP 503 response for SuspendSupplier
+type SuspendSupplierResponse503Headers struct {
+	RetryAfter *int
+}
+
+// SuspendSupplierResponse504Headers the declared response headers of an HTTP 504 response for SuspendSupplier
+type SuspendSupplierResponse504Headers struct {
+	RetryAfter *int
+}
+
+type SuspendSupplierResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SupplierAnswer
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *BadRequest
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Unauthorized
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Forbidden
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *SupplierNotFound
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *PreconditionFailed
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *ContentTooLarge
+	// ApplicationproblemJSON428 the response for an HTTP 428 `application/problem+json` response
+	ApplicationproblemJSON428 *PreconditionRequired
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *TooManyRequests
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *InternalError
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Unavailable
+	// ApplicationproblemJSON504 the response for an HTTP 504 `application/problem+json` response
+	ApplicationproblemJSON504 *DeadlineExceeded
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SuspendSupplierResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *SuspendSupplierResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *SuspendSupplierResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *SuspendSupplierResponse503Headers
+	// Headers504 the parsed response headers for an HTTP 504 response
+	Headers504 *SuspendSupplierResponse504Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SuspendSupplierResponse) GetJSON200() *SupplierAnswer {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON400() *BadRequest {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON401() *Unauthorized {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON403() *Forbidden {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON404() *SupplierNotFound {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON412() *PreconditionFailed {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON413() *ContentTooLarge {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON428 returns the response for an HTTP 428 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON428() *PreconditionRequired {
+	return r.ApplicationproblemJSON428
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON429() *TooManyRequests {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON500() *InternalError {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON503() *Unavailable {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON504 returns the response for an HTTP 504 `application/problem+json` response
+func (r SuspendSupplierResponse) GetApplicationproblemJSON504() *DeadlineExceeded {
+	return r.ApplicationproblemJSON504
+}
+
+// GetBody returns the raw response body bytes
+func (r SuspendSupplierResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SuspendSupplierResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SuspendSupplierResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SuspendSupplierResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetHealthWithResponse The gateway's process is alive
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6988,6 +10229,42 @@ func (c *ClientWithResponses) CreateConsentWithResponse(ctx context.Context, par
 		return nil, err
 	}
 	return ParseCreateConsentResponse(rsp)
+}
+
+// PreviewConsentWithBodyWithResponse What a step of a consent would change
+//
+// What the supplier may read now, and what it might read if the step were
+// taken now; and whether the step could be taken. Both are found by the
+// decision that a request for readings goes through. Nothing is changed
+// by it; it is recorded in the access log, as a dry run.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+func (c *ClientWithResponses) PreviewConsentWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PreviewConsentResponse, error) {
+	rsp, err := c.PreviewConsentWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePreviewConsentResponse(rsp)
+}
+
+// PreviewConsentWithResponse What a step of a consent would change
+//
+// What the supplier may read now, and what it might read if the step were
+// taken now; and whether the step could be taken. Both are found by the
+// decision that a request for readings goes through. Nothing is changed
+// by it; it is recorded in the access log, as a dry run.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/consents/preview (the `PreviewConsent` operationId).
+func (c *ClientWithResponses) PreviewConsentWithResponse(ctx context.Context, body PreviewConsentJSONRequestBody, reqEditors ...RequestEditorFn) (*PreviewConsentResponse, error) {
+	rsp, err := c.PreviewConsent(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePreviewConsentResponse(rsp)
 }
 
 // GetConsentWithResponse One consent
@@ -7105,6 +10382,44 @@ func (c *ClientWithResponses) ListMeteringPointsWithResponse(ctx context.Context
 	return ParseListMeteringPointsResponse(rsp)
 }
 
+// FindMeteringPointsWithBodyWithResponse The metering points at an address
+//
+// For customer service, which knows an address and not the EAN. Postcode
+// and house number must be those of the errand, or the answer is
+// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+// by a keyed digest, and opens those that are told, without the names.
+// Each metering point that is found has this in its access log.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+func (c *ClientWithResponses) FindMeteringPointsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FindMeteringPointsResponse, error) {
+	rsp, err := c.FindMeteringPointsWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFindMeteringPointsResponse(rsp)
+}
+
+// FindMeteringPointsWithResponse The metering points at an address
+//
+// For customer service, which knows an address and not the EAN. Postcode
+// and house number must be those of the errand, or the answer is
+// `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+// by a keyed digest, and opens those that are told, without the names.
+// Each metering point that is found has this in its access log.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/metering-points/find (the `FindMeteringPoints` operationId).
+func (c *ClientWithResponses) FindMeteringPointsWithResponse(ctx context.Context, body FindMeteringPointsJSONRequestBody, reqEditors ...RequestEditorFn) (*FindMeteringPointsResponse, error) {
+	rsp, err := c.FindMeteringPoints(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFindMeteringPointsResponse(rsp)
+}
+
 // GetAccessWithResponse What the caller may read of one metering point, and why the rest is not given
 //
 // A dry run: nothing is decrypted. `granted` holds what a request for
@@ -7159,6 +10474,46 @@ func (c *ClientWithResponses) GetAccessLogWithResponse(ctx context.Context, ean 
 	return ParseGetAccessLogResponse(rsp)
 }
 
+// GetAccessProofWithResponse The proof that an entry of the access log is in the audit log
+//
+// That an entry which `getAccessLog` shows this customer cannot have been
+// altered or made up since: with the signed head (`checkpoint`) and the
+// `hashes`, whoever has the grid operator's public keys can compute that
+// the leaf of the entry belongs to the signed tree (RFC 6962, 2.1.1). With
+// `whole` the entry itself is there, as it was written, and the leaf can
+// be computed from it (docs/AUDIT.md). Recorded like any other look at the
+// access log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/metering-points/{ean}/access-log/{interaction}/proof (the `GetAccessProof` operationId).
+func (c *ClientWithResponses) GetAccessProofWithResponse(ctx context.Context, ean Ean, interaction openapi_types.UUID, params *GetAccessProofParams, reqEditors ...RequestEditorFn) (*GetAccessProofResponse, error) {
+	rsp, err := c.GetAccessProof(ctx, ean, interaction, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAccessProofResponse(rsp)
+}
+
+// GetConnectionWithResponse What a metering point is, who lives there, who supplies it, and what is stored
+//
+// The facts of the legal file in force, and which days of which fields are
+// stored. No reading is opened. The customer's name and address are
+// opened by a cryptoserver, for who serves customers; when that cannot be
+// done, the rest is answered and `identity` says why. Recorded in the
+// access log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
+func (c *ClientWithResponses) GetConnectionWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error) {
+	rsp, err := c.GetConnection(ctx, ean, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConnectionResponse(rsp)
+}
+
 // ListConsentsWithResponse The consents at a metering point
 //
 // A supplier gets its own, whatever their state; an employee gets all.
@@ -7207,6 +10562,39 @@ func (c *ClientWithResponses) GetReadingsWithResponse(ctx context.Context, ean E
 		return nil, err
 	}
 	return ParseGetReadingsResponse(rsp)
+}
+
+// GetOperationsWithResponse How each part of the service fares
+//
+// Answers 200 also when a part is away: it is `DOWN`, or null where it
+// could not be asked. Recorded in the audit log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+func (c *ClientWithResponses) GetOperationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetOperationsResponse, error) {
+	rsp, err := c.GetOperations(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOperationsResponse(rsp)
+}
+
+// GetOversightWithResponse Who asked how much, what is unusual, and whether the log verifies
+//
+// What the auditor's daemon counted of the access records, by party and
+// hour, and found when it verified the audit log; a minute or so behind.
+// Nothing here names a metering point. Recorded in the audit log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/oversight (the `GetOversight` operationId).
+func (c *ClientWithResponses) GetOversightWithResponse(ctx context.Context, params *GetOversightParams, reqEditors ...RequestEditorFn) (*GetOversightResponse, error) {
+	rsp, err := c.GetOversight(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOversightResponse(rsp)
 }
 
 // QueryReadingsWithBodyWithResponse The readings of many metering points, in pages or as a stream
@@ -7344,6 +10732,57 @@ func (c *ClientWithResponses) GetStatusWithResponse(ctx context.Context, params 
 		return nil, err
 	}
 	return ParseGetStatusResponse(rsp)
+}
+
+// ListSuppliersWithResponse The suppliers, their certificates and what they asked for today
+//
+// In ascending order of GLN, all of them, the grid operator's own record
+// too. Recorded in the audit log.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/suppliers (the `ListSuppliers` operationId).
+func (c *ClientWithResponses) ListSuppliersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSuppliersResponse, error) {
+	rsp, err := c.ListSuppliers(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSuppliersResponse(rsp)
+}
+
+// ResumeSupplierWithResponse Let a suspended supplier in again
+//
+// From the next request on. As `suspendSupplier`; one that is not suspended
+// stays as it is, and is answered.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/suppliers/{gln}/resume (the `ResumeSupplier` operationId).
+func (c *ClientWithResponses) ResumeSupplierWithResponse(ctx context.Context, gln SupplierGln, params *ResumeSupplierParams, reqEditors ...RequestEditorFn) (*ResumeSupplierResponse, error) {
+	rsp, err := c.ResumeSupplier(ctx, gln, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeSupplierResponse(rsp)
+}
+
+// SuspendSupplierWithResponse Stop a supplier
+//
+// From the next request on nothing is answered to the supplier. The token
+// must name this supplier and this step; a cryptoserver verifies that
+// again before it seals the record. One that is suspended already stays
+// as it is, and is answered. The grid operator's own record cannot be
+// suspended here (`not-permitted`).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/suppliers/{gln}/suspend (the `SuspendSupplier` operationId).
+func (c *ClientWithResponses) SuspendSupplierWithResponse(ctx context.Context, gln SupplierGln, params *SuspendSupplierParams, reqEditors ...RequestEditorFn) (*SuspendSupplierResponse, error) {
+	rsp, err := c.SuspendSupplier(ctx, gln, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSuspendSupplierResponse(rsp)
 }
 
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
@@ -7856,6 +11295,176 @@ func ParseCreateConsentResponse(rsp *http.Response) (*CreateConsentResponse, err
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers CreateConsentResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePreviewConsentResponse parses an HTTP response from a PreviewConsentWithResponse call
+func ParsePreviewConsentResponse(rsp *http.Response) (*PreviewConsentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PreviewConsentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsentPreview
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest PreviewNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PreviewConsentResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers PreviewConsentResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers PreviewConsentResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers PreviewConsentResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers PreviewConsentResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -9014,6 +12623,169 @@ func ParseListMeteringPointsResponse(rsp *http.Response) (*ListMeteringPointsRes
 	return response, nil
 }
 
+// ParseFindMeteringPointsResponse parses an HTTP response from a FindMeteringPointsWithResponse call
+func ParseFindMeteringPointsResponse(rsp *http.Response) (*FindMeteringPointsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FindMeteringPointsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FoundPoints
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers FindMeteringPointsResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers FindMeteringPointsResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers FindMeteringPointsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers FindMeteringPointsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers FindMeteringPointsResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetAccessResponse parses an HTTP response from a GetAccessWithResponse call
 func ParseGetAccessResponse(rsp *http.Response) (*GetAccessResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9358,6 +13130,332 @@ func ParseGetAccessLogResponse(rsp *http.Response) (*GetAccessLogResponse, error
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers GetAccessLogResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetAccessProofResponse parses an HTTP response from a GetAccessProofWithResponse call
+func ParseGetAccessProofResponse(rsp *http.Response) (*GetAccessProofResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAccessProofResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AccessProof
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest ProofNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetAccessProofResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetAccessProofResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetAccessProofResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetAccessProofResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetAccessProofResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetConnectionResponse parses an HTTP response from a GetConnectionWithResponse call
+func ParseGetConnectionResponse(rsp *http.Response) (*GetConnectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConnectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Connection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetConnectionResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetConnectionResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetConnectionResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetConnectionResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetConnectionResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -9831,6 +13929,318 @@ func ParseGetReadingsResponse(rsp *http.Response) (*GetReadingsResponse, error) 
 	return response, nil
 }
 
+// ParseGetOperationsResponse parses an HTTP response from a GetOperationsWithResponse call
+func ParseGetOperationsResponse(rsp *http.Response) (*GetOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operations
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetOperationsResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetOperationsResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetOperationsResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetOperationsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetOperationsResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetOversightResponse parses an HTTP response from a GetOversightWithResponse call
+func ParseGetOversightResponse(rsp *http.Response) (*GetOversightResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOversightResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Oversight
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetOversightResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetOversightResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetOversightResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetOversightResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers GetOversightResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseQueryReadingsResponse parses an HTTP response from a QueryReadingsWithResponse call
 func ParseQueryReadingsResponse(rsp *http.Response) (*QueryReadingsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10223,6 +14633,530 @@ func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers GetStatusResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListSuppliersResponse parses an HTTP response from a ListSuppliersWithResponse call
+func ParseListSuppliersResponse(rsp *http.Response) (*ListSuppliersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSuppliersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Suppliers
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListSuppliersResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers ListSuppliersResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers ListSuppliersResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers ListSuppliersResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers ListSuppliersResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseResumeSupplierResponse parses an HTTP response from a ResumeSupplierWithResponse call
+func ParseResumeSupplierResponse(rsp *http.Response) (*ResumeSupplierResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeSupplierResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SupplierAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest SupplierNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 428:
+		var dest PreconditionRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON428 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ResumeSupplierResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers ResumeSupplierResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers ResumeSupplierResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers ResumeSupplierResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers ResumeSupplierResponse504Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers504 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSuspendSupplierResponse parses an HTTP response from a SuspendSupplierWithResponse call
+func ParseSuspendSupplierResponse(rsp *http.Response) (*SuspendSupplierResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SuspendSupplierResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SupplierAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest SupplierNotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest ContentTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 428:
+		var dest PreconditionRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON428 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooManyRequests
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest InternalError
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 504:
+		var dest DeadlineExceeded
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON504 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SuspendSupplierResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = &value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("X-Interaction-Id"); len(values) > 0 {
+			var value openapi_types.UUID
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Interaction-Id", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			}
+			headers.XInteractionId = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers SuspendSupplierResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = &value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers SuspendSupplierResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers SuspendSupplierResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	case rsp.StatusCode == 504:
+		var headers SuspendSupplierResponse504Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

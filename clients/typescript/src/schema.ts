@@ -188,6 +188,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/consents/preview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * What a step of a consent would change
+         * @description What the supplier may read now, and what it might read if the step were
+         *     taken now; and whether the step could be taken. Both are found by the
+         *     decision that a request for readings goes through. Nothing is changed
+         *     by it; it is recorded in the access log, as a dry run.
+         */
+        post: operations["previewConsent"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/manifest-keys": {
         parameters: {
             query?: never;
@@ -295,6 +318,56 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/metering-points/{ean}/access-log/{interaction}/proof": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The proof that an entry of the access log is in the audit log
+         * @description That an entry which `getAccessLog` shows this customer cannot have been
+         *     altered or made up since: with the signed head (`checkpoint`) and the
+         *     `hashes`, whoever has the grid operator's public keys can compute that
+         *     the leaf of the entry belongs to the signed tree (RFC 6962, 2.1.1). With
+         *     `whole` the entry itself is there, as it was written, and the leaf can
+         *     be computed from it (docs/AUDIT.md). Recorded like any other look at the
+         *     access log.
+         */
+        get: operations["getAccessProof"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/metering-points/{ean}/connection": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What a metering point is, who lives there, who supplies it, and what is stored
+         * @description The facts of the legal file in force, and which days of which fields are
+         *     stored. No reading is opened. The customer's name and address are
+         *     opened by a cryptoserver, for who serves customers; when that cannot be
+         *     done, the rest is answered and `identity` says why. Recorded in the
+         *     access log.
+         */
+        get: operations["getConnection"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/metering-points/{ean}/consents": {
         parameters: {
             query?: never;
@@ -347,6 +420,73 @@ export interface paths {
          *     gives as a month, or of which it gives every day by itself.
          */
         get: operations["getReadings"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/metering-points/find": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * The metering points at an address
+         * @description For customer service, which knows an address and not the EAN. Postcode
+         *     and house number must be those of the errand, or the answer is
+         *     `not-permitted`. Addresses are kept encrypted: a cryptoserver finds them
+         *     by a keyed digest, and opens those that are told, without the names.
+         *     Each metering point that is found has this in its access log.
+         */
+        post: operations["findMeteringPoints"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/operations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * How each part of the service fares
+         * @description Answers 200 also when a part is away: it is `DOWN`, or null where it
+         *     could not be asked. Recorded in the audit log.
+         */
+        get: operations["getOperations"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/oversight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Who asked how much, what is unusual, and whether the log verifies
+         * @description What the auditor's daemon counted of the access records, by party and
+         *     hour, and found when it verified the audit log; a minute or so behind.
+         *     Nothing here names a metering point. Recorded in the audit log.
+         */
+        get: operations["getOversight"];
         put?: never;
         post?: never;
         delete?: never;
@@ -435,6 +575,72 @@ export interface paths {
         get: operations["getStatus"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/suppliers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The suppliers, their certificates and what they asked for today
+         * @description In ascending order of GLN, all of them, the grid operator's own record
+         *     too. Recorded in the audit log.
+         */
+        get: operations["listSuppliers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/suppliers/{gln}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a suspended supplier in again
+         * @description From the next request on. As `suspendSupplier`; one that is not suspended
+         *     stays as it is, and is answered.
+         */
+        post: operations["resumeSupplier"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/suppliers/{gln}/suspend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop a supplier
+         * @description From the next request on nothing is answered to the supplier. The token
+         *     must name this supplier and this step; a cryptoserver verifies that
+         *     again before it seals the record. One that is suspended already stays
+         *     as it is, and is answered. The grid operator's own record cannot be
+         *     suspended here (`not-permitted`).
+         */
+        post: operations["suspendSupplier"];
         delete?: never;
         options?: never;
         head?: never;
@@ -605,7 +811,7 @@ export interface components {
              * @example READINGS
              * @enum {string}
              */
-            operation: "READINGS" | "DRY_RUN" | "CONSENTS" | "CONSENT_STEP" | "ACCESS_LOG";
+            operation: "READINGS" | "DRY_RUN" | "CONSENTS" | "CONSENT_STEP" | "ACCESS_LOG" | "CONNECTION" | "FIND";
             /**
              * @description `GIVEN`: all that was asked for. `PARTLY`: some of it. `WITHHELD`: nothing. `REFUSED`: the caller had nothing to do with the metering point, or the step was not allowed. `FAILED`: a fault; `opened` says whether anything was decrypted. `UNCHANGED`: the caller asked whether what it was given before has changed, and it had not; nothing was decrypted.
              * @example GIVEN
@@ -651,6 +857,73 @@ export interface components {
              */
             to: string;
         };
+        /** @description Shows that one access record is in the audit log. */
+        AccessProof: {
+            /**
+             * @description The signed head of the log, a signed note.
+             * @example netbeheer.example/kluis
+             *     4711
+             *     K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k=
+             */
+            checkpoint: string;
+            /**
+             * @description From the leaf to the root (RFC 6962, 2.1.1).
+             * @example [
+             *       "K0hVHDdFWMg9Rbc7pA0yMDbGSnL3oUzyFfaHBEhYK2k="
+             *     ]
+             */
+            hashes: string[];
+            /**
+             * @description Place of the leaf in the log, from 0.
+             * @example 4200
+             */
+            index: number;
+            interactionId: components["schemas"]["InteractionId"];
+            /**
+             * @description Hash of the leaf (RFC 6962, 2.1), in hexadecimal.
+             * @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+             */
+            leaf: string;
+            /**
+             * @description Name of the audit log.
+             * @example netbeheer.example/kluis
+             */
+            origin: string;
+            /**
+             * Format: byte
+             * @description With `whole`, the cryptoserver's receipt, where something was opened.
+             * @example AAAADWtsdWlzL3JlY2VpcHQB
+             */
+            receipt?: string;
+            /**
+             * Format: byte
+             * @description With `whole`, the access record as it was written.
+             * @example AAAAE2tsdWlzL2FjY2Vzcy1yZWNvcmQB
+             */
+            record?: string;
+            /**
+             * Format: byte
+             * @description With `whole`, what is hashed before the record.
+             * @example AAECAwQFBgcICQoLDA0ODw==
+             */
+            salt?: string;
+            /**
+             * Format: date-time
+             * @description When the head was signed, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            signedAt: string;
+            /**
+             * @description Leaves of the log under the signed head.
+             * @example 4711
+             */
+            size: number;
+            /**
+             * @description Whether the record itself is here. It is not where it names days of another customer too.
+             * @example true
+             */
+            whole: boolean;
+        };
         /** @description A run of days of one field that are stored, none missing between them. Of registers a day is the read at its start (00:00): the last day of a period needs the read of the day after, and `P1M` those of the first days of months only. `resolution` is the one they are stored at: what is asked for finer is withheld as `FINER_THAN_STORED`. */
         AccessStored: {
             field: components["schemas"]["FieldName"];
@@ -691,6 +964,47 @@ export interface components {
              * @example 2026-04-02
              */
             to: string;
+        };
+        /** @description Where a metering point is. */
+        Address: {
+            /**
+             * @description What follows the number, where something does.
+             * @example A
+             */
+            addition?: string;
+            /**
+             * @description The town.
+             * @example Ons Dorp
+             */
+            city: string;
+            /**
+             * @description The number of the house, without its addition.
+             * @example 7
+             */
+            houseNumber: string;
+            /**
+             * @description As the market writes it, without blanks.
+             * @example 1234AB
+             */
+            postcode: string;
+            /**
+             * @description The street.
+             * @example Dorpsstraat
+             */
+            street: string;
+        };
+        /** @description An address, by postcode and house number, as in the errand. */
+        AddressQuery: {
+            /**
+             * @description The number of the house, without its addition; 1 to 99999.
+             * @example 7
+             */
+            houseNumber: string;
+            /**
+             * @description As the market writes it, without blanks, in capitals.
+             * @example 1234AB
+             */
+            postcode: string;
         };
         /** @description One back end. */
         Backend: {
@@ -761,6 +1075,126 @@ export interface components {
              * @example false
              */
             more: boolean;
+        };
+        /** @description A signed head of the audit log. */
+        CheckpointStatus: {
+            /**
+             * Format: date-time
+             * @description When it was signed, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            signedAt: string;
+            /**
+             * @description Leaves.
+             * @example 4711
+             */
+            size: number;
+        };
+        /**
+         * @description What is metered.
+         * @example electricity
+         * @enum {string}
+         */
+        Commodity: "electricity" | "gas";
+        /** @description One metering point, as the facts and the store are now. */
+        Connection: {
+            /**
+             * Format: date-time
+             * @description When this was found, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            at: string;
+            commodity: components["schemas"]["Commodity"];
+            ean: components["schemas"]["Ean"];
+            /** @description What is stored, by field and day, none missing within a run. */
+            fields: components["schemas"]["ConnectionField"][];
+            identity: components["schemas"]["ConnectionIdentity"];
+            interactionId: components["schemas"]["InteractionId"];
+            /**
+             * Format: date-time
+             * @description When that version was sealed, UTC.
+             * @example 2026-03-01T10:00:00Z
+             */
+            legalFileSealedAt: string;
+            /**
+             * @description Version of the legal file.
+             * @example 12
+             */
+            legalFileVersion: number;
+            /** @description Each customer's time here, by day. */
+            occupancies: components["schemas"]["DayPeriod"][];
+            /** @description When the customer had opted out of remote reading, by day. */
+            optOuts: components["schemas"]["DayPeriod"][];
+            /** @description All who supply, supplied, or have a consent here; by GLN. */
+            suppliers: components["schemas"]["SupplierName"][];
+            /** @description Who supplied when, by day. */
+            supply: components["schemas"]["SupplyPeriod"][];
+            /**
+             * @description Zone of the local days.
+             * @example Europe/Amsterdam
+             */
+            timeZone: string;
+        };
+        /** @description A run of days of one field that are stored. */
+        ConnectionField: {
+            class: components["schemas"]["FieldClass"];
+            field: components["schemas"]["FieldName"];
+            /**
+             * Format: date
+             * @description First local day stored.
+             * @example 2026-01-01
+             */
+            from: string;
+            /**
+             * Format: date-time
+             * @description When the youngest of them was stored, UTC.
+             * @example 2026-04-01T05:10:00Z
+             */
+            lastStoredAt: string;
+            /**
+             * @description OBIS code of the field.
+             * @example 1-0:1.8.1
+             */
+            obis: string;
+            resolution: components["schemas"]["Resolution"];
+            /**
+             * Format: date
+             * @description First local day after the run.
+             * @example 2026-04-01
+             */
+            to: string;
+            /**
+             * @description Unit of the values.
+             * @example kWh
+             */
+            unit: string;
+        };
+        /**
+         * @description Who lives there today, and where that is. `GIVEN`: it is here. `NONE`:
+         *     nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
+         *     role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
+         *     it now; ask again. `DAMAGED`: it is kept, and does not open; the
+         *     operator is told.
+         */
+        ConnectionIdentity: {
+            address?: components["schemas"]["Address"];
+            /**
+             * @description The customer's name.
+             * @example J. Jansen
+             */
+            name?: string;
+            /**
+             * Format: date
+             * @description First local day of the occupancy.
+             * @example 2024-05-01
+             */
+            since?: string;
+            /**
+             * @description Whether it is given, and why not.
+             * @example GIVEN
+             * @enum {string}
+             */
+            state: "GIVEN" | "NONE" | "NOT_FOR_ROLE" | "UNAVAILABLE" | "DAMAGED";
         };
         /** @description A customer's permission for one supplier, as it is now. */
         Consent: {
@@ -833,6 +1267,73 @@ export interface components {
              */
             evidence: string;
         };
+        /** @description What the supplier may read before and after a step. */
+        ConsentPreview: {
+            /** @description What it might read after the step; the same as before where the step could not be taken. */
+            after: components["schemas"]["AccessGranted"][];
+            /**
+             * @description Whether the step could be taken now.
+             * @example true
+             */
+            allowed: boolean;
+            /**
+             * Format: date-time
+             * @description The instant that both are about, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            at: string;
+            /** @description What the supplier may read now. */
+            before: components["schemas"]["AccessGranted"][];
+            /**
+             * @description Where it could not: what to do about it.
+             * @example class intervals is not given that fine; choose a coarser granularity
+             */
+            detail?: string;
+            /**
+             * Format: date
+             * @description First local day of the period looked at; that of which readings are kept.
+             * @example 2024-04-02
+             */
+            from: string;
+            interactionId: components["schemas"]["InteractionId"];
+            supplier: components["schemas"]["Gln"];
+            /**
+             * @description Zone of the local days.
+             * @example Europe/Amsterdam
+             */
+            timeZone: string;
+            /**
+             * Format: date
+             * @description First local day after it.
+             * @example 2026-04-02
+             */
+            to: string;
+            /**
+             * @description Where it could not: the slug of the problem that it would be refused with.
+             * @example consent-not-possible
+             */
+            why?: string;
+        };
+        /**
+         * @description A step that might be taken. `register` needs `newConsent` with its
+         *     `supplier`; the others need `consentId`.
+         */
+        ConsentPreviewQuery: {
+            /**
+             * Format: uuid
+             * @description The consent; not to register.
+             * @example 7c9e6679-7425-40de-944b-e07fc1f90ae7
+             */
+            consentId?: string;
+            ean: components["schemas"]["Ean"];
+            newConsent?: components["schemas"]["NewConsent"];
+            /**
+             * @description What might be done.
+             * @example revoke
+             * @enum {string}
+             */
+            step: "register" | "grant" | "reject" | "revoke";
+        };
         /** @description The consents at a metering point that the caller may see. */
         Consents: {
             /** @description Latest first. */
@@ -880,6 +1381,67 @@ export interface components {
              */
             step: "REQUESTED" | "REGISTERED" | "GRANTED" | "REJECTED" | "REVOKED";
         };
+        /** @description One cryptoserver, as it says of itself; nothing but `name` and `status` where it does not answer. */
+        CryptoserverStatus: {
+            /**
+             * Format: date-time
+             * @description When it last heard that the control feed still ends where it ended, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            controlAt?: string;
+            /**
+             * @description Its name at the grid operator.
+             * @example cryptoserver-1
+             */
+            name: string;
+            /**
+             * @description Receipts it has given since.
+             * @example 123456
+             */
+            receipts?: number;
+            /**
+             * @description The roles it serves.
+             * @example [
+             *       "open",
+             *       "seal"
+             *     ]
+             */
+            roles?: string[];
+            /**
+             * @description What its receipts call it.
+             * @example 3f6c0a5e9b1d4c7288aa10ffde01b2c3
+             */
+            serverId?: string;
+            /**
+             * Format: date-time
+             * @description When it started, UTC.
+             * @example 2026-04-01T00:00:00Z
+             */
+            startedAt?: string;
+            status: components["schemas"]["PartState"];
+            /** @description Its HSM tokens. */
+            tokens?: components["schemas"]["HsmToken"][];
+            /**
+             * @description Version of its program.
+             * @example v1.0.0
+             */
+            version?: string;
+        };
+        /** @description Local days. */
+        DayPeriod: {
+            /**
+             * Format: date
+             * @description First local day.
+             * @example 2024-05-01
+             */
+            from: string;
+            /**
+             * Format: date
+             * @description First local day after; null while it lasts.
+             * @example null
+             */
+            to: string | null;
+        };
         /** @description The values of one local day (at `P1M`, of one local month). */
         DayValues: {
             /** @description Quality by exception: runs of values that did not come as the meter provided them. Absent when there are none. A null needs no entry. */
@@ -915,6 +1477,37 @@ export interface components {
          * @example import_low
          */
         FieldName: string;
+        /** @description A metering point at the address. */
+        FoundPoint: {
+            address: components["schemas"]["Address"];
+            commodity: components["schemas"]["Commodity"];
+            ean: components["schemas"]["Ean"];
+        };
+        /** @description The metering points at an address. */
+        FoundPoints: {
+            /** @description By house number addition, then EAN; at most 64. */
+            found: components["schemas"]["FoundPoint"][];
+            interactionId: components["schemas"]["InteractionId"];
+            /**
+             * @description Whether there are more than are told.
+             * @example false
+             */
+            more: boolean;
+        };
+        /** @description The gateway that answers. */
+        GatewayStatus: {
+            /**
+             * Format: date-time
+             * @description When it started, UTC.
+             * @example 2026-04-01T00:00:00Z
+             */
+            startedAt: string;
+            /**
+             * @description Version of its program.
+             * @example v1.0.0
+             */
+            version: string;
+        };
         /**
          * @description GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
          * @example 8712423000018
@@ -925,6 +1518,44 @@ export interface components {
          * @example <feed xmlns="http://www.w3.org/2005/Atom">…</feed>
          */
         GreenButton: string;
+        /** @description One HSM token. */
+        HsmToken: {
+            /**
+             * @description Its label.
+             * @example kluis-open-1
+             */
+            label: string;
+            /**
+             * @description What it is for.
+             * @example open
+             */
+            role: string;
+            /**
+             * @description How it fares.
+             * @example healthy
+             */
+            state: string;
+        };
+        /** @description Up to when data has come in, over all metering points. */
+        IngestStatus: {
+            /**
+             * Format: date
+             * @description The last local day that is over.
+             * @example 2026-03-31
+             */
+            lastCompleteDay: string;
+            /**
+             * Format: date-time
+             * @description When a block of readings was last stored, UTC; null when there is none.
+             * @example 2026-04-01T05:10:00Z
+             */
+            lastStoredAt: string | null;
+            /**
+             * @description Of how many metering points something is stored of that day; absent where it is not counted.
+             * @example 2700000
+             */
+            meteringPoints?: number;
+        };
         /**
          * Format: uuid
          * @description Identifies this request in the access log. Quote it when asking the grid operator about an answer.
@@ -1052,6 +1683,184 @@ export interface components {
              */
             validUntil: string;
         };
+        /** @description How each part of the service fares. */
+        Operations: {
+            /**
+             * Format: date-time
+             * @description When this was found, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            at: string;
+            /** @description The newest signed head of the audit log; null where there is none, or it could not be asked for. */
+            checkpoint: components["schemas"]["CheckpointStatus"] | null;
+            /** @description Every configured one. */
+            cryptoservers: components["schemas"]["CryptoserverStatus"][];
+            database: components["schemas"]["PartStatus"];
+            gateway: components["schemas"]["GatewayStatus"];
+            /** @description What came in; null where it could not be asked for. */
+            ingest: components["schemas"]["IngestStatus"] | null;
+            interactionId: components["schemas"]["InteractionId"];
+        };
+        /** @description What the auditor's daemon counted and found. */
+        Oversight: {
+            /**
+             * Format: date-time
+             * @description Up to when records are counted, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            at: string;
+            /**
+             * Format: date
+             * @description First local day of the period.
+             * @example 2026-03-01
+             */
+            from: string;
+            /** @description All requests, by hour; hours without any are left out. */
+            hours: components["schemas"]["OversightHour"][];
+            interactionId: components["schemas"]["InteractionId"];
+            log: components["schemas"]["OversightLog"];
+            /** @description Who asked, most requests first. */
+            parties: components["schemas"]["OversightParty"][];
+            /**
+             * @description Zone of the local days.
+             * @example Europe/Amsterdam
+             */
+            timeZone: string;
+            /**
+             * Format: date
+             * @description First local day after it.
+             * @example 2026-03-08
+             */
+            to: string;
+            /** @description What to look at, latest first. */
+            unusual: components["schemas"]["OversightUnusual"][];
+        };
+        /** @description Findings of one kind. */
+        OversightFinding: {
+            /**
+             * @description The kind (docs/AUDIT.md).
+             * @example record-altered
+             */
+            code: string;
+            /**
+             * @description How many.
+             * @example 1
+             */
+            count: number;
+        };
+        /** @description The requests of one hour. */
+        OversightHour: {
+            /**
+             * Format: date-time
+             * @description Beginning of the hour, UTC.
+             * @example 2026-03-06T08:00:00Z
+             */
+            at: string;
+            /**
+             * @description Refused ones among them.
+             * @example 3
+             */
+            refused: number;
+            /**
+             * @description All of them.
+             * @example 4711
+             */
+            requests: number;
+        };
+        /** @description The audit log. */
+        OversightLog: {
+            /** @description What was found, by kind. */
+            findings: components["schemas"]["OversightFinding"][];
+            /**
+             * @description `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+             * @example OK
+             * @enum {string}
+             */
+            result: "OK" | "FINDINGS" | "NEVER";
+            /**
+             * Format: date-time
+             * @description When that was signed, UTC; absent where none is.
+             * @example 2026-04-02T08:15:00Z
+             */
+            signedAt?: string;
+            /**
+             * @description Leaves under the newest signed head.
+             * @example 4711
+             */
+            size: number;
+            /**
+             * Format: date-time
+             * @description When the log was last verified, UTC; absent where it never was.
+             * @example 2026-04-02T08:15:00Z
+             */
+            verifiedAt?: string;
+        };
+        /** @description What one party asked in the period. */
+        OversightParty: {
+            kind: components["schemas"]["PartyKind"];
+            /**
+             * @description How many different metering points, by day, added up.
+             * @example 250
+             */
+            meteringPoints: number;
+            /**
+             * @description The GLN of a supplier, the subject of an employee.
+             * @example 8712423000018
+             */
+            name: string;
+            /**
+             * @description Those outside the hours of work.
+             * @example 0
+             */
+            offHours: number;
+            /**
+             * @description Refused ones among them.
+             * @example 3
+             */
+            refused: number;
+            /**
+             * @description How many.
+             * @example 4711
+             */
+            requests: number;
+        };
+        /** @description Something to look at. */
+        OversightUnusual: {
+            /**
+             * @description How many.
+             * @example 412
+             */
+            count: number;
+            /**
+             * Format: date-time
+             * @description Beginning of the hour or day, UTC.
+             * @example 2026-03-05T23:00:00Z
+             */
+            from: string;
+            /**
+             * @description `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+             * @example BREADTH
+             * @enum {string}
+             */
+            kind: "BURST" | "BREADTH" | "OFF_HOURS" | "REFUSALS";
+            /**
+             * @description The GLN of a supplier, the subject of an employee.
+             * @example https://login.example#agent-17
+             */
+            party: string;
+            partyKind: components["schemas"]["PartyKind"];
+            /**
+             * Format: date-time
+             * @description Its end, UTC.
+             * @example 2026-03-06T23:00:00Z
+             */
+            to: string;
+            /**
+             * @description How many are usual for such a party.
+             * @example 35
+             */
+            usual: number;
+        };
         /** @description One faulty parameter. Never repeats its value. */
         ParameterError: {
             /**
@@ -1065,6 +1874,22 @@ export interface components {
              */
             reason: string;
         };
+        /**
+         * @description Whether a part of the service serves.
+         * @example UP
+         * @enum {string}
+         */
+        PartState: "UP" | "DOWN";
+        /** @description One part. */
+        PartStatus: {
+            status: components["schemas"]["PartState"];
+        };
+        /**
+         * @description Whether a party is a supplier, or an employee of the grid operator.
+         * @example SUPPLIER
+         * @enum {string}
+         */
+        PartyKind: "SUPPLIER" | "EMPLOYEE";
         /** @description The answer to a probe. */
         Probe: {
             /**
@@ -1104,7 +1929,7 @@ export interface components {
              * @example urn:kluis:problem:invalid-parameters
              * @enum {string}
              */
-            type: "urn:kluis:problem:invalid-parameters" | "urn:kluis:problem:unauthenticated" | "urn:kluis:problem:insufficient-scope" | "urn:kluis:problem:not-permitted" | "urn:kluis:problem:not-found" | "urn:kluis:problem:consent-not-found" | "urn:kluis:problem:metering-point-not-found" | "urn:kluis:problem:method-not-allowed" | "urn:kluis:problem:not-acceptable" | "urn:kluis:problem:consent-answered" | "urn:kluis:problem:consent-lapsed" | "urn:kluis:problem:consent-ended" | "urn:kluis:problem:too-many-consents" | "urn:kluis:problem:conflict" | "urn:kluis:problem:evidence-changed" | "urn:kluis:problem:precondition-failed" | "urn:kluis:problem:content-too-large" | "urn:kluis:problem:unsupported-media-type" | "urn:kluis:problem:consent-not-possible" | "urn:kluis:problem:idempotency-key-reused" | "urn:kluis:problem:precondition-required" | "urn:kluis:problem:rate-limited" | "urn:kluis:problem:internal-error" | "urn:kluis:problem:evidence-invalid" | "urn:kluis:problem:issuer-unavailable" | "urn:kluis:problem:database-unavailable" | "urn:kluis:problem:decryption-unavailable" | "urn:kluis:problem:sealing-unavailable" | "urn:kluis:problem:record-not-written" | "urn:kluis:problem:overloaded" | "urn:kluis:problem:deadline-exceeded";
+            type: "urn:kluis:problem:invalid-parameters" | "urn:kluis:problem:unauthenticated" | "urn:kluis:problem:insufficient-scope" | "urn:kluis:problem:not-permitted" | "urn:kluis:problem:not-found" | "urn:kluis:problem:consent-not-found" | "urn:kluis:problem:metering-point-not-found" | "urn:kluis:problem:supplier-not-found" | "urn:kluis:problem:proof-not-found" | "urn:kluis:problem:method-not-allowed" | "urn:kluis:problem:not-acceptable" | "urn:kluis:problem:consent-answered" | "urn:kluis:problem:consent-lapsed" | "urn:kluis:problem:consent-ended" | "urn:kluis:problem:too-many-consents" | "urn:kluis:problem:conflict" | "urn:kluis:problem:evidence-changed" | "urn:kluis:problem:precondition-failed" | "urn:kluis:problem:content-too-large" | "urn:kluis:problem:unsupported-media-type" | "urn:kluis:problem:consent-not-possible" | "urn:kluis:problem:idempotency-key-reused" | "urn:kluis:problem:precondition-required" | "urn:kluis:problem:rate-limited" | "urn:kluis:problem:internal-error" | "urn:kluis:problem:evidence-invalid" | "urn:kluis:problem:issuer-unavailable" | "urn:kluis:problem:database-unavailable" | "urn:kluis:problem:decryption-unavailable" | "urn:kluis:problem:sealing-unavailable" | "urn:kluis:problem:record-not-written" | "urn:kluis:problem:overloaded" | "urn:kluis:problem:deadline-exceeded";
         };
         /**
          * @description What the readings are for. The market profile says what each purpose gives; one without a rule gives nothing (`PURPOSE_NOT_AVAILABLE`).
@@ -1451,6 +2276,146 @@ export interface components {
             /** @description What was asked for and is not given. */
             withheld?: components["schemas"]["Withheld"][];
         };
+        /** @description A supplier's record, and what it does. */
+        Supplier: {
+            /** @description Its client certificates. */
+            certificates: components["schemas"]["SupplierCertificate"][];
+            gln: components["schemas"]["Gln"];
+            /**
+             * Format: date-time
+             * @description The hour of its last request, UTC; absent where none is known.
+             * @example 2026-04-02T08:00:00Z
+             */
+            lastRequestAt?: string;
+            /**
+             * @description Its name.
+             * @example Voorbeeld Energie
+             */
+            name: string;
+            quota: components["schemas"]["SupplierQuota"];
+            /**
+             * @description What its tokens may be for.
+             * @example [
+             *       "readings:read",
+             *       "consents:write"
+             *     ]
+             */
+            scopes: string[];
+            /**
+             * @description Whether it is suspended.
+             * @example false
+             */
+            suspended: boolean;
+            today: components["schemas"]["SupplierToday"];
+            /**
+             * @description Version of its record; for `If-Match`, as an `ETag`.
+             * @example 7
+             */
+            version: number;
+        };
+        /** @description One supplier. */
+        SupplierAnswer: {
+            interactionId: components["schemas"]["InteractionId"];
+            supplier: components["schemas"]["Supplier"];
+        };
+        /** @description A client certificate. */
+        SupplierCertificate: {
+            /**
+             * Format: date-time
+             * @description When it expires, UTC.
+             * @example 2027-04-02T00:00:00Z
+             */
+            notAfter: string;
+            /**
+             * Format: date-time
+             * @description Since when it counts no more, UTC.
+             * @example 2026-03-02T00:00:00Z
+             */
+            revokedAt?: string;
+            /**
+             * @description SHA-256 of the certificate (DER), in hexadecimal.
+             * @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+             */
+            thumbprint: string;
+        };
+        /** @description A party that supplies, or may read. */
+        SupplierName: {
+            gln: components["schemas"]["Gln"];
+            /**
+             * @description Its name, where it is known.
+             * @example Voorbeeld Energie
+             */
+            name?: string;
+            /**
+             * @description Whether it is suspended, and gets nothing.
+             * @example false
+             */
+            suspended: boolean;
+        };
+        /** @description How much it may ask of one gateway. */
+        SupplierQuota: {
+            /**
+             * @description Requests at once.
+             * @example 200
+             */
+            burst: number;
+            /**
+             * @description Requests a second, in the long run.
+             * @example 100
+             */
+            perSecond: number;
+        };
+        /** @description All suppliers. */
+        Suppliers: {
+            /**
+             * Format: date-time
+             * @description When this was found, UTC.
+             * @example 2026-04-02T08:15:00Z
+             */
+            at: string;
+            interactionId: components["schemas"]["InteractionId"];
+            /** @description In ascending order of GLN. */
+            suppliers: components["schemas"]["Supplier"][];
+        };
+        /** @description What it asked since the local day began, as far as it is counted. */
+        SupplierToday: {
+            /**
+             * @description That failed for a fault.
+             * @example 1
+             */
+            failed: number;
+            /**
+             * @description Of which something was given or done.
+             * @example 4700
+             */
+            given: number;
+            /**
+             * @description That were refused, or of which nothing was given.
+             * @example 10
+             */
+            refused: number;
+            /**
+             * @description All requests.
+             * @example 4711
+             */
+            requests: number;
+        };
+        /** @description A supplier's registered time. */
+        SupplyPeriod: {
+            /**
+             * Format: date
+             * @description First local day.
+             * @example 2024-05-01
+             */
+            from: string;
+            supplier: components["schemas"]["Gln"];
+            /**
+             * Format: date
+             * @description First local day after; null while it lasts.
+             * @example null
+             */
+            to: string | null;
+        };
         /**
          * @description CSV (RFC 4180), UTF-8, comma, a header line first. `record` says what a
          *     row is: `value` (one value), `series` (counts of one series),
@@ -1641,6 +2606,33 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description `metering-point-not-found` or `consent-not-found` */
+        PreviewNotFound: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `metering-point-not-found` or `proof-not-found` */
+        ProofNotFound: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `supplier-not-found` */
+        SupplierNotFound: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description `rate-limited` */
         TooManyRequests: {
             headers: {
@@ -1716,10 +2708,17 @@ export interface components {
          */
         IfMatch: string;
         /**
+         * @description The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+         * @example "7"
+         */
+        IfMatchSupplier: string;
+        /**
          * @description The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
          * @example W/"Hq1wYx0k9WvZ"
          */
         IfNoneMatch: string;
+        /** @description The supplier: GLN, 13 digits with a GS1 check digit. */
+        SupplierGln: components["schemas"]["Gln"];
     };
     requestBodies: never;
     headers: {
@@ -1765,6 +2764,11 @@ export interface components {
          * @example 2
          */
         RetryAfter: number;
+        /**
+         * @description The `version` of the supplier's record (RFC 9110, strong).
+         * @example "7"
+         */
+        SupplierETag: string;
         /**
          * @description The challenge of RFC 6750.
          * @example Bearer realm="kluis", error="invalid_token"
@@ -2134,6 +3138,42 @@ export interface operations {
             504: components["responses"]["DeadlineExceeded"];
         };
     };
+    previewConsent: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConsentPreviewQuery"];
+            };
+        };
+        responses: {
+            /** @description What may be read before and after. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsentPreview"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["PreviewNotFound"];
+            413: components["responses"]["ContentTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
     getManifestKeys: {
         parameters: {
             query?: never;
@@ -2343,6 +3383,85 @@ export interface operations {
             504: components["responses"]["DeadlineExceeded"];
         };
     };
+    getAccessProof: {
+        parameters: {
+            query?: {
+                /**
+                 * @description First local day of the occupancy of the customer concerned. Absent: the one who lives there now.
+                 * @example 2024-05-01
+                 */
+                occupancy?: string;
+            };
+            header?: never;
+            path: {
+                /** @description The metering point: EAN-18, 18 digits with a GS1 check digit. */
+                ean: components["parameters"]["Ean"];
+                /**
+                 * @description The entry's `interactionId`.
+                 * @example 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
+                 */
+                interaction: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The proof. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccessProof"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["ProofNotFound"];
+            413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    getConnection: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The metering point: EAN-18, 18 digits with a GS1 check digit. */
+                ean: components["parameters"]["Ean"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The connection. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Connection"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
     listConsents: {
         parameters: {
             query?: never;
@@ -2492,6 +3611,112 @@ export interface operations {
             504: components["responses"]["DeadlineExceeded"];
         };
     };
+    findMeteringPoints: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AddressQuery"];
+            };
+        };
+        responses: {
+            /** @description What is there, which may be nothing. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FoundPoints"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            413: components["responses"]["ContentTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    getOperations: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description How the parts fare now. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Operations"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    getOversight: {
+        parameters: {
+            query?: {
+                /**
+                 * @description First local day of the period. Absent together with `to`, the period is the seven days up to today, which is included.
+                 * @example 2026-03-01
+                 */
+                from?: string;
+                /**
+                 * @description First local day after the period; later than `from`, by at most 31 days. Together with `from`.
+                 * @example 2026-03-08
+                 */
+                to?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The oversight. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Oversight"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
     queryReadings: {
         parameters: {
             query?: never;
@@ -2578,6 +3803,122 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    listSuppliers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The suppliers. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Suppliers"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            413: components["responses"]["ContentTooLarge"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    resumeSupplier: {
+        parameters: {
+            query?: never;
+            header?: {
+                /**
+                 * @description The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+                 * @example "7"
+                 */
+                "If-Match"?: components["parameters"]["IfMatchSupplier"];
+            };
+            path: {
+                /** @description The supplier: GLN, 13 digits with a GS1 check digit. */
+                gln: components["parameters"]["SupplierGln"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The supplier as it is now. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["SupplierETag"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SupplierAnswer"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["SupplierNotFound"];
+            412: components["responses"]["PreconditionFailed"];
+            413: components["responses"]["ContentTooLarge"];
+            428: components["responses"]["PreconditionRequired"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    suspendSupplier: {
+        parameters: {
+            query?: never;
+            header?: {
+                /**
+                 * @description The `version` of the supplier's record as the caller knows it, as an `ETag` (RFC 9110). Required: without it the answer is `precondition-required`.
+                 * @example "7"
+                 */
+                "If-Match"?: components["parameters"]["IfMatchSupplier"];
+            };
+            path: {
+                /** @description The supplier: GLN, 13 digits with a GS1 check digit. */
+                gln: components["parameters"]["SupplierGln"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The supplier as it is now. */
+            200: {
+                headers: {
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    ETag: components["headers"]["SupplierETag"];
+                    "X-Interaction-Id": components["headers"]["InteractionId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SupplierAnswer"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["SupplierNotFound"];
+            412: components["responses"]["PreconditionFailed"];
+            413: components["responses"]["ContentTooLarge"];
+            428: components["responses"]["PreconditionRequired"];
             429: components["responses"]["TooManyRequests"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];

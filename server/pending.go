@@ -1,0 +1,57 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"kluis/openapi"
+)
+
+// errPending is answered as a fault: the operation is in the contract, and not
+// here yet.
+var errPending = errors.New("this operation is not served yet")
+
+// FindMeteringPoints answers POST /v1/metering-points/find.
+func (s *Server) FindMeteringPoints(context.Context, openapi.FindMeteringPointsRequestObject) (openapi.FindMeteringPointsResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// ListSuppliers answers GET /v1/suppliers.
+func (s *Server) ListSuppliers(context.Context, openapi.ListSuppliersRequestObject) (openapi.ListSuppliersResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// SuspendSupplier answers POST /v1/suppliers/{gln}/suspend.
+func (s *Server) SuspendSupplier(context.Context, openapi.SuspendSupplierRequestObject) (openapi.SuspendSupplierResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// ResumeSupplier answers POST /v1/suppliers/{gln}/resume.
+func (s *Server) ResumeSupplier(context.Context, openapi.ResumeSupplierRequestObject) (openapi.ResumeSupplierResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// GetOperations answers GET /v1/operations.
+func (s *Server) GetOperations(context.Context, openapi.GetOperationsRequestObject) (openapi.GetOperationsResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// GetOversight answers GET /v1/oversight.
+func (s *Server) GetOversight(context.Context, openapi.GetOversightRequestObject) (openapi.GetOversightResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// GetConnection answers GET /v1/metering-points/{ean}/connection.
+func (s *Server) GetConnection(context.Context, openapi.GetConnectionRequestObject) (openapi.GetConnectionResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// PreviewConsent answers POST /v1/consents/preview.
+func (s *Server) PreviewConsent(context.Context, openapi.PreviewConsentRequestObject) (openapi.PreviewConsentResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
+
+// GetAccessProof answers GET /v1/metering-points/{ean}/access-log/{interaction}/proof.
+func (s *Server) GetAccessProof(context.Context, openapi.GetAccessProofRequestObject) (openapi.GetAccessProofResponseObject, error) {
+	return nil, fail(internalError, errPending)
+}
