@@ -17,6 +17,7 @@ import (
 
 	"kluis/auditlog/leaf"
 	"kluis/auditlog/oversight"
+	"kluis/auditlog/oversight"
 )
 
 const roleAuditor = "kluis_auditor"
@@ -409,6 +410,9 @@ func (a *Auditor) Append(ctx context.Context, first int64, keys []leaf.Key, firs
 				return err
 			}
 			if _, err := tx.ExecContext(ctx, execHashes, firstHash, pq.Array(raw)); err != nil {
+				return err
+			}
+			if err := count(ctx, tx, counted); err != nil {
 				return err
 			}
 		}
