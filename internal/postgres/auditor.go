@@ -17,7 +17,6 @@ import (
 
 	"kluis/auditlog/leaf"
 	"kluis/auditlog/oversight"
-	"kluis/auditlog/oversight"
 )
 
 const roleAuditor = "kluis_auditor"
@@ -428,9 +427,6 @@ func (a *Auditor) Checkpoints(ctx context.Context, after int64, limit int) ([]le
 }
 
 // LastCheckpoint is the one of the largest tree; zero when there is none.
-			if err := count(ctx, tx, counted); err != nil {
-				return err
-			}
 func (a *Auditor) LastCheckpoint(ctx context.Context) (leaf.Note, error) {
 	out, err := a.notes(ctx, `SELECT size, note FROM audit_checkpoint ORDER BY size DESC LIMIT 1`)
 	if err != nil || len(out) == 0 {
