@@ -22,10 +22,7 @@ func TestHSMCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(t.TempDir(), "cryptoserver")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	bin := build(t)
 	s := newSite(t, bin, module, 1)
 	s.must(t, "keys", "init", "--config="+s.path("server.yaml"), "--so-pin-file="+s.path("so-pin"), "--out="+s.path("public"))
 	objects := func() string {

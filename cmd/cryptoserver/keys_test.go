@@ -103,10 +103,7 @@ func TestCeremony(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(t.TempDir(), "cryptoserver")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	bin := build(t)
 	a, b := newSite(t, bin, module, 1), newSite(t, bin, module, 2)
 	config := func(s site) string { return "--config=" + s.path("server.yaml") }
 
