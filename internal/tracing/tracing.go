@@ -2,7 +2,7 @@
 // when one is configured: a request, its statements, its calls of
 // cryptoservers, and what those have the HSM do. A span holds names, times and
 // numbers; never a metering point, a token, a reading, an argument of a
-// statement or what the database says of an error.
+// statement or the text of an error.
 //
 // Tracing never gets into the way of what it watches: spans are sent in the
 // background from a bounded queue, and lost when the collector is away.
@@ -13,6 +13,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,8 +69,38 @@ func Configured(ctx context.Context, c config.Traces, service, instance, version
 	return &Traces{sdktrace.NewTracerProvider(
 		sdktrace.WithResource(resource.NewSchemaless(about...)),
 		sdktrace.WithSampler(sdktrace.ParentBased(beginning{sdktrace.TraceIDRatioBased(c.Share)})),
-		sdktrace.WithBatcher(exporter, sdktrace.WithMaxQueueSize(waiting), sdktrace.WithExportTimeout(sendTimeout)),
+		sdktrace.WithBatcher(wordless{exporter}, sdktrace.WithMaxQueueSize(waiting), sdktrace.WithExportTimeout(sendTimeout)),
 	)}, nil
+}
+
+// wordless leaves the texts of errors out, which may hold anything: whoever makes
+// a span (package otelgrpc, at both ends of a call) may put them there.
+type wordless struct{ sdktrace.SpanExporter }
+
+func (w wordless) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	out := make([]sdktrace.ReadOnlySpan, len(spans))
+	for i, s := range spans {
+		out[i] = wordlessSpan{s}
+	}
+	return w.SpanExporter.ExportSpans(ctx, out)
+}
+
+type wordlessSpan struct{ sdktrace.ReadOnlySpan }
+
+// Status is without its description.
+func (s wordlessSpan) Status() sdktrace.Status {
+	return sdktrace.Status{Code: s.ReadOnlySpan.Status().Code}
+}
+
+// Events are without what exceptions say.
+func (s wordlessSpan) Events() []sdktrace.Event {
+	events := slices.Clone(s.ReadOnlySpan.Events())
+	for i := range events {
+		events[i].Attributes = slices.DeleteFunc(slices.Clone(events[i].Attributes), func(a attribute.KeyValue) bool {
+			return a.Key == "exception.message" || a.Key == "exception.stacktrace"
+		})
+	}
+	return events
 }
 
 // beginning begins traces with requests only, not with what a process does by

@@ -5,13 +5,22 @@ import (
 	"crypto/tls"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	grpccodes "google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"kluis/internal/config"
 	"kluis/internal/devpki"
@@ -60,6 +69,8 @@ func TestSpansHoldNoValues(t *testing.T) {
 	}
 	_, end := tracing.Span(ctx, "part")
 	end(errQuoting)
+	span.RecordError(errQuoting, trace.WithStackTrace(true))
+	span.SetStatus(codes.Error, errQuoting.Error())
 	span.End()
 	traces.Close()
 	names := []string{}
@@ -73,8 +84,53 @@ func TestSpansHoldNoValues(t *testing.T) {
 	if got := strings.Join(names, ", "); got != "part, postgresql INSERT, request" {
 		t.Errorf("spans: %s", got)
 	}
-	if strings.Contains(col.Sent(), argument) {
-		t.Errorf("the argument was sent:\n%s", col.Sent())
+	if strings.Contains(col.Sent(), argument) || !strings.Contains(col.Sent(), "exception.type") {
+		t.Errorf("the argument was sent, or not that there was an error:\n%s", col.Sent())
+	}
+}
+
+// What a server says of a call that it refuses stays out of the spans at both
+// ends; that it refused, and by which code, does not.
+func TestRefusedCalls(t *testing.T) {
+	t.Parallel()
+	col := otlptest.New(t, nil)
+	traces := start(t, config.Traces{Endpoint: col.Endpoint, Share: 1})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.StatsHandler(traces.Server()), grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
+		return status.Error(grpccodes.PermissionDenied, errQuoting.Error())
+	}))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(traces.Client()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, span := traces.Tracer().Start(t.Context(), "request", trace.WithSpanKind(trace.SpanKindServer))
+	if err := conn.Invoke(ctx, "/kluis/Open", &emptypb.Empty{}, &emptypb.Empty{}); !strings.Contains(fmt.Sprint(err), argument) {
+		t.Errorf("refused with %v", err)
+	}
+	span.End()
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	server.GracefulStop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	traces.Close()
+	calls := 0
+	for _, s := range col.Spans() {
+		if s.Name == "kluis/Open" {
+			if calls++; s.Status.GetCode() != tracepb.Status_STATUS_CODE_ERROR && s.Kind == tracepb.Span_SPAN_KIND_CLIENT || s.Status.GetMessage() != "" {
+				t.Errorf("%s: %v", s.Kind, s.Status)
+			}
+		}
+	}
+	if sent := col.Sent(); calls != 2 || strings.Contains(sent, argument) || !strings.Contains(sent, "PERMISSION_DENIED") {
+		t.Errorf("%d calls, sent:\n%s", calls, sent)
 	}
 }
 

@@ -8,8 +8,12 @@ import (
 	"strings"
 	"testing"
 
+	"go.opentelemetry.io/otel/trace"
+
+	"kluis/cryptoserver/client"
 	"kluis/internal/config"
 	"kluis/internal/testing/otlptest"
+	"kluis/internal/tracing"
 )
 
 // A request is one trace, from the gateway over its statements and its call of a
@@ -55,24 +59,24 @@ func TestTraces(t *testing.T) {
 	}
 	id := a.header.Get("X-Interaction-Id")
 
-	var trace []otlptest.Span
+	var whole []otlptest.Span
 	col.Await(t, "the whole trace of a request", func(spans []otlptest.Span) bool {
 		root := slices.IndexFunc(spans, func(s otlptest.Span) bool { return s.Attr("kluis.interaction_id") == id })
 		if root < 0 {
 			return false
 		}
-		trace = slices.DeleteFunc(slices.Clone(spans), func(s otlptest.Span) bool {
+		whole = slices.DeleteFunc(slices.Clone(spans), func(s otlptest.Span) bool {
 			return string(s.TraceId) != string(spans[root].TraceId)
 		})
-		return slices.ContainsFunc(trace, func(s otlptest.Span) bool { return s.Name == "hsm open" })
+		return slices.ContainsFunc(whole, func(s otlptest.Span) bool { return s.Name == "hsm open" })
 	})
 	byID := map[string]otlptest.Span{}
-	for _, s := range trace {
+	for _, s := range whole {
 		byID[string(s.SpanId)] = s
 	}
 	// From the HSM up to the request.
 	var way []string
-	at := trace[slices.IndexFunc(trace, func(s otlptest.Span) bool { return s.Name == "hsm open" })]
+	at := whole[slices.IndexFunc(whole, func(s otlptest.Span) bool { return s.Name == "hsm open" })]
 	for {
 		way = append(way, at.Service+": "+at.Name)
 		if len(at.ParentSpanId) == 0 {
@@ -96,12 +100,13 @@ func TestTraces(t *testing.T) {
 		t.Error("the client chose the trace")
 	}
 	for _, statement := range []string{"postgresql SELECT", "postgresql INSERT"} {
-		if !slices.ContainsFunc(trace, func(s otlptest.Span) bool {
+		if !slices.ContainsFunc(whole, func(s otlptest.Span) bool {
 			return s.Name == statement && string(s.ParentSpanId) == string(at.SpanId)
 		}) {
 			t.Errorf("the request has no span %s", statement)
 		}
 	}
+	w.refusedOpen(t, col, crypto["address"])
 	sent := col.Sent()
 	if strings.Contains(sent, mine.EAN) {
 		t.Error("a metering point was sent to the collector")
@@ -109,4 +114,37 @@ func TestTraces(t *testing.T) {
 	if err := w.secrets.search([]byte(sent)); err != nil {
 		t.Errorf("sent to the collector: %v", err)
 	}
+}
+
+// refusedOpen makes a call that the cryptoserver refuses, in a trace: both ends
+// tell the collector that, and not why.
+func (w *world) refusedOpen(t *testing.T, col *otlptest.Collector, address string) {
+	t.Helper()
+	traces := sure(tracing.Configured(t.Context(), config.Traces{Endpoint: col.Endpoint, Share: 1}, "gateway", "", "test"))
+	pki := filepath.Join(w.state, "pki")
+	conf := sure(config.ClientTLS(config.TLS{CertificateFile: filepath.Join(pki, "gateway.crt"), KeyFile: filepath.Join(pki, "gateway.key"), CAFile: w.ready.CAFile}))
+	pool := sure(client.New(client.Config{Addresses: []string{address}, TLS: conf, Traces: traces.Client()}))
+	defer pool.Close()
+	ctx, span := traces.Tracer().Start(t.Context(), "refused", trace.WithSpanKind(trace.SpanKindServer))
+	_, err := pool.Open(ctx, client.OpenRequest{
+		AccessToken: "nonsense", SupplierRecord: []byte("nonsense"), Profile: w.profile(t).Digest(), Units: []client.Unit{{LegalFile: []byte("nonsense")}},
+	})
+	if !refusedByCryptoserver(err) {
+		t.Fatalf("nonsense is answered with %v", err)
+	}
+	span.End()
+	traces.Close()
+	id := span.SpanContext().TraceID()
+	ends := map[string]bool{}
+	col.Await(t, "both ends of a refused call", func(spans []otlptest.Span) bool {
+		for _, s := range spans {
+			if string(s.TraceId) == string(id[:]) && strings.HasSuffix(s.Name, "/Open") {
+				ends[s.Service] = true
+				if s.Status.GetMessage() != "" {
+					t.Errorf("%s says why: %s", s.Service, s.Status)
+				}
+			}
+		}
+		return len(ends) == 2
+	})
 }
