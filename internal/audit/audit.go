@@ -60,6 +60,19 @@ const (
 	// Changes for the caller since a place in what was stored. It names no
 	// metering point.
 	Changes Operation = 7
+	// Connection: what a metering point is, who lives there and who supplies it
+	// was to be told to an employee.
+	Connection Operation = 8
+	// Find: the metering points at an address were to be told to an employee. A
+	// record for each one that is there; without a metering point when none is,
+	// or nothing was looked for.
+	Find Operation = 9
+	// Oversee: an employee looked at suppliers, health, or what was counted. It
+	// names no metering point.
+	Oversee Operation = 10
+	// SupplierStep: a supplier was to be suspended, or resumed. It names no
+	// metering point.
+	SupplierStep Operation = 11
 )
 
 func (o Operation) String() string {
@@ -78,6 +91,14 @@ func (o Operation) String() string {
 		return "access_log"
 	case Changes:
 		return "changes"
+	case Connection:
+		return "connection"
+	case Find:
+		return "find"
+	case Oversee:
+		return "oversee"
+	case SupplierStep:
+		return "supplier_step"
 	}
 	return fmt.Sprintf("Operation(%d)", uint8(o))
 }
@@ -146,6 +167,13 @@ func (o Outcome) String() string {
 //   - An AccessLog has an employee and a metering point, and for its days those
 //     of the customer's occupancy whose requests were told: none when nothing
 //     was told.
+//   - A Connection has an employee and a metering point; a Find has an employee,
+//     and a metering point where one is there. Of either a receipt says whether
+//     a name or an address was opened: then the purpose is CUSTOMER_SERVICE.
+//   - Oversee has an employee and nothing else.
+//   - A SupplierStep has an employee, the supplier, whether it was to be
+//     suspended, and the version of the supplier's record that it made, or found
+//     to be so already.
 type Record struct {
 	InteractionID [16]byte  // of the answer; random
 	At            time.Time // of the decision, by the gateway's clock; UTC, microseconds
@@ -169,6 +197,12 @@ type Record struct {
 	AsOf       time.Time         // readings as they were stored then; UTC, microseconds; zero: not said
 	ConsentID  [16]byte
 	Action     authz.ConsentAction // of a step
+
+	// Of a SupplierStep.
+	Target        meter.GLN
+	Suspend       bool     // else resume
+	TargetVersion uint64   // of the supplier's record, where the step is Given
+	TargetDigest  [32]byte // of its payload
 
 	Outcome Outcome
 
@@ -273,6 +307,12 @@ func (r Record) Encode() ([]byte, error) {
 	w.Time(r.AsOf)
 	w.Fixed(r.ConsentID[:])
 	w.U8(uint8(r.Action))
+	if r.Operation == SupplierStep {
+		w.I64(r.Target.Int64())
+		w.Bool(r.Suspend)
+		w.U64(r.TargetVersion)
+		w.Fixed(r.TargetDigest[:])
+	}
 	w.U8(uint8(r.Outcome))
 	w.Fixed(r.LegalFile[:])
 	w.U64(r.FileVersion)
@@ -350,6 +390,14 @@ func parse(record, receipt []byte) (Record, error) {
 	r.AsOf = rd.Time()
 	rd.Fixed(r.ConsentID[:])
 	r.Action = authz.ConsentAction(rd.U8())
+	if r.Operation == SupplierStep {
+		if r.Target, err = meter.GLNFromInt64(rd.I64()); err != nil {
+			rd.Refuse("no supplier to take a step of")
+		}
+		r.Suspend = rd.Bool()
+		r.TargetVersion = rd.U64()
+		rd.Fixed(r.TargetDigest[:])
+	}
 	r.Outcome = Outcome(rd.U8())
 	rd.Fixed(r.LegalFile[:])
 	r.FileVersion = rd.U64()
@@ -403,13 +451,17 @@ func days(rd *canonical.Reader) meter.DayRange {
 
 // outcomes says what may come of each operation.
 var outcomes = [...][]Outcome{
-	Readings:    {Given, Partly, Withheld, NoRelation, Failed, Unchanged},
-	List:        {Given, Failed},
-	DryRun:      {Given, NoRelation, Failed},
-	Consents:    {Given, NoRelation, Failed},
-	ConsentStep: {Given, NoRelation, Failed, Refused},
-	AccessLog:   {Given, NoRelation, Failed, Refused},
-	Changes:     {Given, Failed},
+	Readings:     {Given, Partly, Withheld, NoRelation, Failed, Unchanged},
+	List:         {Given, Failed},
+	DryRun:       {Given, NoRelation, Failed},
+	Consents:     {Given, NoRelation, Failed},
+	ConsentStep:  {Given, NoRelation, Failed, Refused},
+	AccessLog:    {Given, NoRelation, Failed, Refused},
+	Changes:      {Given, Failed},
+	Connection:   {Given, NoRelation, Failed},
+	Find:         {Given, NoRelation, Failed, Refused},
+	Oversee:      {Given, Failed, Refused},
+	SupplierStep: {Given, NoRelation, Failed, Refused},
 }
 
 // check holds what Encode and Parse agree on.
@@ -421,7 +473,7 @@ func (r *Record) check() error {
 		return errors.New("no time")
 	case r.Supplier.IsZero():
 		return errors.New("no supplier")
-	case r.Operation < Readings || r.Operation > Changes:
+	case r.Operation < Readings || r.Operation > SupplierStep:
 		return errors.New("unknown operation")
 	case !slices.Contains(outcomes[r.Operation], r.Outcome):
 		return errors.New("no outcome of such an operation")
@@ -458,7 +510,11 @@ func (r *Record) checkParts() error {
 		decided = len(r.Granted)+len(r.Withheld)+len(r.Receipt) > 0
 		reading = len(r.Fields) > 0 || r.Resolution != 0 || r.Kind != 0 || !r.AsOf.IsZero() || decided
 		consent = r.ConsentID != [16]byte{}
+		target  = !r.Target.IsZero() || r.Suspend || r.TargetVersion != 0 || r.TargetDigest != [32]byte{}
 	)
+	if target && r.Operation != SupplierStep {
+		return errors.New("a step of a supplier in something else")
+	}
 	if r.Operation != Consents && consent && r.Operation != ConsentStep || (r.Action != 0) != (r.Operation == ConsentStep) {
 		return errors.New("a consent or an action of something else than a step, or a step without")
 	}
@@ -517,6 +573,24 @@ func (r *Record) checkParts() error {
 			return errors.New("an access log with parts that only readings have")
 		case r.Days.Empty() == (r.Outcome == Given):
 			return errors.New("an access log of nobody's days, or of days though nothing was told")
+		}
+	case Connection, Find:
+		asked := len(r.Fields) > 0 || r.Resolution != 0 || r.Kind != 0 || !r.AsOf.IsZero() || len(r.Granted)+len(r.Withheld) > 0 || !r.Days.Empty()
+		switch {
+		case r.Employee == "" || asked:
+			return errors.New("a connection, or what was found, told to no employee, or with parts that only readings have")
+		case r.EAN.IsZero() && (r.Operation == Connection || r.Outcome == Given || r.LegalFile != [32]byte{} || r.FileVersion != 0 || len(r.Receipt) > 0):
+			return errors.New("a connection of no metering point, or a find that says something of none")
+		case r.Purpose != 0 && r.Purpose != meter.CustomerService, len(r.Receipt) > 0 && r.Purpose == 0:
+			return errors.New("a name or an address opened for another purpose, or for none")
+		}
+	case Oversee, SupplierStep:
+		if r.Employee == "" || !r.EAN.IsZero() || r.Purpose != 0 || !r.Days.Empty() || reading || r.LegalFile != [32]byte{} || r.FileVersion != 0 {
+			return errors.New("oversight by no employee, or with parts it does not have")
+		}
+		if made := r.TargetVersion != 0; r.Operation == SupplierStep &&
+			(r.Target.IsZero() || made != (r.Outcome == Given) || made == (r.TargetDigest == [32]byte{})) {
+			return errors.New("a step of no supplier, or without the record it made, or with one though nothing was done")
 		}
 	}
 	return nil

@@ -118,6 +118,40 @@ func accessLog() audit.Record {
 	return r
 }
 
+// connection is told, with the name opened.
+func connection() audit.Record {
+	r := consents()
+	r.Operation, r.Employee, r.Reason, r.Purpose, r.Receipt = audit.Connection, "agent-17", "x", meter.CustomerService, []byte("receipt")
+	r.LegalFile, r.FileVersion, r.Profile = full().LegalFile, 8, full().Profile
+	return r
+}
+
+func find() audit.Record {
+	r := connection()
+	r.Operation = audit.Find
+	return r
+}
+
+// foundNone is a find of an address at which there is nothing.
+func foundNone() audit.Record {
+	r := oversee()
+	r.Operation, r.Outcome = audit.Find, audit.NoRelation
+	return r
+}
+
+func oversee() audit.Record {
+	r := list()
+	r.Operation, r.Employee, r.Reason = audit.Oversee, "agent-17", "x"
+	return r
+}
+
+// supplierStep is one suspended.
+func supplierStep() audit.Record {
+	r := oversee()
+	r.Operation, r.Target, r.Suspend, r.TargetVersion, r.TargetDigest = audit.SupplierStep, full().Supplier, true, 9, full().LegalFile
+	return r
+}
+
 const zeros32 = "0000000000000000000000000000000000000000000000000000000000000000"
 
 // TestGolden fixes the encoding for ever: digests of it are logged.
@@ -166,6 +200,16 @@ func TestGolden(t *testing.T) {
 			file + "0000000000000008" + profile + none + none + "00"},
 		"access log": {accessLog(), early + "06" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + ean + "00" + "00004fe6" + "7fffffff" + none + "00" + "00" +
 			noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"connection": {connection(), early + "08" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + ean + "05" + noDays + none + "00" + "00" +
+			noTime + noConsent + "01" + file + "0000000000000008" + profile + none + none + "01" + hex.EncodeToString(sum[:])},
+		"find": {find(), early + "09" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + ean + "05" + noDays + none + "00" + "00" +
+			noTime + noConsent + "01" + file + "0000000000000008" + profile + none + none + "01" + hex.EncodeToString(sum[:])},
+		"nothing found": {foundNone(), early + "09" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + "0000000000000000" + "00" + noDays + none + "00" + "00" +
+			noTime + noConsent + "04" + noFile + zeros32 + none + none + "00"},
+		"oversee": {oversee(), early + "0a" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + "0000000000000000" + "00" + noDays + none + "00" + "00" +
+			noTime + noConsent + "01" + noFile + zeros32 + none + none + "00"},
+		"supplier step": {supplierStep(), early + "0b" + supplier + zeros32 + zeros32 + text("agent-17") + text("x") + "0000000000000000" + "00" + noDays + none + "00" + "00" +
+			noTime + noConsent + supplier + "01" + "0000000000000009" + file + "01" + noFile + zeros32 + none + none + "00"},
 	} {
 		b, err := c.r.Encode()
 		if err != nil {
@@ -271,6 +315,41 @@ func TestRefused(t *testing.T) {
 		"access log for a purpose":        func(r *audit.Record) { *r = accessLog(); r.Purpose = meter.Billing },
 		"access log, opened":              func(r *audit.Record) { *r = accessLog(); r.Receipt = []byte{1} },
 		"access log of a consent":         func(r *audit.Record) { *r = accessLog(); r.ConsentID[0] = 1 },
+		"connection of nothing":           func(r *audit.Record) { *r = connection(); r.EAN = meter.EAN{} },
+		"connection for nobody":           func(r *audit.Record) { *r = connection(); r.Employee, r.Reason = "", "" },
+		"connection of days":              func(r *audit.Record) { *r = connection(); r.Days = full().Days },
+		"connection of fields":            func(r *audit.Record) { *r = connection(); r.Fields = full().Fields },
+		"connection, granted":             func(r *audit.Record) { *r = connection(); r.Granted = full().Granted },
+		"connection, withheld":            func(r *audit.Record) { *r = connection(); r.Withheld = full().Withheld },
+		"connection as of":                func(r *audit.Record) { *r = connection(); r.AsOf = time.UnixMicro(1) },
+		"connection to bill":              func(r *audit.Record) { *r = connection(); r.Purpose = meter.Billing },
+		"connection opened for nothing":   func(r *audit.Record) { *r = connection(); r.Purpose = 0 },
+		"connection refused":              func(r *audit.Record) { *r = connection(); r.Outcome = audit.Refused },
+		"connection and a step":           func(r *audit.Record) { *r = connection(); r.Action = 1 },
+		"connection and a supplier":       func(r *audit.Record) { *r = connection(); r.Target = full().Supplier },
+		"connection of none, opened":      func(r *audit.Record) { *r = connection(); r.Outcome = audit.NoRelation },
+		"find of nothing, given":          func(r *audit.Record) { *r = foundNone(); r.Outcome = audit.Given },
+		"find of nothing, opened":         func(r *audit.Record) { *r = find(); r.EAN, r.Outcome = meter.EAN{}, audit.Failed },
+		"find of nothing, on a file":      func(r *audit.Record) { *r = foundNone(); r.Outcome, r.FileVersion = audit.Failed, 1 },
+		"find for nobody":                 func(r *audit.Record) { *r = find(); r.Employee, r.Reason = "", "" },
+		"find withheld":                   func(r *audit.Record) { *r = find(); r.Outcome = audit.Withheld },
+		"oversight by nobody":             func(r *audit.Record) { *r = oversee(); r.Employee, r.Reason = "", "" },
+		"oversight of one":                func(r *audit.Record) { *r = oversee(); r.EAN = full().EAN },
+		"oversight for a purpose":         func(r *audit.Record) { *r = oversee(); r.Purpose = meter.CustomerService },
+		"oversight of days":               func(r *audit.Record) { *r = oversee(); r.Days = full().Days },
+		"oversight, opened":               func(r *audit.Record) { *r = oversee(); r.Receipt = []byte{1} },
+		"oversight on a file":             func(r *audit.Record) { *r = oversee(); r.FileVersion = 1 },
+		"oversight of a supplier":         func(r *audit.Record) { *r = oversee(); r.Target = full().Supplier },
+		"oversight that suspends":         func(r *audit.Record) { *r = oversee(); r.Suspend = true },
+		"oversight without relation":      func(r *audit.Record) { *r = oversee(); r.Outcome = audit.NoRelation },
+		"step of no supplier":             func(r *audit.Record) { *r = supplierStep(); r.Target = meter.GLN{} },
+		"step of a supplier by nobody":    func(r *audit.Record) { *r = supplierStep(); r.Employee, r.Reason = "", "" },
+		"step that made no version":       func(r *audit.Record) { *r = supplierStep(); r.TargetVersion = 0 },
+		"step that made no record":        func(r *audit.Record) { *r = supplierStep(); r.TargetDigest = [32]byte{} },
+		"step refused that made a record": func(r *audit.Record) { *r = supplierStep(); r.Outcome = audit.Refused },
+		"step of a supplier somewhere":    func(r *audit.Record) { *r = supplierStep(); r.EAN = full().EAN },
+		"step of a supplier's consent":    func(r *audit.Record) { *r = supplierStep(); r.ConsentID[0] = 1 },
+		"readings of a supplier's step":   func(r *audit.Record) { r.Target = full().Supplier },
 		"dry run of no days":              func(r *audit.Record) { *r = dryRun(); r.Days = meter.DayRange{} },
 		"dry run, but given in part":      func(r *audit.Record) { *r = dryRun(); r.Outcome = audit.Partly },
 		"granted no days":                 func(r *audit.Record) { r.Granted[0].Days = meter.DaySet{} },
@@ -414,7 +493,7 @@ func TestRoundTrip(t *testing.T) {
 
 // FuzzParse: whatever parses encodes to the same bytes.
 func FuzzParse(f *testing.F) {
-	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list(), changes(), unchanged(), consents(), step(), accessLog()} {
+	for _, r := range []audit.Record{full(), noRelation(), dryRun(), list(), changes(), unchanged(), consents(), step(), accessLog(), connection(), find(), foundNone(), oversee(), supplierStep()} {
 		f.Add(must(r.Encode()), r.Receipt)
 	}
 	f.Add([]byte{}, []byte{})
@@ -440,7 +519,7 @@ func TestAccessItemsFit(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	t.Parallel()
-	for i, want := range []string{"Operation(0)", "readings", "list", "dry_run", "consents", "consent_step", "access_log", "changes", "Operation(8)"} {
+	for i, want := range []string{"Operation(0)", "readings", "list", "dry_run", "consents", "consent_step", "access_log", "changes", "connection", "find", "oversee", "supplier_step", "Operation(12)"} {
 		if got := audit.Operation(i).String(); got != want {
 			t.Errorf("operation %d: %s", i, got)
 		}
@@ -469,6 +548,20 @@ func TestStepsThatCameToNothing(t *testing.T) {
 			r.Outcome, r.EAN, r.ConsentID = audit.NoRelation, meter.EAN{}, [16]byte{1}
 		},
 		"access log of nobody": func(r *audit.Record) { *r = accessLog(); r.Outcome, r.Days = audit.Refused, meter.DayRange{} },
+		"connection of nobody": func(r *audit.Record) {
+			*r = connection()
+			r.Outcome, r.LegalFile, r.FileVersion, r.Purpose, r.Receipt = audit.NoRelation, [32]byte{}, 0, 0, nil
+		},
+		"find of another address": func(r *audit.Record) { *r = foundNone(); r.Outcome = audit.Refused },
+		"oversight that failed":   func(r *audit.Record) { *r = oversee(); r.Outcome = audit.Failed },
+		"supplier not resumed": func(r *audit.Record) {
+			*r = supplierStep()
+			r.Outcome, r.Suspend, r.TargetVersion, r.TargetDigest = audit.Refused, false, 0, [32]byte{}
+		},
+		"supplier unknown": func(r *audit.Record) {
+			*r = supplierStep()
+			r.Outcome, r.TargetVersion, r.TargetDigest = audit.NoRelation, 0, [32]byte{}
+		},
 	} {
 		r := step()
 		change(&r)
