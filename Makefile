@@ -60,10 +60,10 @@ bench-ingest: setup build ## one day of POINTS=100000 metering points, through t
 bench-stream: setup build ## streams of readings of 10000 and of POINTS=100000 metering points; takes 10 minutes and 10 GB of disk
 	scripts/bench.sh -stream $(if $(filter file,$(origin POINTS)),100000,$(POINTS)) -json bin/stream.json
 
-build: bin/gateway bin/issuer bin/kluis bin/auditproof bin/cryptoserver ## every binary, into bin/
+build: bin/gateway bin/issuer bin/portal bin/kluis bin/auditproof bin/cryptoserver ## every binary, into bin/
 
-# The gateway, the issuer and the operator's command never link C: no PKCS#11.
-bin/gateway bin/issuer bin/kluis bin/auditproof: bin/%: FORCE
+# The gateway, the issuer, the portal and the operator's command never link C: no PKCS#11.
+bin/gateway bin/issuer bin/portal bin/kluis bin/auditproof: bin/%: FORCE
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
 bin/cryptoserver: FORCE

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ type signIn struct {
 
 	mu       sync.Mutex
 	provider *oidc.Provider
+	style    oauth2.AuthStyle
 }
 
 const providerTimeout = 8 * time.Second
@@ -62,9 +64,23 @@ func (s *signIn) find(ctx context.Context) (*oidc.Provider, *oauth2.Config, erro
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errSignInAway, err)
 		}
+		var says struct {
+			Methods []string `json:"token_endpoint_auth_methods_supported"`
+		}
+		if err := p.Claims(&says); err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", errSignInAway, err)
+		}
+		// What is not said is client_secret_basic (OpenID Connect Discovery 1.0,
+		// clause 3). Trying both would spend the code.
+		s.style = oauth2.AuthStyleInParams
+		if s.Secret != "" && (len(says.Methods) == 0 || slices.Contains(says.Methods, "client_secret_basic")) {
+			s.style = oauth2.AuthStyleInHeader
+		}
 		s.provider = p
 	}
-	return s.provider, &oauth2.Config{ClientID: s.ClientID, ClientSecret: s.Secret, Endpoint: s.provider.Endpoint(), RedirectURL: s.redirect,
+	endpoint := s.provider.Endpoint()
+	endpoint.AuthStyle = s.style
+	return s.provider, &oauth2.Config{ClientID: s.ClientID, ClientSecret: s.Secret, Endpoint: endpoint, RedirectURL: s.redirect,
 		Scopes: []string{oidc.ScopeOpenID, "profile"}}, nil
 }
 

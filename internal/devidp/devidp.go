@@ -1,6 +1,6 @@
 // Package devidp is the identity provider of the demo and of tests: it makes
-// ID tokens (OpenID Connect Core 1.0, clause 2) for whomever it is asked to. It
-// is not for production: it asks nobody for a password, and its key lies on
+// ID tokens (OpenID Connect Core 1.0, clause 2) for whomever it is asked to, and
+// serves the demo's portal with them (Server). It is not for production: it asks nobody for a password, and its key lies on
 // disk.
 package devidp
 
@@ -19,11 +19,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
 const (
-	// URL is its iss. There is nothing at this address.
+	// URL is its iss, unless At says another. There is nothing at this address.
 	URL = "https://devidp.kluis.example"
 	// Audience is the aud of its ID tokens: the portal.
 	Audience = "kluis-portal"
@@ -38,6 +39,7 @@ const (
 type Provider struct {
 	key *ecdsa.PrivateKey
 	kid string
+	url string // iss
 }
 
 // New makes a provider with a new key.
@@ -55,12 +57,20 @@ func provider(key *ecdsa.PrivateKey) (*Provider, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(der)
-	return &Provider{key, "dev-" + b64(sum[:9])}, nil
+	return &Provider{key, "dev-" + b64(sum[:9]), URL}, nil
 }
 
-// KeyFile and JWKSFile are where LoadOrCreate keeps the key and the public half.
+// At is the provider with another iss.
+func (p *Provider) At(url string) *Provider { return &Provider{p.key, p.kid, url} }
+
+// URL is its iss.
+func (p *Provider) URL() string { return p.url }
+
+// KeyFile and JWKSFile are where LoadOrCreate keeps the key and the public half,
+// URLFile where its iss stands when it is not URL.
 func KeyFile(dir string) string  { return filepath.Join(dir, "devidp.key") }
 func JWKSFile(dir string) string { return filepath.Join(dir, "devidp-jwks.json") }
+func URLFile(dir string) string  { return filepath.Join(dir, "devidp-url") }
 
 // LoadOrCreate keeps a provider in dir: its key (readable by the owner only)
 // and its JWK set.
@@ -101,7 +111,15 @@ func Load(dir string) (*Provider, error) {
 	if !ok || key.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("%s: not an ECDSA P-256 key", KeyFile(dir))
 	}
-	return provider(key)
+	p, err := provider(key)
+	if err != nil {
+		return nil, err
+	}
+	at, err := os.ReadFile(URLFile(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	return p.At(strings.TrimSpace(string(at))), err
 }
 
 // JWKS is the JWK set (RFC 7517) of the provider's public key.
@@ -127,7 +145,7 @@ func (p *Provider) IDToken(subject string, at time.Time, roles ...string) (strin
 // Sign signs any claims; iss and aud are filled in where they are not among
 // them, and a claim that is nil is left out.
 func (p *Provider) Sign(claims map[string]any) (string, error) {
-	all := map[string]any{"iss": URL, "aud": Audience}
+	all := map[string]any{"iss": p.url, "aud": Audience}
 	maps.Copy(all, claims)
 	maps.DeleteFunc(all, func(_ string, v any) bool { return v == nil })
 	header, err := json.Marshal(map[string]any{"typ": "JWT", "alg": "ES256", "kid": p.kid})

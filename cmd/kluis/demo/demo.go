@@ -106,7 +106,7 @@ func (d *demo) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"gateway", "issuer", "cryptoserver", "kluis"} {
+	for _, name := range []string{"gateway", "issuer", "cryptoserver", "kluis", "portal"} {
 		if _, err := os.Stat(filepath.Join(d.BinDir, name)); err != nil {
 			return fmt.Errorf("%s is not beside this program: build everything first with 'make build'", name)
 		}
@@ -156,7 +156,7 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.writeCursorKey(); err != nil {
 		return err
 	}
-	if err := d.writeIdentity(); err != nil {
+	if err := d.writeSessionKey(); err != nil {
 		return err
 	}
 	// The cluster's lock also keeps a second demo out of this folder, so
@@ -168,6 +168,9 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	if err := d.progress.addresses(); err != nil {
+		return err
+	}
+	if err := d.writeIdentity(d.progress); err != nil {
 		return err
 	}
 	if err := d.writeConfigs(d.progress, d.plan, module, func(role string) string { return d.cluster.URL(role, "kluis") }); err != nil {
@@ -210,6 +213,12 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	if err := d.startProcess(ctx, auditorName, nil, "kluis", "audit", "run", "--config", d.operatorFile()); err != nil {
+		return err
+	}
+	if err := d.startIdentity(ctx); err != nil {
+		return err
+	}
+	if err := d.startProcess(ctx, portalName, nil, "portal", "--config", d.portalConfig()); err != nil {
 		return err
 	}
 	if err := d.describePack(); err != nil {
@@ -452,6 +461,12 @@ func (d *demo) greet() {
 	fmt.Fprintf(d.Stdout, `
 Kluis is ready.
 
+  portal    %s        (customer service, in a browser)
+            Sign in as %s. It is a development sign-in: it asks for no password.
+            The browser warns of an unknown certificate, once for the portal and once for the sign-in: go on to 127.0.0.1,
+            or have a browser profile of its own trust the authority in %s.
+            Metering points to look at: %s
+
   API       %s        (mutual TLS and an access token)
   issuer    %s
   docs      %s        (the contract, to read in a browser; also at /docs of the API)
@@ -489,6 +504,7 @@ Test metering points for every refusal and edge:    %s conformance list --state 
 
 Ctrl-C stops everything; the data stays in %s.
 `,
+		r.Portal.URL, employeesIn(r.Portal.Employees), r.CAFile, pointsIn(r.MeteringPoints),
 		r.GatewayURL, r.IssuerURL, strings.TrimSuffix(r.MetricsURL, "/metrics")+"/docs", r.MetricsURL, r.DatabaseURL, d.path("logs"),
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),

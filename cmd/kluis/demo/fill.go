@@ -198,7 +198,7 @@ func (d *demo) describe(ctx context.Context, operator config.Operator, today met
 	defer reg.Close()
 	r := readyFile{
 		GatewayURL: "https://" + d.progress.Gateway, IssuerURL: "https://" + d.progress.Issuer, MetricsURL: "http://" + d.progress.Metrics + "/metrics",
-		CAFile: d.operatorCAFile(), Audience: audience, DatabaseURL: d.cluster.URL(devpg.Superuser, "kluis"), State: d.dir, Portal: d.readyPortal(),
+		CAFile: d.operatorCAFile(), Audience: audience, DatabaseURL: d.cluster.URL(devpg.Superuser, "kluis"), State: d.dir, Portal: d.readyPortal(d.progress),
 	}
 	for _, s := range d.plan.suppliers {
 		cert, key := d.supplierPair(s)
@@ -255,6 +255,8 @@ func (d *demo) tell() error {
 			d.ready.CustodianPID = p.PID()
 		case auditorName:
 			d.ready.AuditorPID = p.PID()
+		case portalName:
+			d.ready.Portal.PID = p.PID()
 		default:
 			d.ready.Cryptoservers = append(d.ready.Cryptoservers, readyProcess{
 				Address: d.progress.Cryptoserv[len(d.ready.Cryptoservers)], PID: p.PID()})

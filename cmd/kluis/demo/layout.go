@@ -54,6 +54,7 @@ const custodianName = "custodian"
 const (
 	auditorName     = "auditor"
 	checkpointsName = "checkpoints"
+	auditOrigin     = "kluis.demo/audit"
 )
 
 func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
@@ -108,6 +109,8 @@ type progress struct {
 	Gateway    string   `json:"gateway"`             // listen addresses, kept from run to run
 	Metrics    string   `json:"metrics"`
 	Issuer     string   `json:"issuer"`
+	Portal     string   `json:"portal"`
+	Identity   string   `json:"identity"` // the development identity provider
 	Cryptoserv []string `json:"cryptoservers"`
 
 	Pack packProgress `json:"conformance,omitzero"`
@@ -188,7 +191,7 @@ func (p *progress) addresses() error {
 	for len(p.Cryptoserv) < cryptoserverCount {
 		p.Cryptoserv = append(p.Cryptoserv, "")
 	}
-	want := []*string{&p.Gateway, &p.Metrics, &p.Issuer}
+	want := []*string{&p.Gateway, &p.Metrics, &p.Issuer, &p.Portal, &p.Identity}
 	for i := range p.Cryptoserv {
 		want = append(want, &p.Cryptoserv[i])
 	}
@@ -240,7 +243,7 @@ func (l layout) writePKI(pl *plan) error {
 		return err
 	}
 	loopback := []string{"127.0.0.1", "::1", "localhost"}
-	servers := []string{"gateway", "issuer"}
+	servers := []string{"gateway", "issuer", portalServer, identityName}
 	for i := range cryptoserverCount {
 		servers = append(servers, cryptoserverName(i))
 	}
@@ -315,7 +318,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 			},
 			ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), Issuers: issuers,
 			Token:       config.TokenIssue{Issuer: issuerURL, Audience: audience},
-			OperatorGLN: operatorGLN, IdentityProviders: l.identityProviders(),
+			OperatorGLN: operatorGLN, IdentityProviders: l.identityProviders(p),
 			Module: module,
 			Tokens: config.Tokens{Open: []config.Token{token("open")}, Mint: []config.Token{token("mint")},
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
@@ -348,11 +351,16 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 	}); err != nil {
 		return err
 	}
+	if err := l.writePortal(p, dbURL); err != nil {
+		return err
+	}
 	return config.Write(l.operatorFile(), config.Operator{
 		MigrateURL: dbURL("kluis_owner"), IngestURL: dbURL("kluis_ingest"), RegistrarURL: dbURL("kluis_registrar"),
 		ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), SuppliersCAFile: l.supplierCAFile(),
 		Ingest: pool("ingest"), Registrar: pool("registrar"),
 		CustodianURL: dbURL("kluis_custodian"), Custodian: pool("custodian"), FeedCopyFile: l.path("custodian", "feed"), CustodianMetricsListen: "127.0.0.1:0",
-		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: "kluis.demo/audit", AuditExportDir: l.path(checkpointsName), AuditorMetricsListen: "127.0.0.1:0",
+		AuditorURL: dbURL("kluis_auditor"), Auditor: pool(auditorName), AuditOrigin: auditOrigin, AuditExportDir: l.path(checkpointsName), AuditorMetricsListen: "127.0.0.1:0",
+		// A demo is looked at whenever there is time for it.
+		Oversight: config.Oversight{WorkingHours: config.WorkingHours{Days: []string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}, From: "00:00", To: "24:00"}},
 	})
 }

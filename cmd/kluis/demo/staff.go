@@ -33,19 +33,10 @@ func (l layout) portalPair() (cert, key string) {
 	return l.path("pki", portalName+".crt"), l.path("pki", portalName+".key")
 }
 
-// writeIdentity makes the development identity provider, once.
-func (l layout) writeIdentity() error {
-	if err := os.MkdirAll(l.identityDir(), 0o755); err != nil {
-		return err
-	}
-	_, err := devidp.LoadOrCreate(l.identityDir())
-	return err
-}
-
 // identityProviders is where the demo's employees sign in.
-func (l layout) identityProviders() []config.IdentityProvider {
+func (l layout) identityProviders(p progress) []config.IdentityProvider {
 	return []config.IdentityProvider{{
-		URL: devidp.URL, Audience: devidp.Audience, JWKSFile: devidp.JWKSFile(l.identityDir()), RoleClaim: devidp.RoleClaim,
+		URL: p.identityURL(), Audience: devidp.Audience, JWKSFile: devidp.JWKSFile(l.identityDir()), RoleClaim: devidp.RoleClaim,
 		Roles: config.Roles{Agent: []string{"agent"}, Supervisor: []string{"supervisor"}, Auditor: []string{"auditor"}},
 	}}
 }
@@ -75,12 +66,17 @@ type readyPortal struct {
 	IdentityProvider string `json:"identity_provider"` // iss of ID tokens
 	IdentityAudience string `json:"identity_audience"` // aud of ID tokens
 	IdentityDir      string `json:"identity_dir"`      // of the development provider's key
+
+	URL       string            `json:"url"` // of its pages
+	Employees []devidp.Employee `json:"employees"`
+	PID       int               `json:"pid"`
 }
 
-func (l layout) readyPortal() readyPortal {
+func (l layout) readyPortal(p progress) readyPortal {
 	cert, key := l.portalPair()
 	return readyPortal{ClientID: operatorGLN, CertificateFile: cert, KeyFile: key,
-		IdentityProvider: devidp.URL, IdentityAudience: devidp.Audience, IdentityDir: l.identityDir()}
+		IdentityProvider: p.identityURL(), IdentityAudience: devidp.Audience, IdentityDir: l.identityDir(),
+		URL: p.portalURL(), Employees: devidp.Employees()}
 }
 
 // ErrNoDemo: the folder holds no demo, or none with employees.
