@@ -116,7 +116,11 @@ const (
 		SELECT k.at, substring(sha256(b.ciphertext) FROM 1 FOR 16)
 		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[]) WITH ORDINALITY AS k (ean, field, day, version, at)
 		JOIN sealed_block b ON b.ean = k.ean AND b.field = k.field AND b.day = DATE '1970-01-01' + k.day AND b.version = k.version
-		WHERE b.day >= DATE '1970-01-01' + $5::int AND b.day <= DATE '1970-01-01' + $6::int`
+		WHERE b.day >= DATE '1970-01-01' + $5::int AND b.day <= DATE '1970-01-01' + $6::int
+		UNION ALL
+		SELECT k.at, substring(sha256(i.ciphertext) FROM 1 FOR 16)
+		FROM unnest($1::bigint[], $2::smallint[], $3::int[], $4::int[]) WITH ORDINALITY AS k (ean, field, day, version, at)
+		JOIN sealed_identity i ON i.ean = k.ean AND i.field = k.field AND i.day = DATE '1970-01-01' + k.day AND i.version = k.version`
 	// Along access_log_by_arrival: nobody but the owner says when a row arrived.
 	// The record of a step takes some 600 bytes at most.
 	queryRecordsWith = `
@@ -631,7 +635,8 @@ func (a *Auditor) FactDigests(ctx context.Context, keys []leaf.Key) ([]*[32]byte
 	return out, nil
 }
 
-// Digests returns the first half of SHA-256 of each block's ciphertext; nil for
+// Digests returns the first half of SHA-256 of the ciphertext of each block, or
+// identity, which has a field of its own; nil for
 // one that is not there.
 func (a *Auditor) Digests(ctx context.Context, blocks []leaf.Block) ([]*[16]byte, error) {
 	out := make([]*[16]byte, len(blocks))

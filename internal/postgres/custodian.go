@@ -22,7 +22,7 @@ const roleCustodian = "kluis_custodian"
 // feed, and changes data keys, and blocks as far as their key goes.
 type Custodian struct {
 	store
-	feed, scan, blocks *sqlx.Stmt
+	feed, scan, blocks, identities *sqlx.Stmt
 }
 
 const (
@@ -40,7 +40,7 @@ const (
 			SELECT p.*, count(*) OVER () AS looked, lead(p.ean) OVER (ORDER BY p.ean, p.key_id) IS NULL AS last
 			FROM (
 				SELECT k.ean, k.key_id, k.class, k.month, k.occupancy, k.kek_epoch, k.wrapped, k.mac,
-				       ($5::int IS NULL OR k.occupancy = $5) AND ($6::int = 0 OR k.month < $6) AND ($7::int = 0 OR k.kek_epoch <> $7)
+				       ($5::int IS NULL OR k.occupancy = $5) AND ($6::int = 0 OR k.month < $6 AND k.class <> 3) AND ($7::int = 0 OR k.kek_epoch <> $7)
 				       AND ($8::bigint = 0 OR k.created_at < TIMESTAMPTZ 'epoch' + $8 * INTERVAL '1 microsecond') AS selected
 				FROM data_key k
 				WHERE (k.ean, k.key_id) > ($1, $2::uuid) AND k.ean <= $4
@@ -117,7 +117,7 @@ func NewCustodian(ctx context.Context, c Config) (*Custodian, error) {
 		return nil, err
 	}
 	k := &Custodian{store: *s}
-	err = k.prepare(ctx, map[**sqlx.Stmt]string{&k.feed: queryFeed, &k.scan: queryScan, &k.blocks: queryUnder})
+	err = k.prepare(ctx, map[**sqlx.Stmt]string{&k.feed: queryFeed, &k.scan: queryScan, &k.blocks: queryUnder, &k.identities: queryIdentitiesUnder})
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (c *Custodian) LastHeartbeat(ctx context.Context) ([]byte, error) {
 type KeySelection struct {
 	EAN          meter.EAN
 	Occupancy    *meter.Day
-	Before       meter.Month // of months before this one
+	Before       meter.Month // of readings of months before this one
 	NotEpoch     uint32
 	MintedBefore time.Time // stored before
 }
@@ -298,8 +298,8 @@ func (c *Custodian) ReplaceWrapped(ctx context.Context, old, new []envelope.KeyR
 	return int(replaced), err
 }
 
-// DeleteKeys deletes data keys, blanks the content MACs of the blocks sealed
-// under them, and leaves a tombstone of each that names the feed's entry; one
+// DeleteKeys deletes data keys, blanks the content MACs of what is sealed under
+// them, removes the blind index of those identities, and leaves a tombstone of each that names the feed's entry; one
 // of a key that was replaced before names it from now on too. It says how many
 // were deleted. While it works nothing is stored of their metering points.
 func (c *Custodian) DeleteKeys(ctx context.Context, keys []KeyRef, sequence uint64) (int, error) {
@@ -331,6 +331,11 @@ func (c *Custodian) DeleteKeys(ctx context.Context, keys []KeyRef, sequence uint
 		}
 		if deleted = len(gone.ean); deleted == 0 {
 			return nil
+		}
+		for _, statement := range []string{execBlankIdentities, execUnindex} {
+			if _, err := tx.ExecContext(ctx, statement, pq.Array(gone.ean), pq.Array(gone.id)); err != nil {
+				return err
+			}
 		}
 		_, err = tx.ExecContext(ctx, execBlank, pq.Array(gone.ean), pq.Array(gone.id), pq.Array(gone.from), pq.Array(gone.to),
 			slices.Min(gone.from), slices.Max(gone.to))
@@ -366,11 +371,17 @@ func (k *keyDays) read(rows *sqlx.Rows) error {
 
 func daysOf(m meter.Month) (from, to int64) { return int64(m.First()), int64((m + 1).First()) }
 
-// BlocksUnder returns the blocks sealed under a key, all versions.
+// BlocksUnder returns the blocks, or identities, sealed under a key, all versions.
 func (c *Custodian) BlocksUnder(ctx context.Context, key envelope.KeyRecord) ([]envelope.SealedBlock, error) {
 	const op = "blocks under a key"
-	from, to := daysOf(key.Month)
-	rows, err := c.blocks.QueryxContext(ctx, key.EAN.Int64(), uuid.UUID(key.ID).String(), from, to)
+	st, args := c.blocks, []any{key.EAN.Int64(), uuid.UUID(key.ID).String()}
+	if key.Class == meter.Identity {
+		st = c.identities
+	} else {
+		from, to := daysOf(key.Month)
+		args = append(args, from, to)
+	}
+	rows, err := st.QueryxContext(ctx, args...)
 	if err != nil {
 		return nil, wrap(ctx, op, err)
 	}
@@ -422,7 +433,12 @@ func (c *Custodian) ReplaceDataKey(ctx context.Context, old, new envelope.KeyRec
 		if err := insertKeys(ctx, tx, []envelope.KeyRecord{new}); err != nil {
 			return err
 		}
-		res, err := tx.ExecContext(ctx, execResealed, ean, was, is, pq.Array(field), pq.Array(day), pq.Array(version), pq.Array(ciphertext), from, to)
+		statement, left := execResealed, queryLeft
+		bounds := []any{from, to}
+		if old.Class == meter.Identity {
+			statement, left, bounds = execResealedIdentities, queryIdentitiesLeft, nil
+		}
+		res, err := tx.ExecContext(ctx, statement, append([]any{ean, was, is, pq.Array(field), pq.Array(day), pq.Array(version), pq.Array(ciphertext)}, bounds...)...)
 		if err != nil {
 			return err
 		}
@@ -430,11 +446,11 @@ func (c *Custodian) ReplaceDataKey(ctx context.Context, old, new envelope.KeyRec
 		if err != nil {
 			return err
 		}
-		var left int64
-		if err := tx.GetContext(ctx, &left, queryLeft, ean, was, from, to); err != nil {
+		var remain int64
+		if err := tx.GetContext(ctx, &remain, left, append([]any{ean, was}, bounds...)...); err != nil {
 			return err
 		}
-		if changed != int64(n) || left != 0 {
+		if changed != int64(n) || remain != 0 {
 			return ErrConflict
 		}
 		return nil

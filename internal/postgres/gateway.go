@@ -29,7 +29,7 @@ const roleGateway = "kluis_gateway"
 // sealed, appends to the access log, and reads it back for the customer.
 type Gateway struct {
 	store
-	supplier, legalFile, candidates, consent, idempotency, blocks, blocksAsOf, keys, stored, record, accessLog, suppliers, lastStored *sqlx.Stmt
+	supplier, legalFile, candidates, consent, idempotency, blocks, blocksAsOf, keys, stored, record, accessLog, suppliers, lastStored, identities, address *sqlx.Stmt
 
 	many    manyStatements
 	changes changeStatements
@@ -140,6 +140,8 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.accessLog:   queryAccessLog,
 		&g.suppliers:   querySuppliers,
 		&g.lastStored:  queryLastStored,
+		&g.identities:  queryIdentities,
+		&g.address:     queryAddress,
 	})
 	if err := g.prepare(ctx, statements); err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ const roleIngest = "kluis_ingest"
 // their ciphertext, and adds keys and blocks.
 type Ingest struct {
 	store
-	files, heads, keys *sqlx.Stmt
+	files, heads, keys, identities *sqlx.Stmt
 }
 
 const (
@@ -77,9 +77,10 @@ func NewIngest(ctx context.Context, c Config) (*Ingest, error) {
 	}
 	i := &Ingest{store: *s}
 	err = i.prepare(ctx, map[**sqlx.Stmt]string{
-		&i.files: queryStoredFiles,
-		&i.heads: queryHeads,
-		&i.keys:  queryMonthKeys,
+		&i.files:      queryStoredFiles,
+		&i.heads:      queryHeads,
+		&i.keys:       queryMonthKeys,
+		&i.identities: queryIdentityHeads,
 	})
 	if err != nil {
 		return nil, err
