@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"kluis/internal/audit"
 	"kluis/meter"
 )
 
@@ -22,13 +23,17 @@ import (
 type Limits struct {
 	Rate  Rate               // requests of each supplier
 	Rates map[meter.GLN]Rate // instead, for some
+	// Unrelated are the metering points that a supplier lists in queries and has
+	// nothing to do with: each costs the access log a record, and a list is one
+	// request.
+	Unrelated Rate
 	// Streams is how many streams of one supplier may be under way.
 	Streams     int
 	Turns       TurnLimits
 	Connections ConnectionLimits
 }
 
-// Rate bounds requests: a bucket of Burst, filled PerSecond.
+// Rate bounds what is counted: a bucket of Burst, filled PerSecond.
 type Rate struct {
 	PerSecond float64
 	Burst     int
@@ -46,6 +51,7 @@ func DefaultLimits() Limits {
 	turns := max(4, 2*runtime.GOMAXPROCS(0))
 	return Limits{
 		Rate:        Rate{PerSecond: 100, Burst: 200},
+		Unrelated:   Rate{PerSecond: 100, Burst: 1000},
 		Streams:     4,
 		Turns:       TurnLimits{Turns: turns, Each: turns / 4, Queue: 64, QueueAll: 512},
 		Connections: ConnectionLimits{All: 2000, PerCertificate: 200, Handshakes: 256},
@@ -53,7 +59,7 @@ func DefaultLimits() Limits {
 }
 
 func (l Limits) check() error {
-	errs := []error{l.Rate.check(), l.Turns.check(), l.Connections.check()}
+	errs := []error{l.Rate.check(), l.Unrelated.check(), l.Turns.check(), l.Connections.check()}
 	for _, r := range l.Rates {
 		errs = append(errs, r.check())
 	}
@@ -75,6 +81,9 @@ const (
 	// four streams of quarter-hours.
 	roomEach = 64 << 20
 	roomAll  = 512 << 20
+	// roomOwn of them a supplier has whatever others hold: a body and a page, or a
+	// stream. It is bounded by the number of suppliers.
+	roomOwn = 16 << 20
 )
 
 // limiter counts what suppliers ask for. Only who is registered and
@@ -92,9 +101,13 @@ type limiter struct {
 // quota is one supplier's.
 type quota struct {
 	*rate.Limiter
-	policy  string // the value of RateLimit-Policy
-	room    *semaphore.Weighted
-	streams int // under way
+	policy    string // the value of RateLimit-Policy
+	room      *semaphore.Weighted
+	unrelated *rate.Limiter // metering points
+
+	// Under the limiter's mutex:
+	streams int   // under way
+	taken   int64 // bytes of the room
 }
 
 // stranger is a certificate, with what it may try.
@@ -117,9 +130,10 @@ func (l *limiter) quota(g meter.GLN, make bool) *quota {
 			r = l.limits.Rate
 		}
 		q = &quota{
-			Limiter: rate.NewLimiter(rate.Limit(r.PerSecond), r.Burst),
-			policy:  fmt.Sprintf(`"default";q=%d;w=%d`, r.Burst, seconds(float64(r.Burst)/r.PerSecond)),
-			room:    semaphore.NewWeighted(roomEach),
+			Limiter:   rate.NewLimiter(rate.Limit(r.PerSecond), r.Burst),
+			policy:    fmt.Sprintf(`"default";q=%d;w=%d`, r.Burst, seconds(float64(r.Burst)/r.PerSecond)),
+			room:      semaphore.NewWeighted(roomEach),
+			unrelated: rate.NewLimiter(rate.Limit(l.limits.Unrelated.PerSecond), l.limits.Unrelated.Burst),
 		}
 		l.quotas[g] = q
 	}
@@ -152,6 +166,7 @@ var (
 	errStranger = errors.New("too many requests without a good token")
 	errStreams  = errors.New("as many streams as there may be")
 	errRoom     = errors.New("answers and bodies take all the room there is")
+	errOthers   = errors.New("too many metering points that the supplier has nothing to do with")
 )
 
 func (l *limiter) stranger(leaf [32]byte) *stranger {
@@ -205,9 +220,78 @@ func (l *limiter) stream(g meter.GLN) (end func(), err error) {
 	}), nil
 }
 
+// unrelated counts metering points of a list that the supplier turned out to have
+// nothing to do with. The bucket may be overdrawn by them, by a batch or two of
+// each query that is under way; then nothing more is looked up until it is filled.
+func (l *limiter) unrelated(g meter.GLN, n int) {
+	b := l.quota(g, true).unrelated
+	for now := l.now(); n > 0; n -= b.Burst() {
+		b.ReserveN(now, min(n, b.Burst())) // no more at a time
+	}
+}
+
+// lists says whether a supplier may have more metering points of a list looked
+// up, or in how long.
+func (l *limiter) lists(g meter.GLN) (in time.Duration) {
+	b := l.quota(g, true).unrelated
+	if left := b.TokensAt(l.now()); left < 1 {
+		return time.Duration((1 - left) / float64(b.Limit()) * float64(time.Second))
+	}
+	return 0
+}
+
+// mayList refuses a query whose supplier listed too many metering points that it
+// has nothing to do with, until it may list more.
+func (q *querying) mayList() error {
+	if !q.asked.listed {
+		return nil
+	}
+	in := q.s.limits.lists(q.c.caller.Supplier())
+	if in == 0 {
+		return nil
+	}
+	return &failure{
+		kind: rateLimited, cause: errOthers, retryAfter: seconds(in.Seconds()),
+		detail: "The list has more metering points that the supplier has nothing to do with than may be looked up in this time: leave them out, or go on after the time in Retry-After.",
+	}
+}
+
+// waitToList waits until the query may have more of its list looked up.
+func (q *querying) waitToList(ctx context.Context) error {
+	for n := 0; ; n++ {
+		err := q.mayList()
+		if err == nil {
+			return nil
+		}
+		if n == 0 {
+			q.s.limitMetrics.failed(q.ev, err)
+		}
+		select {
+		case <-time.After(q.s.limits.lists(q.c.caller.Supplier())):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-q.s.draining:
+			return drained()
+		}
+	}
+}
+
+// countUnrelated counts those of a batch that the supplier has nothing to do with.
+func (q *querying) countUnrelated(b *batch) {
+	n := 0
+	for _, p := range b.points {
+		if p.record.Outcome == audit.NoRelation {
+			n++
+		}
+	}
+	q.s.limits.unrelated(q.c.caller.Supplier(), n)
+	q.s.limitMetrics.others(q.c.caller.Supplier(), n)
+}
+
 // takeRoom waits until the supplier's answers and bodies leave room for n
 // bytes: who reads slowly makes only itself wait. The room of all is not waited
-// for. leave gives it back, once.
+// for, and a supplier has some of its own however much others hold. leave gives
+// it back, once.
 func (l *limiter) takeRoom(ctx context.Context, g meter.GLN, n int64) (leave func(), err error) {
 	q := l.quota(g, true)
 	n = min(n, roomEach)
@@ -215,9 +299,10 @@ func (l *limiter) takeRoom(ctx context.Context, g meter.GLN, n int64) (leave fun
 		return nil, fail(rateLimited, errors.Join(errRoom, err))
 	}
 	l.mu.Lock()
-	full := l.room+n > roomAll
+	full := l.room+n > roomAll && q.taken+n > roomOwn
 	if !full {
 		l.room += n
+		q.taken += n
 	}
 	l.mu.Unlock()
 	if full {
@@ -227,6 +312,7 @@ func (l *limiter) takeRoom(ctx context.Context, g meter.GLN, n int64) (leave fun
 	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		l.room -= n
+		q.taken -= n
 		l.mu.Unlock()
 		q.room.Release(n)
 	}), nil

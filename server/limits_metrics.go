@@ -15,7 +15,8 @@ const (
 	limitQueue    = "queue"    // of those that wait for a turn
 	limitStreams  = "streams"
 	limitMemory   = "memory"
-	limitAll      = "all" // of all suppliers together
+	limitOthers   = "unrelated" // metering points of lists
+	limitAll      = "all"       // of all suppliers together
 	limitUnknown  = "unknown"
 )
 
@@ -25,7 +26,7 @@ func limitOf(err error) string {
 		err  error
 		name string
 	}{
-		{errTooFast, limitRequests}, {errQueueFull, limitQueue}, {errStreams, limitStreams}, {errRoom, limitMemory},
+		{errTooFast, limitRequests}, {errQueueFull, limitQueue}, {errStreams, limitStreams}, {errRoom, limitMemory}, {errOthers, limitOthers},
 		{errQueueAllFull, limitAll}, {errStranger, limitUnknown},
 	} {
 		if errors.Is(err, l.err) {
@@ -37,21 +38,26 @@ func limitOf(err error) string {
 
 // limitMetrics tell what the limits do.
 type limitMetrics struct {
-	limited *prometheus.CounterVec
-	waits   *prometheus.HistogramVec
-	closed  *prometheus.CounterVec
+	limited   *prometheus.CounterVec
+	waits     *prometheus.HistogramVec
+	unrelated *prometheus.CounterVec
+	closed    *prometheus.CounterVec
 }
 
 func newLimitMetrics(reg prometheus.Registerer, t *turns) (*limitMetrics, error) {
 	m := &limitMetrics{
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_gateway_limited_total",
-			Help: "Requests refused by a limit: requests, queue, streams or memory of the supplier (GLN), all (of all suppliers together), or unknown (a certificate without a good token).",
+			Help: "Requests refused by a limit: requests, queue, streams, memory or unrelated (metering points of a list, which is cut, or waits) of the supplier (GLN), all (of all suppliers together), or unknown (a certificate without a good token).",
 		}, []string{"limit", "supplier"}),
 		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kluis_gateway_turn_wait_seconds",
 			Help:    "How long requests and batches of streams waited for a turn at the back ends, by supplier (GLN).",
 			Buckets: []float64{.001, .01, .1, 1, 10},
+		}, []string{"supplier"}),
+		unrelated: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kluis_gateway_unrelated_points_total",
+			Help: "Metering points that a supplier (GLN) listed in a query and had nothing to do with: each has a record in the access log.",
 		}, []string{"supplier"}),
 		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kluis_gateway_connections_closed_total",
@@ -67,7 +73,7 @@ func newLimitMetrics(reg prometheus.Registerer, t *turns) (*limitMetrics, error)
 		Help: "Turns at the back ends that somebody has.",
 	}, func() float64 { taken, _ := t.count(); return float64(taken) })
 	var errs []error
-	for _, c := range []prometheus.Collector{m.limited, m.waits, m.closed, waiting, taken} {
+	for _, c := range []prometheus.Collector{m.limited, m.waits, m.unrelated, m.closed, waiting, taken} {
 		errs = append(errs, reg.Register(c))
 	}
 	// From the start, so that an alert on an increase sees the first one.
@@ -92,6 +98,13 @@ func (m *limitMetrics) failed(ev *event, err error) {
 
 func (m *limitMetrics) waited(supplier meter.GLN, d time.Duration) {
 	m.waits.WithLabelValues(supplier.String()).Observe(d.Seconds())
+}
+
+// others counts metering points that a supplier listed and had nothing to do with.
+func (m *limitMetrics) others(supplier meter.GLN, n int) {
+	if n > 0 {
+		m.unrelated.WithLabelValues(supplier.String()).Add(float64(n))
+	}
 }
 
 // count counts the turns that are taken, and who waits.

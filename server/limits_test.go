@@ -143,6 +143,41 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// What was looked up is known afterwards: the bucket is overdrawn by it, however
+// much it is, and comes back at its rate.
+func TestUnrelated(t *testing.T) {
+	c := newLimitClock()
+	x := newTestLimiter(t, c, func(l *Limits) { l.Unrelated = Rate{PerSecond: 10, Burst: 50} })
+	a, b := glnOf(t, 1), glnOf(t, 2)
+	for range 2 {
+		x.unrelated(a, 24)
+		if in := x.lists(a); in != 0 {
+			t.Fatalf("has to wait %s with something left", in)
+		}
+	}
+	x.unrelated(a, maxBatch)
+	if in := x.lists(a).Round(time.Millisecond); in != 25500*time.Millisecond { // 254 overdrawn, and one
+		t.Errorf("has to wait %s", in)
+	}
+	if x.lists(b) != 0 {
+		t.Error("another supplier has to wait")
+	}
+	c.pass(25 * time.Second)
+	if in := x.lists(a).Round(time.Millisecond); in != 500*time.Millisecond {
+		t.Errorf("has to wait %s more", in)
+	}
+	c.pass(500 * time.Millisecond)
+	if in := x.lists(a); in != 0 {
+		t.Errorf("has to wait %s still", in)
+	}
+	c.pass(time.Hour)
+	x.unrelated(a, 0)
+	x.unrelated(a, 51)
+	if x.lists(a) == 0 {
+		t.Error("more than the burst came back")
+	}
+}
+
 func TestStreamsOfASupplier(t *testing.T) {
 	x := newTestLimiter(t, newLimitClock(), func(l *Limits) { l.Streams = 2 })
 	a, b := glnOf(t, 1), glnOf(t, 2)
@@ -189,10 +224,24 @@ func TestRoom(t *testing.T) {
 		}
 		others = append(others, l)
 	}
-	_, err = x.takeRoom(t.Context(), glnOf(t, 99), 1)
-	if k, _ := kindOf(err); k != overloaded {
-		t.Errorf("no room at all: %v", err)
+	// Whatever others hold, there is a body and a page for each, and no more.
+	some, err := x.takeRoom(t.Context(), glnOf(t, 99), roomOwn)
+	if err != nil {
+		t.Errorf("a supplier that holds nothing: %v", err)
 	}
+	for _, g := range []meter.GLN{glnOf(t, 99), glnOf(t, 2)} {
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		_, err = x.takeRoom(short, g, 1)
+		if k, _ := kindOf(err); k != overloaded && k != rateLimited {
+			t.Errorf("no room at all: %v", err)
+		}
+		cancel()
+	}
+	_, err = x.takeRoom(t.Context(), glnOf(t, 98), roomOwn+1)
+	if k, _ := kindOf(err); k != overloaded {
+		t.Errorf("no room for more than its own: %v", err)
+	}
+	some()
 	leave()
 	leave()
 	if _, err := x.takeRoom(t.Context(), a, roomEach); err != nil {
@@ -211,6 +260,7 @@ func TestLimitsThatMakeNoSense(t *testing.T) {
 		"no rate":                 func(l *Limits) { l.Rate.PerSecond = 0 },
 		"no burst":                func(l *Limits) { l.Rate.Burst = 0 },
 		"one supplier's":          func(l *Limits) { l.Rates = map[meter.GLN]Rate{glnOf(t, 1): {PerSecond: -1, Burst: 1}} },
+		"no metering points":      func(l *Limits) { l.Unrelated.Burst = 0 },
 		"no streams":              func(l *Limits) { l.Streams = 0 },
 		"one turn":                func(l *Limits) { l.Turns.Turns = 1 },
 		"all turns for one":       func(l *Limits) { l.Turns.Each = l.Turns.Turns },
@@ -237,7 +287,7 @@ func TestRefusalsOfLimitsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := glnOf(t, 7)
-	for _, err := range []error{errTooFast, errQueueFull, errStreams, fmt.Errorf("so: %w", errRoom), errors.New("another")} {
+	for _, err := range []error{errTooFast, errQueueFull, errStreams, errOthers, fmt.Errorf("so: %w", errRoom), errors.New("another")} {
 		m.failed(&event{supplier: g}, err)
 	}
 	m.failed(&event{}, errStranger)
@@ -254,7 +304,7 @@ func TestRefusalsOfLimitsAreCounted(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]float64{"all ": 0, "unknown ": 1, "requests A": 1, "queue A": 1, "streams A": 1, "memory A": 1}
+	want := map[string]float64{"all ": 0, "unknown ": 1, "requests A": 1, "queue A": 1, "streams A": 1, "unrelated A": 1, "memory A": 1}
 	if !maps.Equal(got, want) {
 		t.Errorf("counted %v, want %v", got, want)
 	}

@@ -47,6 +47,7 @@ func (q *querying) page(w http.ResponseWriter) error {
 		}
 		n = q.size(n, min(left, maxBatch))
 		if b, err = q.one(ctx, n); err != nil {
+			q.s.limitMetrics.failed(q.ev, err) // who asks for the next page is told
 			break
 		}
 	}
@@ -58,6 +59,9 @@ func (q *querying) page(w http.ResponseWriter) error {
 
 // one deals with the next batch by itself.
 func (q *querying) one(ctx context.Context, n int) (*batch, error) {
+	if err := q.mayList(); err != nil {
+		return nil, err
+	}
 	release, err := q.s.turn(ctx, q.c.caller.Supplier())
 	if err != nil {
 		return nil, err

@@ -23,6 +23,11 @@ import (
 // opened, the record must be written.
 const recordTimeout = 5 * time.Second
 
+// sendTurn is for how long an answer that is being sent keeps its turn at most. To
+// make and to encrypt a year of quarter-hours takes a CPU as long as some back
+// ends do; who reads slowly is not waited for.
+const sendTurn = 5 * time.Millisecond
+
 // GetReadings answers GET /v1/metering-points/{ean}/readings.
 func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestObject) (openapi.GetReadingsResponseObject, error) {
 	q, errs := boundReadingsParams(r).parse(s.profile, s.now())
@@ -35,12 +40,19 @@ func (s *Server) GetReadings(ctx context.Context, r openapi.GetReadingsRequestOb
 		return nil, err
 	}
 	c.atEnd(leave) // once it is sent: who reads slowly has little to read at once
+	release, err := s.turn(ctx, c.caller.Supplier())
+	if err != nil {
+		return nil, err
+	}
+	c.atEnd(release)
 	a, err := s.readings(ctx, c, q)
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.age.Observe(time.Since(eventOf(ctx).evidence).Seconds())
-	return newBody(a, c), nil
+	b := newBody(a, c)
+	time.AfterFunc(sendTurn, release)
+	return b, nil
 }
 
 // longest is about what the answer to a query takes at most, in bytes, with what
@@ -81,11 +93,6 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	if err := s.onErrand(ctx, c, rec); err != nil {
 		return nil, err
 	}
-	release, err := s.turn(ctx, c.caller.Supplier())
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	ev.evidence = time.Now() // before the statement: no revocation after this is missed by more
 	stored, err := s.facts.LegalFile(ctx, q.ean)
 	if err != nil {
@@ -118,7 +125,6 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		tag := s.readingsTag(c, request, q.asOf, grant, withheld, keys, blocks)
 		if c.knows(tag) {
 			rec.Outcome = audit.Unchanged
-			release()
 			if err := s.record(ctx, rec); err != nil {
 				return nil, err
 			}
@@ -145,7 +151,6 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 		}
 	}
 	rec.Outcome = outcome(grant, a.withheld)
-	release()
 	if err := s.record(ctx, rec); err != nil {
 		a.erase()
 		return nil, err
@@ -305,6 +310,7 @@ func newBody(a *answer, c *call) *body {
 		b.bytes = a.appendTo(make([]byte, 0, a.size()))
 	}
 	a.erase()
+	b.pack()
 	return b
 }
 
@@ -314,9 +320,22 @@ type body struct {
 	media  string // "": JSON
 	secret bool
 	packed bool   // its reader takes gzip
+	gzip   bool   // it is
 	etag   string // "": none
 	// unchanged: the reader has it already, as the tag says; it is not sent.
 	unchanged bool
+}
+
+// pack packs what is worth it, once.
+func (b *body) pack() {
+	if !b.packed || b.gzip || len(b.bytes) <= packAbove {
+		return
+	}
+	packed := pack(b.bytes)
+	if b.secret {
+		clear(b.bytes)
+	}
+	b.bytes, b.gzip = packed, true
 }
 
 func (b *body) write(w http.ResponseWriter) error { return b.writeStatus(w, http.StatusOK) }
@@ -330,12 +349,8 @@ func (b *body) writeStatus(w http.ResponseWriter, status int) error {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	if b.packed && len(b.bytes) > packAbove {
-		packed := pack(b.bytes)
-		if b.secret {
-			clear(b.bytes)
-		}
-		b.bytes = packed
+	b.pack()
+	if b.gzip {
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Type", contentTypes[cmp.Or(b.media, mediaJSON)])

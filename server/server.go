@@ -290,7 +290,7 @@ func New(c Config) (*Server, error) {
 	if s.limitMetrics, err = newLimitMetrics(c.Metrics, s.turns); err != nil {
 		return nil, err
 	}
-	if s.limits, err = newLimiter(c.Limits, time.Now); err != nil {
+	if s.limits, err = newLimiter(c.Limits, c.Now); err != nil {
 		return nil, err
 	}
 	doc, err := openapi.Load()

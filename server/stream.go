@@ -34,6 +34,9 @@ func (q *querying) VisitQueryReadingsResponse(w http.ResponseWriter) error {
 // stream sends all metering points from the place on, one after the other,
 // however many there are.
 func (q *querying) stream(w http.ResponseWriter) error {
+	if err := q.mayList(); err != nil { // afterwards it waits
+		return err
+	}
 	ends, err := q.s.beginStream(q.c.caller.Supplier())
 	if err != nil {
 		return err
@@ -397,6 +400,9 @@ func (q *querying) begin(ctx context.Context, j *job, after meter.EAN, n int) (f
 		j.err = err
 		close(j.ended)
 		return nil, err
+	}
+	if err := q.waitToList(ctx); err != nil {
+		return fail(err)
 	}
 	release, err := q.s.batchTurn(ctx, q.c.caller.Supplier())
 	if err != nil {

@@ -220,6 +220,7 @@ func (q *querying) next(ctx context.Context, after meter.EAN, n int) (*batch, er
 		p.leftOut, b.leftOut = b.leftOut, 0
 		b.points = append(b.points, p)
 	}
+	q.countUnrelated(b)
 	return b, nil
 }
 

@@ -39,7 +39,7 @@ type TurnLimits struct {
 	Turns int // at once, of all suppliers; at least 2
 	Each  int // of these for one supplier while others are about
 	// Queue is how many requests of a supplier may wait, and QueueAll how many
-	// of all suppliers together.
+	// of all suppliers together; but one of each supplier always may.
 	Queue, QueueAll int
 }
 
@@ -107,7 +107,7 @@ func (t *turns) ask(supplier meter.GLN, force bool) (*waiter, error) {
 	case force:
 	case l.waiting.Len() >= t.limits.Queue:
 		return nil, errQueueFull
-	case t.waiting >= t.limits.QueueAll:
+	case l.waiting.Len() > 0 && t.waiting >= t.limits.QueueAll:
 		return nil, errQueueAllFull
 	}
 	t.lines[supplier] = l

@@ -99,6 +99,9 @@ func (w *turnWorld) ask(g meter.GLN) *waiter {
 		if waiting < l.QueueAll {
 			w.t.Fatal("refused for queues that are not full")
 		}
+		if len(w.queue(g)) == 0 {
+			w.t.Fatal("refused for what others wait for, though nothing of its own waits")
+		}
 	case err != nil:
 		w.t.Fatal(err)
 	default:
@@ -169,7 +172,7 @@ func (w *turnWorld) look() {
 			w.t.Fatal("somebody waits for a turn that nobody has")
 		}
 	}
-	if waiting > l.QueueAll || waiting != w.x.waiting || w.x.free != l.Turns-len(w.has) {
+	if waiting > l.QueueAll+len(w.glns) || waiting != w.x.waiting || w.x.free != l.Turns-len(w.has) {
 		w.t.Fatalf("%d wait and %d turns are free, counted as %d and %d", waiting, l.Turns-len(w.has), w.x.waiting, w.x.free)
 	}
 }
@@ -402,12 +405,42 @@ func TestFullQueues(t *testing.T) {
 	take(b) // a turn
 	take(b)
 	wants(b, overloaded)
+	take(c) // nothing of it waits
 	wants(c, overloaded)
 	wants(a, rateLimited) // its own fault comes first
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.batchTurn(ctx, a); !errors.Is(err, context.Canceled) {
 		t.Errorf("a batch of a stream was not let into the queue: %v", err)
+	}
+}
+
+// Suppliers that act together fill the queue of all: another is let in all the
+// same, and served after a turn of each.
+func TestQueueOfAllIsNoDoor(t *testing.T) {
+	l := DefaultLimits().Turns
+	const greedy = 20
+	w := newTurnWorld(t, l, greedy+2)
+	for range l.Queue + 2 {
+		for _, g := range w.glns[:greedy] {
+			_, _ = w.x.ask(g, false)
+		}
+	}
+	if _, waiting := w.x.count(); waiting < l.QueueAll {
+		t.Fatalf("%d wait: the test tests nothing", waiting)
+	}
+	for _, g := range w.glns[greedy:] {
+		a, err := w.x.ask(g, false)
+		if err != nil {
+			t.Fatalf("a supplier with nothing under way or waiting: %v", err)
+		}
+		if _, err := w.x.ask(g, false); !errors.Is(err, errQueueAllFull) {
+			t.Errorf("and its second request: %v", err)
+		}
+		w.all = append(w.all, a)
+	}
+	if _, waiting := w.x.count(); waiting > l.QueueAll+greedy+2 {
+		t.Errorf("%d wait", waiting)
 	}
 }
 

@@ -140,6 +140,8 @@ func limitsOf(c config.Limits) (server.Limits, error) {
 		}
 		l.Rates[gln] = server.Rate{PerSecond: r.RequestsPerSecond, Burst: r.Burst}
 	}
+	l.Unrelated.PerSecond = cmp.Or(c.UnrelatedPerSecond, l.Unrelated.PerSecond)
+	l.Unrelated.Burst = cmp.Or(c.UnrelatedBurst, l.Unrelated.Burst)
 	l.Streams = cmp.Or(c.Streams, l.Streams)
 	if c.Turns > 0 {
 		l.Turns.Turns, l.Turns.Each = c.Turns, max(1, c.Turns/4)

@@ -331,6 +331,9 @@ func newWorld(t testing.TB, o options) *world {
 	if o.limits.RequestsPerSecond == 0 {
 		o.limits.RequestsPerSecond, o.limits.Burst = 1e6, 1e6
 	}
+	if o.limits.UnrelatedPerSecond == 0 {
+		o.limits.UnrelatedPerSecond, o.limits.UnrelatedBurst = 1e6, 1e6
+	}
 	w := &world{t: t, number: worlds.Add(1), pool: o.pool, db: o.db, profile: must(meter.ParseProfile(meter.NL())), log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
 	w.month = meter.DayOf(time.Now(), w.profile.Location()).Month() - 1
 	ctx := t.Context()

@@ -76,13 +76,17 @@ type Limits struct {
 	Rate      `yaml:",inline"`
 	Suppliers map[string]Rate `yaml:"suppliers,omitempty"` // by GLN: other rates for some
 	Streams   int             `yaml:"streams,omitempty"`   // under way of one supplier; default 4
+	// UnrelatedPerSecond and UnrelatedBurst bound the metering points that a
+	// supplier lists in queries and has nothing to do with; default 100 and 1000.
+	UnrelatedPerSecond float64 `yaml:"unrelated_per_second,omitempty"`
+	UnrelatedBurst     int     `yaml:"unrelated_burst,omitempty"`
 	// Turns is how many requests and batches of streams may be at the back ends
 	// at once, by default two for each CPU; TurnsEach how many of them one
 	// supplier may have while others are about, by default a quarter.
 	Turns     int `yaml:"turns,omitempty"`
 	TurnsEach int `yaml:"turns_each,omitempty"`
 	// Queue is how many requests of a supplier may wait for a turn, QueueAll how
-	// many of all suppliers; default 64 and 512.
+	// many of all suppliers, of each of which one always may; default 64 and 512.
 	Queue    int `yaml:"queue,omitempty"`
 	QueueAll int `yaml:"queue_all,omitempty"`
 	// Connections is how many there may be at once, ConnectionsEach how many of

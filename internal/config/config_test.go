@@ -212,6 +212,8 @@ func TestLoadRefuses(t *testing.T) {
 		"zero timeout":          {"profile_file:", "request_timeout: 0s\nprofile_file:", "request_timeout: must be"},
 		"missing":               {"seal_keys_file: seal.pem\n", "", "seal_keys_file: is missing"},
 		"negative limit":        {"streams: 2", "streams: -2", "limits.streams: must be"},
+		"too many of others":    {"streams: 2", "unrelated_burst: 1000001", "limits.unrelated_burst: must be"},
+		"others too fast":       {"streams: 2", "unrelated_per_second: -1", "limits.unrelated_per_second: must be"},
 		"no such limit":         {"streams: 2", "stream: 2", "unknown field"},
 		"a rate of somebody":    {`"8712423000014"`, `"somebody"`, "limits.suppliers.somebody: must be a GLN"},
 		"half a rate":           {", burst: 600", "", "limits.suppliers.8712423000014: needs"},

@@ -348,6 +348,7 @@ func (p *problems) limits(key string, l Limits) {
 		p.check(r.Burst >= 0 && r.Burst <= maxLimit, key+".burst", fmt.Sprintf("must be from 1 to %d", maxLimit))
 	}
 	rate(key, l.Rate)
+	p.check(l.UnrelatedPerSecond >= 0 && l.UnrelatedPerSecond <= maxLimit, key+".unrelated_per_second", fmt.Sprintf("must be more than 0 and at most %d", maxLimit))
 	for gln, r := range l.Suppliers {
 		at := key + ".suppliers." + gln
 		p.gln(at, gln)
@@ -355,7 +356,7 @@ func (p *problems) limits(key string, l Limits) {
 		p.check(r.RequestsPerSecond > 0 && r.Burst > 0, at, "needs requests_per_second and burst")
 	}
 	for name, n := range map[string]int{
-		"streams": l.Streams, "turns": l.Turns, "turns_each": l.TurnsEach, "queue": l.Queue, "queue_all": l.QueueAll,
+		"streams": l.Streams, "unrelated_burst": l.UnrelatedBurst, "turns": l.Turns, "turns_each": l.TurnsEach, "queue": l.Queue, "queue_all": l.QueueAll,
 		"connections": l.Connections, "connections_each": l.ConnectionsEach, "handshakes": l.Handshakes,
 	} {
 		p.check(n >= 0 && n <= maxLimit, key+"."+name, fmt.Sprintf("must be from 1 to %d", maxLimit))
