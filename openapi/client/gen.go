@@ -2170,10 +2170,15 @@ type Operations struct {
 
 // Oversight What the auditor's daemon counted and found.
 type Oversight struct {
-	// At Up to when records are counted, UTC.
+	// At When this was answered, UTC.
 	//
 	// Example: 2026-04-02T08:15:00Z
 	At time.Time `json:"at"`
+
+	// CountedAt Time of the newest record that is counted, UTC; what came since is not in here. Absent where nothing is counted.
+	//
+	// Example: 2026-04-02T08:14:58Z
+	CountedAt *time.Time `json:"countedAt,omitempty"`
 
 	// From First local day of the period.
 	//
@@ -2204,7 +2209,7 @@ type Oversight struct {
 	// Example: 2026-03-08
 	To openapi_types.Date `json:"to"`
 
-	// Unusual What to look at, latest first.
+	// Unusual What to look at, latest first; at most 1000.
 	Unusual []OversightUnusual `json:"unusual"`
 }
 
@@ -2212,7 +2217,7 @@ type Oversight struct {
 type OversightFinding struct {
 	// Code The kind (docs/AUDIT.md).
 	//
-	// Example: record-altered
+	// Example: row-changed
 	Code string `json:"code"`
 
 	// Count How many.
@@ -2241,10 +2246,20 @@ type OversightHour struct {
 
 // OversightLog The audit log.
 type OversightLog struct {
-	// Findings What was found, by kind.
+	// CheckedAt When anything of the log was last checked, UTC: all, or by the auditor's daemon what was new, each new record with its leaf and the tree with its signed head. Absent where nothing was.
+	//
+	// Example: 2026-04-02T08:10:00Z
+	CheckedAt *time.Time `json:"checkedAt,omitempty"`
+
+	// CheckedSize Leaves that such a check has looked at, from the first on.
+	//
+	// Example: 4702
+	CheckedSize int `json:"checkedSize"`
+
+	// Findings What the last whole check found, and those since, by kind.
 	Findings []OversightFinding `json:"findings"`
 
-	// Result `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+	// Result `OK`: the checks of `verifiedAt` and `checkedAt` found nothing; they say nothing of later. `FINDINGS`: one of them did; run `kluis audit verify`. `NEVER`: nothing was checked yet.
 	//
 	// Example: OK
 	Result OversightLogResult `json:"result"`
@@ -2259,13 +2274,13 @@ type OversightLog struct {
 	// Example: 4711
 	Size int `json:"size"`
 
-	// VerifiedAt When the log was last verified, UTC; absent where it never was.
+	// VerifiedAt When `kluis audit verify` last checked all against all, UTC; absent where it never did.
 	//
-	// Example: 2026-04-02T08:15:00Z
+	// Example: 2026-04-02T02:00:00Z
 	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
 }
 
-// OversightLogResult `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+// OversightLogResult `OK`: the checks of `verifiedAt` and `checkedAt` found nothing; they say nothing of later. `FINDINGS`: one of them did; run `kluis audit verify`. `NEVER`: nothing was checked yet.
 //
 // Example: OK
 type OversightLogResult string
@@ -2277,7 +2292,7 @@ type OversightParty struct {
 	// Example: SUPPLIER
 	Kind PartyKind `json:"kind"`
 
-	// MeteringPoints How many different metering points, by day, added up.
+	// MeteringPoints Of an employee: how many different metering points, by day, added up. Of a supplier: requests that name one.
 	//
 	// Example: 250
 	MeteringPoints int `json:"meteringPoints"`
@@ -2287,17 +2302,17 @@ type OversightParty struct {
 	// Example: 8712423000018
 	Name string `json:"name"`
 
-	// OffHours Those outside the hours of work.
+	// OffHours An employee's outside of the hours of work; 0 of a supplier.
 	//
 	// Example: 0
 	OffHours int `json:"offHours"`
 
-	// Refused Refused ones among them.
+	// Refused Those of which nothing was given.
 	//
 	// Example: 3
 	Refused int `json:"refused"`
 
-	// Requests How many.
+	// Requests Access records: a request for several metering points counts once for each.
 	//
 	// Example: 4711
 	Requests int `json:"requests"`
@@ -2315,7 +2330,7 @@ type OversightUnusual struct {
 	// Example: 2026-03-05T23:00:00Z
 	From time.Time `json:"from"`
 
-	// Kind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+	// Kind `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
 	//
 	// Example: BREADTH
 	Kind OversightUnusualKind `json:"kind"`
@@ -2335,13 +2350,13 @@ type OversightUnusual struct {
 	// Example: 2026-03-06T23:00:00Z
 	To time.Time `json:"to"`
 
-	// Usual How many are usual for such a party.
+	// Usual The same of a usual hour or day of this party, in the four weeks before; 0 where there was none.
 	//
 	// Example: 35
 	Usual int `json:"usual"`
 }
 
-// OversightUnusualKind `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+// OversightUnusualKind `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
 //
 // Example: BREADTH
 type OversightUnusualKind string
@@ -3720,7 +3735,7 @@ type ClientInterface interface {
 	// GetOversight Who asked how much, what is unusual, and whether the log verifies
 	//
 	// What the auditor's daemon counted of the access records, by party and
-	// hour, and found when it verified the audit log; a minute or so behind.
+	// hour, and what checks of the audit log found; a minute or so behind.
 	// Nothing here names a metering point. Recorded in the audit log.
 	//
 	// Corresponds with GET /v1/oversight (the `GetOversight` operationId).
@@ -4386,7 +4401,7 @@ func (c *Client) GetOperations(ctx context.Context, reqEditors ...RequestEditorF
 // GetOversight Who asked how much, what is unusual, and whether the log verifies
 //
 // What the auditor's daemon counted of the access records, by party and
-// hour, and found when it verified the audit log; a minute or so behind.
+// hour, and what checks of the audit log found; a minute or so behind.
 // Nothing here names a metering point. Recorded in the audit log.
 //
 // Corresponds with GET /v1/oversight (the `GetOversight` operationId).
@@ -6388,7 +6403,7 @@ type ClientWithResponsesInterface interface {
 	// GetOversightWithResponse Who asked how much, what is unusual, and whether the log verifies
 	//
 	// What the auditor's daemon counted of the access records, by party and
-	// hour, and found when it verified the audit log; a minute or so behind.
+	// hour, and what checks of the audit log found; a minute or so behind.
 	// Nothing here names a metering point. Recorded in the audit log.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -10583,7 +10598,7 @@ func (c *ClientWithResponses) GetOperationsWithResponse(ctx context.Context, req
 // GetOversightWithResponse Who asked how much, what is unusual, and whether the log verifies
 //
 // What the auditor's daemon counted of the access records, by party and
-// hour, and found when it verified the audit log; a minute or so behind.
+// hour, and what checks of the audit log found; a minute or so behind.
 // Nothing here names a metering point. Recorded in the audit log.
 //
 // Returns a wrapper object for the known response body format(s).

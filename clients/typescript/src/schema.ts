@@ -483,7 +483,7 @@ export interface paths {
         /**
          * Who asked how much, what is unusual, and whether the log verifies
          * @description What the auditor's daemon counted of the access records, by party and
-         *     hour, and found when it verified the audit log; a minute or so behind.
+         *     hour, and what checks of the audit log found; a minute or so behind.
          *     Nothing here names a metering point. Recorded in the audit log.
          */
         get: operations["getOversight"];
@@ -1705,10 +1705,16 @@ export interface components {
         Oversight: {
             /**
              * Format: date-time
-             * @description Up to when records are counted, UTC.
+             * @description When this was answered, UTC.
              * @example 2026-04-02T08:15:00Z
              */
             at: string;
+            /**
+             * Format: date-time
+             * @description Time of the newest record that is counted, UTC; what came since is not in here. Absent where nothing is counted.
+             * @example 2026-04-02T08:14:58Z
+             */
+            countedAt?: string;
             /**
              * Format: date
              * @description First local day of the period.
@@ -1732,14 +1738,14 @@ export interface components {
              * @example 2026-03-08
              */
             to: string;
-            /** @description What to look at, latest first. */
+            /** @description What to look at, latest first; at most 1000. */
             unusual: components["schemas"]["OversightUnusual"][];
         };
         /** @description Findings of one kind. */
         OversightFinding: {
             /**
              * @description The kind (docs/AUDIT.md).
-             * @example record-altered
+             * @example row-changed
              */
             code: string;
             /**
@@ -1769,10 +1775,21 @@ export interface components {
         };
         /** @description The audit log. */
         OversightLog: {
-            /** @description What was found, by kind. */
+            /**
+             * Format: date-time
+             * @description When anything of the log was last checked, UTC: all, or by the auditor's daemon what was new, each new record with its leaf and the tree with its signed head. Absent where nothing was.
+             * @example 2026-04-02T08:10:00Z
+             */
+            checkedAt?: string;
+            /**
+             * @description Leaves that such a check has looked at, from the first on.
+             * @example 4702
+             */
+            checkedSize: number;
+            /** @description What the last whole check found, and those since, by kind. */
             findings: components["schemas"]["OversightFinding"][];
             /**
-             * @description `OK`: nothing was found. `FINDINGS`: something was; run `kluis audit verify`. `NEVER`: it was not verified yet.
+             * @description `OK`: the checks of `verifiedAt` and `checkedAt` found nothing; they say nothing of later. `FINDINGS`: one of them did; run `kluis audit verify`. `NEVER`: nothing was checked yet.
              * @example OK
              * @enum {string}
              */
@@ -1790,8 +1807,8 @@ export interface components {
             size: number;
             /**
              * Format: date-time
-             * @description When the log was last verified, UTC; absent where it never was.
-             * @example 2026-04-02T08:15:00Z
+             * @description When `kluis audit verify` last checked all against all, UTC; absent where it never did.
+             * @example 2026-04-02T02:00:00Z
              */
             verifiedAt?: string;
         };
@@ -1799,7 +1816,7 @@ export interface components {
         OversightParty: {
             kind: components["schemas"]["PartyKind"];
             /**
-             * @description How many different metering points, by day, added up.
+             * @description Of an employee: how many different metering points, by day, added up. Of a supplier: requests that name one.
              * @example 250
              */
             meteringPoints: number;
@@ -1809,17 +1826,17 @@ export interface components {
              */
             name: string;
             /**
-             * @description Those outside the hours of work.
+             * @description An employee's outside of the hours of work; 0 of a supplier.
              * @example 0
              */
             offHours: number;
             /**
-             * @description Refused ones among them.
+             * @description Those of which nothing was given.
              * @example 3
              */
             refused: number;
             /**
-             * @description How many.
+             * @description Access records: a request for several metering points counts once for each.
              * @example 4711
              */
             requests: number;
@@ -1838,7 +1855,7 @@ export interface components {
              */
             from: string;
             /**
-             * @description `BURST`: many more requests in an hour than usual. `BREADTH`: many more metering points in a day than usual. `OFF_HOURS`: an employee outside the hours of work. `REFUSALS`: many requests refused.
+             * @description `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
              * @example BREADTH
              * @enum {string}
              */
@@ -1856,7 +1873,7 @@ export interface components {
              */
             to: string;
             /**
-             * @description How many are usual for such a party.
+             * @description The same of a usual hour or day of this party, in the four weeks before; 0 where there was none.
              * @example 35
              */
             usual: number;
