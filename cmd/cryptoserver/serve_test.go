@@ -114,7 +114,7 @@ func (in *installation) config(i int) config.Cryptoserver {
 		ID: name, Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0",
 		TLS: config.TLS{CertificateFile: crt, KeyFile: key, CAFile: filepath.Join(in.dir, "operator-ca.crt")},
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"},
+			"Open": {"gateway"}, "Status": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"},
 			"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"}, "SignToken": {"issuer"},
 			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
 		},

@@ -155,7 +155,7 @@ type Cryptoserver struct {
 	Allow        map[string][]string `yaml:"allow"`
 	ProfileFile  string              `yaml:"profile_file"`
 	SealKeysFile string              `yaml:"seal_keys_file"`
-	Issuers      []Issuer            `yaml:"issuers,omitempty"` // accepted on Open, TakeStep, TakeSupplierStep and SignManifest; JWKSFile only
+	Issuers      []Issuer            `yaml:"issuers,omitempty"` // accepted on Open and whatever else takes an access token; JWKSFile only
 	Token        TokenIssue          `yaml:"token,omitempty"`   // what SignToken sets
 	// OperatorGLN as in Gateway; for Open, and for signing employees' tokens.
 	OperatorGLN string `yaml:"operator_gln,omitempty"`

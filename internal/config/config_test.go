@@ -329,7 +329,7 @@ func TestTakeStepNeedsIssuers(t *testing.T) {
 	if _, err := Load[Cryptoserver](write(t, "cs.yaml", seals, 0o644)); err != nil {
 		t.Errorf("without such steps: %v", err)
 	}
-	for _, method := range []string{"TakeStep", "TakeSupplierStep", "SignManifest"} {
+	for _, method := range []string{"TakeStep", "TakeSupplierStep", "SignManifest", "FindIndex"} {
 		takes := strings.Replace(seals, "Open: [gateway]", method+": [gateway]", 1)
 		if _, err := Load[Cryptoserver](write(t, "cs.yaml", takes, 0o644)); err == nil || !strings.Contains(err.Error(), "issuers: name at least one") {
 			t.Errorf("with %s: %v", method, err)

@@ -30,7 +30,7 @@ const (
 )
 
 // methods are the gRPC methods of a cryptoserver that an allow list may name.
-var methods = []string{"Open", "Mint", "Seal", "SealStep", "TakeStep", "SignManifest", "SealSupplier", "TakeSupplierStep", "SignToken", "SignStaffToken", "SignControl", "PutControl", "Rewrap", "Reseal", "ReadJournal", "SignCheckpoint", "Status"}
+var methods = []string{"Open", "Mint", "Seal", "SealStep", "TakeStep", "SignManifest", "SealSupplier", "TakeSupplierStep", "SignToken", "SignStaffToken", "SignControl", "PutControl", "Rewrap", "Reseal", "ReadJournal", "SignCheckpoint", "SealIdentity", "FindIndex", "OpenIdentity", "Status"}
 
 func (c *Gateway) setDefaults()      { c.RequestTimeout = Duration(10 * time.Second) }
 func (c *Cryptoserver) setDefaults() { c.KeyCache = KeyCache{4096, Duration(5 * time.Minute)} }
@@ -108,7 +108,7 @@ func (c Cryptoserver) Validate() error {
 	if len(t.Open)+len(t.Mint)+len(t.Rotate) > 0 || t.Seal != nil {
 		p.required("probe_key_file", c.ProbeKeyFile)
 	}
-	if len(t.Open) > 0 || t.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["TakeSupplierStep"])+len(c.Allow["SignManifest"]) > 0 || len(c.Issuers) > 0 {
+	if len(t.Open) > 0 || t.Seal != nil && len(c.Allow["TakeStep"])+len(c.Allow["TakeSupplierStep"])+len(c.Allow["SignManifest"])+len(c.Allow["FindIndex"]) > 0 || len(c.Issuers) > 0 {
 		p.issuers(c.Issuers, false)
 	}
 	if t.Sign != nil {

@@ -310,7 +310,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 		err := config.Write(l.cryptoserverConfig(i), config.Cryptoserver{
 			ID: name, Listen: p.Cryptoserv[i], TLS: l.tls(name, l.operatorCAFile()),
 			Allow: map[string][]string{
-				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"},
+				"Open": {"gateway"}, "Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"},
 				"SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"}, "SignToken": {"issuer"}, "SignStaffToken": {"issuer"},
 				"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"},
 				"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"},
