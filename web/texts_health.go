@@ -1,3 +1,56 @@
 package web
 
-var healthTexts = texts{}
+var healthTexts = texts{
+	"health.title":       {"Toestand", "Health"},
+	"health.intro":       {"Hoe elk deel van Kluis er nu voor staat, en wat u ervan merkt. Deze pagina ververst zichzelf.", "How each part of Kluis fares now, and what you notice of it. This page refreshes itself."},
+	"health.at":          {"Stand van", "As of"},
+	"health.all.ok":      {"Alles werkt", "Everything works"},
+	"health.all.warn":    {"Het meeste werkt", "Most of it works"},
+	"health.all.bad":     {"Er werkt iets niet", "Something does not work"},
+	"health.all.ok.do":   {"U kunt alles doen.", "You can do everything."},
+	"health.all.warn.do": {"U kunt doorwerken. Hieronder staat wat aandacht vraagt.", "You can go on working. Below is what needs attention."},
+	"health.all.bad.do":  {"Hieronder staat wat u nu wel en niet kunt. De beheerder ziet dit ook.", "Below is what you can and cannot do now. The administrator sees this too."},
+
+	"health.database":     {"Database", "Database"},
+	"health.database.ok":  {"Antwoordt.", "It answers."},
+	"health.database.bad": {"Antwoordt niet. Er kan nu niets worden opgezocht of vastgelegd.", "It does not answer. Nothing can be looked up or recorded now."},
+
+	"health.cryptoservers":      {"Cryptoservers", "Cryptoservers"},
+	"health.cryptoservers.ok":   {"Alle cryptoservers werken.", "All cryptoservers work."},
+	"health.cryptoservers.warn": {"Een cryptoserver is weg; de andere nemen het over.", "A cryptoserver is away; the others take over."},
+	"health.cryptoservers.bad":  {"Geen enkele cryptoserver werkt. Meetwaarden en namen zijn niet te zien en toestemmingen niet vast te leggen; toestemmingen en logboek bekijken kan wel.", "No cryptoserver works. Readings and names cannot be shown and consents cannot be recorded; consents and the log can be looked at."},
+
+	"health.ingest":      {"Nieuwe meetwaarden", "New readings"},
+	"health.ingest.ok":   {"Er komen meetwaarden binnen.", "Readings are coming in."},
+	"health.ingest.warn": {"Al langer dan anderhalve dag kwam er niets binnen. De nieuwste dagen ontbreken misschien.", "Nothing has come in for more than a day and a half. The newest days may be missing."},
+	"health.ingest.off":  {"Niet bekend, of er is nog niets opgeslagen.", "Not known, or nothing is stored yet."},
+	"health.ingest.last": {"Laatst opgeslagen", "Last stored"},
+	"health.ingest.day":  {"Laatste volledige dag", "Last whole day"},
+
+	"health.log":        {"Beveiligd logboek", "Secured log"},
+	"health.log.ok":     {"Wordt bijgehouden en ondertekend.", "It is kept and signed."},
+	"health.log.warn":   {"Is al meer dan vijf minuten niet ondertekend. Niets gaat verloren; van de laatste inzages is nog geen bewijs.", "It has not been signed for more than five minutes. Nothing is lost; there is no proof of the latest accesses yet."},
+	"health.log.off":    {"Niet bekend, of nog nooit ondertekend.", "Not known, or never signed yet."},
+	"health.log.signed": {"Ondertekend", "Signed"},
+	"health.log.size":   {"Regels", "Entries"},
+
+	"health.kind.ok":   {"in orde", "fine"},
+	"health.kind.warn": {"let op", "attention"},
+	"health.kind.bad":  {"weg", "away"},
+	"health.kind.off":  {"onbekend", "unknown"},
+
+	"health.servers":       {"Cryptoservers en hun HSM’s", "Cryptoservers and their HSMs"},
+	"health.servers.none":  {"Er zijn geen cryptoservers ingesteld", "No cryptoservers are configured"},
+	"health.server":        {"Server", "Server"},
+	"health.state":         {"Toestand", "State"},
+	"health.up":            {"werkt", "works"},
+	"health.down":          {"weg", "away"},
+	"health.since":         {"Gestart", "Started"},
+	"health.receipts":      {"Inzages sinds de start", "Openings since the start"},
+	"health.tokens":        {"HSM’s", "HSMs"},
+	"health.token.up":      {"werkt", "works"},
+	"health.token.suspect": {"wordt nagegaan", "being checked"},
+	"health.token.down":    {"weg", "away"},
+	"health.token.unknown": {"onbekend", "unknown"},
+	"health.gateway":       {"Dit antwoord kwam van gateway %s, die draait sinds", "This answer came from gateway %s, which has been running since"},
+}
