@@ -23,6 +23,7 @@ var marketName = regexp.MustCompile(`(?i)netherlands|nederland|holland|dutch|ams
 func TestNoCountryInCode(t *testing.T) {
 	t.Parallel()
 	files, names := 0, 0
+	harmless := map[string]bool{} // names come again and again
 	for _, dir := range []string{".", "../authz", "../cryptoserver", "../server", "../issuer", "../custodian", "../internal", "../cmd/gateway", "../cmd/cryptoserver", "../cmd/issuer"} {
 		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.Contains(path, "internal/testing") {
@@ -48,7 +49,11 @@ func TestNoCountryInCode(t *testing.T) {
 						text = "nl-profile"
 					}
 				}
+				if harmless[text] {
+					return true
+				}
 				if !marketName.MatchString(text) {
+					harmless[text] = true
 					return true
 				}
 				if names++; path != "embedded.go" {
