@@ -27,12 +27,17 @@ type Proof struct {
 	Hashes     []tlog.Hash `json:"hashes"`  // from the leaf to the root (RFC 6962, 2.1.1)
 }
 
-// maxProofs bounds the records of one interaction: a request for many metering
-// points has one each.
-const maxProofs = 10_000
+// MaxTogether bounds the records of one interaction that are looked at together:
+// a stream has one for each metering point, and may have a hundred thousand.
+const MaxTogether = 1000
+
+// NotTogether is the error where an interaction has more records than that.
+func NotTogether(interaction [16]byte) error {
+	return fmt.Errorf("interaction %s was for more than %d metering points, each of which has an access record of its own: say of which one, with --ean", uuidText(interaction), MaxTogether)
+}
 
 // Prove makes a proof for each access record of an interaction, of one metering
-// point when ean is not 0. held is a checkpoint that whoever checks it has; nil:
+// point when ean is not 0; there are at most MaxTogether. held is a checkpoint that whoever checks it has; nil:
 // the newest one.
 func Prove(ctx context.Context, r Reader, l Log, interaction [16]byte, ean int64, held []byte) ([]Proof, error) {
 	note := held
@@ -50,16 +55,13 @@ func Prove(ctx context.Context, r Reader, l Log, interaction [16]byte, ean int64
 	if err != nil {
 		return nil, err
 	}
-	leaves, err := r.Interaction(ctx, interaction, maxProofs)
+	leaves, err := logged(ctx, r, interaction, ean)
 	if err != nil {
 		return nil, err
 	}
 	var out []Proof
 	later := false
 	for _, k := range leaves {
-		if ean != 0 && k.Number != ean {
-			continue
-		}
 		if k.Index >= int64(c.Size) {
 			later = true
 			continue
@@ -76,9 +78,28 @@ func Prove(ctx context.Context, r Reader, l Log, interaction [16]byte, ean int64
 		return out, nil
 	case later:
 		return nil, fmt.Errorf("%w yet: its leaf is younger than the checkpoint of %d leaves; a newer one follows within seconds", ErrNotLogged, c.Size)
+	case ean != 0:
+		return nil, fmt.Errorf("%w: there is no access record of interaction %s at this metering point: check both", ErrNotLogged, uuidText(interaction))
 	default:
 		return nil, fmt.Errorf("%w: there is no access record of interaction %s", ErrNotLogged, uuidText(interaction))
 	}
+}
+
+// logged are the leaves of the access records that Prove is asked for.
+func logged(ctx context.Context, r Reader, interaction [16]byte, ean int64) ([]leaf.IndexedKey, error) {
+	if ean != 0 {
+		k := leaf.Key{Kind: leaf.Access, ID: interaction, Number: ean}
+		index, err := r.Indexes(ctx, []leaf.Key{k})
+		if err != nil || index[0] < 0 {
+			return nil, err
+		}
+		return []leaf.IndexedKey{{Key: k, Index: index[0]}}, nil
+	}
+	leaves, err := r.Interaction(ctx, interaction, MaxTogether+1)
+	if len(leaves) > MaxTogether {
+		return nil, NotTogether(interaction)
+	}
+	return leaves, err
 }
 
 func prove(ctx context.Context, r Reader, l Log, c checkpoint.Checkpoint, k leaf.IndexedKey) (Proof, error) {

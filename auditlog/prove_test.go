@@ -105,6 +105,20 @@ func TestProve(t *testing.T) {
 	if _, err := auditlog.Prove(t.Context(), w.store, w.log, newID(), 0, nil); !errors.Is(err, auditlog.ErrNotLogged) {
 		t.Errorf("of an interaction that was not: %v", err)
 	}
+	if _, err := auditlog.Prove(t.Context(), w.store, w.log, id, 1, nil); !errors.Is(err, auditlog.ErrNotLogged) || !strings.Contains(err.Error(), "check both") {
+		t.Errorf("of another metering point: %v", err)
+	}
+	// A stream has as many records as metering points: of one, wherever it stands
+	// among them; of all, it is said what is needed.
+	w.tamper(`INSERT INTO audit_leaf (index, kind, number, version, id)
+		SELECT (SELECT max(index) FROM audit_leaf) + n, 1, n, 0, $1::uuid FROM generate_series(1, $2::int) n`, text(id), auditlog.MaxTogether)
+	if _, err := auditlog.Prove(t.Context(), w.store, w.log, id, 0, nil); err == nil || errors.Is(err, auditlog.ErrNotLogged) || !strings.Contains(err.Error(), "--ean") {
+		t.Errorf("of a stream: %v", err)
+	}
+	if got := must(auditlog.Prove(t.Context(), w.store, w.log, id, w.ean.Int64(), nil))(t); len(got) != 1 || got[0].Index != proof[0].Index {
+		t.Errorf("of one metering point of a stream: %+v", got)
+	}
+	w.tamper(`DELETE FROM audit_leaf WHERE number BETWEEN 1 AND $1`, auditlog.MaxTogether)
 	w.tamper(`UPDATE access_log SET salt = decode(repeat('00', 16), 'hex') WHERE interaction_id = $1::uuid`, text(id))
 	if _, err := auditlog.Prove(t.Context(), w.store, w.log, id, 0, nil); err == nil || !strings.Contains(err.Error(), "audit verify") {
 		t.Errorf("of a record that was altered: %v", err)

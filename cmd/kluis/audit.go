@@ -189,7 +189,7 @@ func printAudit(s streams, r *auditlog.Report) {
 type auditProveCmd struct {
 	target
 	Interaction uuidFlag `help:"interactionId of the answer." required:"" placeholder:"UUID"`
-	EAN         eanFlag  `help:"Only the record of this metering point, of a request for many." name:"ean" placeholder:"EAN"`
+	EAN         eanFlag  `help:"Only the record of this metering point; needed of a stream of more than 1000." name:"ean" placeholder:"EAN"`
 	Checkpoint  string   `help:"Signed checkpoint that whoever checks the proof holds. Default: the newest." type:"path" placeholder:"FILE"`
 }
 

@@ -23,7 +23,7 @@ import (
 type explainCmd struct {
 	target
 	Interaction uuidFlag `help:"interactionId of the answer." required:"" placeholder:"UUID"`
-	EAN         eanFlag  `help:"Metering point (EAN-18): needed for a request of the last seconds, or to see one of many." name:"ean" placeholder:"EAN"`
+	EAN         eanFlag  `help:"Metering point (EAN-18): needed for a request of the last seconds and of a stream of more than 1000; or to see one of many." name:"ean" placeholder:"EAN"`
 	Profile     string   `help:"File of the market profile of that time; only where it is not stored." type:"existingfile" placeholder:"FILE"`
 }
 

@@ -37,10 +37,7 @@ var ErrNoRecord = errors.New("no access record")
 // differ, and the control feed voids an older one within a minute.
 const storedWithin = time.Minute
 
-const (
-	maxExplained = 10_000 // records of one interaction
-	filesPage    = 16     // legal files fetched at once; each up to 1 MiB
-)
+const filesPage = 16 // legal files fetched at once; each up to 1 MiB
 
 // Verdict says how a record compares with what its evidence gives.
 type Verdict string
@@ -163,9 +160,12 @@ func (l *AuditLog) Explain(ctx context.Context, interaction uuid.UUID, ean meter
 	if ean.IsZero() {
 		// The access log is kept by metering point: by interaction alone it is
 		// the audit log that finds a record.
-		logged, err := l.Interaction(ctx, interaction, maxExplained)
+		logged, err := l.Interaction(ctx, interaction, auditlog.MaxTogether+1)
 		if err != nil {
 			return nil, err
+		}
+		if len(logged) > auditlog.MaxTogether {
+			return nil, auditlog.NotTogether(interaction)
 		}
 		if len(logged) == 0 {
 			return nil, fmt.Errorf("%w of interaction %s in the audit log: check the id; of a request of the last seconds say the metering point too, with --ean", ErrNoRecord, interaction)
