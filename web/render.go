@@ -208,12 +208,12 @@ func dict(pairs ...any) (map[string]any, error) {
 	return m, nil
 }
 
-// groups sets digits in groups of four from the right end, after the GS1 prefix.
+// groups sets the digits of an EAN in groups of four.
 func groups(s string) string {
 	if len(s) != 18 {
 		return s
 	}
-	return s[:2] + " " + s[2:6] + " " + s[6:10] + " " + s[10:14] + " " + s[14:]
+	return s[:4] + " " + s[4:8] + " " + s[8:12] + " " + s[12:16] + " " + s[16:]
 }
 
 func number(lang, digits string) string {

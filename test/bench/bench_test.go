@@ -40,7 +40,7 @@ func programs(t *testing.T) string {
 		if built.dir, built.err = os.MkdirTemp("", "kluis-bench-bin-"); built.err != nil {
 			return
 		}
-		for cgo, commands := range map[string][]string{"0": {"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
+		for cgo, commands := range map[string][]string{"0": {"./cmd/gateway", "./cmd/issuer", "./cmd/portal", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
 			cmd := exec.Command("go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", built.dir + "/"}, commands...)...)
 			cmd.Dir = "../.."
 			cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)

@@ -95,7 +95,7 @@ func (s *suite) bin(ctx context.Context) (string, error) {
 			cgo  string
 			cmds []string
 		}{
-			{"0", []string{"./cmd/gateway", "./cmd/issuer", "./cmd/kluis"}},
+			{"0", []string{"./cmd/gateway", "./cmd/issuer", "./cmd/portal", "./cmd/kluis"}},
 			{"1", []string{"./cmd/cryptoserver"}},
 		} {
 			args := []string{"build", "-buildvcs=false", "-o", s.programs + "/"}
