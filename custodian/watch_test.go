@@ -144,7 +144,8 @@ func (w *world) everywhere(e meter.EAN, version uint64) bool {
 // looked waits until the custodian has looked at all that is committed.
 func (w *world) looked() {
 	w.t.Helper()
-	marker := w.registrar().steps(nil, authz.Register{EAN: ean(99_000 + int(time.Now().UnixNano()%1000)), Commodity: meter.Gas}, authz.SetOccupancy{Days: open(firstDay)}, authz.SetOccupancy{Days: open(firstDay + 9)})
+	w.markers++
+	marker := w.registrar().steps(nil, authz.Register{EAN: ean(99_000 + w.markers), Commodity: meter.Gas}, authz.SetOccupancy{Days: open(firstDay)}, authz.SetOccupancy{Days: open(firstDay + 9)})
 	w.within("it looks", func() bool { return w.everywhere(marker.EAN(), 3) })
 }
 

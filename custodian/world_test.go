@@ -538,6 +538,8 @@ type world struct {
 	*custodian.Custodian
 
 	plain map[blockKey]string // what must open
+
+	markers int // metering points of looked
 }
 
 type blockKey struct {
