@@ -93,6 +93,13 @@ type Reader interface {
 	// point that were stored in one transaction with it: at most two, of those no
 	// larger than the record of a step can be, without receipts.
 	RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error)
+	// SuppliersAfter returns supplier records after a version of a supplier,
+	// ordered by supplier and version.
+	SuppliersAfter(ctx context.Context, gln, version int64, limit int) ([]leaf.Row, error)
+	// RecordsWithSupplier returns of each supplier record the access records that
+	// name no metering point and were stored in one transaction with it, as
+	// RecordsWith does.
+	RecordsWithSupplier(ctx context.Context, records []leaf.Key) ([][]leaf.Row, error)
 	// FactDigests returns the digests of the legal files, supplier records and
 	// heads of the control feed that are stored; nil for one that is not there.
 	FactDigests(ctx context.Context, keys []leaf.Key) ([]*[32]byte, error)

@@ -30,11 +30,12 @@ const (
 	NotJournaled     What = "recorded-not-opened"       // a record's receipt is in no journal
 	ReceiptBad       What = "receipt-bad"               // a record's receipt is another's
 	OpenedUnstored   What = "opened-on-unstored-file"   // opened on a legal file that is not the one stored: a step that was sealed and kept back
-	RecordedUnstored What = "recorded-on-unstored-file" // a record names a legal file that is not the one stored
+	RecordedUnstored What = "recorded-on-unstored-file" // a record names a legal file, or supplier record, that is not the one stored
 	FileBroken       What = "file-chain-broken"         // a legal file is not what its step makes of the version before
+	SupplierBroken   What = "supplier-chain-broken"     // a supplier record is not what may be made of the version before
 	StepNotRecorded  What = "step-not-recorded"         // a step of a supplier or an employee was stored without a record
 	StepOtherwise    What = "step-recorded-otherwise"   // or with one that tells it as another's, or as another step
-	RecordedNotTaken What = "recorded-not-taken"        // a record of a step that the legal file it names does not know
+	RecordedNotTaken What = "recorded-not-taken"        // a record of a step that the legal file, or supplier record, it names does not know
 	JournalBroken    What = "journal-broken"            // entries of a journal are missing or do not follow on one another
 	JournalCut       What = "journal-cut"               // a journal ends before its end
 	BlockMissing     What = "sealed-block-missing"      // was stored, and is not there; a day may have gone back to an older version

@@ -54,7 +54,7 @@ func Verify(ctx context.Context, r Reader, o Options) (*Report, error) {
 	if o.Progress == nil {
 		v.o.Progress = func(string, int64, int64) {}
 	}
-	for _, part := range []func(context.Context) error{v.leaves, v.unlogged, v.files, v.journals, v.resealed, v.again} {
+	for _, part := range []func(context.Context) error{v.leaves, v.unlogged, v.files, v.suppliers, v.journals, v.resealed, v.again} {
 		if err := part(ctx); err != nil {
 			return nil, err
 		}
@@ -238,7 +238,7 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 	var journal []leaf.Key
 	var unopened []leaf.IndexedKey
 	var files []fact
-	var steps []toldStep
+	var steps, switched []toldStep
 	v.times = make(map[int64]time.Time, len(rows))
 	for i, row := range rows {
 		if row == nil {
@@ -262,6 +262,9 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 				if rec.Operation == audit.ConsentStep && rec.Outcome == audit.Given {
 					steps = append(steps, toldStep{rec, index})
 				}
+				if rec.Operation == audit.SupplierStep && rec.Outcome == audit.Given {
+					switched = append(switched, toldStep{rec, index})
+				}
 				continue
 			}
 			rc, err := rec.Opening()
@@ -272,18 +275,16 @@ func (v *verifier) content(ctx context.Context, keys []leaf.IndexedKey, rows []*
 			receipts = append(receipts, receipt{*rc, rec.Receipt, index})
 			journal = append(journal, leaf.Key{Kind: leaf.Journal, ID: rc.BootID, Version: int64(rc.Sequence)})
 		case leaf.LegalFile:
-			v.logged++ // and looked at in the order of versions
-		case leaf.Supplier:
-			s, err := v.o.Seals.Supplier(row.Content)
-			if err != nil || s.GLN().Int64() != row.Number || s.Version() != uint64(row.Version) {
-				v.rep.add(describe(RowBad, row.Key, index))
-			}
+			v.logged++ // and looked at in the order of versions, as supplier records are
 		}
 	}
 	if err := v.recordedOn(ctx, unopened, files); err != nil {
 		return err
 	}
 	if err := v.taken(ctx, steps); err != nil {
+		return err
+	}
+	if err := v.suspended(ctx, switched); err != nil {
 		return err
 	}
 	entries, err := v.Rows(ctx, journal)

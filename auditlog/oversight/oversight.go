@@ -198,11 +198,11 @@ func (t *Tally) Looks() []Look {
 
 // searches: what was found by an address was not looked at, and one search of a
 // large building has many records.
-func searches(o audit.Operation) bool { return o == find }
+func searches(o audit.Operation) bool { return o == audit.Find }
 
 // concerns says whether a record concerns a customer or a supplier. Who looks
 // after the system at night, or at what is told here, does nothing unusual.
-func concerns(r *audit.Record) bool { return r.Operation != oversee }
+func concerns(r *audit.Record) bool { return r.Operation != audit.Oversee }
 
 // Result is what a check of the log found, and how much of it it looked at.
 type Result struct {
@@ -244,13 +244,9 @@ type Checks struct {
 
 // Overview is what oversight tells.
 type Overview struct {
-	Parties []Sum
-	Unusual []Unusual
-	Hours   []HourSum
-	Checks  Checks
+	CountedAt time.Time // of the newest record that is counted; zero: none is
+	Parties   []Sum
+	Unusual   []Unusual
+	Hours     []HourSum
+	Checks    Checks
 }
-
-const (
-	find    audit.Operation = 9
-	oversee audit.Operation = 10
-)

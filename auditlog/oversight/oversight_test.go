@@ -48,9 +48,9 @@ func TestTally(t *testing.T) {
 	add(operator, "jan", at(9, 21, 59), audit.Consents, eans[0], audit.Given)
 	add(operator, "jan", at(9, 22, 0), audit.Consents, eans[0], audit.Given)
 	add(operator, "jan", at(9, 22, 1), audit.AccessLog, eans[1], audit.Given)
-	add(operator, "jan", at(9, 22, 2), find, eans[1], audit.Given)
-	add(operator, "jan", at(9, 22, 3), find, meter.EAN{}, audit.NoRelation)
-	add(operator, "jan", at(9, 22, 4), oversee, meter.EAN{}, audit.Given)
+	add(operator, "jan", at(9, 22, 2), audit.Find, eans[1], audit.Given)
+	add(operator, "jan", at(9, 22, 3), audit.Find, meter.EAN{}, audit.NoRelation)
+	add(operator, "jan", at(9, 22, 4), audit.Oversee, meter.EAN{}, audit.Given)
 	add(operator, "jan", at(10, 0, 30), audit.AccessLog, eans[1], audit.Refused) // the 9th in UTC
 	add(operator, "jan", at(7, 12, 0), audit.AccessLog, eans[1], audit.Given)    // a Sunday
 

@@ -56,7 +56,10 @@ const (
 		WHERE day >= DATE '1970-01-01' + $1::int AND day < DATE '1970-01-01' + $2::int GROUP BY employee`
 	queryUnusual = `
 		SELECT kind, gln, employee, from_at, to_at, count, usual FROM access_unusual
-		WHERE from_at >= $1::timestamptz - INTERVAL '2 days' AND to_at > $1 AND from_at < $2 ORDER BY from_at DESC, kind, gln, employee`
+		WHERE from_at >= $1::timestamptz - INTERVAL '2 days' AND to_at > $1 AND from_at < $2 ORDER BY from_at DESC, kind, gln, employee LIMIT 1000`
+	// Of the newest hour that anything is counted of.
+	queryCounted = `
+		SELECT max(last_at) FROM access_hour WHERE at = (SELECT at FROM access_hour ORDER BY at DESC LIMIT 1)`
 	queryWhole  = `SELECT at, whole, first, size, findings FROM audit_result WHERE whole ORDER BY at DESC LIMIT 1`
 	queryNewest = `SELECT at, whole, first, size, findings FROM audit_result WHERE NOT whole ORDER BY at DESC LIMIT 1`
 	queryFound  = `SELECT at, whole, first, size, findings FROM audit_result WHERE findings <> '[]' AND NOT whole AND at > $1 ORDER BY at`
@@ -320,6 +323,17 @@ func (g *Gateway) Overview(ctx context.Context, zone *time.Location, days meter.
 		o.Unusual = append(o.Unusual, u)
 		return err
 	}, from, to)
+	if err != nil {
+		return o, wrap(ctx, op, err)
+	}
+	err = each(queryCounted, func(r *sqlx.Rows) error {
+		var at *time.Time
+		if err := r.Scan(&at); err != nil || at == nil {
+			return err
+		}
+		o.CountedAt = at.UTC()
+		return nil
+	})
 	if err != nil {
 		return o, wrap(ctx, op, err)
 	}
