@@ -17,7 +17,8 @@ import (
 )
 
 type ingestCmd struct {
-	CSV ingestCSVCmd `cmd:"" name:"csv" help:"Import a CSV file by a mapping."`
+	CSV        ingestCSVCmd        `cmd:"" name:"csv" help:"Import a CSV file by a mapping."`
+	Identities ingestIdentitiesCmd `cmd:"" name:"identities" help:"Import names and addresses of customers."`
 }
 
 type ingestCSVCmd struct {

@@ -77,6 +77,8 @@ type Ingest struct {
 	*ingest.Ingester
 	Profile *meter.Profile
 
+	keys *authz.SealKeys
+
 	servers *client.Client
 	store   *postgres.Ingest
 }
@@ -103,7 +105,12 @@ func OpenIngest(ctx context.Context, c config.Operator) (*Ingest, error) {
 	if err != nil {
 		return nil, errors.Join(err, servers.Close())
 	}
-	return &Ingest{ingest.New(p, keys, IngestSealer{servers}, IngestStore{store}), p, servers, store}, nil
+	return &Ingest{ingest.New(p, keys, IngestSealer{servers}, IngestStore{store}), p, keys, servers, store}, nil
+}
+
+// People stores names and addresses.
+func (i *Ingest) People() (*ingest.People, error) {
+	return ingest.NewPeople(i.Profile, i.keys, PeopleSealer{i.servers}, IngestStore{i.store})
 }
 
 // Close ends the connections.
@@ -116,6 +123,18 @@ type IngestSealer struct{ ingest.Sealer }
 // because another took its place, is the same as one that somebody else wrote.
 func (s IngestSealer) Seal(ctx context.Context, ean meter.EAN, keys []envelope.KeyRecord, blocks []envelope.PlainBlock) ([]envelope.SealedContent, error) {
 	out, err := s.Sealer.Seal(ctx, ean, keys, blocks)
+	if errors.Is(err, client.ErrErased) {
+		return nil, fmt.Errorf("%w: %w", ingest.ErrConflict, err)
+	}
+	return out, err
+}
+
+// PeopleSealer is the pool as package ingest wants it for names and addresses.
+type PeopleSealer struct{ ingest.PeopleSealer }
+
+// SealIdentities implements ingest.PeopleSealer; of an erased data key as Seal.
+func (s PeopleSealer) SealIdentities(ctx context.Context, in []envelope.PlainIdentity) ([]envelope.IdentityContent, error) {
+	out, err := s.PeopleSealer.SealIdentities(ctx, in)
 	if errors.Is(err, client.ErrErased) {
 		return nil, fmt.Errorf("%w: %w", ingest.ErrConflict, err)
 	}
@@ -148,6 +167,36 @@ func (s IngestStore) Heads(ctx context.Context, eans []meter.EAN, fields []meter
 // Keys implements ingest.Store.
 func (s IngestStore) Keys(ctx context.Context, eans []meter.EAN, first, last meter.Month) ([]envelope.KeyRecord, error) {
 	return s.DB.Keys(ctx, eans, first, last)
+}
+
+// IdentityHeads implements ingest.PeopleStore.
+func (s IngestStore) IdentityHeads(ctx context.Context, of []ingest.Customer) ([]ingest.IdentityHead, error) {
+	at := make([]postgres.IdentityAt, len(of))
+	for i, c := range of {
+		at[i] = postgres.IdentityAt{EAN: c.EAN, Day: c.From}
+	}
+	heads, err := s.DB.IdentityHeads(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]ingest.IdentityHead, len(heads))
+	for i, h := range heads {
+		out[i] = ingest.IdentityHead(h)
+	}
+	return out, nil
+}
+
+// CommitIdentities implements ingest.PeopleStore.
+func (s IngestStore) CommitIdentities(ctx context.Context, keys []envelope.KeyRecord, in []ingest.IdentityRow) error {
+	rows := make([]postgres.IdentityRow, len(in))
+	for i, r := range in {
+		rows[i] = postgres.IdentityRow(r)
+	}
+	err := s.DB.CommitIdentities(ctx, keys, rows)
+	if errors.Is(err, postgres.ErrConflict) {
+		return fmt.Errorf("%w: %w", ingest.ErrConflict, err)
+	}
+	return err
 }
 
 // Commit implements ingest.Store.

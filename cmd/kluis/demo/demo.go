@@ -203,6 +203,9 @@ func (d *demo) up(ctx context.Context) error {
 	if err := d.seedPack(ctx, operator, today); err != nil {
 		return err
 	}
+	if err := d.people(ctx, operator); err != nil {
+		return err
+	}
 	if err := d.fill(ctx, operator, today); err != nil {
 		return err
 	}

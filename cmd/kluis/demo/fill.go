@@ -205,7 +205,7 @@ func (d *demo) describe(ctx context.Context, operator config.Operator, today met
 		r.Suppliers = append(r.Suppliers, readySupplier{ID: s.gln.String(), Name: s.name, ClientID: s.gln.String(), CertificateFile: cert, KeyFile: key})
 	}
 	now := time.Now()
-	for _, pt := range d.plan.points {
+	for n, pt := range d.plan.points {
 		var file *authz.LegalFile
 		_, err := reg.ChangeLegalFile(ctx, pt.ean, func(current *authz.LegalFile) ([]authz.Step, error) {
 			file = current
@@ -221,8 +221,9 @@ func (d *demo) describe(ctx context.Context, operator config.Operator, today met
 		if !pt.readings {
 			days.From = pt.supply[0].days.From
 		}
+		at := d.plan.residentsOf(n)[0]
 		r.MeteringPoints = append(r.MeteringPoints, readyPoint{EAN: pt.ean.String(), Commodity: pt.commodity.String(),
-			Access: access(d.plan, pt, file, d.profile, days, now)})
+			Address: readyAddress{at.postcode, at.number, at.addition}, Access: access(d.plan, pt, file, d.profile, days, now)})
 	}
 	d.mu.Lock()
 	d.ready = r

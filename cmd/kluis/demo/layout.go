@@ -94,7 +94,7 @@ func (l layout) supplierPair(s supplier) (cert, key string) {
 
 // stateFormat changes when a state folder of before cannot be gone on with:
 // its keys, which cannot be taken out, or what is sealed in it.
-const stateFormat = 2
+const stateFormat = 3
 
 // progress is what the demo remembers of how far its set-up came; it is
 // written after each part, so that an interrupted set-up goes on there.
@@ -105,6 +105,7 @@ type progress struct {
 	SetUp      string   `json:"set_up"` // the day of set-up, YYYY-MM-DD, local to the market
 	Keys       bool     `json:"keys"`
 	Facts      bool     `json:"facts"`
+	People     bool     `json:"people"`
 	FilledTo   string   `json:"filled_to,omitempty"` // readings are stored for the days before this one
 	Gateway    string   `json:"gateway"`             // listen addresses, kept from run to run
 	Metrics    string   `json:"metrics"`

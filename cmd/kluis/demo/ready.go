@@ -42,7 +42,15 @@ type readySupplier struct {
 type readyPoint struct {
 	EAN       string        `json:"ean"`
 	Commodity string        `json:"commodity"`
+	Address   readyAddress  `json:"address"` // to find it by; invented, as who lives there
 	Access    []readyAccess `json:"access"`
+}
+
+// readyAddress is what customer service finds a metering point by.
+type readyAddress struct {
+	Postcode    string `json:"postcode"`
+	HouseNumber string `json:"houseNumber"`
+	Addition    string `json:"addition,omitempty"`
 }
 
 // readyAccess is a run of days that a supplier may read of some fields.
