@@ -11,11 +11,6 @@ import (
 // here yet.
 var errPending = errors.New("this operation is not served yet")
 
-// FindMeteringPoints answers POST /v1/metering-points/find.
-func (s *Server) FindMeteringPoints(context.Context, openapi.FindMeteringPointsRequestObject) (openapi.FindMeteringPointsResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
 // ListSuppliers answers GET /v1/suppliers.
 func (s *Server) ListSuppliers(context.Context, openapi.ListSuppliersRequestObject) (openapi.ListSuppliersResponseObject, error) {
 	return nil, fail(internalError, errPending)

@@ -202,6 +202,7 @@ type Config struct {
 	Facts          Facts
 	Rows           Rows
 	Opener         Opener
+	Identities     Identities
 	Sealer         Sealer
 	Steps          Steps
 	Recorder       Recorder
@@ -227,6 +228,7 @@ type Server struct {
 	facts    Facts
 	rows     Rows
 	opener   Opener
+	identities Identities
 	sealer   Sealer
 	steps    Steps
 	recorder Recorder
@@ -259,7 +261,7 @@ type Server struct {
 // New checks the configuration and compiles the contract.
 func New(c Config) (*Server, error) {
 	switch {
-	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil,
+	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil, c.Identities == nil,
 		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
@@ -273,7 +275,7 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("server: the public URL must be https://host:port")
 	}
 	s := &Server{
-		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener,
+		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener, identities: c.Identities,
 		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
@@ -379,7 +381,7 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetAccessProof },
 	},
 	{
-		method: http.MethodPost, path: "/v1/metering-points/find", token: true, body: true,
+		method: http.MethodPost, path: "/v1/metering-points/find", token: true, body: true, check: checkFind,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.FindMeteringPoints },
 	},
 	{

@@ -109,6 +109,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Facts:          facts{db},
 		Rows:           rows{db},
 		Opener:         opener{pool, profile.Digest()},
+		Identities:     identities{db, pool, profile.Digest()},
 		Sealer:         sealer{pool, profile.Digest()},
 		Steps:          steps{db},
 		Recorder:       db,
