@@ -1056,7 +1056,7 @@ type AccessLogEntry struct {
 	// Example: 019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e
 	InteractionId openapi_types.UUID `json:"interactionId"`
 
-	// Opened How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were asked for as well: at most how many of this one's.
+	// Opened How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were asked for as well: at most how many of this one's. With `CONNECTION` and `FIND` 1 where the customer's name and address, or the address, were.
 	//
 	// Example: 31
 	Opened int `json:"opened"`

@@ -315,7 +315,8 @@ func (s *Server) nameCallers(ctx context.Context, v *logView) error {
 //     occupancy was asked for or gave.
 //   - An access log told, of days that belong to it.
 //   - Anything else (a step that made or found no consent, a look at all
-//     consents, an access log refused) made on a day that belongs to it.
+//     consents, at the connection or for it, an access log refused) made on a
+//     day that belongs to it.
 //
 // Days asked for and granted are cut to the occupancy. What is cut off, and all
 // other requests, are another customer's. The read at the start of a day on
@@ -532,9 +533,9 @@ var steps = map[authz.ConsentAction]string{
 func wordsOf(op audit.Operation, came audit.Outcome) (openapi.AccessLogEntryOperation, openapi.AccessLogEntryOutcome, error) {
 	operation, ok := map[audit.Operation]openapi.AccessLogEntryOperation{
 		audit.Readings: openapi.READINGS, audit.DryRun: openapi.DRYRUN, audit.Consents: openapi.CONSENTS,
-		audit.ConsentStep: openapi.CONSENTSTEP, audit.AccessLog: openapi.ACCESSLOG,
+		audit.ConsentStep: openapi.CONSENTSTEP, audit.AccessLog: openapi.ACCESSLOG, audit.Connection: openapi.CONNECTION, audit.Find: openapi.FIND,
 	}[op]
-	if !ok { // a list, and changes, name no metering point
+	if !ok { // the others name no metering point
 		return "", "", errUnreadable
 	}
 	outcome, ok := map[audit.Outcome]openapi.AccessLogEntryOutcome{

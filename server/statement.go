@@ -257,7 +257,9 @@ func (w *statementWords) entry(e *logEntry, loc *time.Location) statementEntry {
 		}
 	}
 	if e.Opened > 0 {
-		out.Opened = fmt.Sprintf(w.Opened, e.Opened)
+		if out.Opened = w.identity[e.Operation]; out.Opened == "" {
+			out.Opened = fmt.Sprintf(w.Opened, e.Opened)
+		}
 	}
 	return out
 }

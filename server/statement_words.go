@@ -43,6 +43,7 @@ type statementWords struct {
 	fields        map[string]string
 	operations    map[openapi.AccessLogEntryOperation]string
 	tried         map[openapi.AccessLogEntryOperation]string // those that a refusal must not read as done
+	identity      map[openapi.AccessLogEntryOperation]string // what was opened where it is no readings
 	steps         map[openapi.AccessLogEntryStep][2]string   // done, only tried
 	outcomes      map[openapi.AccessLogEntryOutcome]string   // of readings
 	otherOutcomes map[openapi.AccessLogEntryOutcome]string   // of all else
@@ -108,9 +109,14 @@ var wordsEN = statementWords{
 	operations: map[openapi.AccessLogEntryOperation]string{
 		openapi.READINGS: "Meter readings", openapi.DRYRUN: "Asked what it may read; no readings are given then",
 		openapi.CONSENTS: "Looked at consents", openapi.CONSENTSTEP: "Changed a consent", openapi.ACCESSLOG: "Looked at this overview of requests",
+		openapi.CONNECTION: "Looked at your connection: who supplies it, and who may read it", openapi.FIND: "Found your connection by its address",
+	},
+	identity: map[openapi.AccessLogEntryOperation]string{
+		openapi.CONNECTION: "Your name and address were decrypted", openapi.FIND: "Your address was decrypted, without your name",
 	},
 	tried: map[openapi.AccessLogEntryOperation]string{
 		openapi.CONSENTS: "Tried to look at consents", openapi.CONSENTSTEP: "Tried to change a consent", openapi.ACCESSLOG: "Tried to look at this overview of requests",
+		openapi.CONNECTION: "Tried to look at your connection", openapi.FIND: "Tried to find your connection by its address",
 	},
 	steps: map[openapi.AccessLogEntryStep][2]string{
 		openapi.AccessLogEntryStepREQUEST:  {"Asked for your consent", "Tried to ask for your consent"},
@@ -215,10 +221,15 @@ var wordsNL = statementWords{
 	operations: map[openapi.AccessLogEntryOperation]string{
 		openapi.READINGS: "Meetgegevens", openapi.DRYRUN: "Gevraagd wat mag worden opgevraagd; daarbij worden geen meetgegevens gegeven",
 		openapi.CONSENTS: "Toestemmingen bekeken", openapi.CONSENTSTEP: "Toestemming gewijzigd", openapi.ACCESSLOG: "Dit overzicht van verzoeken bekeken",
+		openapi.CONNECTION: "Uw aansluiting bekeken: wie er levert, en wie mag uitlezen", openapi.FIND: "Uw aansluiting opgezocht bij het adres",
+	},
+	identity: map[openapi.AccessLogEntryOperation]string{
+		openapi.CONNECTION: "Uw naam en adres zijn ontsleuteld", openapi.FIND: "Uw adres is ontsleuteld, zonder uw naam",
 	},
 	tried: map[openapi.AccessLogEntryOperation]string{
 		openapi.CONSENTS: "Poging om toestemmingen te bekijken", openapi.CONSENTSTEP: "Poging om een toestemming te wijzigen",
-		openapi.ACCESSLOG: "Poging om dit overzicht van verzoeken te bekijken",
+		openapi.ACCESSLOG:  "Poging om dit overzicht van verzoeken te bekijken",
+		openapi.CONNECTION: "Poging om uw aansluiting te bekijken", openapi.FIND: "Poging om uw aansluiting bij het adres op te zoeken",
 	},
 	steps: map[openapi.AccessLogEntryStep][2]string{
 		openapi.AccessLogEntryStepREQUEST:  {"Om uw toestemming gevraagd", "Poging om uw toestemming te vragen"},

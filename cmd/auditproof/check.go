@@ -111,9 +111,13 @@ func leafHash(salt, record, receipt []byte) tlog.Hash {
 var (
 	purposes = []string{"none", "BILLING", "ENERGY_MANAGEMENT", "SWITCH", "MOVE", "CUSTOMER_SERVICE"}
 	outcomes = []string{"", "given", "given in part", "all withheld", "no relation", "failed", "refused", "unchanged"}
-	asked    = []string{"", "readings", "a list of metering points", "what it may read", "consents", "a step of a consent", "the access log", "what changed"}
-	actions  = []string{"", "register", "grant", "reject", "revoke", "request"}
+	asked    = []string{"", "readings", "a list of metering points", "what it may read", "consents", "a step of a consent", "the access log", "what changed",
+		"the connection", "what is at an address", "oversight", "a step of a supplier"}
+	actions = []string{"", "register", "grant", "reject", "revoke", "request"}
 )
+
+// supplierStep is the one operation whose record says more.
+const supplierStep = 11
 
 // describe reads what a record begins with: who asked for what, and when.
 func describe(record, receipt []byte) (string, error) {
@@ -141,6 +145,15 @@ func describe(record, receipt []byte) (string, error) {
 	}
 	asOf := int64(r.u64())
 	consent, action := r.take(16), r.take(1)
+	step := ""
+	if operation[0] == supplierStep {
+		target, suspend := r.u64(), r.take(1)
+		r.take(40) // version and digest of the supplier's record
+		step = fmt.Sprintf(" %013d: resume", target)
+		if suspend[0] == 1 {
+			step = fmt.Sprintf(" %013d: suspend", target)
+		}
+	}
 	outcome := r.take(1)
 	if r.short {
 		return "", errors.New("the access record is cut off")
@@ -157,10 +170,10 @@ func describe(record, receipt []byte) (string, error) {
 	day := func(n int32) string { return time.Unix(int64(n)*86400, 0).UTC().Format(time.DateOnly) }
 	opened := "nothing was opened"
 	if len(receipt) > 0 {
-		opened = "a cryptoserver opened readings and gave a receipt"
+		opened = "a cryptoserver opened something and gave a receipt"
 	}
 	uuid := func(b []byte) string { return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]) }
-	what := name(asked, operation[0])
+	what := name(asked, operation[0]) + step
 	if ean != 0 {
 		what += fmt.Sprintf(" of %018d", ean)
 	}

@@ -30,6 +30,26 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// TestDescribeSupplierStep pins the one record that says more than the others;
+// internal/audit pins the same bytes.
+func TestDescribeSupplierStep(t *testing.T) {
+	t.Parallel()
+	zeros := strings.Repeat("00", 32)
+	record, err := hex.DecodeString("00000013" + hex.EncodeToString([]byte("kluis/access-record")) + "01" + "01000000000000000000000000000000" + "0000000000000001" + "0b" +
+		"000007ec84e0c7d2" + zeros + zeros + "00000008" + hex.EncodeToString([]byte("agent-17")) + "00000001" + "78" + "0000000000000000" + "00" + "0000000000000000" + "00000000" +
+		"0000" + "0000000000000000" + "00000000000000000000000000000000" + "00" + "000007ec84e0c7d2" + "01" + "0000000000000009" + zeros + "01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := describe(record, nil)
+	if err != nil || !strings.Contains(got, `asked for    a step of a supplier 8712423000018: suspend`) || !strings.Contains(got, "outcome      given; nothing was opened") || !strings.Contains(got, `employee "agent-17"`) {
+		t.Errorf("%v:\n%s", err, got)
+	}
+	if _, err := describe(record[:len(record)-40], nil); err == nil {
+		t.Error("a record that is cut off is described")
+	}
+}
+
 // No file, however made, is a proof by accident or a crash.
 func FuzzCheck(f *testing.F) {
 	f.Add([]byte(`[{"format":"kluis-audit-proof/1","origin":"a","checkpoint":"","index":0,"salt":"","record":"","receipt":"","hashes":[]}]`), []byte("record"))

@@ -114,6 +114,7 @@ type requestView struct {
 	Operation  string   `json:"operation"`
 	Step       string   `json:"step,omitempty"` // of which consent
 	Consent    string   `json:"consentId,omitempty"`
+	Target     string   `json:"target,omitempty"`  // the supplier of a step
 	Purpose    string   `json:"purpose,omitempty"` // none: every purpose
 	From       string   `json:"from,omitempty"`
 	To         string   `json:"to,omitempty"` // exclusive
@@ -234,6 +235,12 @@ func explained(e *backend.Explanation) explanationView {
 	}
 	if r.Action != 0 {
 		v.Request.Step = r.Action.String()
+	}
+	if r.Operation == audit.SupplierStep {
+		v.Request.Target, v.Request.Step = r.Target.String(), "resume"
+		if r.Suspend {
+			v.Request.Step = "suspend"
+		}
 	}
 	if r.ConsentID != [16]byte{} {
 		v.Request.Consent = uuid.UUID(r.ConsentID).String()
@@ -747,6 +754,20 @@ func (v *explanationView) did() string {
 		return looked(given) + "the access log" + at
 	case audit.Changes.String():
 		return looked(given) + "the changes for the caller"
+	case audit.Connection.String():
+		return looked(given) + "the connection" + at
+	case audit.Find.String():
+		if v.EAN == "" {
+			return "looked for an address, and found no metering point"
+		}
+		return "looked for an address, and found " + v.EAN
+	case audit.Oversee.String():
+		return looked(given) + "suppliers, health or oversight"
+	case audit.SupplierStep.String():
+		if given {
+			return strings.TrimSuffix(v.Request.Step, "e") + "ed supplier " + v.Request.Target
+		}
+		return "tried to " + v.Request.Step + " supplier " + v.Request.Target + ", and did not"
 	}
 	return "listed the caller's metering points"
 }

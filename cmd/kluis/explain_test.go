@@ -517,6 +517,12 @@ func TestExplainSays(t *testing.T) {
 		{requestView{Operation: audit.Consents.String(), Consent: id}, audit.Given, false, "looked at consent " + id + " at " + ean + "."},
 		{requestView{Operation: audit.Consents.String()}, audit.NoRelation, false, "tried to look at the consents at " + ean + "."},
 		{requestView{Operation: audit.AccessLog.String()}, audit.Given, true, "looked at the access log at " + ean + "."},
+		{requestView{Operation: audit.Connection.String()}, audit.NoRelation, true, "tried to look at the connection at " + ean + "."},
+		{requestView{Operation: audit.Find.String()}, audit.Given, true, "looked for an address, and found " + ean + "."},
+		{requestView{Operation: audit.Oversee.String()}, audit.Given, true, "looked at suppliers, health or oversight."},
+		{requestView{Operation: audit.SupplierStep.String(), Step: "suspend", Target: otherGLN}, audit.Given, true, "suspended supplier " + otherGLN + "."},
+		{requestView{Operation: audit.SupplierStep.String(), Step: "resume", Target: otherGLN}, audit.Given, true, "resumed supplier " + otherGLN + "."},
+		{requestView{Operation: audit.SupplierStep.String(), Step: "resume", Target: otherGLN}, audit.Refused, true, "tried to resume supplier " + otherGLN + ", and did not."},
 		{requestView{Operation: audit.Readings.String(), Purpose: "BILLING", From: "2026-03-01", To: "2026-04-01", AsOf: "2026-03-15T12:00:00Z"}, audit.Given, false,
 			" for BILLING, 2026-03-01 to 2026-04-01, as stored at 2026-03-15T12:00:00Z."},
 	} {

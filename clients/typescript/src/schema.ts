@@ -802,7 +802,7 @@ export interface components {
              */
             interactionId: string;
             /**
-             * @description How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were asked for as well: at most how many of this one's.
+             * @description How many days of fields were decrypted, as the cryptoserver's receipt says. Where days of another customer were asked for as well: at most how many of this one's. With `CONNECTION` and `FIND` 1 where the customer's name and address, or the address, were.
              * @example 31
              */
             opened: number;

@@ -202,6 +202,9 @@ func (l *AuditLog) explain(ctx context.Context, k leaf.Key, profile []byte) (*Ex
 	case r.Operation == audit.Changes:
 		e.Verdict, e.Why = Undecided, "It was about changes for the caller: nothing was decided about one metering point."
 		return e, nil
+	case r.Operation == audit.SupplierStep, r.Operation == audit.Oversee, r.Operation == audit.Find && r.EAN.IsZero():
+		e.Verdict, e.Why = Undecided, "It named no metering point: nothing was decided about one."
+		return e, nil
 	case r.Operation != audit.Readings && r.Operation != audit.DryRun:
 		e.Verdict, e.Why = Undecided, "It was not about readings: nothing was decided about any."
 		return e, nil
