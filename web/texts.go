@@ -18,7 +18,7 @@ type texts map[string]text
 // allTexts are all there are. A key is there once: a test sees to that, to every
 // key in a template or in a call being there, and to none being there in vain.
 var allTexts = merged(
-	baseTexts, problemTexts, glossaryTexts,
+	baseTexts, problemTexts, glossaryTexts, wordTexts,
 	findTexts, connectionTexts, accessTexts, logTexts, readingsTexts, statementTexts, consentsTexts, suppliersTexts, healthTexts, oversightTexts,
 )
 
