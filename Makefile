@@ -1,6 +1,6 @@
 # The two commands of a newcomer are `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-clients lint-contract soak bench bench-memory bench-growth bench-storage bench-ingest bench-stream test-stream lint build generate check-generated setup clean FORCE
+.PHONY: help demo test test-long test-clients test-portal lint-contract soak bench bench-memory bench-growth bench-storage bench-ingest bench-stream test-stream lint build generate check-generated setup clean FORCE
 
 GOFLAGS_BUILD := -trimpath -buildvcs=false
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -34,6 +34,11 @@ test-clients: build ## the clients, their pages and /docs in a browser, against 
 	@scripts/setup.sh --clients
 	go vet -tags clients ./test/clients
 	go test -tags clients -count=1 -timeout 20m ./test/clients
+
+test-portal: build ## the portal, in a browser and by a thief of its certificate, against a demo; needs Node.js and Chromium; pictures go to bin/screenshots
+	@scripts/setup.sh --clients
+	go vet -tags portal ./test/portal
+	go test -tags portal -count=1 -timeout 30m ./test/portal
 
 test-long: setup ## the tests that make test leaves out: floods, ten thousand connections, every day of the feed
 	KLUIS_TEST_LONG=1 go test -race -count=1 -timeout 30m -run '$(LONG)' ./authz ./cmd/gateway ./test/e2e

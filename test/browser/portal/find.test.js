@@ -1,0 +1,68 @@
+// Find: where every call begins.
+import assert from 'node:assert/strict';
+import {after, before, test} from 'node:test';
+import {accessible, eans, everyLook, launch, openCase, signIn, url} from './lib.js';
+
+let browser;
+before(async () => { browser = await launch(); });
+after(() => browser?.close());
+
+test('it looks well with nothing opened, and with something', async () => {
+  const p = await signIn(browser, 'eva');
+  await everyLook(p, '/', 'find-empty');
+  await openCase(p.page, eans[0]);
+  await everyLook(p, '/', 'find');
+  p.calm();
+  await p.context.close();
+});
+
+test('by keyboard alone, with blanks as people read it out', async () => {
+  const p = await signIn(browser, 'eva');
+  await p.page.goto(url);
+  assert.equal(await p.page.evaluate(() => document.activeElement.id), 'ean');
+  await p.page.keyboard.type(eans[1].replace(/(....)/g, '$1 '));
+  await p.page.keyboard.press('Tab');
+  await p.page.keyboard.type('call 12');
+  await p.page.keyboard.press('Enter');
+  await p.page.waitForURL(/\/c\/[0-9a-f]{32}$/);
+  p.calm();
+  await p.context.close();
+});
+
+test('what is wrong is said beside the field, and nothing is lost', async () => {
+  const p = await signIn(browser, 'eva');
+  await p.page.goto(url);
+  await p.page.fill('#ean', '871687200000000011'); // the check digit is another
+  await p.page.fill('#reason', '<img src=x onerror=alert(1)>');
+  await p.page.keyboard.press('Enter');
+  await p.page.locator('#ean[aria-invalid=true]').waitFor();
+  assert.match(await p.page.locator('#ean-error').innerText(), /no EAN code/);
+  assert.equal(await p.page.inputValue('#reason'), '<img src=x onerror=alert(1)>');
+  assert.equal(await p.page.locator('img').count(), 0);
+  assert.equal(await p.page.evaluate(() => document.activeElement.id), 'ean');
+  await accessible(p.page);
+  p.calm();
+  await p.context.close();
+});
+
+test('a reason that is markup is text, wherever it is shown', async () => {
+  const p = await signIn(browser, 'eva');
+  await openCase(p.page, eans[2], '"><script>alert(1)</script>');
+  await p.page.goto(url);
+  assert.equal(await p.page.locator('tbody td').first().innerText(), '"><script>alert(1)</script>');
+  p.calm();
+  await p.context.close();
+});
+
+test('a word is explained at its button, and the explanation closes again', async () => {
+  const p = await signIn(browser, 'eva');
+  await openCase(p.page, eans[0]);
+  await p.page.goto(url);
+  await p.page.getByRole('button', {name: /Explanation: EAN code/}).click();
+  await p.page.getByText('The number of a connection').waitFor();
+  await accessible(p.page);
+  await p.page.keyboard.press('Escape');
+  await p.page.getByText('The number of a connection').waitFor({state: 'hidden'});
+  p.calm();
+  await p.context.close();
+});
