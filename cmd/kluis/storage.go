@@ -188,7 +188,7 @@ type storageCompactCmd struct {
 func (storageCompactCmd) Help() string {
 	return `Readings come day by day and are read by metering point. A closed month is copied in the order of metering point, field and day, the copy is compared with it block by block, and put in its place. Reads, ingest and the life of keys go on meanwhile; they wait for less than a second at the end. It needs no keys, and as much disk as the month.
 
-It may be interrupted: run again, it goes on where it was. Due is a month that ended 10 days ago or more and was not put in order since, or to which a tenth was added; and one that was interrupted.`
+It may be interrupted: run again, it goes on where it was. What was interrupted comes first, whatever months are named, because what is erased meanwhile is not erased in its copy; a copy that differs from its month once more, or whose month was dropped, is given up. Due is a month that ended 10 days ago or more and was not put in order since, or to which a tenth was added.`
 }
 
 func (c *storageCompactCmd) Run(ctx context.Context, s streams) error {
@@ -203,14 +203,23 @@ func (c *storageCompactCmd) Run(ctx context.Context, s streams) error {
 		if err != nil {
 			return err
 		}
-		var due []postgres.StoredMonth
+		if !c.DryRun && !c.Abandon {
+			if err := c.dropOrphans(ctx, s, db, months); err != nil {
+				return err
+			}
+		}
+		var first, due []postgres.StoredMonth
 		for _, m := range months {
 			state := stateOf(m, time.Now())
 			asked := slices.ContainsFunc(c.Months, func(f monthFlag) bool { return f.Month == m.Month })
-			if asked || len(c.Months) == 0 && (state == monthDue || state == monthInterrupted) {
+			switch {
+			case state == monthInterrupted && (asked || !c.Abandon):
+				first = append(first, m)
+			case asked || len(c.Months) == 0 && state == monthDue:
 				due = append(due, m)
 			}
 		}
+		due = append(first, due...)
 		for _, f := range c.Months {
 			if !slices.ContainsFunc(due, func(m postgres.StoredMonth) bool { return m.Month == f.Month }) {
 				return fmt.Errorf("%s: %w", f.Month, postgres.ErrNoMonth)
@@ -232,7 +241,15 @@ func (c *storageCompactCmd) Run(ctx context.Context, s streams) error {
 				}
 			default:
 				began := time.Now()
-				if err := db.Compact(ctx, m.Month, postgres.CompactOptions{Rows: c.Rows, Progress: compactProgress(s, m.Month)}); err != nil {
+				err := db.Compact(ctx, m.Month, postgres.CompactOptions{Rows: c.Rows, Progress: compactProgress(s, m.Month)})
+				if errors.Is(err, postgres.ErrDiffers) && m.Copying {
+					// Not the first time that it is gone on with: there was time to look into it.
+					if gone := db.Abandon(ctx, m.Month); gone != nil {
+						return errors.Join(err, gone)
+					}
+					return fmt.Errorf("%s: the copy was given up: %w", m.Month, err)
+				}
+				if err != nil {
 					return err
 				}
 				if !c.JSON {
@@ -249,6 +266,26 @@ func (c *storageCompactCmd) Run(ctx context.Context, s streams) error {
 		}
 		return nil
 	})
+}
+
+// dropOrphans gives up copies of months that are there no more.
+func (c *storageCompactCmd) dropOrphans(ctx context.Context, s streams, db *postgres.Storage, months []postgres.StoredMonth) error {
+	unfinished, err := db.Unfinished(ctx)
+	if err != nil {
+		return err
+	}
+	for _, u := range unfinished {
+		if slices.ContainsFunc(months, func(m postgres.StoredMonth) bool { return m.Month == u }) {
+			continue
+		}
+		if err := db.Abandon(ctx, u); err != nil {
+			return err
+		}
+		if !c.JSON {
+			fmt.Fprintf(s.out, "%s: the month is there no more, and its copy was given up.\n", u)
+		}
+	}
+	return nil
 }
 
 // compactProgress tells a person at most every five seconds.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +14,8 @@ import (
 
 	"kluis/internal/config"
 	"kluis/internal/devpg"
+	"kluis/internal/postgres"
+	"kluis/meter"
 	"kluis/migrations"
 )
 
@@ -92,6 +97,8 @@ func TestStorage(t *testing.T) {
 			t.Errorf("%s: exit code %d, %s%s", c.args, code, out, complaint)
 		}
 	}
+	interruptedMonths(t, w, owner)
+
 	// Another than the owner cannot.
 	for _, role := range []string{migrations.RoleIngest, migrations.RoleCustodian, devpg.Superuser} {
 		conf, err := config.Load[config.Operator](w.config)
@@ -120,9 +127,72 @@ func TestStorage(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, last := migrations.Months(now)
-	for _, want := range []string{"\nkluis_storage_stray_bytes 0\n", fmt.Sprintf("\nkluis_storage_months_until_timestamp_seconds %g\n", float64(last.AddDate(0, 1, 0).Unix()))} {
+	for _, want := range []string{"\nkluis_storage_stray_bytes 0\n", "\nkluis_storage_copying_since_timestamp_seconds 0\n", fmt.Sprintf("\nkluis_storage_months_until_timestamp_seconds %g\n", float64(last.AddDate(0, 1, 0).Unix()))} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %q in\n%s", want, b)
 		}
+	}
+}
+
+// interruptedMonths: what was interrupted comes first, and nothing is left of it.
+func interruptedMonths(t *testing.T, w *world, owner *sql.DB) {
+	t.Helper()
+	db, err := postgres.NewStorage(t.Context(), postgres.Config{DSN: w.db.URL(migrations.RoleOwner)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	interrupt := func(month string) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		first, err := meter.ParseDay(month + "-01")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Compact(ctx, first.Month(), postgres.CompactOptions{Progress: func(p postgres.CompactStep) {
+			if p.Doing == "compare" {
+				cancel()
+			}
+		}})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("%s is not interrupted: %v", month, err)
+		}
+	}
+	exec := func(statement string) {
+		t.Helper()
+		if _, err := owner.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	interrupt("2012-05")
+	if out := w.must("storage", "status"); !strings.Contains(out, monthInterrupted) {
+		t.Errorf("status: %s", out)
+	}
+	out := w.must("storage", "compact", "2012-06") // another month
+	if first, second := strings.Index(out, "2012-05: in order"), strings.Index(out, "2012-06: in order"); first < 0 || second < first {
+		t.Errorf("what was interrupted does not come first: %s", out)
+	}
+
+	// A copy that differs stays for one night to be looked into.
+	interrupt("2012-05")
+	exec(`UPDATE sealed_block_2012_05_4 SET ciphertext = 'spoilt'`)
+	if code, _, complaint := w.kluis("storage", "compact"); code != exitRefused || !strings.Contains(complaint, "2012-05: the copy was given up") {
+		t.Errorf("exit code %d, %s", code, complaint)
+	}
+	if out := w.must("storage", "compact"); out != "No month is due.\n" {
+		t.Errorf("after it was given up: %s", out)
+	}
+
+	// The month goes while its copy is there.
+	interrupt("2012-06")
+	exec(`DROP TABLE sealed_block_2012_06_2`)
+	if out := w.must("storage", "compact"); !strings.Contains(out, "2012-06: the month is there no more") {
+		t.Errorf("a copy of nothing: %s", out)
+	}
+	var left int
+	if err := owner.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_class WHERE relname LIKE 'sealed_block_2%' AND relkind = 'r' AND NOT relispartition`).Scan(&left); err != nil || left != 0 {
+		t.Errorf("%d copies are left, %v", left, err)
 	}
 }

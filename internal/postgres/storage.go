@@ -58,6 +58,9 @@ type StoredMonth struct {
 // Stray is the default partition, of blocks whose month has none.
 type Stray struct{ Bytes int64 }
 
+// copySince begins the comment of a copy.
+const copySince = "Copy of a month, under way since "
+
 const (
 	queryMonths = `
 		SELECT c.relname, substring(pg_get_expr(c.relpartbound, c.oid) FROM $$FROM \('([0-9]{4}-[0-9]{2}-[0-9]{2})'\)$$)::date - DATE '1970-01-01',
@@ -69,6 +72,11 @@ const (
 		ORDER BY 2`
 	// What the catalogue says: whoever may look at nothing else may ask it.
 	queryStray = `SELECT pg_relation_size('sealed_block_default')`
+	// Whoever may look at nothing else may ask this, too: a copy says since when it
+	// is being made.
+	queryCopying = `
+		SELECT (extract(epoch FROM min(substring(obj_description(c.oid, 'pg_class') FROM '` + copySince + `(.+)$')::timestamptz)) * 1000000)::bigint
+		FROM pg_class c WHERE c.relname LIKE 'sealed_block_%' AND c.relkind = 'r' AND NOT c.relispartition`
 	queryAhead = `
 		SELECT coalesce(max(substring(pg_get_expr(c.relpartbound, c.oid) FROM $$TO \('([0-9]{4}-[0-9]{2}-[0-9]{2})'\)$$)::date), DATE '1970-01-01') - DATE '1970-01-01'
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'sealed_block'::regclass`
@@ -108,6 +116,9 @@ func (s *Storage) Months(ctx context.Context) ([]StoredMonth, Stray, error) {
 type Room struct {
 	Until      meter.Day // the first day that has no partition
 	StrayBytes int64     // of blocks whose month has none
+	// Copying is when the oldest copy was begun that is not in its place yet: a
+	// month is being put in order, or that was interrupted. Zero: there is none.
+	Copying time.Time
 }
 
 // Room can be asked for by every process: it looks at the catalogue alone.
@@ -118,8 +129,33 @@ func (s *store) Room(ctx context.Context) (Room, error) {
 		return Room{}, wrap(ctx, op, err)
 	}
 	r := Room{Until: meter.Day(until)}
-	err := s.db.GetContext(ctx, &r.StrayBytes, queryStray)
-	return r, wrap(ctx, op, err)
+	if err := s.db.GetContext(ctx, &r.StrayBytes, queryStray); err != nil {
+		return Room{}, wrap(ctx, op, err)
+	}
+	var copying sql.NullInt64
+	if err := s.db.GetContext(ctx, &copying, queryCopying); err != nil {
+		return Room{}, wrap(ctx, op, err)
+	}
+	if copying.Valid {
+		r.Copying = time.UnixMicro(copying.Int64).UTC()
+	}
+	return r, nil
+}
+
+// Unfinished are the months that are being put in order, or were when that was
+// interrupted: what has been copied of them is kept, and what is erased meanwhile
+// is not erased there.
+func (s *Storage) Unfinished(ctx context.Context) ([]meter.Month, error) {
+	const op = "unfinished"
+	var days []int64
+	if err := s.db.SelectContext(ctx, &days, `SELECT month - DATE '1970-01-01' FROM storage_month WHERE source IS NOT NULL ORDER BY month`); err != nil {
+		return nil, wrap(ctx, op, err)
+	}
+	out := make([]meter.Month, len(days))
+	for i, d := range days {
+		out[i] = meter.Day(d).Month()
+	}
+	return out, nil
 }
 
 // CompactStep says where a compaction is.
@@ -352,6 +388,7 @@ func (c *compaction) create(ctx context.Context, tx *sqlx.Tx) error {
 		// Says that the partition's bounds hold, so that the swap need not look.
 		`ALTER TABLE `+target+` ADD CONSTRAINT month CHECK (day >= '`+c.from+`' AND day < '`+c.to+`')`,
 		`ALTER TABLE `+target+` SET (autovacuum_enabled = off)`, // or it would hold locks
+		`COMMENT ON TABLE `+target+` IS '`+copySince+time.Now().UTC().Format(time.RFC3339)+`'`,
 		// Waits for those that are writing to this month; who writes later is noted.
 		`CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON `+source+` FOR EACH ROW EXECUTE FUNCTION sealed_block_changed()`,
 	); err != nil {
@@ -585,8 +622,9 @@ func (c *compaction) abandon(ctx context.Context) error {
 			}
 			if err := c.exec(ctx, tx,
 				`SET LOCAL lock_timeout = '`+swapWait+`'`,
-				`DROP TRIGGER changed ON `+table(c.source),
-				`ALTER TABLE `+table(c.source)+` RESET (autovacuum_enabled)`,
+				// The month may have been dropped since.
+				`DROP TRIGGER IF EXISTS changed ON `+table(c.source),
+				`ALTER TABLE IF EXISTS `+table(c.source)+` RESET (autovacuum_enabled)`,
 				`DROP TABLE `+table(c.target),
 			); err != nil {
 				return err

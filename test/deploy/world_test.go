@@ -293,19 +293,28 @@ func installation(t *testing.T) metrics {
 	cert := must(ca.Issue(devpki.Leaf{CommonName: "supplier"}))(t)
 	token := work(t, as, seen, db, sha256.Sum256(cert.Certificate[0]), must(authz.NewSealKeys(tokens.SealKeys...))(t))
 
-	// The gateway refuses a caller without a token, lets a supplier have its turn,
-	// and asks the pool how it is.
+	// The gateway refuses a caller without a token, lets a supplier have its turn
+	// and list a metering point of nobody, and asks the pool how it is.
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: ca.Pool()}}
 	defer transport.CloseIdleConnections()
 	for _, r := range []struct {
-		url, token string
-		want       int
+		url, token, body string
+		want             int
 	}{
-		{"https://" + gateway.address + "/v1/status", "", http.StatusUnauthorized},
-		{"https://" + gateway.address + "/v1/metering-points", token, http.StatusOK},
-		{gateway.metrics + "/readyz", "", http.StatusOK},
+		{"https://" + gateway.address + "/v1/status", "", "", http.StatusUnauthorized},
+		{"https://" + gateway.address + "/v1/metering-points", token, "", http.StatusOK},
+		{"https://" + gateway.address + "/v1/readings/query", token,
+			`{"from":"2026-01-01","to":"2026-01-02","purpose":"ENERGY_MANAGEMENT","fields":["import_low"],"meteringPoints":["871687140000000019"]}`, http.StatusOK},
+		{gateway.metrics + "/readyz", "", "", http.StatusOK},
 	} {
-		req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, r.url, nil))(t)
+		method := http.MethodGet
+		if r.body != "" {
+			method = http.MethodPost
+		}
+		req := must(http.NewRequestWithContext(t.Context(), method, r.url, strings.NewReader(r.body)))(t)
+		if r.body != "" {
+			req.Header.Set("Content-Type", "application/json")
+		}
 		if r.token != "" {
 			req.Header.Set("Authorization", "Bearer "+r.token)
 		}

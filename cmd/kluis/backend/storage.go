@@ -20,7 +20,7 @@ func OpenStorage(ctx context.Context, c config.Operator) (*postgres.Storage, err
 	return postgres.NewStorage(ctx, conf)
 }
 
-// roomTimeout bounds the two look-ups of a scrape.
+// roomTimeout bounds the look-ups of a scrape.
 const roomTimeout = 2 * time.Second
 
 var (
@@ -28,6 +28,8 @@ var (
 		"Size of the partition for readings of days whose month has none. Anything but 0 is an alarm.", nil, nil)
 	monthsUntil = prometheus.NewDesc("kluis_storage_months_until_timestamp_seconds",
 		"The day from which on no month can take readings: kluis storage months must have run before.", nil, nil)
+	copyingSince = prometheus.NewDesc("kluis_storage_copying_since_timestamp_seconds",
+		"When the oldest copy of a month was begun that is not in its place yet: it is being put in order, or that was interrupted. 0: there is none.", nil, nil)
 )
 
 // roomCollector asks the database at every scrape.
@@ -37,6 +39,7 @@ type roomCollector struct{ db *postgres.Custodian }
 func (c roomCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- strayBytes
 	out <- monthsUntil
+	out <- copyingSince
 }
 
 // Collect implements prometheus.Collector.
@@ -49,4 +52,9 @@ func (c roomCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	out <- prometheus.MustNewConstMetric(strayBytes, prometheus.GaugeValue, float64(r.StrayBytes))
 	out <- prometheus.MustNewConstMetric(monthsUntil, prometheus.GaugeValue, float64(r.Until.Start(time.UTC).Unix()))
+	since := 0.0
+	if !r.Copying.IsZero() {
+		since = float64(r.Copying.Unix())
+	}
+	out <- prometheus.MustNewConstMetric(copyingSince, prometheus.GaugeValue, since)
 }
