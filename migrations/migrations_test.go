@@ -144,6 +144,8 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway INSERT consent",
 		"kluis_gateway INSERT idempotency_key (consent_id, gln, key_digest, request)",
 		"kluis_gateway INSERT legal_file (ean, file, sealed_at, version)",
+		"kluis_gateway INSERT supplier (gln, record, sealed_at, version)",
+		"kluis_gateway SELECT audit_checkpoint",
 		"kluis_gateway SELECT access_log (ean, gln, interaction_id, outcome, receipt, record, recorded_at)",
 		"kluis_gateway INSERT market_profile (digest, profile)",
 		"kluis_gateway SELECT access_hour",
@@ -272,7 +274,7 @@ func TestRolesAttack(t *testing.T) {
 		migrations.RoleGateway: {
 			log, idem, market, mark, "DELETE FROM consent", "DELETE FROM basis_day", "SELECT ean, arrived, changed FROM ingest_batch", "SELECT ean, record, receipt, recorded_at FROM access_log",
 			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
-			"SELECT * FROM access_hour", "SELECT * FROM employee_day", "SELECT * FROM access_unusual", "SELECT * FROM audit_result",
+			"SELECT * FROM access_hour", "SELECT * FROM employee_day", "SELECT * FROM access_unusual", "SELECT * FROM audit_result", "SELECT note FROM audit_checkpoint",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
 		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
@@ -298,8 +300,9 @@ func TestRolesAttack(t *testing.T) {
 			"SELECT FROM data_key", "SELECT FROM sealed_block", "SELECT FROM access_log", "SELECT FROM access_hour",
 		},
 		migrations.RoleGateway: {
-			block, key, supp, supply, "INSERT INTO change_mark (at) VALUES ('2020-01-01')", "INSERT INTO change_mark (oldest) VALUES ('1')", "DELETE FROM change_mark",
+			block, key, supply, "INSERT INTO change_mark (at) VALUES ('2020-01-01')", "INSERT INTO change_mark (oldest) VALUES ('1')", "DELETE FROM change_mark",
 			"SELECT keys FROM ingest_batch", "INSERT INTO ingest_batch (ean, batch_id, keys, blocks) VALUES (1, gen_random_uuid(), 0, 0)", "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
+			"UPDATE supplier SET record = record", "DELETE FROM supplier", `INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES (1, 1, '\x00', now(), '1')`,
 			`INSERT INTO idempotency_key (gln, key_digest, request, consent_id, stored_at) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid(), '2020-01-01')`,
 			`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, '2020-01-01', gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`,
 		},
@@ -360,7 +363,10 @@ func TestRolesAttack(t *testing.T) {
 		if role != migrations.RoleAuditor {
 			denied[role] = append(denied[role], "SELECT FROM market_profile", journal, statement, auditLeaf, auditHash, checkpoint, cursor,
 				hour, looked, breadth, unusual, result, "UPDATE access_hour SET requests = 1", "UPDATE employee_day SET points = 1", "UPDATE access_unusual SET count = 1", "SELECT FROM employee_point",
-				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_checkpoint", "SELECT FROM audit_cursor")
+				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_cursor")
+			if role != migrations.RoleGateway {
+				denied[role] = append(denied[role], "SELECT FROM audit_checkpoint")
+			}
 			if role != migrations.RoleCustodian {
 				denied[role] = append(denied[role], "SELECT FROM control_entry")
 			}

@@ -11,26 +11,6 @@ import (
 // here yet.
 var errPending = errors.New("this operation is not served yet")
 
-// ListSuppliers answers GET /v1/suppliers.
-func (s *Server) ListSuppliers(context.Context, openapi.ListSuppliersRequestObject) (openapi.ListSuppliersResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
-// SuspendSupplier answers POST /v1/suppliers/{gln}/suspend.
-func (s *Server) SuspendSupplier(context.Context, openapi.SuspendSupplierRequestObject) (openapi.SuspendSupplierResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
-// ResumeSupplier answers POST /v1/suppliers/{gln}/resume.
-func (s *Server) ResumeSupplier(context.Context, openapi.ResumeSupplierRequestObject) (openapi.ResumeSupplierResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
-// GetOperations answers GET /v1/operations.
-func (s *Server) GetOperations(context.Context, openapi.GetOperationsRequestObject) (openapi.GetOperationsResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
 // GetOversight answers GET /v1/oversight.
 func (s *Server) GetOversight(context.Context, openapi.GetOversightRequestObject) (openapi.GetOversightResponseObject, error) {
 	return nil, fail(internalError, errPending)

@@ -126,6 +126,10 @@ type Sealer interface {
 	// ErrEvidenceRefused when a cryptoserver refuses what the gateway accepted,
 	// and with the errors of authz.Permit.
 	TakeStep(ctx context.Context, r StepRequest) ([]byte, error)
+	// TakeSupplierStep returns the next version of the supplier's record,
+	// sealed. It fails as TakeStep does, with authz.ErrNotPermitted, and with
+	// authz.ErrStep when there is nothing to be done.
+	TakeSupplierStep(ctx context.Context, r SupplierStepRequest) ([]byte, error)
 }
 
 // StepRequest is a step of a consent with all evidence for it.
@@ -186,12 +190,16 @@ type Health interface {
 	// LastStored is when a block of readings was last stored; zero when none
 	// is.
 	LastStored(ctx context.Context) (time.Time, error)
+	// LogHead is the newest signed head of the audit log; nil when there is
+	// none.
+	LogHead(ctx context.Context) (*LogHead, error)
 }
 
 // Cryptoserver is the state of one.
 type Cryptoserver struct {
-	Name   string
-	Serves bool
+	Name    string
+	Serves  bool
+	Details *CryptoserverDetails // nil where it does not answer
 }
 
 // Config is what a Server is made of. Everything but Tracer is required.
@@ -205,11 +213,13 @@ type Config struct {
 	Identities     Identities
 	Sealer         Sealer
 	Steps          Steps
+	Register       Register
 	Recorder       Recorder
 	AccessLog      AccessLog
 	Many           Many
 	Feed           Feed
 	Health         Health
+	Version        string        // of the gateway
 	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
 	PublicURL      string        // https://host:port, for links
 	RequestTimeout time.Duration // of a whole request
@@ -222,29 +232,32 @@ type Config struct {
 
 // Server serves the API.
 type Server struct {
-	profile  *meter.Profile
-	seals    *authz.SealKeys
-	tokens   Tokens
-	facts    Facts
-	rows     Rows
-	opener   Opener
+	profile    *meter.Profile
+	seals      *authz.SealKeys
+	tokens     Tokens
+	facts      Facts
+	rows       Rows
+	opener     Opener
 	identities Identities
-	sealer   Sealer
-	steps    Steps
-	recorder Recorder
-	accesses AccessLog
-	many     Many
-	feed     Feed
-	health   Health
-	cursors  cursors
-	tagKey   []byte
-	public   *url.URL
-	timeout  time.Duration
-	turns    *turns
-	limits   *limiter
-	now      func() time.Time
-	log      *slog.Logger
-	metrics  *metrics
+	sealer     Sealer
+	steps      Steps
+	register   Register
+	recorder   Recorder
+	accesses   AccessLog
+	many       Many
+	feed       Feed
+	health     Health
+	version    string
+	started    time.Time
+	cursors    cursors
+	tagKey     []byte
+	public     *url.URL
+	timeout    time.Duration
+	turns      *turns
+	limits     *limiter
+	now        func() time.Time
+	log        *slog.Logger
+	metrics    *metrics
 
 	limitMetrics *limitMetrics
 	connections  *connections
@@ -262,7 +275,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil, c.Identities == nil,
-		c.Sealer == nil, c.Steps == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Register == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -276,7 +289,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener, identities: c.Identities,
-		sealer: c.Sealer, steps: c.Steps, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, public: public, timeout: c.RequestTimeout,
+		sealer: c.Sealer, steps: c.Steps, register: c.Register, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, version: c.Version, started: c.Now(), public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
@@ -397,11 +410,11 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ListSuppliers },
 	},
 	{
-		method: http.MethodPost, path: "/v1/suppliers/{gln}/suspend", token: true,
+		method: http.MethodPost, path: "/v1/suppliers/{gln}/suspend", token: true, check: checkSupplierStep,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.SuspendSupplier },
 	},
 	{
-		method: http.MethodPost, path: "/v1/suppliers/{gln}/resume", token: true,
+		method: http.MethodPost, path: "/v1/suppliers/{gln}/resume", token: true, check: checkSupplierStep,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.ResumeSupplier },
 	},
 	{

@@ -8,14 +8,17 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kluis/authz"
+	"kluis/cryptoserver/checkpoint"
 	"kluis/cryptoserver/client"
 	"kluis/cryptoserver/control"
 	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
 	"kluis/internal/authn"
 	"kluis/internal/config"
 	"kluis/internal/postgres"
@@ -112,11 +115,13 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Identities:     identities{db, pool, profile.Digest()},
 		Sealer:         sealer{pool, profile.Digest()},
 		Steps:          steps{db},
+		Register:       register{db},
 		Recorder:       db,
 		AccessLog:      accesses{db},
 		Many:           connectMany(db, pool, profile),
 		Feed:           feed{db},
 		Health:         health{db, pool, profile.Digest()},
+		Version:        version,
 		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
 		RequestTimeout: time.Duration(cfg.RequestTimeout),
@@ -253,6 +258,50 @@ func (s sealer) TakeStep(ctx context.Context, r server.StepRequest) ([]byte, err
 	return sealed, nil
 }
 
+func (s sealer) TakeSupplierStep(ctx context.Context, r server.SupplierStepRequest) ([]byte, error) {
+	sealed, err := s.pool.TakeSupplierStep(ctx, client.TakeSupplierStepRequest{
+		AccessToken: r.Token, SupplierRecord: r.Operator, Previous: r.Previous, Suspend: r.Suspend,
+	})
+	if err != nil {
+		return nil, openError(err)
+	}
+	return sealed, nil
+}
+
+// register gives what the database has of suppliers the server's types.
+type register struct{ db *postgres.Gateway }
+
+func (r register) Suppliers(ctx context.Context) ([]server.StoredSupplier, error) {
+	found, err := r.db.Register(ctx)
+	out := make([]server.StoredSupplier, len(found))
+	for i, s := range found {
+		out[i] = server.StoredSupplier(s)
+	}
+	return out, err
+}
+
+func (r register) Supplier(ctx context.Context, gln meter.GLN) (*server.StoredSupplier, error) {
+	s, err := r.db.Registered(ctx, gln)
+	return (*server.StoredSupplier)(s), err
+}
+
+func (r register) Usage(ctx context.Context, glns []meter.GLN, since time.Time) (map[meter.GLN]server.Usage, error) {
+	found, err := r.db.Usage(ctx, glns, since)
+	out := make(map[meter.GLN]server.Usage, len(found))
+	for gln, u := range found {
+		out[gln] = server.Usage(u)
+	}
+	return out, err
+}
+
+func (r register) Store(ctx context.Context, s *authz.Supplier, sealed []byte, rec audit.Record) error {
+	err := r.db.StoreSupplier(ctx, s, sealed, rec)
+	if errors.Is(err, postgres.ErrConflict) {
+		return fmt.Errorf("%w: %w", server.ErrConflict, err)
+	}
+	return err
+}
+
 // steps gives what the database has of consents the server's types.
 type steps struct{ *postgres.Gateway }
 
@@ -318,6 +367,30 @@ func (h health) Cryptoservers(ctx context.Context) []server.Cryptoserver {
 			Serves: s.Err == nil && s.Healthy && slices.Contains(s.Roles, "open") && s.ProfileDigest == h.profile &&
 				time.Since(s.ControlAt) <= control.MaxAge,
 		}
+		if s.Err != nil {
+			continue
+		}
+		d := &server.CryptoserverDetails{
+			ServerID: s.ServerID, Version: s.Version, StartedAt: s.StartedAt, Receipts: s.Receipts, Roles: s.Roles, ControlAt: s.ControlAt,
+		}
+		for _, t := range s.Tokens {
+			d.Tokens = append(d.Tokens, server.HSMToken{Role: t.Role, Label: t.Label, State: t.State})
+		}
+		out[i].Details = d
 	}
 	return out
+}
+
+// LogHead reads the note without its signatures: that is for who checks a proof.
+func (h health) LogHead(ctx context.Context) (*server.LogHead, error) {
+	_, note, err := h.Gateway.LogHead(ctx)
+	if note == nil || err != nil {
+		return nil, err
+	}
+	text, _, _ := strings.Cut(string(note), "\n\n")
+	c, err := checkpoint.Parse(text + "\n")
+	if err != nil {
+		return nil, err
+	}
+	return &server.LogHead{Size: c.Size, SignedAt: c.At}, nil
 }

@@ -131,6 +131,15 @@ const (
 			SELECT l.interaction_id, l.record FROM access_log l
 			WHERE l.arrived = f.arrived AND l.ean = f.ean AND octet_length(l.record) <= 1024 LIMIT 2
 		) a`
+	// The same of supplier records; a record of such a step names no metering point.
+	queryRecordsWithSupplier = `
+		SELECT k.at, uuid_send(a.interaction_id), a.record
+		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS k (number, version, at)
+		JOIN supplier s ON s.gln = k.number AND s.version = k.version
+		CROSS JOIN LATERAL (
+			SELECT l.interaction_id, l.record FROM access_log l
+			WHERE l.arrived = s.arrived AND l.ean = 0 AND octet_length(l.record) <= 1024 LIMIT 2
+		) a`
 )
 
 // factDigests give what a fact's digest is over: of the sealed ones the payload,
@@ -586,16 +595,26 @@ func (a *Auditor) FilesAfter(ctx context.Context, ean, version int64, limit int)
 // point that were stored in one transaction with it: at most two, of those no
 // larger than the record of a step can be, without receipts.
 func (a *Auditor) RecordsWith(ctx context.Context, files []leaf.Key) ([][]leaf.Row, error) {
-	out := make([][]leaf.Row, len(files))
-	_, numbers, versions, _ := keyArrays(files)
-	err := a.each(ctx, "records of steps", queryRecordsWith, func(r *sqlx.Rows) error {
+	return a.recordsWith(ctx, queryRecordsWith, files, func(k leaf.Key) int64 { return k.Number })
+}
+
+// RecordsWithSupplier returns the same of supplier records: those that name no
+// metering point.
+func (a *Auditor) RecordsWithSupplier(ctx context.Context, records []leaf.Key) ([][]leaf.Row, error) {
+	return a.recordsWith(ctx, queryRecordsWithSupplier, records, func(leaf.Key) int64 { return 0 })
+}
+
+func (a *Auditor) recordsWith(ctx context.Context, query string, facts []leaf.Key, number func(leaf.Key) int64) ([][]leaf.Row, error) {
+	out := make([][]leaf.Row, len(facts))
+	_, numbers, versions, _ := keyArrays(facts)
+	err := a.each(ctx, "records of steps", query, func(r *sqlx.Rows) error {
 		var n int
 		var id sql.RawBytes
 		var row leaf.Row
 		if err := r.Scan(&n, &id, &row.Content); err != nil {
 			return err
 		}
-		row.Key = leaf.Key{Kind: leaf.Access, Number: files[n-1].Number}
+		row.Key = leaf.Key{Kind: leaf.Access, Number: number(facts[n-1])}
 		copy(row.ID[:], id)
 		out[n-1] = append(out[n-1], row)
 		return nil

@@ -19,6 +19,8 @@ const (
 	QueryAccessLog  = queryAccessLog
 	QuerySuppliers  = querySuppliers
 	QueryWith       = queryRecordsWith
+	QueryRegister   = queryRegister
+	QueryUsage      = queryUsage
 	QueryScan       = queryScan
 	QueryCount      = queryCount
 	QueryUnder      = queryUnder
@@ -26,6 +28,8 @@ const (
 	ExecBlank       = execBlank
 	ExecRewrapped   = execRewrapped
 	ExecResealed    = execResealed
+
+	QueryWithSupplier = queryRecordsWithSupplier
 
 	QueryArrivedReadings = queryArrivedReadings
 	QueryReadingsEnd     = queryReadingsEnd

@@ -30,6 +30,7 @@ const roleGateway = "kluis_gateway"
 type Gateway struct {
 	store
 	supplier, legalFile, candidates, consent, idempotency, blocks, blocksAsOf, keys, stored, record, accessLog, suppliers, lastStored, identities, address *sqlx.Stmt
+	register, registered, usage, head                                                                                                                      *sqlx.Stmt
 
 	many    manyStatements
 	changes changeStatements
@@ -142,6 +143,10 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 		&g.lastStored:  queryLastStored,
 		&g.identities:  queryIdentities,
 		&g.address:     queryAddress,
+		&g.register:    queryRegister,
+		&g.registered:  queryRegistered,
+		&g.usage:       queryUsage,
+		&g.head:        queryHead,
 	})
 	if err := g.prepare(ctx, statements); err != nil {
 		return nil, err

@@ -90,11 +90,7 @@ func (g *Gateway) AccessLog(ctx context.Context, ean meter.EAN, after LogPlace, 
 // none.
 func (g *Gateway) Suppliers(ctx context.Context, glns []meter.GLN) (map[meter.GLN][]byte, error) {
 	const op = "suppliers"
-	numbers := make([]int64, len(glns))
-	for i, gln := range glns {
-		numbers[i] = gln.Int64()
-	}
-	rows, err := g.suppliers.QueryxContext(ctx, pq.Array(numbers))
+	rows, err := g.suppliers.QueryxContext(ctx, pq.Array(numbers(glns)))
 	if err != nil {
 		return nil, wrap(ctx, op, err)
 	}

@@ -132,10 +132,10 @@ func (g *Gateway) each(ctx context.Context, op string, st *sqlx.Stmt, n int, int
 	return wrap(ctx, op, rows.Err())
 }
 
-func numbers(eans []meter.EAN) []int64 {
-	out := make([]int64, len(eans))
-	for i, e := range eans {
-		out[i] = e.Int64()
+func numbers[T interface{ Int64() int64 }](list []T) []int64 {
+	out := make([]int64, len(list))
+	for i, v := range list {
+		out[i] = v.Int64()
 	}
 	return out
 }
