@@ -86,10 +86,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	if e := c.caller.Employee(); e != nil && len(q.fields) == 0 && q.class == 0 {
 		q.fields = e.Errand.Fields // all that the errand is for
 	}
-	rec := s.newRecord(ctx, c.caller, s.now())
-	rec.Operation = audit.Readings
-	rec.EAN, rec.Purpose, rec.Days, rec.Fields = q.ean, q.purpose, q.days, q.fields
-	rec.Resolution, rec.Kind, rec.AsOf, rec.Profile = q.resolution, q.kind, q.asOf, s.profile.Digest()
+	rec := s.readingsRecord(ctx, c.caller, q, s.now())
 	if err := s.onErrand(ctx, c, rec); err != nil {
 		return nil, err
 	}
@@ -112,9 +109,7 @@ func (s *Server) readings(ctx context.Context, c *call, q query) (*answer, error
 	if err != nil {
 		return nil, s.refuseNoRelation(ctx, rec, err)
 	}
-	rec.Fields = request.Fields
-	rec.LegalFile, rec.FileVersion = file.Digest(), file.Version()
-	rec.Granted, rec.Withheld = audit.GrantedItems(grant), withheld
+	decided(&rec, request, file, grant, withheld)
 
 	a := &answer{interaction: ev.interaction, query: q, profile: s.profile, withheld: withheld}
 	if !grant.Empty() {
@@ -203,8 +198,7 @@ func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request
 		Token: c.token, Supplier: c.supplier, LegalFile: file, Interaction: eventOf(ctx).interaction,
 		Request: r, Keys: keys, Blocks: blocks,
 	})
-	s.metrics.faults.WithLabelValues(faultOutside).Add(float64(opened.Outside))
-	s.metrics.faults.WithLabelValues(faultDamaged).Add(float64(opened.Damaged))
+	s.countFaults(&opened)
 	switch {
 	case err == nil, errors.Is(err, authz.ErrNoRelation):
 		return opened, err
@@ -218,6 +212,12 @@ func (s *Server) open(ctx context.Context, c *call, file []byte, r authz.Request
 		return opened, fail(decryptionUnavailable, err)
 	}
 	return opened, fmt.Errorf("open: %w", err)
+}
+
+// countFaults counts the blocks that did not open.
+func (s *Server) countFaults(o *Opened) {
+	s.metrics.faults.WithLabelValues(faultOutside).Add(float64(o.Outside))
+	s.metrics.faults.WithLabelValues(faultDamaged).Add(float64(o.Damaged))
 }
 
 // untilDeadline is a context that ends with the deadline of ctx, but not with
@@ -241,6 +241,23 @@ func (s *Server) newRecord(ctx context.Context, c authn.Caller, now time.Time) a
 		r.Employee, r.Reason = e.Subject, e.Errand.Reason
 	}
 	return r
+}
+
+// readingsRecord is the record of a request for readings of one metering point,
+// by itself or among many, before anything is decided.
+func (s *Server) readingsRecord(ctx context.Context, c authn.Caller, q query, now time.Time) audit.Record {
+	r := s.newRecord(ctx, c, now)
+	r.Operation = audit.Readings
+	r.EAN, r.Purpose, r.Days, r.Fields = q.ean, q.purpose, q.days, q.fields
+	r.Resolution, r.Kind, r.AsOf, r.Profile = q.resolution, q.kind, q.asOf, s.profile.Digest()
+	return r
+}
+
+// decided notes a decision, and what it was made on.
+func decided(r *audit.Record, request authz.Request, file *authz.LegalFile, grant authz.Grant, withheld []authz.Withheld) {
+	r.Fields = request.Fields
+	r.LegalFile, r.FileVersion = file.Digest(), file.Version()
+	r.Granted, r.Withheld = audit.GrantedItems(grant), withheld
 }
 
 // record commits an access record, or fails with record-not-written.

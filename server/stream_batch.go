@@ -212,7 +212,7 @@ func (q *querying) next(ctx context.Context, after meter.EAN, n int) (*batch, er
 	now := q.s.now()
 	for _, k := range candidates {
 		b.through = k.EAN
-		p := q.decide(caller, k, now)
+		p := q.decide(ctx, caller, k, now)
 		if p == nil {
 			b.leftOut++
 			continue
@@ -278,7 +278,7 @@ func (q *querying) candidates(ctx context.Context, b *batch, after meter.EAN, n 
 
 // decide is the decision on one metering point, as in readings; nil is one to be
 // left out: an index proposed it, and nothing is granted.
-func (q *querying) decide(caller authn.Caller, k Candidate, now time.Time) *queryPoint {
+func (q *querying) decide(ctx context.Context, caller authn.Caller, k Candidate, now time.Time) *queryPoint {
 	v := q.judge(caller, k, now)
 	if !q.asked.listed && (v.err != nil || v.grant.Empty()) {
 		return nil // also where its file does not verify: that is no reason to name it
@@ -287,7 +287,7 @@ func (q *querying) decide(caller authn.Caller, k Candidate, now time.Time) *quer
 	asked := q.asked.query
 	asked.ean = k.EAN
 	p.answer = answer{interaction: q.ev.interaction, query: asked, profile: q.s.profile}
-	p.record = q.newRecord(caller, asked, now)
+	p.record = q.s.readingsRecord(ctx, caller, asked, now)
 	switch {
 	case errors.Is(v.err, authz.ErrNoRelation):
 		p.unrelated(asked.fields, v.err)
@@ -295,21 +295,10 @@ func (q *querying) decide(caller authn.Caller, k Candidate, now time.Time) *quer
 		p.fail(fail(evidenceInvalid, v.err))
 	default:
 		p.answer.withheld = v.withheld
-		p.record.Fields = v.request.Fields
-		p.record.LegalFile, p.record.FileVersion = v.file.Digest(), v.file.Version()
-		p.record.Granted, p.record.Withheld = audit.GrantedItems(v.grant), v.withheld
+		decided(&p.record, v.request, v.file, v.grant, v.withheld)
 		p.record.Outcome = outcome(v.grant, v.withheld)
 	}
 	return p
-}
-
-func (q *querying) newRecord(caller authn.Caller, asked query, now time.Time) audit.Record {
-	return audit.Record{
-		InteractionID: q.ev.interaction, At: now.UTC().Truncate(time.Microsecond), Operation: audit.Readings,
-		Supplier: caller.Supplier(), TokenID: caller.TokenID(), Certificate: caller.Thumbprint(),
-		EAN: asked.ean, Purpose: asked.purpose, Days: asked.days, Fields: asked.fields,
-		Resolution: asked.resolution, Kind: asked.kind, AsOf: q.asked.asOf, Profile: q.s.profile.Digest(),
-	}
 }
 
 // fail makes the metering point one with a problem of its own.
@@ -467,8 +456,7 @@ func (q *querying) served(ctx context.Context) bool {
 
 // take is what came of opening a metering point.
 func (q *querying) take(p *queryPoint, o OpenedUnit) {
-	q.s.metrics.faults.WithLabelValues(faultOutside).Add(float64(o.Outside))
-	q.s.metrics.faults.WithLabelValues(faultDamaged).Add(float64(o.Damaged))
+	q.s.countFaults(&o.Opened)
 	switch {
 	case o.Err == nil:
 		p.answer.series, p.answer.withheld = reconcile(o.Opened, p.answer.withheld)
