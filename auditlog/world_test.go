@@ -146,7 +146,7 @@ func (w *world) startServer() {
 	cert := must(w.ca.Issue(devpki.Leaf{CommonName: "cryptoserver-1", Hosts: []string{"127.0.0.1"}}))(t)
 	s := must(cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cs1", TLS: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Pool()},
-		Allow: map[string][]string{"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
+		Allow: map[string][]string{"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealIdentity": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Reseal": {"custodian"},
 			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"}},
 		Profile: w.profile, SealKeys: w.hsm.SealKeys, Verifier: verifier, Issue: cryptoserver.Issue{Issuer: issuer, Audience: audience},
