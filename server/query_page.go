@@ -66,11 +66,12 @@ func (q *querying) one(ctx context.Context, n int) (*batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer time.AfterFunc(sendTurn, release) // or once it is sent
 	b, err := q.next(ctx, q.place.after, n)
 	if err != nil {
 		return nil, err
 	}
+	b.release = release
 	return b, q.finish(ctx, b)
 }
 

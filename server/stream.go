@@ -414,9 +414,10 @@ func (q *querying) begin(ctx context.Context, j *job, after meter.EAN, n int) (f
 		release()
 		return fail(err)
 	}
+	j.batch.release = release
 	return func() {
 		defer close(j.ended)
-		defer release()
+		defer func() { time.AfterFunc(sendTurn, release) }() // or once it is sent
 		defer cancel()
 		j.err = q.guard(func() error { return q.finish(ctx, j.batch) })
 	}, nil

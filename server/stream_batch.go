@@ -123,6 +123,7 @@ type batch struct {
 	leftOut  uint32    // after the last of the points
 	through  meter.EAN // the last metering point dealt with
 	last     bool      // nothing comes after it
+	release  func()    // of its turn
 }
 
 // queryPoint is what came of one metering point.
@@ -189,8 +190,9 @@ func sameGrant(a, b authz.Grant) bool {
 	})
 }
 
-// erase forgets the readings of the batch.
+// erase forgets the readings of the batch, which are sent, and gives its turn back.
 func (b *batch) erase() {
+	b.release()
 	for _, p := range b.points {
 		p.answer.erase()
 	}
@@ -199,7 +201,7 @@ func (b *batch) erase() {
 // next decides on the next n metering points after a place: the first half of a
 // batch. The facts are read anew, those about the caller too.
 func (q *querying) next(ctx context.Context, after meter.EAN, n int) (*batch, error) {
-	b := &batch{evidence: time.Now()} // before the statements
+	b := &batch{evidence: time.Now(), release: func() {}} // before the statements
 	caller, supplier, err := q.admit(ctx)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -28,17 +29,22 @@ const (
 // fairReport says what a greedy supplier does to the others.
 type fairReport struct {
 	CPUs    int           `json:"cpus"`
-	Slice   time.Duration `json:"slice_ns"`
+	Rounds  int           `json:"rounds"`
+	Slice   time.Duration `json:"slice_ns"` // of each measurement of a round
+	Load    string        `json:"load"`     // average before and after
 	Others  []fairOther   `json:"others"`
 	Greedy  fairGreedy    `json:"greedy"`
 	Refused int64         `json:"greedy_refused"` // 429 and 503
+	// CPU is that of each process while all are together, in CPUs.
+	CPU map[string]float64 `json:"cpu"`
 }
 
 type fairOther struct {
-	Name     string   `json:"name"`
-	Asks     string   `json:"asks"`
-	Alone    fairTook `json:"alone"`
-	Together fairTook `json:"together"`
+	Name   string   `json:"name"`
+	Asks   string   `json:"asks"`
+	Alone  fairTook `json:"alone"`
+	Others fairTook `json:"others"` // the three without the greedy one
+	Beside fairTook `json:"beside"` // and with it
 }
 
 // fairTook are milliseconds, from when a request was due.
@@ -70,9 +76,11 @@ type fairCaller struct {
 	name, asks, url string
 }
 
-// measureFair runs four suppliers on a demo: each of three alone, at an even
-// pace, and all of them while the fourth asks for years of quarter-hours on 64
-// connections, and reads a stream of its whole portfolio over and over.
+// measureFair runs four suppliers on a demo, in rounds: each of three alone, at
+// an even pace, and all of them while the fourth asks for years of quarter-hours
+// on 64 connections, and reads a stream of its whole portfolio over and over.
+// What is alone and what is together take turns, so that others on the machine
+// slow down both.
 func measureFair(ctx context.Context, o options, dir string) (_ *fairReport, err error) {
 	w := &world{bin: o.bin, state: filepath.Join(dir, "state")}
 	defer func() { err = errors.Join(err, w.stop()) }()
@@ -83,43 +91,81 @@ func measureFair(ctx context.Context, o options, dir string) (_ *fairReport, err
 	if err != nil {
 		return nil, err
 	}
-	slice := time.Duration(o.rounds) * o.slice
-	r := &fairReport{CPUs: runtime.NumCPU(), Slice: slice}
+	r := &fairReport{CPUs: runtime.NumCPU(), Rounds: o.rounds, Slice: o.slice, Load: loadAverage(), CPU: map[string]float64{}}
 	for _, c := range others {
-		if err := c.ask(ctx, slice/10, nil); err != nil { // warm
+		if err := c.ask(ctx, o.slice/2, nil); err != nil { // warm
 			return nil, fmt.Errorf("%s: %w", c.name, err)
 		}
-		var took []time.Duration
-		if err := c.ask(ctx, slice, &took); err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
+	}
+	alone, without, with := make([][]time.Duration, len(others)), make([][]time.Duration, len(others)), make([][]time.Duration, len(others))
+	together := func(took [][]time.Duration) error {
+		var wg sync.WaitGroup
+		errs := make([]error, len(others))
+		for i, c := range others {
+			wg.Go(func() {
+				// Not all at the same instants: they know nothing of each other.
+				time.Sleep(o.slice/10 + time.Duration(i)*fairPace/time.Duration(len(others)))
+				errs[i] = c.ask(ctx, o.slice, &took[i])
+			})
 		}
-		r.Others = append(r.Others, fairOther{Name: c.name, Asks: c.asks, Alone: tookOf(took)})
+		wg.Wait()
+		return errors.Join(errs...)
 	}
-	alone, err := greedy.devour(ctx, w.ready.GatewayURL, slice)
-	if err != nil {
-		return nil, err
+	var gotAlone, got devoured
+	for range o.rounds {
+		for i, c := range others {
+			if err := c.ask(ctx, o.slice, &alone[i]); err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+		}
+		if err := together(without); err != nil {
+			return nil, err
+		}
+		if err := greedy.devour(ctx, w.ready.GatewayURL, o.slice/2, &gotAlone); err != nil {
+			return nil, err
+		}
+		before, err := w.fairCPU()
+		if err != nil {
+			return nil, err
+		}
+		done := make(chan error, 1)
+		go func() { done <- together(with) }()
+		err = greedy.devour(ctx, w.ready.GatewayURL, o.slice+o.slice/5, &got)
+		err = errors.Join(err, <-done)
+		after, cpuErr := w.fairCPU()
+		if err := errors.Join(err, cpuErr); err != nil {
+			return nil, err
+		}
+		for name, t := range after {
+			r.CPU[name] += (t - before[name]).Seconds() / (o.slice + o.slice/5).Seconds() / float64(o.rounds)
+		}
 	}
-	r.Greedy.Alone = float64(alone.answers.Load()) / slice.Seconds()
-
-	var wg sync.WaitGroup
-	took, errs := make([][]time.Duration, len(others)), make([]error, len(others))
+	rounds := float64(o.rounds)
 	for i, c := range others {
-		wg.Go(func() {
-			time.Sleep(slice / 10) // the greedy one first
-			errs[i] = c.ask(ctx, slice, &took[i])
-		})
+		r.Others = append(r.Others, fairOther{Name: c.name, Asks: c.asks, Alone: tookOf(alone[i]), Others: tookOf(without[i]), Beside: tookOf(with[i])})
 	}
-	together, err := greedy.devour(ctx, w.ready.GatewayURL, slice+slice/5)
-	wg.Wait()
-	if err := errors.Join(append(errs, err)...); err != nil {
-		return nil, err
-	}
-	for i := range took {
-		r.Others[i].Together = tookOf(took[i])
-	}
-	r.Greedy.Together = float64(together.answers.Load()) / (slice + slice/5).Seconds()
-	r.Greedy.Streams, r.Refused = together.points.Load(), together.refused.Load()
+	r.Greedy.Alone = float64(gotAlone.answers.Load()) / (o.slice / 2).Seconds() / rounds
+	r.Greedy.Together = float64(got.answers.Load()) / (o.slice + o.slice/5).Seconds() / rounds
+	r.Greedy.Streams, r.Refused = got.points.Load(), got.refused.Load()
+	r.Load += ", " + loadAverage()
 	return r, nil
+}
+
+// fairCPU is the CPU time of each process so far.
+func (w *world) fairCPU() (map[string]time.Duration, error) {
+	u := map[string]time.Duration{}
+	var errs [3]error
+	u["gateway"], errs[0] = cpuOf(w.ready.GatewayPID)
+	u["this client"], errs[1] = cpuOf(os.Getpid())
+	u["postgresql"], errs[2] = cpuOfTree(w.ready.PostgresPID)
+	for _, c := range w.ready.Cryptoservers {
+		t, err := cpuOf(c.PID)
+		if err != nil {
+			return nil, err
+		}
+		u["cryptoservers"] += t
+	}
+	return u, errors.Join(errs[:]...)
 }
 
 // fairCallers are the demo's suppliers and two of those of its test metering
@@ -198,21 +244,20 @@ func (c *fairCaller) ask(ctx context.Context, d time.Duration, took *[]time.Dura
 type devoured struct{ answers, refused, points atomic.Int64 }
 
 // devour asks as fast as it is answered, whatever the answer is.
-func (c *fairCaller) devour(ctx context.Context, gateway string, d time.Duration) (*devoured, error) {
+func (c *fairCaller) devour(ctx context.Context, gateway string, d time.Duration, got *devoured) error {
 	if err := c.authorise(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	var got devoured
 	query, err := url.Parse(c.url)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	q := query.Query()
 	body, err := json.Marshal(map[string]any{"from": q.Get("from"), "to": q.Get("to"), "purpose": q.Get("purpose"), "fields": strings.Split(q.Get("fields"), ",")})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	one := func(method, url, body string, read func(*http.Response) error) error {
 		req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
@@ -268,16 +313,22 @@ func (c *fairCaller) devour(ctx context.Context, gateway string, d time.Duration
 		})
 	}
 	wg.Wait()
-	return &got, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 func (r *fairReport) print(w io.Writer) {
-	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "Four suppliers on %d CPUs, each of three asking every %s, for %s; alone, and beside one with %d connections and a stream (load afterwards %s)\n",
-		r.CPUs, fairPace, r.Slice, fairConnections, strings.Join(strings.Fields(string(load))[:1], ""))
-	fmt.Fprintf(w, "%-10s%-30s%12s%12s%12s%12s%12s%10s\n", "supplier", "asks for", "median ms", "99% ms", "beside it", "99% ms", "most ms", "times")
+	fmt.Fprintf(w, "Four suppliers on %d CPUs, each of three asking every %s, in %d rounds of %s; alone, and beside one with %d connections and a stream (load before and after: %s)\n",
+		r.CPUs, fairPace, r.Rounds, r.Slice, fairConnections, r.Load)
+	fmt.Fprintf(w, "%-10s%-30s%-20s%-20s%-30s%8s\n%40s%-20s%-20s%-30s\n", "supplier", "asks for", "alone", "the three", "and the greedy one", "times", "",
+		"median 99% ms", "median 99% ms", "median 99% most ms")
 	for _, o := range r.Others {
-		fmt.Fprintf(w, "%-10s%-30s%12.1f%12.1f%12.1f%12.1f%12.1f%10.2f\n", o.Name, o.Asks, o.Alone.Median, o.Alone.P99, o.Together.Median, o.Together.P99, o.Together.Most, o.Together.P99/o.Alone.P99)
+		fmt.Fprintf(w, "%-10s%-30s%-20s%-20s%-30s%8.2f\n", o.Name, o.Asks, fmt.Sprintf("%.1f %.1f", o.Alone.Median, o.Alone.P99), fmt.Sprintf("%.1f %.1f", o.Others.Median, o.Others.P99),
+			fmt.Sprintf("%.1f %.1f %.1f", o.Beside.Median, o.Beside.P99, o.Beside.Most), o.Beside.P99/o.Alone.P99)
 	}
 	fmt.Fprintf(w, "the greedy one: %.1f years of quarter-hours a second alone, %.1f beside the others, %d refused, %d metering points streamed\n", r.Greedy.Alone, r.Greedy.Together, r.Refused, r.Greedy.Streams)
+	fmt.Fprint(w, "CPUs taken while together:")
+	for _, name := range slices.Sorted(maps.Keys(r.CPU)) {
+		fmt.Fprintf(w, " %s %.2f", name, r.CPU[name])
+	}
+	fmt.Fprintln(w)
 }
