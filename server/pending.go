@@ -11,11 +11,6 @@ import (
 // here yet.
 var errPending = errors.New("this operation is not served yet")
 
-// GetOversight answers GET /v1/oversight.
-func (s *Server) GetOversight(context.Context, openapi.GetOversightRequestObject) (openapi.GetOversightResponseObject, error) {
-	return nil, fail(internalError, errPending)
-}
-
 // GetConnection answers GET /v1/metering-points/{ean}/connection.
 func (s *Server) GetConnection(context.Context, openapi.GetConnectionRequestObject) (openapi.GetConnectionResponseObject, error) {
 	return nil, fail(internalError, errPending)

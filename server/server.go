@@ -219,6 +219,7 @@ type Config struct {
 	Many           Many
 	Feed           Feed
 	Health         Health
+	Overseer       Overseer
 	Version        string        // of the gateway
 	CursorKeys     [][32]byte    // 1 to 8, the same at all gateways; the first one seals
 	PublicURL      string        // https://host:port, for links
@@ -247,6 +248,7 @@ type Server struct {
 	many       Many
 	feed       Feed
 	health     Health
+	overseer   Overseer
 	version    string
 	started    time.Time
 	cursors    cursors
@@ -275,7 +277,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil, c.Identities == nil,
-		c.Sealer == nil, c.Steps == nil, c.Register == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Register == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Overseer == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -289,7 +291,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener, identities: c.Identities,
-		sealer: c.Sealer, steps: c.Steps, register: c.Register, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, version: c.Version, started: c.Now(), public: public, timeout: c.RequestTimeout,
+		sealer: c.Sealer, steps: c.Steps, register: c.Register, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, overseer: c.Overseer, version: c.Version, started: c.Now(), public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {
@@ -423,7 +425,7 @@ var routes = []route{
 	},
 	{
 		method: http.MethodGet, path: "/v1/oversight", token: true,
-		query: []string{"from", "to"},
+		query: []string{"from", "to"}, check: checkOversight,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetOversight },
 	},
 	{

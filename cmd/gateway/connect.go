@@ -121,6 +121,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Many:           connectMany(db, pool, profile),
 		Feed:           feed{db},
 		Health:         health{db, pool, profile.Digest()},
+		Overseer:       overseer{db, profile.Location()},
 		Version:        version,
 		CursorKeys:     cursorKeys,
 		PublicURL:      cfg.PublicURL,
