@@ -1,6 +1,8 @@
 package postgres_test
 
 import (
+	"flag"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -180,4 +182,48 @@ func TestOversightPlans(t *testing.T) {
 			}
 		}
 	}
+}
+
+var hours = flag.Int("hours", 0, "rows of TestOversightMany, of 500 parties; 0: not run")
+
+// TestOversightMany measures: what is asked of the counts takes no longer with
+// months of them.
+//
+//	go test ./internal/postgres -run TestOversightMany -v -hours 1100000
+func TestOversightMany(t *testing.T) {
+	if *hours == 0 {
+		t.Skip("say how many: -hours 1100000")
+	}
+	d := pgtest.New(t)
+	owner := d.Open(t, migrations.RoleOwner)
+	for _, s := range []string{
+		fmt.Sprintf(`INSERT INTO access_hour SELECT %d, 'e' || p, TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', 2, 1, 1, 0, 1, 0, now() FROM generate_series(1, 500) p, generate_series(1, %d) h`, gln(9).Int64(), *hours/500),
+		`INSERT INTO employee_day SELECT 'e' || p, DATE '2026-01-01' + d, 5 FROM generate_series(1, 500) p, generate_series(1, 92) d`,
+		`ANALYZE`,
+	} {
+		if _, err := owner.ExecContext(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := must(postgres.NewAuditor(t.Context(), postgres.Config{DSN: d.URL(migrations.RoleAuditor)}))
+	t.Cleanup(func() { _ = a.Close() })
+	g := must(postgres.NewGateway(t.Context(), postgres.Config{DSN: d.URL(migrations.RoleGateway)}))
+	t.Cleanup(func() { _ = g.Close() })
+	zone := profile().Location()
+	end := meter.DayOf(time.Date(2026, 1, 1, 0, 0, 0, 0, zone).Add(time.Duration(*hours/500)*time.Hour), zone)
+	measure := func(what string, f func()) {
+		f() // from the disk
+		began := time.Now()
+		f()
+		t.Logf("%s: %s", what, time.Since(began).Round(time.Millisecond))
+	}
+	for _, n := range []meter.Day{1, 7, 31} {
+		measure(fmt.Sprintf("overview of %d days", int(n)), func() {
+			must(g.Overview(t.Context(), zone, meter.DayRange{From: end - n, To: end}))
+		})
+	}
+	measure("hours of a day", func() { must(a.Hours(t.Context(), (end - 1).Start(zone))) })
+	measure("four weeks of two parties", func() {
+		must(a.HoursOf(t.Context(), []oversight.Party{{GLN: gln(9), Employee: "e7"}, {GLN: gln(9), Employee: "e9"}}, (end - 29).Start(zone)))
+	})
 }
