@@ -18,8 +18,8 @@ import (
 
 type keysEraseCmd struct {
 	target
-	EAN           eanFlag `name:"ean" placeholder:"EAN" xor:"which" required:"" help:"Everything of a metering point (EAN-18)."`
-	PastRetention bool    `xor:"which" required:"" help:"Everything of months that are past the retention of the market profile."`
+	EAN           eanFlag `name:"ean" placeholder:"EAN" xor:"which" required:"" help:"Everything of a metering point (EAN-18), names and addresses included."`
+	PastRetention bool    `xor:"which" required:"" help:"All readings of months that are past the retention of the market profile."`
 	Occupancy     dayFlag `placeholder:"DAY" help:"With --ean: only the occupancy that began on this day."`
 	Yes           bool    `help:"Do not ask."`
 }

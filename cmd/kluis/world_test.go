@@ -109,7 +109,7 @@ func newWorld(t *testing.T) *world {
 	}
 	server, err := cryptoserver.New(t.Context(), cryptoserver.Config{
 		ID: "cryptoserver-1", TLS: tls, Profile: w.profile, SealKeys: h.SealKeys,
-		Allow: map[string][]string{"Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
+		Allow: map[string][]string{"Mint": {"ingest", "custodian"}, "Seal": {"ingest"}, "SealIdentity": {"ingest"}, "SealStep": {"registrar"}, "SealSupplier": {"registrar"},
 			"SignControl": {"custodian"}, "PutControl": {"custodian"}, "Rewrap": {"custodian"}, "Reseal": {"custodian"}, "Status": {"custodian"},
 			"ReadJournal": {"auditor"}, "SignCheckpoint": {"auditor"}},
 		Verifier: nobody{},
