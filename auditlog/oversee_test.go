@@ -183,7 +183,7 @@ func TestOversight(t *testing.T) {
 
 	// A row that is altered before the next check is found by it.
 	w.refuse(time.Now())
-	a, stop = auditingUnchecked(w)
+	_, stop = auditingUnchecked(w)
 	last := must(w.store.LastCheckpoint(t.Context()))(t).Size
 	for end := time.Now().Add(20 * time.Second); must(w.store.LastCheckpoint(t.Context()))(t).Size == last && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)

@@ -118,6 +118,18 @@ func TestAudit(t *testing.T) {
 	if out := w.must("audit", "verify"); !strings.Contains(out, "VERDICT: nothing was altered.") || !strings.Contains(out, "1 access records") {
 		t.Error(out)
 	}
+	// What it found, and of how much, is noted for oversight.
+	owner := w.db.Open(t, migrations.RoleOwner)
+	noted := func() (whole bool, size int64, findings string) {
+		t.Helper()
+		if err := owner.QueryRowContext(t.Context(), `SELECT whole, size, findings FROM audit_result ORDER BY at DESC LIMIT 1`).Scan(&whole, &size, &findings); err != nil {
+			t.Fatal(err)
+		}
+		return whole, size, findings
+	}
+	if whole, size, findings := noted(); !whole || size != report.Signed || findings != "[]" {
+		t.Errorf("%v, %d leaves, %s", whole, size, findings)
+	}
 	if out := w.must("audit", "verify", "--export", t.TempDir()); !strings.Contains(out, "as far as the database alone can tell") {
 		t.Error(out)
 	}
@@ -135,12 +147,15 @@ func TestAudit(t *testing.T) {
 		}
 	}
 
-	if _, err := w.db.Open(t, migrations.RoleOwner).ExecContext(t.Context(), `DELETE FROM access_log`); err != nil {
+	if _, err := owner.ExecContext(t.Context(), `DELETE FROM access_log`); err != nil {
 		t.Fatal(err)
 	}
 	code, out, complaint := w.kluis("audit", "verify")
 	if code != exitFindings || !strings.Contains(out, "FINDING  row-missing: 1") || !strings.Contains(out, id.String()) || !strings.Contains(out, "VERDICT: FINDINGS") || complaint != "" {
 		t.Errorf("exit code %d: %s%s", code, out, complaint)
+	}
+	if _, _, findings := noted(); findings != `[{"code": "row-missing", "count": 1}]` {
+		t.Error(findings)
 	}
 	if code, _, _ := w.kluis("audit", "prove", "--interaction", id.String()); code != exitFailed {
 		t.Errorf("a proof of a record that is gone: %d", code)
