@@ -163,9 +163,6 @@ func (v *view) Term(name string) (map[string]string, error) {
 	return map[string]string{"ID": fmt.Sprintf("term-%d", v.terms), "Word": allTexts.in(v.Lang, "term."+name), "Means": allTexts.in(v.Lang, "term."+name+".means")}, nil
 }
 
-// Minutes are how long a session goes on without a click, for the notice.
-func (v *view) Minutes() int { return int(time.Until(v.Session.IdleEnds).Minutes()) }
-
 // funcs are what templates can call besides their data.
 func (p *Portal) funcs(lang string) template.FuncMap {
 	zone := p.profile.Location()

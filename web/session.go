@@ -63,7 +63,7 @@ func (p *Portal) newSessions() *scs.SessionManager {
 	m := scs.New()
 	m.Store, m.Codec = vault{p}, scs.GobCodec{}
 	m.HashTokenInStore = true
-	m.IdleTimeout, m.Lifetime = p.config.Idle, p.config.Absolute
+	m.Lifetime = p.config.Absolute
 	m.Cookie = scs.SessionCookie{Name: cookieName, Path: "/", HttpOnly: true, Secure: true, SameSite: http.SameSiteLaxMode}
 	return m
 }
@@ -87,17 +87,21 @@ func (p *Portal) findSession(r *http.Request, click bool) (*session, error) {
 	if err := json.Unmarshal(raw, &s.Employee); err != nil {
 		return nil, fmt.Errorf("a session's employee: %w", err)
 	}
-	// scs forgets by the wall clock, and the store by ours: both must agree.
-	if !p.now().Before(s.Ends) {
-		return nil, nil
-	}
-	s.IdleEnds = s.Ends
+	s.IdleEnds = p.idleEnds(s.Ends)
 	if click {
-		if _, s.IdleEnds, err = p.sessions.Commit(ctx); err != nil {
+		if _, _, err = p.sessions.Commit(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// idleEnds is when a session that goes on now ends without a further click.
+func (p *Portal) idleEnds(deadline time.Time) time.Time {
+	if idle := p.now().Add(p.config.Idle); idle.Before(deadline) {
+		return idle
+	}
+	return deadline
 }
 
 // begin begins a session, under an id that nobody knew before, and sets its
@@ -112,6 +116,7 @@ func (p *Portal) begin(w http.ResponseWriter, r *http.Request, e Employee) error
 	if err != nil {
 		return err
 	}
+	p.sessions.SetDeadline(ctx, p.now().Add(p.config.Absolute).UTC())
 	p.sessions.Put(ctx, employeeKey, raw)
 	token, expires, err := p.sessions.Commit(ctx)
 	if err != nil {
@@ -168,11 +173,17 @@ func (v vault) FindCtx(ctx context.Context, key string) ([]byte, bool, error) {
 	return data, true, nil
 }
 
-func (v vault) CommitCtx(ctx context.Context, key string, data []byte, expires time.Time) error {
+// CommitCtx reckons the end by the portal's clock; scs knows the system's alone.
+func (v vault) CommitCtx(ctx context.Context, key string, data []byte, _ time.Time) error {
 	id, err := idOf(key)
 	if err != nil {
 		return err
 	}
+	deadline, _, err := v.p.sessions.Codec.Decode(data)
+	if err != nil {
+		return err
+	}
+	expires := v.p.idleEnds(deadline)
 	sealed := v.p.sealed("session", id, data)
 	if subject, ok := ctx.Value(beginning{}).([]byte); ok {
 		return v.p.store.AddSession(ctx, id, subject, sealed, expires)

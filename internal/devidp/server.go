@@ -65,7 +65,7 @@ var ErrNotLocal = errors.New("the development identity provider asks nobody for 
 
 // NewServer serves the provider to one client, with the id Audience, which is sent
 // back to redirect. Both must be on loopback addresses: ErrNotLocal.
-func NewServer(p *Provider, redirect string, employees []Employee, log *slog.Logger) (*Server, error) {
+func NewServer(p *Provider, redirect string, employees []Employee, now func() time.Time, log *slog.Logger) (*Server, error) {
 	issuer, err := url.Parse(p.url)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func NewServer(p *Provider, redirect string, employees []Employee, log *slog.Log
 			return nil, ErrNotLocal
 		}
 	}
-	return &Server{provider: p, issuer: issuer, redirect: redirect, employees: employees, now: time.Now, log: log, codes: map[string]grant{}}, nil
+	return &Server{provider: p, issuer: issuer, redirect: redirect, employees: employees, now: now, log: log, codes: map[string]grant{}}, nil
 }
 
 // Serve serves on l, over TLS, until ctx ends. l must be the loopback address that

@@ -82,7 +82,7 @@ func (d *demo) startIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, err := devidp.NewServer(provider, d.progress.portalURL()+"/login/callback", devidp.Employees(), slog.New(slog.NewJSONHandler(log, nil)))
+	server, err := devidp.NewServer(provider, d.progress.portalURL()+"/login/callback", devidp.Employees(), time.Now, slog.New(slog.NewJSONHandler(log, nil)))
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}

@@ -121,7 +121,7 @@ func create(t testing.TB, from string) *DB {
 		// Privileges on a database are not cloned with it.
 		statements = append(statements,
 			"REVOKE ALL ON DATABASE "+name+" FROM PUBLIC",
-			"GRANT CONNECT ON DATABASE "+name+" TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian, kluis_auditor",
+			"GRANT CONNECT ON DATABASE "+name+" TO kluis_gateway, kluis_issuer, kluis_ingest, kluis_registrar, kluis_custodian, kluis_auditor, kluis_portal",
 		)
 	}
 	for _, s := range statements {
