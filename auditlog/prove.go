@@ -2,6 +2,7 @@ package auditlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -110,13 +111,11 @@ func prove(ctx context.Context, r Reader, l Log, c checkpoint.Checkpoint, k leaf
 	if rows[0] == nil {
 		return Proof{}, fmt.Errorf("leaf %d is of an access record that is not there any more: run kluis audit verify", k.Index)
 	}
-	hashes, err := tlog.ProveRecord(int64(c.Size), k.Index, hashReader(ctx, r))
-	if err != nil {
-		return Proof{}, err
-	}
-	// What does not check here checks nowhere.
-	if err := tlog.CheckRecord(hashes, int64(c.Size), tlog.Hash(c.Root), k.Index, rows[0].Hash()); err != nil {
+	hashes, err := leaf.Prove(int64(c.Size), tlog.Hash(c.Root), k.Index, rows[0], hashReader(ctx, r))
+	if errors.Is(err, leaf.ErrAltered) {
 		return Proof{}, fmt.Errorf("the access record of leaf %d is not what was logged: run kluis audit verify", k.Index)
+	} else if err != nil {
+		return Proof{}, err
 	}
 	return Proof{Format: ProofFormat, Origin: l.Origin, Index: k.Index, Salt: rows[0].Salt, Record: rows[0].Content, Receipt: rows[0].Receipt, Hashes: hashes}, nil
 }

@@ -188,6 +188,24 @@ func (s *Server) renderAccess(ev *event, q accessQuery, now time.Time, a authz.A
 		f, _ := s.profile.FieldByCode(code)
 		return f.Name
 	}
+	out.Granted = append(out.Granted, s.renderGranted(a)...)
+	for _, w := range a.Withheld() {
+		out.Withheld = append(out.Withheld, openapi.AccessWithheld{
+			Purpose: openapi.Purpose(w.Purpose.String()), Field: name(w.Field), From: date(w.Days.From), To: date(w.Days.To),
+			Reason: openapi.WithheldReason(w.Reason.String()),
+		})
+	}
+	for _, r := range stored {
+		out.Stored = append(out.Stored, openapi.AccessStored{
+			Field: name(r.Field), From: date(r.Days.From), To: date(r.Days.To),
+			Resolution: openapi.Resolution(r.Resolution.String()), LastStoredAt: r.LastStored.UTC().Truncate(time.Second),
+		})
+	}
+	return out
+}
+
+// renderGranted lists what may be read, by purpose, field and day.
+func (s *Server) renderGranted(a authz.Access) []openapi.AccessGranted {
 	type line struct {
 		authz.AccessItem
 		days meter.DayRange
@@ -201,24 +219,14 @@ func (s *Server) renderAccess(ev *event, q accessQuery, now time.Time, a authz.A
 	slices.SortStableFunc(lines, func(x, y line) int {
 		return cmp.Or(cmp.Compare(x.Purpose, y.Purpose), cmp.Compare(x.Field, y.Field), cmp.Compare(x.days.From, y.days.From))
 	})
-	for _, l := range lines {
-		out.Granted = append(out.Granted, openapi.AccessGranted{
-			Purpose: openapi.Purpose(l.Purpose.String()), Field: name(l.Field), From: date(l.days.From), To: date(l.days.To),
+	out := make([]openapi.AccessGranted, len(lines)) // [] and not null
+	for i, l := range lines {
+		f, _ := s.profile.FieldByCode(l.Field)
+		out[i] = openapi.AccessGranted{
+			Purpose: openapi.Purpose(l.Purpose.String()), Field: f.Name, From: date(l.days.From), To: date(l.days.To),
 			LegalBasis: openapi.LegalBasis(l.Basis.String()), Rule: l.Rule,
 			Granularity: openapi.Resolution(l.Granularity.String()), ReadingKind: openapi.ReadingKind(l.Kind.String()),
-		})
-	}
-	for _, w := range a.Withheld() {
-		out.Withheld = append(out.Withheld, openapi.AccessWithheld{
-			Purpose: openapi.Purpose(w.Purpose.String()), Field: name(w.Field), From: date(w.Days.From), To: date(w.Days.To),
-			Reason: openapi.WithheldReason(w.Reason.String()),
-		})
-	}
-	for _, r := range stored {
-		out.Stored = append(out.Stored, openapi.AccessStored{
-			Field: name(r.Field), From: date(r.Days.From), To: date(r.Days.To),
-			Resolution: openapi.Resolution(r.Resolution.String()), LastStoredAt: r.LastStored.UTC().Truncate(time.Second),
-		})
+		}
 	}
 	return out
 }

@@ -61,7 +61,7 @@ type Candidate struct {
 	LegalFile authz.StoredFile
 }
 
-// Rows fetches ciphertext, or looks for it. There is no way to either without
+// Rows fetches ciphertext, or looks for it. There is no way to fetch any without
 // a Grant.
 type Rows interface {
 	// Blocks returns the current versions of exactly the granted blocks, and
@@ -71,6 +71,8 @@ type Rows interface {
 	// Stored says which of the stored days that grants of one metering point
 	// read are there, without fetching them: ascending by field and day.
 	Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun, error)
+	// Inventory says which days are stored, for who may know that and no more.
+	Inventory(ctx context.Context, i authz.Inventory) ([]StoredRun, error)
 }
 
 // StoredRun is a run of days of a field, each of which has a stored block that
@@ -216,6 +218,7 @@ type Config struct {
 	Register       Register
 	Recorder       Recorder
 	AccessLog      AccessLog
+	Proofs         LogProofs
 	Many           Many
 	Feed           Feed
 	Health         Health
@@ -245,6 +248,7 @@ type Server struct {
 	register   Register
 	recorder   Recorder
 	accesses   AccessLog
+	proofs     LogProofs
 	many       Many
 	feed       Feed
 	health     Health
@@ -277,7 +281,7 @@ type Server struct {
 func New(c Config) (*Server, error) {
 	switch {
 	case c.Profile == nil, c.SealKeys == nil, c.Tokens == nil, c.Facts == nil, c.Rows == nil, c.Opener == nil, c.Identities == nil,
-		c.Sealer == nil, c.Steps == nil, c.Register == nil, c.Recorder == nil, c.AccessLog == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Overseer == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
+		c.Sealer == nil, c.Steps == nil, c.Register == nil, c.Recorder == nil, c.AccessLog == nil, c.Proofs == nil, !c.Many.whole(), c.Feed == nil, c.Health == nil, c.Overseer == nil, c.Now == nil, c.Log == nil, c.Metrics == nil:
 		return nil, errors.New("server: a part is missing from the configuration")
 	case c.RequestTimeout <= 0:
 		return nil, errors.New("server: the request timeout must be positive")
@@ -291,7 +295,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		profile: c.Profile, seals: c.SealKeys, tokens: c.Tokens, facts: c.Facts, rows: c.Rows, opener: c.Opener, identities: c.Identities,
-		sealer: c.Sealer, steps: c.Steps, register: c.Register, recorder: c.Recorder, accesses: c.AccessLog, many: c.Many, feed: c.Feed, health: c.Health, overseer: c.Overseer, version: c.Version, started: c.Now(), public: public, timeout: c.RequestTimeout,
+		sealer: c.Sealer, steps: c.Steps, register: c.Register, recorder: c.Recorder, accesses: c.AccessLog, proofs: c.Proofs, many: c.Many, feed: c.Feed, health: c.Health, overseer: c.Overseer, version: c.Version, started: c.Now(), public: public, timeout: c.RequestTimeout,
 		turns: newTurns(c.Limits.Turns, time.Now), now: c.Now, log: c.Log,
 	}
 	if s.cursors, err = newCursors(c.CursorKeys); err != nil {

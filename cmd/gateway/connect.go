@@ -118,6 +118,7 @@ func connect(ctx context.Context, cfg config.Gateway, log *slog.Logger, reg prom
 		Register:       register{db},
 		Recorder:       db,
 		AccessLog:      accesses{db},
+		Proofs:         proofs{db, keys},
 		Many:           connectMany(db, pool, profile),
 		Feed:           feed{db},
 		Health:         health{db, pool, profile.Digest()},
@@ -183,6 +184,15 @@ type rows struct{ *postgres.Gateway }
 
 func (r rows) Stored(ctx context.Context, grants []authz.Grant) ([]server.StoredRun, error) {
 	found, err := r.Gateway.Stored(ctx, grants)
+	out := make([]server.StoredRun, len(found))
+	for i, run := range found {
+		out[i] = server.StoredRun(run)
+	}
+	return out, err
+}
+
+func (r rows) Inventory(ctx context.Context, i authz.Inventory) ([]server.StoredRun, error) {
+	found, err := r.Gateway.Inventory(ctx, i)
 	out := make([]server.StoredRun, len(found))
 	for i, run := range found {
 		out[i] = server.StoredRun(run)

@@ -34,6 +34,7 @@ type Gateway struct {
 
 	many    manyStatements
 	changes changeStatements
+	proofs  proofStatements
 }
 
 const (
@@ -127,6 +128,7 @@ func NewGateway(ctx context.Context, c Config) (*Gateway, error) {
 	g := &Gateway{store: *s}
 	statements := g.many.all()
 	maps.Copy(statements, g.changes.all())
+	maps.Copy(statements, g.proofs.all())
 	maps.Copy(statements, map[**sqlx.Stmt]string{
 		&g.supplier:    querySupplier,
 		&g.legalFile:   queryStoredFile,
@@ -408,6 +410,11 @@ func (g *Gateway) Stored(ctx context.Context, grants []authz.Grant) ([]StoredRun
 			sets[r.Field] = append(sets[r.Field], r.Days.Ranges()...)
 		}
 	}
+	return g.storedDays(ctx, ean, sets)
+}
+
+func (g *Gateway) storedDays(ctx context.Context, ean meter.EAN, sets map[meter.FieldCode][]meter.DayRange) ([]StoredRun, error) {
+	const op = "stored days"
 	var fields, from, to []int64
 	for field, days := range sets {
 		for _, run := range meter.NewDaySet(days...).Ranges() {
