@@ -67,6 +67,9 @@ func (c *Custodian) Reapply(ctx context.Context, progress func(Reapplied)) (Reap
 		if sequence, ok := index[k.ID]; ok {
 			return sequence
 		}
+		if k.Class == meter.Identity {
+			return 0 // erased by name only
+		}
 		first := uint64(0)
 		for sequence, month := range months {
 			if k.Month < month && (first == 0 || sequence < first) {

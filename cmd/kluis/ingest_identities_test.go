@@ -67,6 +67,7 @@ func TestIngestIdentities(t *testing.T) {
 	// for readings.
 	keys := w.count("data_key")
 	w.must("keys", "erase", "--past-retention", "--yes")
+	w.must("keys", "reapply")
 	if w.count("data_key") != keys {
 		t.Error("names and addresses were erased with old readings")
 	}
