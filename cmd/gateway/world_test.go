@@ -199,7 +199,7 @@ func (p *pool) start(i int) error {
 			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.operator.Pool(),
 		},
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "SignStaffToken": {"issuer"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"},
+			"Open": {"gateway"}, "SignStaffToken": {"issuer"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"},
 			"SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"},
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
@@ -422,6 +422,7 @@ func (w *world) serve(o options) {
 	w.tap = &tap{Facts: parts.Facts, Rows: parts.Rows, Opener: parts.Opener, Sealer: parts.Sealer, Recorder: parts.Recorder}
 	parts.Facts, parts.Rows, parts.Opener, parts.Sealer, parts.Recorder = w.tap, w.tap, w.tap, w.tap, w.tap
 	parts.Steps = stepsTap{parts.Steps, w.tap}
+	parts.Register = registerTap{parts.Register, w.tap}
 	parts.AccessLog = logTap{w.tap, parts.AccessLog}
 	if o.now != nil {
 		parts.Now = o.now
@@ -765,6 +766,10 @@ type tap struct {
 	store  func(context.Context, server.NewStep, server.Steps) error
 	logged func(context.Context) error
 	names  func(context.Context) error
+
+	register func(context.Context) error
+	suspend  func(context.Context, server.SupplierStepRequest, server.Sealer) ([]byte, error)
+	keep     func(context.Context, func(context.Context) error) error
 }
 
 func (p *tap) note(call string) {

@@ -685,7 +685,7 @@ func TestDatabaseRoles(t *testing.T) {
 	}
 	tables = append(tables, months...)
 	may := map[string]map[string]string{
-		"kluis_gateway": {"supplier": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
+		"kluis_gateway": {"supplier": "SI", "audit_checkpoint": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
 			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI"},
 		"kluis_issuer": {"supplier": "S"},
 		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
