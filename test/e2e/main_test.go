@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,9 +42,12 @@ type suite struct {
 	share sync.Once
 	world *world
 	err   error
+
+	keys    atomic.Pointer[string] // the folder that keepKeys filled
+	private chan struct{}          // a place for each private world there may be
 }
 
-var run suite
+var run = suite{private: make(chan struct{}, 3)}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -120,7 +124,9 @@ func (s *suite) bin(ctx context.Context) (string, error) {
 func sharedWorld(t testing.TB) *world {
 	t.Helper()
 	run.share.Do(func() {
-		run.world, run.err = startWorld(context.Background(), filepath.Join(run.dir, "shared"))
+		if run.world, run.err = startWorld(context.Background(), filepath.Join(run.dir, "shared")); run.err == nil {
+			run.err = run.world.keepKeys(filepath.Join(run.dir, "keys"))
+		}
 	})
 	if run.err != nil {
 		t.Fatal(run.err)
@@ -128,15 +134,23 @@ func sharedWorld(t testing.TB) *world {
 	return run.world
 }
 
-// privateWorld is a demo of the test's own, stopped and searched at its end.
+// privateWorld is a demo of the test's own, stopped and searched at its end. Its
+// keys are copies of those of the shared one, if that is there.
 func privateWorld(t testing.TB) *world {
 	t.Helper()
+	run.private <- struct{}{}
+	t.Cleanup(func() { <-run.private })
 	dir, err := os.MkdirTemp(run.dir, "private-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
+	}
+	if keys := run.keys.Load(); keys != nil {
+		if err := copyKeys(*keys, filepath.Join(dir, "state")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
