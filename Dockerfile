@@ -2,6 +2,7 @@
 #
 #   docker build --target gateway      -t kluis/gateway .
 #   docker build --target issuer       -t kluis/issuer .
+#   docker build --target portal       -t kluis/portal .
 #   docker build --target cryptoserver -t kluis/cryptoserver .
 #   docker build --target kluis        -t kluis/kluis .
 #
@@ -14,7 +15,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=unknown
-RUN for p in gateway issuer kluis; do \
+RUN for p in gateway issuer portal kluis; do \
       CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/$p ./cmd/$p || exit 1; \
     done
 RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/cryptoserver ./cmd/cryptoserver
@@ -33,6 +34,14 @@ COPY --from=build /out/issuer /issuer
 USER 65532:65532
 ENTRYPOINT ["/issuer"]
 CMD ["--config", "/etc/kluis/issuer.yaml"]
+
+FROM scratch AS portal
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/passwd /etc/passwd
+COPY --from=build /out/portal /portal
+USER 65532:65532
+ENTRYPOINT ["/portal"]
+CMD ["--config", "/etc/kluis/portal.yaml"]
 
 FROM scratch AS kluis
 COPY --from=build /out/passwd /etc/passwd

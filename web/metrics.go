@@ -20,7 +20,7 @@ type metrics struct {
 	signIns  *prometheus.CounterVec
 }
 
-func newMetrics(reg *prometheus.Registry) *metrics {
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	buckets := []float64{.005, .01, .025, .05, .1, .2, .4, .8, 1.6, 3.2, 6.4, 12.8}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_requests_total", Help: "Requests, by route and status."}, []string{"route", "status"}),
@@ -29,8 +29,12 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_tokens_total", Help: "Access tokens asked of the issuer, by outcome."}, []string{"outcome"}),
 		signIns:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_sign_ins_total", Help: "Employees who came back from the identity provider, by outcome."}, []string{"outcome"}),
 	}
-	reg.MustRegister(m.requests, m.seconds, m.calls, m.tokens, m.signIns)
-	return m
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.calls, m.tokens, m.signIns} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
 func (m *metrics) request(route string, status int, took time.Duration) {

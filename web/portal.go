@@ -48,7 +48,7 @@ type Config struct {
 	AuditKeys   []*ecdsa.PublicKey
 
 	Language string // nl or en
-	Registry *prometheus.Registry
+	Registry prometheus.Registerer
 	Log      *slog.Logger
 	Now      func() time.Time
 }
@@ -88,7 +88,9 @@ func New(c Config) (*Portal, error) {
 	if p.seal, err = newSeal(c.SessionKey); err != nil {
 		return nil, err
 	}
-	p.metrics = newMetrics(c.Registry)
+	if p.metrics, err = newMetrics(c.Registry); err != nil {
+		return nil, err
+	}
 	p.sessions = p.newSessions()
 	if p.errands, err = newErrands(c, p.metrics); err != nil {
 		return nil, err

@@ -79,3 +79,17 @@ func TestNothingInline(t *testing.T) {
 		}
 	}
 }
+
+// TestStylesBringNoPictures: the policy would stop them.
+func TestStylesBringNoPictures(t *testing.T) {
+	t.Parallel()
+	s, err := newStatic()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, a := range s.files {
+		if strings.HasSuffix(name, ".css") && (strings.Contains(string(a.body), "url(") || strings.Contains(string(a.body), "@import")) {
+			t.Errorf("%s has a picture, or an address", name)
+		}
+	}
+}

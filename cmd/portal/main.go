@@ -99,7 +99,7 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	log.Info("ready", "address", listener.Addr().String(), "url", cfg.PublicURL, "metrics", metrics.Addr().String())
+	log.Info("ready", "address", listener.Addr().String(), "url", cfg.PublicURL, "metrics_address", metrics.Addr().String())
 	err = portal.Serve(ctx, listener, pageTLS, drainTimeout)
 	log.Info("stopped")
 	return err

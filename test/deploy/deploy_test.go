@@ -358,7 +358,7 @@ func TestEveryMetricExists(t *testing.T) {
 	found := map[string]bool{}
 	for m := range have {
 		m = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(m, "_bucket"), "_sum"), "_count")
-		for _, prefix := range []string{"kluis_gateway_", "kluis_hsm_", "kluis_cryptoserver_", "kluis_pool_", "kluis_custodian_", "kluis_auditor_", "kluis_audit_"} {
+		for _, prefix := range []string{"kluis_gateway_", "kluis_hsm_", "kluis_cryptoserver_", "kluis_pool_", "kluis_custodian_", "kluis_auditor_", "kluis_audit_", "kluis_portal_"} {
 			if strings.HasPrefix(m, prefix) && !used[m] && !used[m+"_bucket"] {
 				t.Errorf("%s is measured and nowhere shown", m)
 			}

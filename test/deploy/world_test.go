@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,6 +32,7 @@ import (
 	"kluis/internal/testing/pgtest"
 	"kluis/meter"
 	"kluis/migrations"
+	"kluis/web"
 )
 
 func TestMain(m *testing.M) { os.Exit(hsmtest.Main(suite{m})) }
@@ -92,6 +94,43 @@ func start(t *testing.T, args ...string) process {
 		t.Fatalf("%s is not ready after a minute", filepath.Base(args[0]))
 	}
 	return process{}
+}
+
+// startPortal runs the customer-service portal, and has nobody sign in: what it
+// would measure then, it tells seen.
+func startPortal(t *testing.T, bin, dir string, files func(name, cn string, hosts ...string) config.TLS, profileFile, sealKeysFile, database string, seen registrations) process {
+	t.Helper()
+	key := filepath.Join(dir, "session-key")
+	if err := os.WriteFile(key, []byte(strings.Repeat("5e", 32)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pages, api := files("portal-server", "portal", "127.0.0.1"), files("portal", "portal")
+	c := config.Portal{
+		Listen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", PublicURL: "https://portal.test",
+		TLS:         config.Identity{CertificateFile: pages.CertificateFile, KeyFile: pages.KeyFile},
+		API:         config.PortalAPI{Gateway: "https://gateway.test", Issuer: "https://issuer.test", TLS: api},
+		OperatorGLN: "8716867000009",
+		OIDC:        config.OIDC{Issuer: "https://login.test", ClientID: "portal", RoleClaim: "roles", NameClaim: "name", Roles: config.Roles{Agent: []string{"agent"}}},
+		DatabaseURL: database, SessionKeyFile: key, Idle: config.Duration(time.Minute), Absolute: config.Duration(time.Hour),
+		ProfileFile: profileFile, Audit: config.PortalAudit{Origin: "kluis.test/audit", KeysFile: sealKeysFile}, Language: "nl",
+	}
+	file := filepath.Join(dir, "portal.yaml")
+	if err := config.Write(file, c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := web.New(web.Config{
+		PublicURL: c.PublicURL, Gateway: c.API.Gateway, Issuer: c.API.Issuer, ClientTLS: must(config.ClientTLS(api))(t), SessionKey: [32]byte{1},
+		Profile: must(meter.ParseProfile(meter.NL()))(t), Registry: seen, Log: slog.New(slog.DiscardHandler),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, bin+"portal", "--config", file)
+	res := must((&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}).Get("https://" + p.address + "/healthz"))(t)
+	res.Body.Close()
+	if res.StatusCode != http.StatusMisdirectedRequest { // the name is another
+		t.Fatalf("portal: %s", res.Status)
+	}
+	return p
 }
 
 // metric is what an endpoint says of one name.
@@ -204,7 +243,7 @@ func installation(t *testing.T) metrics {
 	t.Helper()
 	dir, tokens, db := t.TempDir(), hsmtest.New(t), pgtest.New(t)
 	bin := filepath.Join(dir, "bin") + "/"
-	for cgo, packages := range map[string][]string{"0": {"./cmd/gateway", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
+	for cgo, packages := range map[string][]string{"0": {"./cmd/gateway", "./cmd/portal", "./cmd/kluis"}, "1": {"./cmd/cryptoserver"}} {
 		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", bin}, packages...)...)
 		cmd.Dir = "../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
@@ -324,7 +363,8 @@ func installation(t *testing.T) metrics {
 			t.Fatalf("%s: %s", r.url, res.Status)
 		}
 	}
-	for _, p := range []process{server, gateway, custodian, auditor} {
+	portal := startPortal(t, bin, dir, files, profileFile, tokens.SealKeysFile, db.URL(migrations.RolePortal), seen)
+	for _, p := range []process{server, gateway, custodian, auditor, portal} {
 		got.scrape(t, p.metrics)
 	}
 	return got
