@@ -269,14 +269,97 @@ func TestFindWithoutCryptoservers(t *testing.T) {
 	if got, r := w.finds(token, "1234AB", "17"); r.status != 200 || len(got.Found) != 1 {
 		t.Errorf("with one of two: %d %s", r.status, r.body)
 	}
-	before := len(w.records())
+	view := w.staffToken("kim", authz.Agent, authz.Errand{Kind: authz.ErrandView, EAN: e})
 	if err := p.stops[1](); err != nil {
 		t.Fatal(err)
 	}
+	r := w.do(w.portal.client, http.MethodGet, "/v1/metering-points/"+e.String()+"/connection", bearer(view))
+	var c openapi.Connection
+	if holdsTo(t, "Connection", r.body, &c); r.status != 200 || c.Identity.State != openapi.IdentityUnavailable || c.Identity.Name != nil || len(c.Supply) != 1 {
+		t.Errorf("the rest stands: %d %s", r.status, r.body)
+	}
+	before := len(w.records())
 	if _, r := w.finds(token, "1234AB", "17"); r.status != 503 || r.problem(t) != "decryption-unavailable" || r.header.Get("Retry-After") == "" {
 		t.Errorf("with none: %d %s", r.status, r.body)
 	}
 	if rec := w.records()[before:]; len(rec) != 1 || rec[0].Outcome != audit.Failed || !rec[0].EAN.IsZero() {
 		t.Errorf("%+v", rec)
+	}
+}
+
+// Who lives there, as the connection shows it: to whom, and what becomes of it
+// when it cannot be shown. The rest of the answer stands.
+func TestConnectionIdentity(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	since := day("2020-01-01")
+	e, empty, unknown := w.customer(1, w.a), w.ean(2), w.customer(3, w.b)
+	w.legalFile(empty, meter.Electricity, authz.SetOccupancy{Days: meter.DayRange{From: since, To: since + 30}})
+	w.living(e, since, 1, at("Xantippe <b>Overdam</b>", "1234AB", "17", "B"))
+	w.living(empty, since, 1, at("Vroegere Bewoner", "1234AB", "19", ""))
+	w.portal.client = w.http(w.portal.cert)
+	look := func(role authz.Role, of meter.EAN) (openapi.Connection, reply) {
+		t.Helper()
+		token := w.staffToken("kim", role, authz.Errand{Kind: authz.ErrandView, EAN: of, Reason: "ticket-9"})
+		r := w.do(w.portal.client, http.MethodGet, "/v1/metering-points/"+of.String()+"/connection", bearer(token))
+		var out openapi.Connection
+		if r.status != 200 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		holdsTo(t, "Connection", r.body, &out)
+		return out, r
+	}
+	opened := func() bool {
+		t.Helper()
+		all := w.records()
+		rec := all[len(all)-1]
+		if rec.Operation != audit.Connection || rec.Outcome != audit.Given {
+			t.Errorf("record %+v", rec)
+		}
+		if len(rec.Receipt) == 0 {
+			return false
+		}
+		rc, err := rec.Opening()
+		return err == nil && rc.Opened == 1
+	}
+
+	for _, role := range []authz.Role{authz.Agent, authz.Supervisor} {
+		c, r := look(role, e)
+		if c.Identity.State != openapi.IdentityGiven || *c.Identity.Name != "Xantippe <b>Overdam</b>" || c.Identity.Address.City != "Ons Dorp" || *c.Identity.Address.Addition != "B" ||
+			c.Identity.Since.String() != "2020-01-01" || !opened() {
+			t.Errorf("%s: %s", role, r.body)
+		}
+	}
+	for name, tt := range map[string]struct {
+		role authz.Role
+		of   meter.EAN
+		want openapi.ConnectionIdentityState
+	}{
+		"an auditor":       {authz.Auditor, e, openapi.IdentityNotForRole},
+		"nobody there":     {authz.Agent, empty, openapi.IdentityNone},
+		"nothing is known": {authz.Agent, unknown, openapi.IdentityNone},
+	} {
+		if c, r := look(tt.role, tt.of); c.Identity.State != tt.want || c.Identity.Name != nil || c.Identity.Address != nil || c.Identity.Since != nil || opened() ||
+			strings.Contains(string(r.body), "Bewoner") || strings.Contains(string(r.body), "Dorps") {
+			t.Errorf("%s: %s", name, r.body)
+		}
+	}
+	// A former customer's row under today's day, another's, and one that is cut off.
+	if _, err := w.owner().Exec(`INSERT INTO sealed_identity SELECT $1, field, day, 1, key_id, content_mac, ciphertext FROM sealed_identity WHERE ean = $2`, unknown.Int64(), e.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	if c, r := look(authz.Agent, unknown); c.Identity.State != openapi.IdentityDamaged || opened() {
+		t.Errorf("another's row: %s", r.body)
+	}
+	if _, err := w.owner().Exec(`UPDATE sealed_identity SET ciphertext = substring(ciphertext FROM 1 FOR 300) WHERE ean = $1`, e.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	if c, r := look(authz.Agent, e); c.Identity.State != openapi.IdentityDamaged || opened() || len(c.Supply) == 0 {
+		t.Errorf("cut off: %s", r.body)
+	}
+	for _, s := range []string{"Overdam", "1234AB", "Dorpsstraat", e.String()} {
+		if strings.Contains(w.log.String(), s) {
+			t.Errorf("%q is in the log", s)
+		}
 	}
 }

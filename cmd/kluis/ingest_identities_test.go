@@ -23,7 +23,9 @@ func TestIngestIdentities(t *testing.T) {
 	w := newWorld(t)
 	w.setUp()
 	const head = "ean,name,street,house_number,addition,postcode,city,from\n"
-	person := func(ean, name, from string) string { return ean + "," + name + ",Dorpsstraat,17,,1234AB,Ons Dorp," + from + "\n" }
+	person := func(ean, name, from string) string {
+		return ean + "," + name + ",Dorpsstraat,17,,1234AB,Ons Dorp," + from + "\n"
+	}
 	good := w.write("good.csv", []byte(head+person(testEAN, "Xantippe Overdam", "2023-01-01")+person(testGas, "Xantippe Overdam", "2023-01-01")))
 
 	if code, r, complaint := w.identities(good); code != exitOK || r.Rows != 2 || r.Stored != 2 || r.Corrected+r.Unchanged != 0 || len(r.Bad) != 0 {
