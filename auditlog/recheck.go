@@ -16,9 +16,13 @@ import (
 func (a *Auditor) checking(ctx context.Context) {
 	t := &trouble{log: a.slog, what: "checks of the log"}
 	for ctx.Err() == nil {
-		err := a.check(ctx)
+		next, err := a.check(ctx)
 		t.is(ctx, err)
-		sleep(ctx, a.timing.Check)
+		pause := a.timing.Check
+		if next == 0 {
+			pause = min(pause, a.timing.Judge) // a log that was never checked
+		}
+		sleep(ctx, pause)
 	}
 }
 
@@ -26,8 +30,9 @@ func (a *Auditor) checking(ctx context.Context) {
 // added.
 const maxChecked = 100_000
 
-// check looks once at the leaves since the last check, and notes what it found.
-func (a *Auditor) check(ctx context.Context) error {
+// check looks once at the leaves since the last check, and notes what it found. It
+// returns the leaf that the next one goes on from.
+func (a *Auditor) check(ctx context.Context) (next int64, _ error) {
 	for ctx.Err() == nil {
 		var known oversight.Checks
 		err := a.call(ctx, func(ctx context.Context) (err error) {
@@ -35,16 +40,17 @@ func (a *Auditor) check(ctx context.Context) error {
 			return err
 		})
 		if err != nil {
-			return err
+			return next, err
 		}
+		next = known.Next
 		a.tellChecks(known)
 		to, err := a.reach(ctx, known.Next)
 		if err != nil || to.Size <= known.Next {
-			return err
+			return next, err
 		}
 		r, err := a.recheck(ctx, known.Next, to)
 		if err != nil {
-			return err
+			return next, err
 		}
 		result := r.Result(false, known.Next, to.Size)
 		if len(result.Findings) > 0 {
@@ -55,10 +61,10 @@ func (a *Auditor) check(ctx context.Context) error {
 			a.slog.Error("the log has findings: run kluis audit verify", "findings", strings.Join(codes, ", "), "first", known.Next, "size", to.Size)
 		}
 		if err := a.call(ctx, func(ctx context.Context) error { return a.store.AddResult(ctx, result) }); err != nil {
-			return err
+			return next, err
 		}
 	}
-	return nil
+	return next, nil
 }
 
 // reach is the checkpoint up to which the next check goes; zero: there is none.

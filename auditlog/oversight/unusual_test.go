@@ -153,24 +153,24 @@ func TestDetect(t *testing.T) {
 		}(), kinds(OffHours)},
 
 		// REFUSALS
-		"a quarter refused, and many": {newPast(t, "").hour(0, 10, 800, refused(200)), kinds(Refusals)},
-		"less than a quarter":         {newPast(t, "").hour(0, 10, 801, refused(200)), nil},
-		"all refused, but few":        {newPast(t, "").hour(0, 10, 199, refused(199)), nil},
-		"in the course of a day":      {newPast(t, "").hour(0, 10, 150, refused(150)).hour(0, 13, 150, refused(150)), kinds(Refusals)},
-		"over midnight":               {newPast(t, "").hour(1, 23, 150, refused(150)).hour(0, 0, 150, refused(150)), nil},
+		"a quarter refused, and many": {newPast(t, "").hour(0, 10, 2000, refused(500)), kinds(Refusals)},
+		"less than a quarter":         {newPast(t, "").hour(0, 10, 2001, refused(500)), nil},
+		"all refused, but few":        {newPast(t, "").hour(0, 10, 499, refused(499)), nil},
+		"in the course of a day":      {newPast(t, "").hour(0, 10, 300, refused(300)).hour(0, 13, 300, refused(300)), kinds(Refusals)},
+		"over midnight":               {newPast(t, "").hour(1, 23, 300, refused(300)).hour(0, 0, 300, refused(300)), nil},
 		"employee who tries out":      {newPast(t, "jan").hour(0, 10, 40, refused(30)), kinds(Refusals)},
 		"employee who mistypes":       {newPast(t, "jan").hour(0, 10, 40, refused(29)), nil},
 		"a supplier that is refused every day": {func() *past {
 			p := newPast(t, "")
-			return p.every(1, func(b int) { p.hour(b, 10, 400, refused(300)) }).hour(0, 10, 800, refused(600))
+			return p.every(1, func(b int) { p.hour(b, 10, 800, refused(600)) }).hour(0, 10, 2000, refused(1500))
 		}(), nil},
 		"hidden in much, out of the usual": {func() *past {
 			p := newPast(t, "")
-			return p.every(1, func(b int) { p.hour(b, 10, 9000, refused(90)) }).hour(0, 10, 9900, refused(2000))
+			return p.every(1, func(b int) { p.hour(b, 10, 9000, refused(300)) }).hour(0, 10, 39_900, refused(5000))
 		}(), kinds(Refusals)},
 		"much, but only tenfold": {func() *past {
 			p := newPast(t, "")
-			return p.every(1, func(b int) { p.hour(b, 10, 9000, refused(200)) }).hour(0, 10, 9900, refused(2000))
+			return p.every(1, func(b int) { p.hour(b, 10, 9000, refused(500)) }).hour(0, 10, 39_900, refused(5000))
 		}(), nil},
 		"all at once": {newPast(t, "jan").hour(0, 23, 700, off(700), refused(400)).looked(0, 300), kinds(Burst, BroadLook, OffHours, Refusals)},
 		"what was before the day is not looked at": {newPast(t, "jan").hour(3, 23, 700, off(700), refused(400)).looked(3, 300), nil},
