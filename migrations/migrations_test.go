@@ -112,12 +112,14 @@ func TestPrivileges(t *testing.T) {
 		"kluis_auditor SELECT legal_file",
 		"kluis_auditor SELECT market_profile",
 		"kluis_auditor SELECT sealed_block (ciphertext, day, ean, field, version)",
+		"kluis_auditor SELECT sealed_identity (ciphertext, day, ean, field, version)",
 		"kluis_auditor SELECT supplier",
 		"kluis_auditor UPDATE access_hour (failed, given, last_at, off_hours, points, refused, requests)",
 		"kluis_auditor UPDATE access_unusual (count, usual)",
 		"kluis_auditor UPDATE audit_cursor (position)",
 		"kluis_auditor UPDATE employee_day (points)",
 		"kluis_custodian DELETE data_key",
+		"kluis_custodian DELETE identity_index",
 		"kluis_custodian INSERT control_entry (entry, head, sequence)",
 		"kluis_custodian INSERT control_heartbeat (head)",
 		"kluis_custodian INSERT data_key (class, ean, kek_epoch, key_id, mac, month, occupancy, wrapped)",
@@ -127,15 +129,18 @@ func TestPrivileges(t *testing.T) {
 		"kluis_custodian SELECT control_heartbeat",
 		"kluis_custodian SELECT data_key",
 		"kluis_custodian SELECT fact_mark",
+		"kluis_custodian SELECT identity_index (day, ean)",
 		"kluis_custodian SELECT key_tombstone",
 		"kluis_custodian SELECT legal_file",
 		"kluis_custodian SELECT sealed_block",
+		"kluis_custodian SELECT sealed_identity",
 		"kluis_custodian SELECT supplier",
 		"kluis_custodian UPDATE control_heartbeat (head)",
 		"kluis_custodian UPDATE data_key (kek_epoch, mac, wrapped)",
 		"kluis_custodian UPDATE fact_mark (arrived)",
 		"kluis_custodian UPDATE key_tombstone (sequence)",
 		"kluis_custodian UPDATE sealed_block (ciphertext, content_mac, key_id)",
+		"kluis_custodian UPDATE sealed_identity (ciphertext, content_mac, key_id)",
 		"kluis_gateway DELETE basis_day",
 		"kluis_gateway DELETE consent",
 		"kluis_gateway INSERT access_log (ean, gln, interaction_id, outcome, receipt, record, salt)",
@@ -157,12 +162,17 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway SELECT data_key",
 		"kluis_gateway SELECT employee_day",
 		"kluis_gateway SELECT idempotency_key",
+		"kluis_gateway SELECT identity_index",
 		"kluis_gateway SELECT ingest_batch (arrived, batch_id, changed, ean, stored_at)",
 		"kluis_gateway SELECT legal_file",
 		"kluis_gateway SELECT sealed_block",
+		"kluis_gateway SELECT sealed_identity (ciphertext, day, ean, field, key_id, version)",
 		"kluis_gateway SELECT supplier",
 		"kluis_gateway SELECT supply_period",
 		"kluis_ingest INSERT data_key (class, ean, kek_epoch, key_id, mac, month, occupancy, wrapped)",
+		"kluis_ingest INSERT identity_index (blind_index, day, ean)",
+		"kluis_ingest INSERT sealed_identity (ciphertext, content_mac, day, ean, field, key_id, version)",
+		"kluis_ingest SELECT sealed_identity (content_mac, day, ean, field, key_id, version)",
 		"kluis_ingest INSERT ingest_batch (batch_id, blocks, changed, ean, keys)",
 		"kluis_ingest INSERT sealed_block (ciphertext, content_mac, day, ean, field, key_id, resolution, value_count, version)",
 		"kluis_ingest SELECT data_key",
@@ -245,11 +255,13 @@ func TestRolesAttack(t *testing.T) {
 		entry  = `INSERT INTO control_entry (sequence, entry, head) VALUES (1, '\x00', '\x00')`
 		beat   = `INSERT INTO control_heartbeat (head) VALUES ('\x00') ON CONFLICT (one) DO UPDATE SET head = EXCLUDED.head`
 		idem   = `INSERT INTO idempotency_key (gln, key_digest, request, consent_id) VALUES (1, sha256('1'), sha256('1'), gen_random_uuid())`
+		person = `INSERT INTO sealed_identity (ean, field, day, version, key_id, content_mac, ciphertext) VALUES (1, 9, '2026-01-01', 1, gen_random_uuid(), decode(repeat('00', 32), 'hex'), '\x00')`
+		place  = `INSERT INTO identity_index (ean, day, blind_index) VALUES (1, '2026-01-01', decode(repeat('00', 32), 'hex')) ON CONFLICT DO NOTHING`
 		tomb   = `INSERT INTO key_tombstone (ean, key_id, kek_epoch, sequence) VALUES (1, gen_random_uuid(), 1, NULL)`
 	)
 	tables := []string{
 		"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log",
-		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key",
+		"control_entry", "control_heartbeat", "key_tombstone", "goose_db_version", "idempotency_key", "sealed_identity", "identity_index",
 		"journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile",
 		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result", "portal_session", "portal_case", "sealed_block_default", "storage_month", "storage_change",
 	}
@@ -273,21 +285,24 @@ func TestRolesAttack(t *testing.T) {
 	allowed := map[string][]string{
 		migrations.RoleGateway: {
 			log, idem, market, mark, "DELETE FROM consent", "DELETE FROM basis_day", "SELECT ean, arrived, changed FROM ingest_batch", "SELECT ean, record, receipt, recorded_at FROM access_log",
+			"SELECT ciphertext, day, key_id FROM sealed_identity", "SELECT ean FROM identity_index WHERE blind_index = ''",
 			"SELECT FROM sealed_block", "SELECT ciphertext FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file", "SELECT FROM supplier",
 			"SELECT * FROM access_hour", "SELECT * FROM employee_day", "SELECT * FROM access_unusual", "SELECT * FROM audit_result", "SELECT note FROM audit_checkpoint",
 		},
 		migrations.RoleIssuer: {"SELECT record FROM supplier"},
-		migrations.RoleIngest: {block, key, "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
+		migrations.RoleIngest: {block, key, person, place, "SELECT content_mac, version FROM sealed_identity", "SELECT content_mac, version FROM sealed_block", "SELECT FROM data_key", "SELECT FROM legal_file"},
 		migrations.RoleRegistrar: {
 			file, supp, supply, "SELECT FROM legal_file", "DELETE FROM supply_period", "DELETE FROM consent", "DELETE FROM basis_day",
 		},
 		migrations.RoleAuditor: {
 			hour, looked, breadth, unusual, result, "DELETE FROM access_hour", "DELETE FROM employee_point", "DELETE FROM audit_result",
 			journal, statement, auditLeaf, auditHash, checkpoint, cursor, "SELECT record, receipt, salt FROM access_log", "SELECT FROM journal_entry",
+			"SELECT ean, field, day, version, ciphertext FROM sealed_identity",
 			"SELECT ean, field, day, version, ciphertext FROM sealed_block", "SELECT file FROM legal_file", "SELECT record FROM supplier", "SELECT entry FROM control_entry", "SELECT profile FROM market_profile",
 		},
 		migrations.RoleCustodian: {
 			entry, beat, tomb, strings.Replace(key, "(), 1, 1, 0", "(), 1, 2, 0", 1), "SELECT FROM control_entry", "SELECT FROM control_heartbeat", "SELECT * FROM key_tombstone",
+			"SELECT ciphertext FROM sealed_identity", "UPDATE sealed_identity SET key_id = key_id, ciphertext = ciphertext, content_mac = content_mac", "DELETE FROM identity_index WHERE ean = 1 AND day = '2026-01-01'",
 			"SELECT ciphertext FROM sealed_block", "DELETE FROM data_key WHERE ean = 1", "UPDATE data_key SET kek_epoch = 1, wrapped = '\\x00', mac = mac",
 			"UPDATE sealed_block SET key_id = key_id, ciphertext = ciphertext, content_mac = content_mac", "UPDATE key_tombstone SET sequence = 1",
 		},
@@ -300,6 +315,7 @@ func TestRolesAttack(t *testing.T) {
 			"SELECT FROM data_key", "SELECT FROM sealed_block", "SELECT FROM access_log", "SELECT FROM access_hour",
 		},
 		migrations.RoleGateway: {
+			person, place, "SELECT content_mac FROM sealed_identity",
 			block, key, supply, "INSERT INTO change_mark (at) VALUES ('2020-01-01')", "INSERT INTO change_mark (oldest) VALUES ('1')", "DELETE FROM change_mark",
 			"SELECT keys FROM ingest_batch", "INSERT INTO ingest_batch (ean, batch_id, keys, blocks) VALUES (1, gen_random_uuid(), 0, 0)", "DELETE FROM supply_period", "SELECT salt FROM access_log", log + " RETURNING salt", "COPY access_log TO STDOUT",
 			"UPDATE supplier SET record = record", "DELETE FROM supplier", `INSERT INTO supplier (gln, version, record, sealed_at, arrived) VALUES (1, 1, '\x00', now(), '1')`,
@@ -307,21 +323,24 @@ func TestRolesAttack(t *testing.T) {
 			`INSERT INTO access_log (ean, recorded_at, interaction_id, gln, outcome, record, receipt, salt) VALUES (1, '2020-01-01', gen_random_uuid(), 1, 1, '', '', decode(repeat('00', 16), 'hex'))`,
 		},
 		migrations.RoleIssuer: {
+			person, place, "SELECT FROM sealed_identity", "SELECT FROM identity_index",
 			block, key, file, supp, supply, log,
 			"SELECT FROM legal_file", "SELECT FROM metering_point", "SELECT FROM supply_period", "SELECT FROM consent",
 			"SELECT FROM data_key", "SELECT FROM sealed_block", "SELECT FROM access_log",
 		},
 		migrations.RoleIngest: {
-			file, supp, supply, log,
+			file, supp, supply, log, "SELECT FROM identity_index", "SELECT blind_index FROM identity_index", place + " RETURNING blind_index", "SELECT ciphertext FROM sealed_identity",
+			strings.Replace(place, "DO NOTHING", "(ean, day, blind_index) DO UPDATE SET blind_index = EXCLUDED.blind_index", 1),
 			"SELECT ciphertext FROM sealed_block", "SELECT * FROM sealed_block", "COPY sealed_block TO STDOUT",
 			block + " RETURNING ciphertext", "SELECT FROM access_log", "SELECT FROM supplier",
 		},
 		migrations.RoleRegistrar: {
-			block, key, log,
+			block, key, log, person, place, "SELECT FROM sealed_identity", "SELECT FROM identity_index",
 			"SELECT FROM sealed_block", "SELECT FROM data_key", "SELECT FROM access_log",
 		},
 		migrations.RoleCustodian: {
-			block, file, supp, supply, log,
+			block, file, supp, supply, log, person, place, "SELECT blind_index FROM identity_index", "DELETE FROM sealed_identity",
+			"UPDATE sealed_identity SET day = '2026-01-01'", "UPDATE sealed_identity SET version = 2", "UPDATE identity_index SET ean = 2",
 			"DELETE FROM fact_mark", "INSERT INTO fact_mark (one, arrived) VALUES (true, '1')", "SELECT FROM metering_point", "SELECT FROM supply_period",
 			"SELECT FROM consent", "SELECT FROM ingest_batch", "SELECT FROM access_log", "SELECT ean FROM access_log", "COPY access_log TO STDOUT",
 			`INSERT INTO control_entry (sequence, entry, head, appended_at) VALUES (2, '\x00', '\x00', '2020-01-01')`,
@@ -335,7 +354,7 @@ func TestRolesAttack(t *testing.T) {
 	denied[migrations.RoleIngest] = append(denied[migrations.RoleIngest], mark, "SELECT changed FROM ingest_batch", "SELECT FROM basis_day",
 		"INSERT INTO ingest_batch (ean, batch_id, keys, blocks, arrived) VALUES (1, gen_random_uuid(), 0, 0, '1')")
 	denied[migrations.RoleAuditor] = []string{
-		block, key, file, supp, supply, log, entry,
+		block, key, file, supp, supply, log, entry, person, place, "SELECT FROM identity_index", "SELECT key_id FROM sealed_identity", "SELECT content_mac FROM sealed_identity",
 		"SELECT FROM data_key", "SELECT * FROM sealed_block", "SELECT key_id FROM sealed_block", "SELECT content_mac FROM sealed_block", "SELECT FROM consent",
 		`INSERT INTO journal_entry (boot_id, sequence, entry, arrived) VALUES (gen_random_uuid(), 1, '\x00', '1')`,
 		`INSERT INTO audit_leaf (index, kind, id, number, version, logged_at) VALUES (1, 1, gen_random_uuid(), 1, 0, '2020-01-01')`,
@@ -363,9 +382,9 @@ func TestRolesAttack(t *testing.T) {
 		if role != migrations.RoleAuditor {
 			denied[role] = append(denied[role], "SELECT FROM market_profile", journal, statement, auditLeaf, auditHash, checkpoint, cursor,
 				hour, looked, breadth, unusual, result, "UPDATE access_hour SET requests = 1", "UPDATE employee_day SET points = 1", "UPDATE access_unusual SET count = 1", "SELECT FROM employee_point",
-				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_hash", "SELECT FROM audit_cursor")
+				"SELECT FROM journal_entry", "SELECT FROM audit_statement", "SELECT FROM audit_leaf", "SELECT FROM audit_cursor")
 			if role != migrations.RoleGateway {
-				denied[role] = append(denied[role], "SELECT FROM audit_checkpoint")
+				denied[role] = append(denied[role], "SELECT FROM audit_checkpoint", "SELECT FROM audit_hash")
 			}
 			if role != migrations.RoleCustodian {
 				denied[role] = append(denied[role], "SELECT FROM control_entry")
@@ -380,8 +399,9 @@ func TestRolesAttack(t *testing.T) {
 				"TRUNCATE "+table, "DROP TABLE "+table, "ALTER TABLE "+table+" ADD COLUMN x int",
 				"CREATE TRIGGER x BEFORE INSERT ON "+table+" FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()")
 			deletes := role == migrations.RoleRegistrar && (table == "supply_period" || table == "consent") ||
-				role == migrations.RoleGateway && table == "consent" || role == migrations.RoleCustodian && table == "data_key" ||
+				role == migrations.RoleGateway && table == "consent" || role == migrations.RoleCustodian && (table == "data_key" || table == "identity_index") ||
 				role == migrations.RoleAuditor && slices.Contains([]string{"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result"}, table)
+			deletes = deletes || role == migrations.RolePortal && (table == "portal_session" || table == "portal_case")
 			if !deletes {
 				denied[role] = append(denied[role], "DELETE FROM "+table)
 			}

@@ -677,7 +677,9 @@ func TestDatabaseRoles(t *testing.T) {
 	w := sharedWorld(t)
 	tables := []string{"supplier", "metering_point", "legal_file", "supply_period", "consent", "data_key", "sealed_block", "ingest_batch", "access_log", "goose_db_version",
 		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key",
-		"basis_day", "change_mark", "sealed_block_default", "storage_month", "storage_change"}
+		"sealed_identity", "identity_index",
+		"basis_day", "change_mark", "sealed_block_default", "storage_month", "storage_change",
+		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result"}
 	// And the months that sealed_block is of.
 	var months []string
 	if err := w.db.QueryRow(`SELECT array_agg(tablename::text) FROM pg_tables WHERE tablename ~ '^sealed_block_[0-9_]+$'`).Scan(pq.Array(&months)); err != nil {
@@ -686,15 +688,17 @@ func TestDatabaseRoles(t *testing.T) {
 	tables = append(tables, months...)
 	may := map[string]map[string]string{
 		"kluis_gateway": {"supplier": "SI", "audit_checkpoint": "S", "legal_file": "SI", "supply_period": "S", "consent": "SID", "data_key": "S", "sealed_block": "S", "access_log": "I", "market_profile": "I",
-			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI"},
+			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI", "identity_index": "S",
+			"audit_hash": "S", "access_hour": "S", "employee_day": "S", "access_unusual": "S", "audit_result": "S"},
 		"kluis_issuer": {"supplier": "S"},
-		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I"},
+		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I", "sealed_identity": "I", "identity_index": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
 			"supply_period": "SID", "consent": "SID", "basis_day": "SID"},
-		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S",
+		"kluis_custodian": {"control_entry": "SI", "control_heartbeat": "SI", "key_tombstone": "SI", "data_key": "SID", "sealed_block": "S", "sealed_identity": "S", "identity_index": "D",
 			"supplier": "S", "legal_file": "S", "fact_mark": "SI"},
 		"kluis_auditor": {"supplier": "S", "legal_file": "S", "access_log": "S", "control_entry": "S", "journal_entry": "SI", "audit_leaf": "SI",
-			"audit_statement": "SI", "audit_hash": "SI", "audit_checkpoint": "SI", "audit_cursor": "SI", "market_profile": "S"},
+			"audit_statement": "SI", "audit_hash": "SI", "audit_checkpoint": "SI", "audit_cursor": "SI", "market_profile": "S",
+			"access_hour": "SID", "employee_point": "SID", "employee_day": "SID", "access_unusual": "SID", "audit_result": "SID"},
 	}
 	for role, allowed := range may {
 		t.Run(role, func(t *testing.T) {
@@ -749,8 +753,14 @@ func TestDatabaseRoles(t *testing.T) {
 					column = "month"
 				case "market_profile":
 					column = "digest"
-				case "idempotency_key":
+				case "idempotency_key", "access_hour":
 					column = "gln"
+				case "employee_day":
+					column = "employee"
+				case "access_unusual":
+					column = "kind"
+				case "audit_result":
+					column = "whole"
 				}
 				attempt(has("S"), `SELECT * FROM `+table+` LIMIT 1`)
 				attempt(has("I"), `INSERT INTO `+table+` DEFAULT VALUES`)
@@ -775,6 +785,8 @@ func TestDatabaseRoles(t *testing.T) {
 			attempt(false, `INSERT INTO idempotency_key (gln, key_digest, request, consent_id, stored_at) VALUES (0, '', '', gen_random_uuid(), now())`)
 			attempt(role == "kluis_gateway" || role == "kluis_custodian" || role == "kluis_auditor", `SELECT ciphertext FROM sealed_block`)
 			attempt(role == "kluis_gateway" || role == "kluis_ingest" || role == "kluis_custodian", `SELECT content_mac FROM sealed_block`)
+			attempt(role == "kluis_gateway" || role == "kluis_custodian" || role == "kluis_auditor", `SELECT ciphertext FROM sealed_identity`)
+			attempt(role == "kluis_gateway", `SELECT blind_index FROM identity_index`)
 			attempt(role == "kluis_gateway", `SELECT stored_at FROM ingest_batch`)
 			attempt(role == "kluis_gateway", `SELECT ean, changed FROM ingest_batch`)
 			attempt(false, `SELECT keys FROM ingest_batch`)
