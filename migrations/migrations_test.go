@@ -151,6 +151,7 @@ func TestPrivileges(t *testing.T) {
 		"kluis_gateway INSERT legal_file (ean, file, sealed_at, version)",
 		"kluis_gateway INSERT supplier (gln, record, sealed_at, version)",
 		"kluis_gateway SELECT audit_checkpoint",
+		"kluis_gateway SELECT audit_hash",
 		"kluis_gateway SELECT access_log (ean, gln, interaction_id, outcome, receipt, record, recorded_at)",
 		"kluis_gateway INSERT market_profile (digest, profile)",
 		"kluis_gateway SELECT access_hour",
