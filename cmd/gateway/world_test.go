@@ -199,7 +199,7 @@ func (p *pool) start(i int) error {
 			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.operator.Pool(),
 		},
 		Allow: map[string][]string{
-			"Open": {"gateway"}, "SignStaffToken": {"issuer"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"},
+			"Open": {"gateway"}, "SignStaffToken": {"issuer"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SignCheckpoint": {"auditor"}, "SealSupplier": {"registrar"}, "TakeSupplierStep": {"gateway"},
 			"SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"},
 			"SignToken": {"issuer"}, "SignControl": {"custodian"}, "PutControl": {"custodian"}, "Status": {"gateway", "ingest", "registrar", "issuer"},
 		},
