@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -54,6 +55,7 @@ var mayImport = map[string][]string{
 
 	"server":             {"auditlog/oversight", "authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/strictjson", "meter", "openapi"},
 	"issuer":             {"authz", "internal/authn", "meter"},
+	"web":                {"cryptoserver/checkpoint", "meter", "openapi/client", "openapi/client/kluis"},
 	"ingest":             {"authz", "cryptoserver/envelope", "meter"},
 	"custodian":          {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
 	"conformance":        {"authz", "meter", "openapi/client"}, // what answers requests, it must not use
@@ -154,6 +156,24 @@ func TestOnlyTheDemoHasADevelopmentProvider(t *testing.T) {
 	}
 }
 
+// TestThePortalsDatabase: it has no tables but its own.
+func TestThePortalsDatabase(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../cmd/portal/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := regexp.MustCompile(`\bpostgres\.([A-Z]\w*)`).FindAllStringSubmatch(string(raw), -1)
+	for _, m := range used {
+		if m[1] != "NewPortal" && m[1] != "Config" {
+			t.Errorf("cmd/portal uses postgres.%s", m[1])
+		}
+	}
+	if len(used) == 0 {
+		t.Error("cmd/portal has no database")
+	}
+}
+
 // TestAuditproof: who checks a proof has little to read.
 func TestAuditproof(t *testing.T) {
 	t.Parallel()
@@ -172,7 +192,7 @@ func TestAuditproof(t *testing.T) {
 // a rule about imports alone would not notice a build with cgo.
 func TestGatewayBinary(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"gateway", "issuer", "kluis", "auditproof"} {
+	for _, name := range []string{"gateway", "issuer", "portal", "kluis", "auditproof"} {
 		bin := filepath.Join(t.TempDir(), name)
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "./cmd/"+name)
 		cmd.Dir = "../.."
