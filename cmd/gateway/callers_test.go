@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"kluis/authz"
 	"kluis/internal/authn"
 	"kluis/meter"
@@ -26,6 +28,8 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 	f := w.form(e, form{"supplier": w.a.gln.String(), "evidence": "call-1"})
 	register := authz.Errand{Kind: authz.ErrandStep, EAN: e, Action: authz.ActionRegister, Scope: f.scope(e, w.a.gln), Evidence: "call-1"}
 	stale := []string{"If-Match", `"stale"`}
+	other := w.b.gln
+	all := "readings view step find oversee supplier"
 
 	type operation struct {
 		id, method, path string
@@ -34,6 +38,7 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 		step             authz.Errand // of the callers on an errand for a step
 		supplier         string       // scope; "any", or "-"
 		serving, auditor string       // kinds of errand of agents and supervisors, and of auditors
+		supervisor       string       // kinds of supervisors alone
 		in               []int        // how it is answered to who gets in; 412: it would have been done
 	}
 	operations := []operation{
@@ -48,8 +53,17 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 		{id: "rejectConsent", method: "POST", path: consent + "/reject", headers: stale, step: errandFor(k, authz.ActionReject, ""), supplier: "-", serving: "step", in: []int{412}},
 		{id: "revokeConsent", method: "POST", path: consent + "/revoke", headers: stale, step: errandFor(k, authz.ActionRevoke, ""), supplier: "consents:write", serving: "step", in: []int{412}},
 		{id: "getAccessLog", path: "/v1/metering-points/" + e.String() + "/access-log", supplier: "-", serving: "view", auditor: "view", in: []int{200}},
+		{id: "getAccessProof", path: proofPath(e, uuid.NewString()), supplier: "-", serving: "view", auditor: "view", in: []int{404}},
+		{id: "findMeteringPoints", method: "POST", path: "/v1/metering-points/find", body: form{"postcode": "1234AB", "houseNumber": "7"}, supplier: "-", serving: "find", in: []int{200}},
+		{id: "getConnection", path: connectionPath(e), supplier: "-", serving: "view", auditor: "view", in: []int{200}},
+		{id: "previewConsent", method: "POST", path: "/v1/consents/preview", body: form{"ean": e.String(), "step": "reject", "consentId": k.Id.String()}, supplier: "-", serving: "view", in: []int{200}},
+		{id: "listSuppliers", path: "/v1/suppliers", supplier: "-", supervisor: "oversee", auditor: "oversee", in: []int{200}},
+		{id: "suspendSupplier", method: "POST", path: "/v1/suppliers/" + other.String() + "/suspend", headers: stale, supplier: "-", supervisor: "supplier", in: []int{412}},
+		{id: "resumeSupplier", method: "POST", path: "/v1/suppliers/" + other.String() + "/resume", headers: stale, supplier: "-", supervisor: "supplier", in: []int{200}}, // it is not suspended
+		{id: "getOperations", path: "/v1/operations", supplier: "-", serving: "oversee", auditor: "oversee", in: []int{200}},
+		{id: "getOversight", path: "/v1/oversight", supplier: "-", supervisor: "oversee", auditor: "oversee", in: []int{200}},
 		{id: "listChanges", path: "/v1/changes", supplier: "readings:read", in: []int{200}},
-		{id: "getStatus", path: "/v1/status", supplier: "any", serving: "readings view step", auditor: "readings view step", in: []int{200}},
+		{id: "getStatus", path: "/v1/status", supplier: "any", serving: all, supervisor: all, auditor: all, in: []int{200}},
 		{id: "getManifestKeys", path: "/v1/manifest-keys", supplier: "no token", in: []int{200}},
 		{id: "getHealth", path: "/healthz", supplier: "no token", in: []int{200}},
 		{id: "getReadiness", path: "/readyz", supplier: "no token", in: []int{200}},
@@ -126,11 +140,17 @@ func TestEveryOperationAsEveryCaller(t *testing.T) {
 		}
 		for _, role := range []authz.Role{authz.Agent, authz.Supervisor, authz.Auditor} {
 			may := strings.Fields(o.serving)
-			if role == authz.Auditor {
+			switch role {
+			case authz.Supervisor:
+				may = append(may, strings.Fields(o.supervisor)...)
+			case authz.Auditor:
 				may = strings.Fields(o.auditor)
 			}
-			for kind, errand := range map[string]authz.Errand{"readings": reading, "view": {Kind: authz.ErrandView, EAN: e}, "step": o.step} {
-				if role == authz.Auditor && kind != "view" {
+			for kind, errand := range map[string]authz.Errand{
+				"readings": reading, "view": {Kind: authz.ErrandView, EAN: e}, "step": o.step, "find": errandToFind("1234AB", "7"),
+				"oversee": {Kind: authz.ErrandOversee}, "supplier": {Kind: authz.ErrandSupplier, Supplier: other, Suspend: o.id == "suspendSupplier"},
+			} {
+				if !role.May(errand.Kind) {
 					continue // no cryptoserver signs such a token
 				}
 				want := "not-permitted"
