@@ -2882,7 +2882,7 @@ type Supplier struct {
 	// Example: 8712423000018
 	Gln Gln `json:"gln"`
 
-	// LastRequestAt The hour of its last request, UTC; absent where none is known.
+	// LastRequestAt When it last asked for something, UTC, as far as it is counted; absent where nothing is known.
 	//
 	// Example: 2026-04-02T08:00:00Z
 	LastRequestAt *time.Time `json:"lastRequestAt,omitempty"`

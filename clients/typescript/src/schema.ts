@@ -2300,7 +2300,7 @@ export interface components {
             gln: components["schemas"]["Gln"];
             /**
              * Format: date-time
-             * @description The hour of its last request, UTC; absent where none is known.
+             * @description When it last asked for something, UTC, as far as it is counted; absent where nothing is known.
              * @example 2026-04-02T08:00:00Z
              */
             lastRequestAt?: string;
