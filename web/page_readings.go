@@ -100,7 +100,7 @@ func (p *Portal) readingsOf(r *http.Request) (*readingsData, error) {
 	today := meter.DayOf(p.now(), p.profile.Location())
 	d := &readingsData{
 		commodity: commodity,
-		Details: details, Errors: map[string]string{}, Stored: storedOf(c),
+		Details:   details, Errors: map[string]string{}, Stored: storedOf(c),
 		Latest: (today - 1).String(), Earliest: today.AddMonths(-p.profile.RetentionMonths()).String(),
 	}
 	month := today.Month().First()
@@ -294,6 +294,7 @@ type chartCell struct {
 type chartData struct {
 	Zone      string        `json:"zone"`
 	Unit      string        `json:"unit"`
+	Time      string        `json:"time"` // the word
 	Lang      string        `json:"lang"`
 	Precision int           `json:"precision"`
 	Bars      bool          `json:"bars"`
@@ -355,7 +356,7 @@ func chartOf(series []client.Series, a readingsAsked, profile *meter.Profile, la
 	if !ok {
 		return nil, fmt.Errorf("the API gave a field that the market profile lacks")
 	}
-	c.Data = chartData{Zone: zone.String(), Unit: first.Unit, Lang: lang, Precision: f.Precision, Bars: !c.Register, Marks: []chartMark{}}
+	c.Data = chartData{Zone: zone.String(), Unit: first.Unit, Time: allTexts.in(lang, "readings.when"), Lang: lang, Precision: f.Precision, Bars: !c.Register, Marks: []chartMark{}}
 
 	starts := map[int64]bool{}
 	for _, s := range series {

@@ -256,6 +256,8 @@ func dayHTML(lang string, zone *time.Location, v any) (template.HTML, error) {
 	case meter.Day:
 		y, m, d := v.Date()
 		t = time.Date(y, m, d, 0, 0, 0, 0, time.UTC)
+	case *meter.Day:
+		return dayHTML(lang, zone, *v)
 	case openapi_types.Date:
 		t = v.Time
 	case *openapi_types.Date:

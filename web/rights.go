@@ -64,13 +64,11 @@ func rightsOf(a *client.Access, s client.SupplierName, c *client.Connection, con
 		cell := rightCell{column: col}
 		for _, g := range a.Granted {
 			f, ok := profile.Field(g.Field)
-			if !ok || f.Class.String() != col.Class || fine(g.Granularity) > fine(col.Granularity) {
-				continue
+			days := g.LegalBasis == client.LegalBasisSWITCH || g.LegalBasis == client.LegalBasisMOVE
+			if !ok || f.Class.String() != col.Class || fine(g.Granularity) > fine(col.Granularity) || days && g.Granularity != col.Granularity {
+				continue // the read of one day is no month
 			}
-			cell.add(ground{
-				Basis: g.LegalBasis, Purpose: g.Purpose, From: localDay(g.From), To: localDay(g.To) - 1,
-				Days: g.LegalBasis == client.LegalBasisSWITCH || g.LegalBasis == client.LegalBasisMOVE,
-			})
+			cell.add(ground{Basis: g.LegalBasis, Purpose: g.Purpose, From: localDay(g.From), To: localDay(g.To) - 1, Days: days})
 		}
 		for i := range cell.Grounds {
 			cell.Grounds[i].end(s.Gln, col, c, consents, profile.Location())

@@ -30,6 +30,7 @@ var baseTexts = texts{
 	"menu.out.all.what": {"Beëindigt ook uw sessies op andere computers.", "Ends your sessions on other computers too."},
 
 	"case":        {"Geopend:", "Open:"},
+	"case.open":   {"Geopende aansluiting", "Open connection"},
 	"case.reason": {"reden", "reason"},
 	"case.other":  {"Andere aansluiting", "Another connection"},
 	"zone.note":   {"Alle tijden zijn plaatselijke tijd (%s).", "All times are local (%s)."},

@@ -20,7 +20,12 @@
     const ink = colour('--k-muted'), line = colour('--k-line');
     const axis = {stroke: ink, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
     const at = t => uPlot.tzDate(new Date(t * 1000), data.zone);
-    const stamp = new Intl.DateTimeFormat(data.lang, {timeZone: data.zone, dateStyle: 'medium', timeStyle: 'short'});
+    const stamp = new Intl.DateTimeFormat(data.lang, {timeZone: data.zone, dateStyle: 'medium', timeStyle: 'short', hourCycle: 'h23'});
+    // By the clock of 24 hours and in the page's words: under each tick the time, or
+    // the day where a day begins.
+    const part = options => { const f = new Intl.DateTimeFormat(data.lang, {timeZone: data.zone, ...options}); return t => f.format(new Date(t * 1000)); };
+    const clock = part({hour: '2-digit', minute: '2-digit', hourCycle: 'h23'}), day = part({day: 'numeric', month: 'short'}), month = part({month: 'short', year: 'numeric'});
+    const times = (u, ticks, axis, space, step) => ticks.map(t => step >= 28 * 86400 ? month(t) : step >= 86400 || clock(t) === '00:00' ? day(t) : clock(t));
     const marks = {hooks: {draw: u => {
       for (const m of data.marks) {
         const x = Math.round(u.valToPos(m.at, 'x', true));
@@ -37,8 +42,8 @@
       width: Math.max(240, box.clientWidth), height: Math.max(200, Math.min(360, box.clientWidth / 2)), tzDate: at, plugins: [marks],
       cursor: {drag: {x: true, y: false}},
       scales: {y: {range: (u, min, max) => data.bars ? [Math.min(0, min), max || 1] : [min, max === min ? max + 1 : max]}},
-      axes: [{...axis}, {...axis, size: 64, values: (u, ticks) => ticks.map(v => numbers.format(v))}],
-      series: [{value: (u, v) => v == null ? '' : stamp.format(new Date(v * 1000))}, ...values.map((_, i) => ({
+      axes: [{...axis, values: times, space: 70}, {...axis, size: 64, values: (u, ticks) => ticks.map(v => numbers.format(v))}],
+      series: [{label: data.time, value: (u, v) => v == null ? '' : stamp.format(new Date(v * 1000))}, ...values.map((_, i) => ({
         label: names[i] || data.series[i].name, stroke: colour(`--k-s${i % 5 + 1}`), width: 1.5, paths: bars,
         fill: bars && !many ? colour(`--k-s${i % 5 + 1}`) : undefined, points: {show: !data.bars && data.times.length < 60}, spanGaps: false,
         value: (u, v) => v == null ? '–' : `${numbers.format(v)} ${data.unit}`,
