@@ -29,6 +29,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -241,8 +242,13 @@ func (p patient) Do(req *http.Request) (*http.Response, error) {
 
 // repeatable: sent twice, the request changes nothing more than once.
 func repeatable(r *http.Request) bool {
-	return r.Method == http.MethodGet || r.Header.Get("Idempotency-Key") != "" || strings.HasSuffix(r.URL.Path, "/v1/readings/query")
+	return r.Method == http.MethodGet || r.Header.Get("Idempotency-Key") != "" ||
+		slices.ContainsFunc(harmless, func(suffix string) bool { return strings.HasSuffix(r.URL.Path, suffix) })
 }
+
+// harmless are the ends of paths that may be posted to twice: those change
+// nothing, or nothing more the second time.
+var harmless = []string{"/v1/readings/query", "/v1/metering-points/find", "/v1/consents/preview", "/suspend", "/resume"}
 
 // send sends a request once, with a token that lives for at least so long.
 func (k *Client) send(req *http.Request, life time.Duration) (*http.Response, error) {
