@@ -29,6 +29,12 @@ func TestOnErrand(t *testing.T) {
 		"no metering point":    {func(e *authz.Errand, r *authz.Request) { e.EAN, r.EAN = meter.EAN{}, meter.EAN{} }, false},
 		"another one":          {func(e *authz.Errand, _ *authz.Request) { e.EAN = meter.EAN{} }, false},
 		"an errand to view":    {func(e *authz.Errand, _ *authz.Request) { e.Kind = authz.ErrandView }, false},
+		"an errand to find":    {func(e *authz.Errand, _ *authz.Request) { e.Kind = authz.ErrandFind }, false},
+		"an errand to oversee": {func(e *authz.Errand, _ *authz.Request) { e.Kind = authz.ErrandOversee }, false},
+		"an errand to stop":    {func(e *authz.Errand, _ *authz.Request) { e.Kind = authz.ErrandSupplier }, false},
+		"nowhere, to oversee": {func(e *authz.Errand, r *authz.Request) {
+			e.Kind, e.EAN, r.EAN = authz.ErrandOversee, meter.EAN{}, meter.EAN{}
+		}, false},
 		"an errand for a step": {func(e *authz.Errand, _ *authz.Request) { e.Kind = authz.ErrandStep }, false},
 	} {
 		e, r := &authz.Employee{Subject: "kim", Role: authz.Agent, Errand: errand}, good

@@ -63,6 +63,13 @@ func TestErrand(t *testing.T) {
 
 	step := authz.Errand{Kind: authz.ErrandStep, EAN: m.ean, Action: authz.ActionRevoke, ConsentID: m.consent, Scope: [32]byte{1}}
 	view := authz.Errand{Kind: authz.ErrandView, EAN: m.ean}
+	find := authz.Errand{Kind: authz.ErrandFind}
+	postcode, err := w.profile.ParsePostcode("1234AB")
+	w.must(err)
+	number, err := meter.HouseNumberFromInt(7)
+	w.must(err)
+	find.Postcode, find.HouseNumber = postcode, number
+	stop := authz.Errand{Kind: authz.ErrandSupplier, Supplier: m.new.gln, Suspend: true}
 	other := func(p meter.Purpose) authz.Request { r := honest; r.Purpose = p; return r }
 	for _, c := range []struct {
 		name   string
@@ -84,6 +91,9 @@ func TestErrand(t *testing.T) {
 		{"an errand to view", w.staffToken(portal, "kim", authz.Agent, view), portal.record, m.point, honest, authz.ErrNoRelation},
 		{"an auditor's errand", w.staffToken(portal, "kim", authz.Auditor, view), portal.record, m.point, honest, authz.ErrNoRelation},
 		{"an errand to take a step", w.staffToken(portal, "kim", authz.Agent, step), portal.record, m.point, honest, authz.ErrNoRelation},
+		{"an errand to find", w.staffToken(portal, "kim", authz.Agent, find), portal.record, m.point, honest, authz.ErrNoRelation},
+		{"an errand to oversee", w.staffToken(portal, "kim", authz.Auditor, authz.Errand{Kind: authz.ErrandOversee}), portal.record, m.point, honest, authz.ErrNoRelation},
+		{"an errand to stop its supplier", w.staffToken(portal, "kim", authz.Supervisor, stop), portal.record, m.point, honest, authz.ErrNoRelation},
 		{"a supplier, as if for the customer", w.token(m.new), m.new.record, m.point, honest, nil},
 		{"on a supplier's record", token, m.new.record, m.point, honest, client.ErrSupplierRefused},
 		{"a supplier's token on the operator's record", w.token(m.new), portal.record, m.point, honest, client.ErrSupplierRefused},
