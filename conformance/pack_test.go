@@ -355,7 +355,7 @@ func TestEveryProblem(t *testing.T) {
 	const (
 		fault   = "a fault of the installation, which a supplier cannot bring about"
 		changes = "it needs a change to come about, and the cases change nothing, so that they can be run again and again"
-		staff   = "of answers, which are for the grid operator's employees"
+		staff   = "of what is for the grid operator's employees"
 		load    = "a matter of how much is asked at once, which a test installation must not be put to by everybody"
 	)
 	notShown := map[string]string{
@@ -363,6 +363,7 @@ func TestEveryProblem(t *testing.T) {
 		"too-many-consents": changes, "conflict": changes, "idempotency-key-reused": changes, "sealing-unavailable": fault,
 		"internal-error": fault, "evidence-invalid": fault, "issuer-unavailable": fault, "database-unavailable": fault,
 		"decryption-unavailable": fault, "record-not-written": fault, "deadline-exceeded": fault,
+		"supplier-not-found": staff, "proof-not-found": staff,
 	}
 	doc, err := openapi.Load()
 	if err != nil {
