@@ -48,7 +48,7 @@ func TestMint(t *testing.T) {
 		"bad check digit": func(k *cryptopb.MintKey) { k.Ean++ },
 		"EAN overflows":   func(k *cryptopb.MintKey) { k.Ean = math.MaxUint64 },
 		"no class":        func(k *cryptopb.MintKey) { k.Class = 0 },
-		"unknown class":   func(k *cryptopb.MintKey) { k.Class = 3 },
+		"unknown class":   func(k *cryptopb.MintKey) { k.Class = 4 },
 		"class wraps":     func(k *cryptopb.MintKey) { k.Class = 257 },
 		"month":           func(k *cryptopb.MintKey) { k.Month = -1 },
 		"far month":       func(k *cryptopb.MintKey) { k.Month = 1 << 30 },

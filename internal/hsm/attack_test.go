@@ -62,7 +62,7 @@ func TestKEKWithstandsAttacks(t *testing.T) {
 func TestKeysCannotBeStolen(t *testing.T) {
 	t.Parallel()
 	world := hsmtest.New(t)
-	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 4, hsm.RoleMint: 2, hsm.RoleRotate: 2, hsm.RoleSign: 1} // transport keys are gone
+	want := map[hsm.Role]int{hsm.RoleOpen: 1, hsm.RoleSeal: 5, hsm.RoleMint: 2, hsm.RoleRotate: 2, hsm.RoleSign: 1} // transport keys are gone
 	for _, role := range hsm.Roles() {
 		stolen, looked, err := hsm.Steal(world.Servers[1].Config, role)
 		if err != nil {
@@ -538,7 +538,7 @@ func TestKeyInTransitCannotBeRead(t *testing.T) {
 		}
 		return files
 	}
-	files := map[hsm.Role]map[string][]byte{hsm.RoleSeal: read(hsm.RoleSeal, 3), hsm.RoleRotate: read(hsm.RoleRotate, 2)}
+	files := map[hsm.Role]map[string][]byte{hsm.RoleSeal: read(hsm.RoleSeal, 4), hsm.RoleRotate: read(hsm.RoleRotate, 2)}
 	for role, files := range files {
 		for name, b := range files {
 			if err := hsm.StealInTransit(cfg, role, b); !hsm.Refused(err) {
