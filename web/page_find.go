@@ -2,11 +2,13 @@ package web
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"kluis/meter"
+	"kluis/openapi/client"
 )
 
 // findRoutes are those of templates/find.html: where every call begins.
@@ -14,15 +16,21 @@ func (p *Portal) findRoutes() []route {
 	return []route{
 		{"GET", "/", employees, p.findPage, false},
 		{"POST", "/open", employees, p.openPage, false},
+		{"POST", "/find", servants, p.findByAddress, false},
 	}
 }
 
 // findData is what templates/find.html shows.
 type findData struct {
-	Cases  []*Case
-	EAN    string            // as typed
-	Reason string            // as typed
-	Errors map[string]string // text of the error, by field
+	Cases     []*Case
+	ByAddress bool // there is a form for that
+
+	EAN, Reason                          string            // as typed
+	Postcode, HouseNumber, AddressReason string            // as typed, in the other form
+	Errors                               map[string]string // text of the error, by field
+
+	Found *client.FoundPoints // nil: nobody asked
+	Asked string              // the address that was asked for
 }
 
 func (p *Portal) findPage(w http.ResponseWriter, r *http.Request) error {
@@ -30,6 +38,7 @@ func (p *Portal) findPage(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (p *Portal) showFind(w http.ResponseWriter, r *http.Request, status int, d findData) (err error) {
+	d.ByAddress = slices.Contains(servants, visitOf(r).Session.Role)
 	if d.Cases, err = p.cases(r.Context(), visitOf(r).Session.id); err != nil {
 		return err
 	}
@@ -55,6 +64,43 @@ func (p *Portal) openPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	http.Redirect(w, r, c.Path(""), http.StatusSeeOther)
 	return nil
+}
+
+// findByAddress answers POST /find: what is at an address. It is a POST, and shows
+// what it found itself: nothing of it is in an address.
+func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
+	d := findData{Postcode: strings.TrimSpace(r.PostForm.Get("postcode")), HouseNumber: strings.TrimSpace(r.PostForm.Get("house_number")),
+		AddressReason: strings.TrimSpace(r.PostForm.Get("reason")), Errors: map[string]string{}}
+	postcode, err := p.profile.ParsePostcode(strings.ToUpper(digits(d.Postcode)))
+	if err != nil {
+		d.Errors["postcode"] = "find.postcode.wrong"
+	}
+	number, err := meter.ParseHouseNumber(leading(d.HouseNumber))
+	if err != nil {
+		d.Errors["house_number"] = "find.number.wrong"
+	}
+	if !plainReason(d.AddressReason) {
+		d.Errors["address_reason"] = "find.reason.wrong"
+	}
+	if len(d.Errors) > 0 {
+		return p.showFind(w, r, http.StatusUnprocessableEntity, d)
+	}
+	res, err := p.API(r, ToFind(postcode.String(), number.String(), d.AddressReason)).FindMeteringPointsWithResponse(r.Context(),
+		client.FindMeteringPointsJSONRequestBody{Postcode: postcode.String(), HouseNumber: number.String()})
+	if err != nil {
+		return err
+	}
+	if d.Found, err = Given(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+		return err
+	}
+	d.Asked = postcode.String() + " " + number.String()
+	return p.showFind(w, r, http.StatusOK, d)
+}
+
+// leading are the digits that a house number begins with: what follows is its
+// addition, which is not searched for.
+func leading(s string) string {
+	return s[:len(s)-len(strings.TrimLeft(s, "0123456789"))]
 }
 
 // digits leaves out what people set between groups of digits.

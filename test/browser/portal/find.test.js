@@ -1,7 +1,7 @@
 // Find: where every call begins.
 import assert from 'node:assert/strict';
 import {after, before, test} from 'node:test';
-import {accessible, eans, everyLook, launch, openCase, signIn, url} from './lib.js';
+import {accessible, eans, everyLook, fits, launch, openCase, picture, ready, signIn, url} from './lib.js';
 
 let browser;
 before(async () => { browser = await launch(); });
@@ -49,7 +49,7 @@ test('a reason that is markup is text, wherever it is shown', async () => {
   const p = await signIn(browser, 'eva');
   await openCase(p.page, eans[2], '"><script>alert(1)</script>');
   await p.page.goto(url);
-  assert.equal(await p.page.locator('tbody td').first().innerText(), '"><script>alert(1)</script>');
+  assert.equal(await p.page.locator('#recent tbody td').first().innerText(), '"><script>alert(1)</script>');
   p.calm();
   await p.context.close();
 });
@@ -63,6 +63,55 @@ test('a word is explained at its button, and the explanation closes again', asyn
   await accessible(p.page);
   await p.page.keyboard.press('Escape');
   await p.page.getByText('The number of a connection').waitFor({state: 'hidden'});
+  p.calm();
+  await p.context.close();
+});
+
+test('by address, as people say it, and opened from what was found', async () => {
+  const p = await signIn(browser, 'joris');
+  const {address} = ready.metering_points[0];
+  const said = address.postcode.replace(/(\d+)([A-Z]+)/, (_, d, l) => `${d} ${l.toLowerCase()}`);
+  await p.page.goto(url);
+  await p.page.fill('#postcode', said);
+  await p.page.fill('#house-number', `${address.houseNumber} bis`);
+  await p.page.fill('#address-reason', 'ticket-4712');
+  await p.page.getByRole('button', {name: 'Search'}).click();
+  const rows = p.page.locator('#found tbody tr');
+  await rows.first().waitFor();
+  assert.ok((await rows.allInnerTexts()).some(r => r.replace(/\D/g, '').includes(eans[0])));
+  await accessible(p.page);
+  await fits(p.page);
+  await picture(p.page, 'found');
+  await rows.filter({hasText: eans[0].slice(8, 12)}).first().getByRole('button').click();
+  await p.page.waitForURL(/\/c\/[0-9a-f]{32}$/);
+  p.calm();
+  await p.context.close();
+});
+
+test('an address where nothing is, and one that is none', async () => {
+  const p = await signIn(browser, 'eva');
+  const search = async (postcode, number) => {
+    await p.page.goto(url);
+    await p.page.fill('#postcode', postcode);
+    await p.page.fill('#house-number', number);
+    await p.page.fill('#address-reason', 'ticket-4713');
+    await p.page.getByRole('button', {name: 'Search'}).click();
+  };
+  await search('9999 ZZ', '99999');
+  await p.page.getByText('Nothing found at this address').waitFor();
+  await accessible(p.page);
+  await search('99', 'x');
+  await p.page.locator('#postcode[aria-invalid=true]').waitFor();
+  await p.page.locator('#house-number[aria-invalid=true]').waitFor();
+  await accessible(p.page);
+  p.calm();
+  await p.context.close();
+});
+
+test('an auditor is shown no way to names and addresses', async () => {
+  const p = await signIn(browser, 'thomas');
+  await p.page.goto(url);
+  assert.equal(await p.page.locator('#postcode').count(), 0);
   p.calm();
   await p.context.close();
 });

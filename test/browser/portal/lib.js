@@ -36,7 +36,7 @@ export async function person(browser, {language = 'en', theme = 'light', viewpor
   context.on('console', m => { if (['error', 'warning'].includes(m.type()) && !/status of (4|5)\d\d/.test(m.text())) noted.push(`${m.type()}: ${m.text()}`); });
   context.on('weberror', e => noted.push(`error: ${e.error()}`));
   context.on('request', r => { if (new URL(r.url()).protocol !== 'data:' && !r.url().startsWith(url) && !r.url().startsWith(ready.portal.identity_provider)) noted.push(`request elsewhere: ${r.url()}`); });
-  context.on('request', r => { if (/\d{18}/.test(r.url() + (r.headers().referer ?? '') + (r.headers()['hx-current-url'] ?? ''))) noted.push('a metering point in an address'); });
+  context.on('request', r => { const told = `${r.url()} ${r.headers().referer} ${r.headers()["hx-current-url"]}`; if (eans.some(e => told.includes(e))) noted.push("a metering point in an address"); });
   await context.addInitScript(() => {
     document.addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI} ${e.sourceFile}:${e.lineNumber}`));
   });
