@@ -42,7 +42,7 @@ const (
 )
 
 // Roles as the constructors want them.
-var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian, roleAuditor}
+var Roles = []string{roleGateway, roleIssuer, roleIngest, roleRegistrar, roleCustodian, roleAuditor, rolePortal}
 
 var (
 	Wrap          = wrap
