@@ -59,12 +59,3 @@ func plural(key string, n int) string {
 	}
 	return key + ".other"
 }
-
-// text is a text for the language of a request, for messages made in Go.
-func (p *Portal) text(v *visit, key string, args ...any) string {
-	s, err := allTexts.format(v.Lang, key, args...)
-	if err != nil {
-		panic(err) // a test finds the key of every call
-	}
-	return s
-}
