@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/go-chi/chi/v5"
 
@@ -45,17 +46,20 @@ const (
 type asset struct {
 	mediaType string
 	body      []byte
-	gzipped   []byte
+	gzipped   func() []byte // made when it is first asked for
 }
 
-// docs serves the documentation. It is made when the server is, so that a
-// request costs next to nothing.
+// docs serves the documentation. It is made once, so that a request costs next
+// to nothing, and a server that is asked for none as little.
 type docs struct {
 	page  *template.Template
 	files map[string]asset // by path
 }
 
-func newDocs() (*docs, error) {
+// newDocs is the same for all servers of the process: nothing changes it.
+var newDocs = sync.OnceValues(makeDocs)
+
+func makeDocs() (*docs, error) {
 	contract := openapi.Contract()
 	inJSON, err := openapi.JSON()
 	if err != nil {
@@ -88,18 +92,18 @@ func newDocs() (*docs, error) {
 		return nil, err
 	}
 	for path, f := range files {
-		var b bytes.Buffer
-		w := gzip.NewWriter(&b)
-		if _, err := w.Write(f.body); err != nil {
-			return nil, err
-		}
-		if err := w.Close(); err != nil {
-			return nil, err
-		}
-		f.gzipped = b.Bytes()
+		f.gzipped = sync.OnceValue(func() []byte { return gzipOf(f.body) })
 		files[path] = f
 	}
 	return d, nil
+}
+
+func gzipOf(body []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(body) // into memory
+	_ = w.Close()
+	return b.Bytes()
 }
 
 // route adds the paths of the documentation.
@@ -140,7 +144,7 @@ func (d *docs) file(w http.ResponseWriter, r *http.Request) {
 	body := f.body
 	if takesGzip(r) {
 		h.Set("Content-Encoding", "gzip")
-		body = f.gzipped
+		body = f.gzipped()
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body)

@@ -314,18 +314,19 @@ func New(c Config) (*Server, error) {
 	if s.limits, err = newLimiter(c.Limits, c.Now); err != nil {
 		return nil, err
 	}
-	doc, err := openapi.Load()
+	shared, err := contract()
 	if err != nil {
 		return nil, err
 	}
+	doc := *shared // the validator sets its servers
 	s.connections = newConnections(c.Limits.Connections, func(why string) { s.limitMetrics.closed.WithLabelValues(why).Inc() })
 	s.deprecated = map[*route]*deprecated{}
 	may := make([]*callers, len(routes))
 	for i := range routes {
-		if may[i], err = callersOf(doc, &routes[i]); err != nil {
+		if may[i], err = callersOf(&doc, &routes[i]); err != nil {
 			return nil, err
 		}
-		if s.deprecated[&routes[i]], err = deprecatedOf(doc, &routes[i], public.JoinPath("docs").String()); err != nil {
+		if s.deprecated[&routes[i]], err = deprecatedOf(&doc, &routes[i], public.JoinPath("docs").String()); err != nil {
 			return nil, err
 		}
 	}
@@ -334,9 +335,12 @@ func New(c Config) (*Server, error) {
 	}
 	s.draining = make(chan struct{})
 	s.drain = sync.OnceFunc(func() { close(s.draining) })
-	s.handler = s.router(may, s.validate(doc))
+	s.handler = s.router(may, s.validate(&doc))
 	return s, nil
 }
+
+// contract is parsed once for all servers of the process, and not changed.
+var contract = sync.OnceValues(openapi.Load)
 
 // Handler serves the API. It relies on TLS with verified client certificates:
 // see HTTPServer.
