@@ -87,6 +87,11 @@ func placeOf(where string, ref *openapi3.SchemaRef) string {
 func (o observed) walk(where string, ref *openapi3.SchemaRef, v any) {
 	where = placeOf(where, ref)
 	o.add(where, v)
+	if v != nil {
+		for _, part := range ref.Value.AllOf { // what may be null, and else is another
+			o.walk(where, part, v)
+		}
+	}
 	switch v := v.(type) {
 	case map[string]any:
 		for name, member := range v {
@@ -125,7 +130,17 @@ var notSeen = map[string]string{
 	"QualityRun.index":   "the demo's values came as the meters provided them",
 	"QualityRun.count":   "likewise",
 	"Quality":            "likewise",
+
+	"SupplierCertificate.revokedAt": "no certificate of the demo is revoked",
+	"Address.addition":              "nobody at the address of the test has one",
+	"IngestStatus.meteringPoints":   "it is not counted",
+	"OversightFinding.code":         "nothing was altered",
+	"OversightFinding.count":        "likewise",
 }
+
+// sometimesSeen are places whose values come of what other tests of the demo do
+// meanwhile, and of how long it runs.
+var sometimesSeen = regexp.MustCompile(`^(OversightUnusual\..*|OversightLog\.(checkedAt|verifiedAt))$`)
 
 // The contract's examples are what the running server answers: of the same
 // form at each place, the headers too, and the problems word by word. What it
@@ -181,11 +196,12 @@ func TestExamplesAreTrue(t *testing.T) {
 		}
 		return r.Value
 	}
+	var entry, gln string // in paths
 	// observe makes a request, which must be answered with a status, and keeps
 	// the forms of all that is answered.
 	observe := func(by *caller, token, method, path, query string, body any, status int, header ...string) (http.Header, map[string]any) {
 		t.Helper()
-		concrete := strings.ReplaceAll(path, "{ean}", ean)
+		concrete := strings.NewReplacer("{ean}", ean, "{interaction}", entry, "{gln}", gln).Replace(path)
 		res, raw := send(by, token, method, concrete+query, body, header...)
 		if res.StatusCode != status {
 			t.Errorf("%s %s%s: %d %s", method, concrete, query, res.StatusCode, raw)
@@ -296,6 +312,39 @@ func TestExamplesAreTrue(t *testing.T) {
 	observe(office.caller, view, "GET", "/v1/metering-points/{ean}/access-log", "?limit=1000", nil, 200)
 	observe(office.caller, view, "GET", "/v1/metering-points/{ean}/access-log", "?limit=10", nil, 200)
 
+	// What the portal asks.
+	_, seenPoint := observe(office.caller, view, "GET", "/v1/metering-points/{ean}/connection", "", nil, 200)
+	address, _ := seenPoint["identity"].(map[string]any)["address"].(map[string]any)
+	if address == nil {
+		t.Fatalf("nobody is known at the metering point: %v", seenPoint["identity"])
+	}
+	find := office.errand(t, "eva", authz.Agent, authz.Errand{Kind: authz.ErrandFind,
+		Postcode: sure(meter.ParsePostcode(address["postcode"].(string))), HouseNumber: sure(meter.ParseHouseNumber(address["houseNumber"].(string)))})
+	observe(office.caller, find, "POST", "/v1/metering-points/find", "", map[string]any{"postcode": address["postcode"], "houseNumber": address["houseNumber"]}, 200)
+	observe(office.caller, view, "POST", "/v1/consents/preview", "", map[string]any{"ean": ean, "step": "revoke", "consentId": consent}, 200)
+	newTerms := maps.Clone(asked)
+	newTerms["supplier"] = w.ready.Suppliers[0].ClientID
+	observe(office.caller, view, "POST", "/v1/consents/preview", "", map[string]any{"ean": ean, "step": "register", "newConsent": newTerms}, 200)
+	_, log := observe(office.caller, view, "GET", "/v1/metering-points/{ean}/access-log", "?limit=1000", nil, 200)
+	for _, v := range log["entries"].([]any) {
+		if e := v.(map[string]any); e["operation"] == "READINGS" && e["opened"].(float64) > 0 && e["outcome"] == "GIVEN" {
+			entry = e["interactionId"].(string)
+			break
+		}
+	}
+	eventually(t, "the entry is in the audit log", func() bool {
+		res, _ := send(office.caller, view, "GET", "/v1/metering-points/"+ean+"/access-log/"+entry+"/proof", nil)
+		return res.StatusCode == 200
+	})
+	observe(office.caller, view, "GET", "/v1/metering-points/{ean}/access-log/{interaction}/proof", "", nil, 200)
+	gln = w.ready.Suppliers[0].ClientID
+	look := office.errand(t, "eva", authz.Supervisor, authz.Errand{Kind: authz.ErrandOversee})
+	observe(office.caller, look, "GET", "/v1/suppliers", "", nil, 200)
+	observe(office.caller, look, "GET", "/v1/operations", "", nil, 200)
+	observe(office.caller, look, "GET", "/v1/oversight", "", nil, 200)
+	resume := office.errand(t, "eva", authz.Supervisor, authz.Errand{Kind: authz.ErrandSupplier, Supplier: sure(meter.ParseGLN(gln))})
+	observe(office.caller, resume, "POST", "/v1/suppliers/{gln}/resume", "", nil, 200, "If-Match", `"1"`) // it is not suspended
+
 	// Problems that are shown as examples come word by word.
 	exact := func(name, query string, path string) {
 		t.Helper()
@@ -324,7 +373,7 @@ func TestExamplesAreTrue(t *testing.T) {
 	seen.add("header WwwAuthenticate", unauthorized.Header.Get("WWW-Authenticate"))
 
 	// Every example of an answer is of a form that was answered at its place.
-	requests := map[string]bool{"ReadingsQuery": true, "NewConsent": true, "ConsentAnswer": true}
+	requests := map[string]bool{"ReadingsQuery": true, "NewConsent": true, "ConsentAnswer": true, "AddressQuery": true, "ConsentPreviewQuery": true}
 	compared := 0
 	for name, ref := range doc.Components.Schemas {
 		if requests[name] {
@@ -335,6 +384,9 @@ func TestExamplesAreTrue(t *testing.T) {
 				return // its items are looked at
 			}
 			forms := seen[where]
+			if sometimesSeen.MatchString(where) && len(forms) == 0 {
+				return
+			}
 			if why := notSeen[where]; len(forms) == 0 && why == "" {
 				t.Errorf("%s: nothing was answered that its example could be compared with", where)
 			} else if len(forms) > 0 && why != "" {
