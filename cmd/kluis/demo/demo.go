@@ -468,7 +468,8 @@ Kluis is ready.
             Sign in as %s. It is a development sign-in: it asks for no password.
             The browser warns of an unknown certificate, once for the portal and once for the sign-in: go on to 127.0.0.1,
             or have a browser profile of its own trust the authority in %s.
-            Metering points to look at: %s
+            A customer phones: who has looked at my meter? Stop it. Her metering point is %s,
+            her address %s. A supplier waits for an answer at %s.
 
   API       %s        (mutual TLS and an access token)
   issuer    %s
@@ -507,7 +508,8 @@ Test metering points for every refusal and edge:    %s conformance list --state 
 
 Ctrl-C stops everything; the data stays in %s.
 `,
-		r.Portal.URL, employeesIn(r.Portal.Employees), r.CAFile, pointsIn(r.MeteringPoints),
+		r.Portal.URL, employeesIn(r.Portal.Employees), r.CAFile,
+		r.MeteringPoints[0].EAN, r.MeteringPoints[0].Address, r.MeteringPoints[unasked].EAN,
 		r.GatewayURL, r.IssuerURL, strings.TrimSuffix(r.MetricsURL, "/metrics")+"/docs", r.MetricsURL, r.DatabaseURL, d.path("logs"),
 		s.Name, r.CAFile, s.CertificateFile, s.KeyFile, s.ClientID, r.IssuerURL,
 		r.CAFile, s.CertificateFile, s.KeyFile, readingsURL(r.GatewayURL, p.EAN, a.Purpose, a.From, a.To),

@@ -225,6 +225,9 @@ func (d *demo) describe(ctx context.Context, operator config.Operator, today met
 		r.MeteringPoints = append(r.MeteringPoints, readyPoint{EAN: pt.ean.String(), Commodity: pt.commodity.String(),
 			Address: readyAddress{at.postcode, at.number, at.addition}, Access: access(d.plan, pt, file, d.profile, days, now)})
 	}
+	if err := d.business(ctx, &r, today); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	d.ready = r
 	d.told = true

@@ -106,6 +106,7 @@ type progress struct {
 	Keys       bool     `json:"keys"`
 	Facts      bool     `json:"facts"`
 	People     bool     `json:"people"`
+	Business   bool     `json:"business"`            // the suppliers have read and asked
 	FilledTo   string   `json:"filled_to,omitempty"` // readings are stored for the days before this one
 	Gateway    string   `json:"gateway"`             // listen addresses, kept from run to run
 	Metrics    string   `json:"metrics"`

@@ -113,12 +113,3 @@ func employeesIn(list []devidp.Employee) string {
 	}
 	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }
-
-// pointsIn are the first few of the demo's metering points.
-func pointsIn(list []readyPoint) string {
-	var eans []string
-	for _, p := range list[:min(3, len(list))] {
-		eans = append(eans, p.EAN)
-	}
-	return strings.Join(eans, ", ")
-}

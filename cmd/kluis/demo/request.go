@@ -93,7 +93,7 @@ func (c *apiClient) do(req *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if res.StatusCode != http.StatusOK {
+	if res.StatusCode/100 != 2 {
 		return nil, fmt.Errorf("%s %s: %s\n%s", req.Method, req.URL.Path, res.Status, body)
 	}
 	return body, nil
