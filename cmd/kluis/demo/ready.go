@@ -53,7 +53,9 @@ type readyAddress struct {
 	Addition    string `json:"addition,omitempty"`
 }
 
-func (a readyAddress) String() string { return strings.TrimSpace(a.Postcode + " " + a.HouseNumber + " " + a.Addition) }
+func (a readyAddress) String() string {
+	return strings.TrimSpace(a.Postcode + " " + a.HouseNumber + " " + a.Addition)
+}
 
 // readyAccess is a run of days that a supplier may read of some fields.
 type readyAccess struct {
