@@ -61,12 +61,21 @@ type readyPortal struct {
 	IdentityProvider string `json:"identity_provider"`
 	IdentityAudience string `json:"identity_audience"`
 	IdentityDir      string `json:"identity_dir"`
+
+	URL       string            `json:"url"`
+	Employees []json.RawMessage `json:"employees"`
+	PID       int               `json:"pid"`
 }
 
 type readyPoint struct {
-	EAN       string        `json:"ean"`
-	Commodity string        `json:"commodity"`
-	Access    []readyAccess `json:"access"`
+	EAN       string `json:"ean"`
+	Commodity string `json:"commodity"`
+	Address   struct {
+		Postcode    string `json:"postcode"`
+		HouseNumber string `json:"houseNumber"`
+		Addition    string `json:"addition"`
+	} `json:"address"`
+	Access []readyAccess `json:"access"`
 }
 
 type readyAccess struct {
