@@ -156,9 +156,10 @@ type timeline struct {
 
 // timelineRow is a line of bars.
 type timelineRow struct {
-	Kind string // supply, occupancy, consent, optout: texts connection.timeline.KIND
-	Y    int
-	Bars []bar
+	Kind  string // supply, occupancy, consent, optout: texts connection.timeline.KIND
+	First bool   // of its kind: periods that overlap are below one another
+	Y     int
+	Bars  []bar
 }
 
 // bar is a period; x and width are of timelineWidth.
@@ -189,21 +190,23 @@ func (b bar) TextX() int { return b.X + 8 }
 func (t timeline) Axis() int { return t.High - 20 }
 
 type tick struct {
-	X    int
-	Year int
+	X     int
+	Year  int
+	Label bool // there is room for it beside today
 }
 
 const (
 	timelineWidth = 1000
 	timelineRowH  = 34
 	timelineYears = 3
+	timelineWord  = 55 // between words below the lines
 )
 
 // timelineOf draws the last years up to half a year from now; what began before is
 // cut at the edge.
 func timelineOf(c *client.Connection, consents []client.Consent, today meter.Day, zone *time.Location) timeline {
 	names := namesOf(c)
-	t := timeline{From: today.AddMonths(-12 * timelineYears), To: today.AddMonths(6)}
+	t := timeline{From: firstOf(c, consents, today, zone), To: today.AddMonths(6)}
 	x := func(d meter.Day) int {
 		d = min(max(d, t.From), t.To)
 		return int(int64(d-t.From) * timelineWidth / int64(t.To-t.From))
@@ -262,18 +265,51 @@ func timelineOf(c *client.Connection, consents []client.Consent, today meter.Day
 		add(&out, localDay(o.From), dayPtr(o.To), bar{})
 	}
 	for _, row := range []timelineRow{supply, living, agreed, out} {
-		if len(row.Bars) > 0 {
-			row.Y = len(t.Rows)*timelineRowH + 4
-			t.Rows = append(t.Rows, row)
+		for i, bars := range lanes(row.Bars) {
+			t.Rows = append(t.Rows, timelineRow{Kind: row.Kind, First: i == 0, Y: len(t.Rows)*timelineRowH + 4, Bars: bars})
 		}
 	}
 	t.High = len(t.Rows)*timelineRowH + 24
 	first, _, _ := t.From.Date()
 	last, _, _ := t.To.Date()
 	for y := first + 1; y <= last; y++ {
-		t.Years = append(t.Years, tick{x(meter.DayFromDate(y, time.January, 1)), y})
+		at := x(meter.DayFromDate(y, time.January, 1))
+		t.Years = append(t.Years, tick{at, y, at < t.Now-timelineWord || at > t.Now+timelineWord})
 	}
 	return t
+}
+
+// firstOf is where a timeline begins: a little before the first that happened, but
+// not longer ago than timelineYears, nor later than a year ago.
+func firstOf(c *client.Connection, consents []client.Consent, today meter.Day, zone *time.Location) meter.Day {
+	first := today.AddMonths(-12)
+	for _, s := range c.Supply {
+		first = min(first, localDay(s.From))
+	}
+	for _, o := range c.Occupancies {
+		first = min(first, localDay(o.From))
+	}
+	for _, k := range consents {
+		if k.ValidFrom != nil {
+			first = min(first, meter.DayOf(*k.ValidFrom, zone))
+		}
+	}
+	return max(first.AddMonths(-1), today.AddMonths(-12*timelineYears))
+}
+
+// lanes puts bars that overlap into lanes of their own.
+func lanes(bars []bar) [][]bar {
+	var out [][]bar
+	for _, b := range bars {
+		i := slices.IndexFunc(out, func(lane []bar) bool {
+			return !slices.ContainsFunc(lane, func(o bar) bool { return b.X < o.X+o.Width && o.X < b.X+b.Width })
+		})
+		if i < 0 {
+			out, i = append(out, nil), len(out)
+		}
+		out[i] = append(out[i], b)
+	}
+	return out
 }
 
 // dayPtr is a day of the contract, where there is one.

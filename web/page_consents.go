@@ -147,13 +147,13 @@ func consentRowOf(c client.Consent, names map[string]string) consentRow {
 // consentStepData is what templates/consent-step.html shows.
 type consentStepData struct {
 	consentRow
-	Step     string // grant, reject or revoke
-	Evidence string
-	Wrong    bool   // the evidence
-	Tag      string // of the consent as it is shown
-	Key      string // makes sending the form twice harmless
-	Preview  *changes
-	Missing  *Problem // instead of the preview
+	Step    string // grant, reject or revoke
+	Filled  string // evidence, as it was filled in
+	Wrong   bool   // that
+	Tag     string // of the consent as it is shown
+	Key     string // makes sending the form twice harmless
+	Preview *changes
+	Missing *Problem // instead of the preview
 }
 
 // consentStepPage answers GET …/{id}/{step}: the consent in plain words, and what
@@ -248,7 +248,7 @@ func (p *Portal) consentStep(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		d.Evidence, d.Wrong = evidence, true
+		d.Filled, d.Wrong = evidence, true
 		return p.render(w, r, http.StatusUnprocessableEntity, "consent-step", d)
 	}
 	c := visitOf(r).Case

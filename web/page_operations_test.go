@@ -121,7 +121,7 @@ func TestOversightOf(t *testing.T) {
 			{Kind: client.UnusualBurst, From: time.Unix(200, 0)}, {Kind: client.UnusualBreadth}, {Kind: client.UnusualRefusals},
 		},
 	}
-	d := oversightOf(o, zone)
+	d := oversightOf(o, map[string]string{}, zone)
 	if len(d.Days) != 3 || d.Days[0].Day.String() != "2025-10-27" || d.Days[2].Day.String() != "2025-10-25" {
 		t.Fatalf("%d days, or in another order than the latest first", len(d.Days))
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	openapi_types "github.com/oapi-codegen/runtime/types"
+	"golang.org/x/sync/errgroup"
 
 	"kluis/meter"
 	"kluis/openapi/client"
@@ -55,7 +56,7 @@ type unusual struct {
 type party struct {
 	client.OversightParty
 	Employee bool
-	Short    string // of an employee's subject: what follows the provider's address
+	Short    string // of an employee's subject: what follows the provider's address; of a supplier, its name
 	Refused  int
 	Share    int // of refused ones, in percent
 }
@@ -81,15 +82,28 @@ func (p *Portal) oversightPage(w http.ResponseWriter, r *http.Request) error {
 	if given {
 		params.From, params.To = apiDay(days.From), apiDay(days.To)
 	}
-	res, err := p.API(r, ToOversee("oversight")).GetOversightWithResponse(r.Context(), &params)
-	if err != nil {
+	var o *client.Oversight
+	names := map[string]string{}
+	var g errgroup.Group
+	g.Go(func() error {
+		res, err := p.API(r, ToOversee("oversight")).GetOversightWithResponse(r.Context(), &params)
+		if err == nil {
+			o, err = Given(res.JSON200, res.HTTPResponse, res.Body)
+		}
+		return err
+	})
+	g.Go(func() error {
+		if list, err := p.suppliers(r); err == nil { // without, numbers do
+			for _, s := range list.Suppliers {
+				names[string(s.Gln)] = s.Name
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	o, err := Given(res.JSON200, res.HTTPResponse, res.Body)
-	if err != nil {
-		return err
-	}
-	d := oversightOf(o, p.profile.Location())
+	d := oversightOf(o, names, p.profile.Location())
 	d.Week = periodsOf(d, meter.DayOf(p.now(), p.profile.Location()))
 	return p.page(w, r, "oversight", d)
 }
@@ -130,7 +144,7 @@ func apiDay(d meter.Day) *openapi_types.Date {
 func localDay(d openapi_types.Date) meter.Day { return meter.DayOf(d.Time, time.UTC) }
 
 // oversightOf makes the page of what the API says.
-func oversightOf(o *client.Oversight, zone *time.Location) oversightData {
+func oversightOf(o *client.Oversight, names map[string]string, zone *time.Location) oversightData {
 	d := oversightData{At: o.At, From: localDay(o.From), To: localDay(o.To) - 1, Log: oversightLog{o.Log, "warn"}}
 	switch o.Log.Result {
 	case client.LogOk:
@@ -140,20 +154,23 @@ func oversightOf(o *client.Oversight, zone *time.Location) oversightData {
 	}
 	for _, u := range o.Unusual {
 		d.Unusual = append(d.Unusual, unusual{u, "oversight." + strings.ReplaceAll(strings.ToLower(string(u.Kind)), "_", "-"),
-			partyOf(client.OversightParty{Kind: u.PartyKind, Name: u.Party})})
+			partyOf(client.OversightParty{Kind: u.PartyKind, Name: u.Party}, names)})
 	}
 	slices.SortStableFunc(d.Unusual, func(a, b unusual) int { return b.From.Compare(a.From) })
 	for _, x := range o.Parties {
-		d.Parties = append(d.Parties, partyOf(x))
+		d.Parties = append(d.Parties, partyOf(x, names))
 	}
 	d.hours(o.Hours, zone)
 	return d
 }
 
-func partyOf(x client.OversightParty) party {
+func partyOf(x client.OversightParty, names map[string]string) party {
 	out := party{OversightParty: x, Employee: x.Kind == client.PartyEmployee, Short: x.Name, Refused: x.Refused}
 	if _, sub, ok := strings.Cut(x.Name, "#"); ok && out.Employee {
 		out.Short = sub
+	}
+	if !out.Employee {
+		out.Short = names[x.Name]
 	}
 	if x.Requests > 0 {
 		out.Share = (100*x.Refused + x.Requests/2) / x.Requests

@@ -116,6 +116,9 @@ func supplierRowOf(s client.Supplier, operator meter.GLN, now time.Time) supplie
 	return row
 }
 
+// More says that there is more to tell of certificates than when the best one ends.
+func (s supplierRow) More() bool { return len(s.Certificates) > 1 }
+
 // short is enough of a thumbprint to tell certificates apart.
 func short(thumbprint string) string {
 	if len(thumbprint) > 12 {

@@ -43,8 +43,19 @@ type supplierRights struct {
 // rightCell says whether a column may be read, and on what.
 type rightCell struct {
 	column
-	Grounds []ground // none: it may not be read
+	Grounds []ground          // none: it may not be read
+	Via     client.Resolution // they are of a finer column of this class, which says it all; else ""
 	Denied  client.WithheldReason
+}
+
+// Lasting are the grounds that are not of single days, Single those that are.
+func (c rightCell) Lasting() []ground {
+	return slices.DeleteFunc(slices.Clone(c.Grounds), func(g ground) bool { return g.Days })
+}
+
+// Single are the grounds of single days: a switch or a move.
+func (c rightCell) Single() []ground {
+	return slices.DeleteFunc(slices.Clone(c.Grounds), func(g ground) bool { return !g.Days })
 }
 
 // ground is one legal basis of a cell.
@@ -61,15 +72,7 @@ type ground struct {
 func rightsOf(a *client.Access, s client.SupplierName, c *client.Connection, consents []client.Consent, profile *meter.Profile, now time.Time) supplierRights {
 	row := newRights(s, c, meter.DayOf(now, profile.Location()))
 	for _, col := range columns {
-		cell := rightCell{column: col}
-		for _, g := range a.Granted {
-			f, ok := profile.Field(g.Field)
-			days := g.LegalBasis == client.LegalBasisSWITCH || g.LegalBasis == client.LegalBasisMOVE
-			if !ok || f.Class.String() != col.Class || fine(g.Granularity) > fine(col.Granularity) || days && g.Granularity != col.Granularity {
-				continue // the read of one day is no month
-			}
-			cell.add(ground{Basis: g.LegalBasis, Purpose: g.Purpose, From: localDay(g.From), To: localDay(g.To) - 1, Days: days})
-		}
+		cell := cellOf(a, col, profile)
 		for i := range cell.Grounds {
 			cell.Grounds[i].end(s.Gln, col, c, consents, profile.Location())
 		}
@@ -83,20 +86,46 @@ func rightsOf(a *client.Access, s client.SupplierName, c *client.Connection, con
 	return row
 }
 
-// Finest are the cells that say it all: of each class the finest that may be read,
-// and coarser ones only where they rest on something else.
+// cellOf finds what a column rests on: what is granted exactly so fine, and if
+// nothing lasting is, what is granted finer, which gives the coarser too.
+func cellOf(a *client.Access, col column, profile *meter.Profile) rightCell {
+	of := func(granularity client.Resolution) (cell rightCell) {
+		cell.column = col
+		for _, g := range a.Granted {
+			f, ok := profile.Field(g.Field)
+			days := g.LegalBasis == client.LegalBasisSWITCH || g.LegalBasis == client.LegalBasisMOVE
+			if !ok || f.Class.String() != col.Class || g.Granularity != granularity || days && granularity != col.Granularity {
+				continue // the read of one day is no month
+			}
+			cell.add(ground{Basis: g.LegalBasis, Purpose: g.Purpose, From: localDay(g.From), To: localDay(g.To) - 1, Days: days})
+		}
+		return cell
+	}
+	own := of(col.Granularity)
+	if len(own.Lasting()) > 0 {
+		return own
+	}
+	for i := fine(col.Granularity) - 1; i >= 0; i-- {
+		if finer := of(fineness[i]); len(finer.Lasting()) > 0 {
+			finer.Via = fineness[i]
+			finer.Grounds = append(finer.Grounds, own.Grounds...)
+			return finer
+		}
+	}
+	return own
+}
+
+// Finest are the cells that say it all: those that rest on something of their own
+// that lasts.
 func (s supplierRights) Finest() []rightCell {
-	var out []rightCell
+	return slices.DeleteFunc(slices.Clone(s.Cells), func(c rightCell) bool { return c.Via != "" || len(c.Lasting()) == 0 })
+}
+
+// SingleDays are the days whose reading may be had for a switch or a move.
+func (s supplierRights) SingleDays() []ground {
+	var out []ground
 	for _, c := range s.Cells {
-		if len(c.Grounds) == 0 {
-			continue
-		}
-		finer := slices.ContainsFunc(s.Cells, func(o rightCell) bool {
-			return o.Class == c.Class && fine(o.Granularity) < fine(c.Granularity) && len(o.Grounds) > 0 && slices.EqualFunc(o.Grounds, c.Grounds, func(x, y ground) bool { return x.Basis == y.Basis })
-		})
-		if !finer {
-			out = append(out, c)
-		}
+		out = append(out, c.Single()...)
 	}
 	return out
 }

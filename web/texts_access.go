@@ -15,6 +15,7 @@ var accessTexts = texts{
 	"access.suspended":  {"Geschorst: krijgt nu niets, ook niet wat hieronder staat.", "Suspended: is given nothing now, not even what is below."},
 	"access.days":       {"van", "of"},
 	"access.for":        {"voor", "for"},
+	"access.via":        {"omdat het %s mag", "because %s is allowed"},
 	"access.missing":    {"Tot wanneer toestemmingen gelden is nu niet op te vragen.", "Until when consents hold cannot be found out now."},
 	"access.legend":     {"Wat de woorden betekenen", "What the words mean"},
 }

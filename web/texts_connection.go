@@ -18,6 +18,7 @@ var connectionTexts = texts{
 	"connection.may.none":        {"Er is nu geen leverancier die iets mag lezen", "There is no supplier now that may read anything"},
 	"connection.may.not":         {"mag hier nu niets lezen", "may read nothing here now"},
 	"connection.may.all":         {"Alles over wie wat mag", "All about who may read what"},
+	"connection.single":          {"En de stand van één dag:", "And the reading of one day:"},
 	"connection.suspended":       {"geschorst: krijgt nu niets", "suspended: is given nothing now"},
 	"connection.did":             {"Wie las in de laatste 30 dagen", "Who read in the last 30 days"},
 	"connection.did.none":        {"Niemand las meetwaarden", "Nobody read any readings"},
@@ -29,6 +30,8 @@ var connectionTexts = texts{
 	"connection.did.all":         {"Alles over wie wat las", "All about who read what"},
 
 	"connection.timeline":           {"In de tijd", "Over time"},
+	"connection.timeline.present":   {"huidige klant", "present customer"},
+	"connection.timeline.earlier":   {"vorige klant", "earlier customer"},
 	"connection.timeline.supply":    {"Leverancier", "Supplier"},
 	"connection.timeline.occupancy": {"Bewoning", "Occupancy"},
 	"connection.timeline.consent":   {"Toestemming", "Consent"},

@@ -52,5 +52,5 @@ var healthTexts = texts{
 	"health.token.suspect": {"wordt nagegaan", "being checked"},
 	"health.token.down":    {"weg", "away"},
 	"health.token.unknown": {"onbekend", "unknown"},
-	"health.gateway":       {"Dit antwoord kwam van gateway %s, die draait sinds", "This answer came from gateway %s, which has been running since"},
+	"health.gateway":       {"Dit antwoord kwam van een gateway die draait sinds", "This answer came from a gateway that has been running since"},
 }

@@ -19,6 +19,7 @@ var oversightTexts = texts{
 	"oversight.log.size":        {"Ondertekende regels", "Entries signed"},
 	"oversight.log.signed":      {"Laatst ondertekend", "Last signed"},
 	"oversight.log.verified":    {"Laatst gecontroleerd", "Last verified"},
+	"oversight.log.what":        {"Wat er wordt ondertekend:", "What is signed:"},
 	"oversight.findings":        {"Bevindingen", "Findings"},
 	"oversight.finding":         {"Bevinding", "Finding"},
 	"oversight.finding.count":   {"Aantal", "Count"},
