@@ -183,6 +183,10 @@ func (p *Portal) funcs(lang string) template.FuncMap {
 		"when":  func(v any) (template.HTML, error) { return whenHTML(lang, zone, v, false) },
 		"whenz": func(v any) (template.HTML, error) { return whenHTML(lang, zone, v, true) },
 		"zone":  zone.String,
+		// month is a month with its year, weekday the day of the week of a local day.
+		"month":    func(d meter.Day) string { y, m, _ := d.Date(); return months[lang][m-1] + "\u00a0" + strconv.Itoa(y) },
+		"weekday":  func(d meter.Day) string { return weekdays[lang][(int(d.Start(time.UTC).Weekday())+6)%7] },
+		"weekdays": func() []string { return weekdays[lang] },
 		// number is a whole number with its thousands apart.
 		"number": func(n any) string { return number(lang, fmt.Sprint(n)) },
 		// dict makes the data of a partial: {{template "alert" (dict "Kind" "warn" "Text" (t "…"))}}.
@@ -244,6 +248,12 @@ func number(lang, digits string) string {
 var months = map[string][]string{
 	"nl": {"jan", "feb", "mrt", "apr", "mei", "jun", "jul", "aug", "sep", "okt", "nov", "dec"},
 	"en": {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"},
+}
+
+// weekdays begin on Monday.
+var weekdays = map[string][]string{
+	"nl": {"maandag", "dinsdag", "woensdag", "donderdag", "vrijdag", "zaterdag", "zondag"},
+	"en": {"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"},
 }
 
 func dayWords(lang string, y int, m time.Month, d int) string {

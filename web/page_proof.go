@@ -1,0 +1,99 @@
+package web
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+
+	"kluis/meter"
+	"kluis/openapi/client"
+)
+
+// proofData is what templates/proof.html shows.
+type proofData struct {
+	Interaction string
+	Path        string // of the page of this proof
+	Query       string
+	Log         string   // the way back
+	Proven      *proven  // nil: see the others
+	Problem     *Problem // there is none, or none yet
+	Failed      bool     // what is there does not check
+
+	answer *client.AccessProof
+}
+
+// proofPage answers GET …/log/{interaction}/proof: as a page, and for htmx as a part
+// of the row.
+func (p *Portal) proofPage(w http.ResponseWriter, r *http.Request) error {
+	d, err := p.askProof(r)
+	if err != nil {
+		return err
+	}
+	return p.showProof(w, r, d)
+}
+
+func (p *Portal) showProof(w http.ResponseWriter, r *http.Request, d *proofData) error {
+	if r.Header.Get("HX-Request") != "" {
+		return p.part(w, r, "proof", "proof", d)
+	}
+	return p.page(w, r, "proof", d)
+}
+
+// askProof asks for the proof of an entry, and checks it.
+func (p *Portal) askProof(r *http.Request) (*proofData, error) {
+	c := visitOf(r).Case
+	id, err := uuid.Parse(chi.URLParam(r, "interaction"))
+	if err != nil {
+		return nil, errNoPage
+	}
+	f := logFilter{Occupancy: r.URL.Query().Get("occupancy")}
+	d := &proofData{Interaction: id.String(), Path: c.Path("/log/" + id.String() + "/proof"), Query: f.Query(), Log: c.Path("/log") + f.Query()}
+	params := &client.GetAccessProofParams{}
+	if f.Occupancy != "" {
+		day, err := meter.ParseDay(f.Occupancy)
+		if err != nil {
+			return nil, errNoPage
+		}
+		params.Occupancy = apiDay(day)
+	}
+	res, err := p.API(r, ToView(c)).GetAccessProofWithResponse(r.Context(), c.EAN.String(), id, params)
+	if err != nil {
+		return nil, err
+	}
+	if d.answer, err = Given(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+		pr := problemOf(err)
+		d.Problem = &pr
+		return d, nil
+	}
+	found, err := checkProof(d.answer, id, c.EAN, p.config.AuditOrigin, p.config.AuditKeys)
+	if err != nil {
+		p.log.Error("a proof of an access record does not check", "interactionId", d.Interaction, "error", err)
+		d.Failed = true
+		return d, nil
+	}
+	d.Proven = &found
+	return d, nil
+}
+
+// proofDownload answers GET …/log/{interaction}/proof/file: the proof for
+// cmd/auditproof, where it checks and is whole; else the page that says why not.
+func (p *Portal) proofDownload(w http.ResponseWriter, r *http.Request) error {
+	d, err := p.askProof(r)
+	if err != nil {
+		return err
+	}
+	if d.Proven == nil || !d.Proven.Whole {
+		return p.showProof(w, r, d)
+	}
+	raw, err := json.MarshalIndent(fileOf(d.answer), "", "  ")
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Disposition", `attachment; filename="proof-`+d.Interaction+`.json"`)
+	_, err = w.Write(append(raw, '\n'))
+	return err
+}
