@@ -679,7 +679,7 @@ func TestDatabaseRoles(t *testing.T) {
 		"control_entry", "control_heartbeat", "key_tombstone", "fact_mark", "journal_entry", "audit_statement", "audit_leaf", "audit_hash", "audit_checkpoint", "audit_cursor", "market_profile", "idempotency_key",
 		"sealed_identity", "identity_index",
 		"basis_day", "change_mark", "sealed_block_default", "storage_month", "storage_change",
-		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result"}
+		"access_hour", "employee_point", "employee_day", "access_unusual", "audit_result", "portal_session", "portal_case"}
 	// And the months that sealed_block is of.
 	var months []string
 	if err := w.db.QueryRow(`SELECT array_agg(tablename::text) FROM pg_tables WHERE tablename ~ '^sealed_block_[0-9_]+$'`).Scan(pq.Array(&months)); err != nil {
@@ -691,6 +691,7 @@ func TestDatabaseRoles(t *testing.T) {
 			"idempotency_key": "SI", "basis_day": "SID", "change_mark": "SI", "identity_index": "S",
 			"audit_hash": "S", "access_hour": "S", "employee_day": "S", "access_unusual": "S", "audit_result": "S"},
 		"kluis_issuer": {"supplier": "S"},
+		"kluis_portal": {"portal_session": "SID", "portal_case": "SID"},
 		"kluis_ingest": {"metering_point": "S", "legal_file": "S", "data_key": "SI", "sealed_block": "I", "ingest_batch": "I", "sealed_identity": "I", "identity_index": "I"},
 		"kluis_registrar": {"supplier": "SI", "legal_file": "SI", "metering_point": "SI",
 			"supply_period": "SID", "consent": "SID", "basis_day": "SID"},
@@ -731,7 +732,7 @@ func TestDatabaseRoles(t *testing.T) {
 				switch table {
 				case "supplier":
 					column = "gln"
-				case "goose_db_version":
+				case "goose_db_version", "portal_session", "portal_case":
 					column = "id"
 				case "control_entry":
 					column = "sequence"
@@ -795,6 +796,9 @@ func TestDatabaseRoles(t *testing.T) {
 			attempt(role == "kluis_custodian", `UPDATE sealed_block SET ciphertext = ciphertext WHERE false`)
 			attempt(false, `UPDATE sealed_block SET version = version WHERE false`)
 			attempt(false, `UPDATE data_key SET month = month WHERE false`)
+			// A session goes on, and stays whose it is.
+			attempt(role == "kluis_portal", `UPDATE portal_session SET data = data, expires = expires WHERE false`)
+			attempt(false, `UPDATE portal_session SET subject = subject WHERE false`)
 
 			for _, stmt := range []string{
 				`CREATE TABLE mine (x int)`,
@@ -852,7 +856,7 @@ func TestDatabaseRoles(t *testing.T) {
 	// Nobody may pass on what he may, and what anybody may is nothing.
 	for what, query := range map[string]string{
 		"grants to PUBLIC": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE relnamespace = 'public'::regnamespace AND a.grantee = 0`,
-		"grantable rights": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE a.is_grantable AND a.grantee = ANY (ARRAY['kluis_gateway', 'kluis_issuer', 'kluis_ingest', 'kluis_registrar', 'kluis_custodian', 'kluis_auditor']::regrole[])`,
+		"grantable rights": `SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE a.is_grantable AND a.grantee = ANY (ARRAY['kluis_gateway', 'kluis_issuer', 'kluis_ingest', 'kluis_registrar', 'kluis_custodian', 'kluis_auditor', 'kluis_portal']::regrole[])`,
 		"functions":        `SELECT count(*) FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) a WHERE pronamespace = 'public'::regnamespace AND a.grantee <> proowner`,
 	} {
 		if n := one[int](t, w, query); n != 0 {
