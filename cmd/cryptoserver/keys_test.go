@@ -149,7 +149,7 @@ func TestCeremony(t *testing.T) {
 	if err != nil || json.Unmarshal(raw, &m) != nil {
 		t.Fatal(err)
 	}
-	if len(m.Files) != 2*(2+2*2+3+1)+1 { // mint, two rotate, seal, open; the probe
+	if len(m.Files) != 2*(2+2*2+4+1)+1 { // mint, two rotate, seal, open; the probe
 		t.Errorf("%d files: %v", len(m.Files), m.Files)
 	}
 	for name := range m.Files {
