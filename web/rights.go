@@ -147,10 +147,10 @@ var basisOrder = map[client.LegalBasis]int{
 }
 
 // add joins the fields and runs of days of one basis: tariffs and directions are
-// granted alike, and a customer cares for none.
+// granted alike, and a customer cares for none. Two single days are no period.
 func (c *rightCell) add(g ground) {
 	for i := range c.Grounds {
-		if x := &c.Grounds[i]; x.Basis == g.Basis && x.Purpose == g.Purpose {
+		if x := &c.Grounds[i]; x.Basis == g.Basis && x.Purpose == g.Purpose && (!g.Days || x.From == g.From) {
 			x.From, x.To = min(x.From, g.From), max(x.To, g.To)
 			return
 		}

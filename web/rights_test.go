@@ -25,6 +25,7 @@ func TestRightsOf(t *testing.T) {
 		granted("import_low", client.P1D, client.LegalBasisSUPPLYDAILY, client.PurposeENERGYMANAGEMENT),
 		granted("import_normal", client.P1D, client.LegalBasisSUPPLYDAILY, client.PurposeENERGYMANAGEMENT),
 		granted("import_low", client.P1D, client.LegalBasisSWITCH, client.PurposeSWITCH),
+		{Field: "import_low", Granularity: client.P1D, LegalBasis: client.LegalBasisSWITCH, Purpose: client.PurposeSWITCH, From: date(2026, 5, 1), To: date(2026, 5, 2)},
 		granted("import_intervals", client.PT1H, client.LegalBasisCONSENT, client.PurposeENERGYMANAGEMENT),
 	}}
 	name := "<b>Stroom</b>"
@@ -40,7 +41,7 @@ func TestRightsOf(t *testing.T) {
 	for i, want := range []struct {
 		lasting, single int
 		via             client.Resolution
-	}{{1, 0, client.P1D}, {1, 1, ""}, {1, 0, client.PT1H}, {1, 0, ""}, {0, 0, ""}} {
+	}{{1, 0, client.P1D}, {1, 2, ""}, {1, 0, client.PT1H}, {1, 0, ""}, {0, 0, ""}} {
 		cell := row.Cells[i]
 		if len(cell.Lasting()) != want.lasting || len(cell.Single()) != want.single || cell.Via != want.via {
 			t.Errorf("%s %s: %d lasting, %d single, via %q, want %+v", cell.Class, cell.Granularity, len(cell.Lasting()), len(cell.Single()), cell.Via, want)
@@ -55,7 +56,7 @@ func TestRightsOf(t *testing.T) {
 	if finest := row.Finest(); len(finest) != 2 || finest[0].Granularity != client.P1D || finest[1].Granularity != client.PT1H {
 		t.Errorf("at a glance: %+v", finest)
 	}
-	if days := row.SingleDays(); len(days) != 1 || days[0].Basis != client.LegalBasisSWITCH {
+	if days := row.SingleDays(); len(days) != 2 || days[0].Basis != client.LegalBasisSWITCH {
 		t.Errorf("single days: %+v", days)
 	}
 }

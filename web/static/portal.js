@@ -5,6 +5,11 @@
   // The field that a page is for; "/" goes there from anywhere.
   const first = document.querySelector('[aria-invalid="true"]') || document.querySelector('[data-focus]');
   if (first && !location.hash) first.focus();
+  // On a phone menus are one line: where one is stays in sight.
+  document.querySelectorAll('nav > ul [aria-current]').forEach(a => {
+    const nav = a.closest('nav');
+    nav.scrollLeft = a.offsetLeft - (nav.clientWidth - a.offsetWidth) / 2;
+  });
   document.addEventListener('keydown', e => {
     const typing = e.target.closest('input, select, textarea, [contenteditable]');
     if (e.key === '/' && !typing && !e.ctrlKey && !e.metaKey && !e.altKey) {
