@@ -1,11 +1,16 @@
 package web
 
 import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/go-chi/chi/v5"
 
 	"kluis/meter"
 	"kluis/openapi/client"
@@ -17,6 +22,8 @@ func (p *Portal) findRoutes() []route {
 		{"GET", "/", employees, p.findPage, false},
 		{"POST", "/open", employees, p.openPage, false},
 		{"POST", "/find", servants, p.findByAddress, false},
+		{"GET", "/find", servants, p.findAgain, false},
+		{"GET", "/found/{search}", servants, p.foundPage, false},
 	}
 }
 
@@ -66,8 +73,9 @@ func (p *Portal) openPage(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// findByAddress answers POST /find: what is at an address. It is a POST, and shows
-// what it found itself: nothing of it is in an address.
+// findByAddress answers POST /find: what is at an address. What was found is kept in
+// the session and shown by a GET, so that who goes back to it asks nobody again;
+// nothing of it is in an address.
 func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	d := findData{Postcode: strings.TrimSpace(r.PostForm.Get("postcode")), HouseNumber: strings.TrimSpace(r.PostForm.Get("house_number")),
 		AddressReason: strings.TrimSpace(r.PostForm.Get("reason")), Errors: map[string]string{}}
@@ -90,11 +98,84 @@ func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if d.Found, err = Given(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+	found, err := Given(res.JSON200, res.HTTPResponse, res.Body)
+	if err != nil {
 		return err
 	}
-	d.Asked = postcode.String() + " " + number.String()
-	return p.showFind(w, r, http.StatusOK, d)
+	id := secret()
+	s := search{ID: hex.EncodeToString(id[:]), Asked: postcode.String() + " " + number.String(), Reason: d.AddressReason, Found: found}
+	if err := p.keepSearch(r, s); err != nil {
+		return err
+	}
+	http.Redirect(w, r, "/found/"+s.ID, http.StatusSeeOther)
+	return nil
+}
+
+// findAgain answers GET /find, where somebody who was refused tries again.
+func (p *Portal) findAgain(w http.ResponseWriter, r *http.Request) error {
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+	return nil
+}
+
+// foundPage answers GET /found/{search}: what the latest search found.
+func (p *Portal) foundPage(w http.ResponseWriter, r *http.Request) error {
+	s, err := p.latestSearch(r)
+	if err != nil {
+		return err
+	}
+	if s == nil || s.ID != chi.URLParam(r, "search") {
+		return p.findAgain(w, r)
+	}
+	return p.showFind(w, r, http.StatusOK, findData{Found: s.Found, Asked: s.Asked, AddressReason: s.Reason})
+}
+
+// search is what was found at an address, for which reason. It is personal data, and
+// sealed in the session like all that is there.
+type search struct {
+	ID     string              `json:"id"`
+	Asked  string              `json:"asked"`
+	Reason string              `json:"reason"`
+	Found  *client.FoundPoints `json:"found"`
+}
+
+// searchKey is where the latest search stands in a session's values.
+const searchKey = "search"
+
+func (p *Portal) keepSearch(r *http.Request, s search) error {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	ctx, err := p.sessionContext(r)
+	if err != nil {
+		return err
+	}
+	p.sessions.Put(ctx, searchKey, raw)
+	_, _, err = p.sessions.Commit(ctx)
+	return err
+}
+
+// latestSearch is nil where there was none.
+func (p *Portal) latestSearch(r *http.Request) (*search, error) {
+	ctx, err := p.sessionContext(r)
+	if err != nil {
+		return nil, err
+	}
+	raw := p.sessions.GetBytes(ctx, searchKey)
+	if raw == nil {
+		return nil, nil
+	}
+	s := &search{}
+	return s, json.Unmarshal(raw, s)
+}
+
+// sessionContext holds the values of a request's session.
+func (p *Portal) sessionContext(r *http.Request) (context.Context, error) {
+	c, err := r.Cookie(cookieName)
+	if err != nil {
+		return nil, errSignIn
+	}
+	return p.sessions.Load(r.Context(), c.Value)
 }
 
 // leading are the digits that a house number begins with: what follows is its

@@ -88,6 +88,30 @@ test('by address, as people say it, and opened from what was found', async () =>
   await p.context.close();
 });
 
+test('going back from a case shows what was found, and asks nobody again', async () => {
+  const p = await signIn(browser, 'eva');
+  const {address} = ready.metering_points[0];
+  await p.page.goto(url);
+  await p.page.fill('#postcode', address.postcode);
+  await p.page.fill('#house-number', address.houseNumber);
+  await p.page.fill('#address-reason', 'ticket-4714');
+  await p.page.getByRole('button', {name: 'Search'}).click();
+  await p.page.waitForURL(/\/found\/[0-9a-f]{32}$/);
+  const found = p.page.url(), rows = await p.page.locator('#found tbody').innerText();
+  await p.page.locator('#found form button').first().click();
+  await p.page.waitForURL(/\/c\/[0-9a-f]{32}$/);
+  await p.page.goBack();
+  assert.equal(p.page.url(), found);
+  assert.equal(await p.page.locator('#found tbody').innerText(), rows);
+  const other = await signIn(browser, 'joris'); // it is nothing in another session
+  await other.page.goto(found);
+  assert.equal(new URL(other.page.url()).pathname, '/');
+  assert.equal(await other.page.locator('#found').count(), 0);
+  p.calm();
+  await other.context.close();
+  await p.context.close();
+});
+
 test('an address where nothing is, and one that is none', async () => {
   const p = await signIn(browser, 'eva');
   const search = async (postcode, number) => {
