@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -49,13 +50,27 @@ type Server struct {
 	now       func() time.Time
 	log       *slog.Logger
 
-	mu    sync.Mutex
-	codes map[string]grant
+	mu       sync.Mutex
+	codes    map[string]grant
+	sessions map[string]signedIn // by cookie
 }
+
+// signedIn is who chose who they are in a browser, and when: until that is too old
+// for a request, or it asks for prompt=login, the browser is sent back at once.
+type signedIn struct {
+	employee Employee
+	at       time.Time
+}
+
+const (
+	sessionCookie = "__Host-devidp"
+	sessionLife   = 24 * time.Hour
+)
 
 // grant is what a code stands for, once.
 type grant struct {
 	employee         Employee
+	signedIn         time.Time
 	nonce, challenge string
 	until            time.Time
 }
@@ -79,7 +94,7 @@ func NewServer(p *Provider, redirect string, employees []Employee, now func() ti
 			return nil, ErrNotLocal
 		}
 	}
-	return &Server{provider: p, issuer: issuer, redirect: redirect, employees: employees, now: now, log: log, codes: map[string]grant{}}, nil
+	return &Server{provider: p, issuer: issuer, redirect: redirect, employees: employees, now: now, log: log, codes: map[string]grant{}, sessions: map[string]signedIn{}}, nil
 }
 
 // Serve serves on l, over TLS, until ctx ends. l must be the loopback address that
@@ -135,7 +150,7 @@ func (s *Server) configuration(w http.ResponseWriter, _ *http.Request) {
 		"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"}, "grant_types_supported": []string{"authorization_code"},
 		"id_token_signing_alg_values_supported": []string{"ES256"}, "scopes_supported": []string{"openid", "profile"},
 		"token_endpoint_auth_methods_supported": []string{"none"}, "code_challenge_methods_supported": []string{"S256"},
-		"claims_supported": []string{"sub", "name", RoleClaim},
+		"claims_supported": []string{"sub", "name", "auth_time", RoleClaim}, "prompt_values_supported": []string{"login", "none", "select_account"},
 	})
 }
 
@@ -175,6 +190,14 @@ func (s *Server) choose(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "Development sign-in: "+err.Error(), http.StatusBadRequest)
 		return
 	}
+	if who, ok := s.session(r, q); ok {
+		s.giveCode(w, r, q, who)
+		return
+	}
+	if q.Get("prompt") == "none" {
+		s.sendBack(w, r, url.Values{"error": {"login_required"}, "state": {q.Get("state")}})
+		return
+	}
 	hidden := map[string]string{}
 	for _, name := range carried {
 		hidden[name] = q.Get(name)
@@ -199,6 +222,46 @@ func (s *Server) chosen(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "Development sign-in: there is nobody of that name", http.StatusBadRequest)
 		return
 	}
+	who := signedIn{s.employees[i], s.now()}
+	cookie := rand.Text()
+	s.mu.Lock()
+	for c, old := range s.sessions {
+		if who.at.Sub(old.at) > sessionLife {
+			delete(s.sessions, c)
+		}
+	}
+	s.sessions[cookie] = who
+	s.mu.Unlock()
+	http.SetCookie(w, &http.Cookie{Name: sessionCookie, Value: cookie, Path: "/", HttpOnly: true, Secure: true, SameSite: http.SameSiteLaxMode})
+	s.giveCode(w, r, r.PostForm, who)
+}
+
+// session is who signed in in this browser, where that is good enough for a request
+// (OpenID Connect Core 1.0, clause 3.1.2.1: prompt, max_age).
+func (s *Server) session(r *http.Request, q url.Values) (signedIn, bool) {
+	c, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return signedIn{}, false
+	}
+	s.mu.Lock()
+	who, ok := s.sessions[c.Value]
+	s.mu.Unlock()
+	if prompt := q.Get("prompt"); !ok || prompt != "" && prompt != "none" {
+		return signedIn{}, false
+	}
+	most := sessionLife
+	if q.Has("max_age") {
+		seconds, err := strconv.ParseUint(q.Get("max_age"), 10, 31)
+		if err != nil {
+			return signedIn{}, false
+		}
+		most = min(most, time.Duration(seconds)*time.Second)
+	}
+	return who, s.now().Sub(who.at) <= most
+}
+
+// giveCode sends the browser back with a code, in the name of who signed in.
+func (s *Server) giveCode(w http.ResponseWriter, r *http.Request, q url.Values, who signedIn) {
 	code := rand.Text()
 	s.mu.Lock()
 	for c, g := range s.codes {
@@ -206,9 +269,13 @@ func (s *Server) chosen(w http.ResponseWriter, r *http.Request) {
 			delete(s.codes, c)
 		}
 	}
-	s.codes[code] = grant{s.employees[i], r.PostForm.Get("nonce"), r.PostForm.Get("code_challenge"), s.now().Add(time.Minute)}
+	s.codes[code] = grant{who.employee, who.at, q.Get("nonce"), q.Get("code_challenge"), s.now().Add(time.Minute)}
 	s.mu.Unlock()
-	http.Redirect(w, r, s.redirect+"?"+url.Values{"code": {code}, "state": {r.PostForm.Get("state")}}.Encode(), http.StatusSeeOther)
+	s.sendBack(w, r, url.Values{"code": {code}, "state": {q.Get("state")}})
+}
+
+func (s *Server) sendBack(w http.ResponseWriter, r *http.Request, q url.Values) {
+	http.Redirect(w, r, s.redirect+"?"+q.Encode(), http.StatusSeeOther)
 }
 
 func (s *Server) token(w http.ResponseWriter, r *http.Request) {
@@ -239,7 +306,7 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	claims := map[string]any{"sub": g.employee.Subject, "name": g.employee.Name, RoleClaim: g.employee.Roles,
-		"iat": now.Unix(), "auth_time": now.Unix(), "exp": now.Add(Lifetime).Unix()}
+		"iat": now.Unix(), "auth_time": g.signedIn.Unix(), "exp": now.Add(Lifetime).Unix()}
 	if g.nonce != "" {
 		claims["nonce"] = g.nonce
 	}
