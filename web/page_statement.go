@@ -17,7 +17,7 @@ import (
 // statementRoutes are those of templates/statement.html: what a customer gets on
 // paper.
 func (p *Portal) statementRoutes() []route {
-	return []route{{"GET", "/c/{case}/statement", servants, p.statementPage, false}}
+	return []route{{"GET", "/c/{case}/statement", employees, p.statementPage, false}}
 }
 
 // statementData is what templates/statement.html shows: a form, and the paper in
@@ -150,7 +150,7 @@ func (p *Portal) paperOf(r *http.Request, c *client.Connection, living meter.Day
 	if f.to != nil {
 		s.To = *f.to - 1
 	}
-	if s.Present {
+	if s.Present && c.Identity.State != client.IdentityNotForRole { // an auditor's names nobody
 		s.Identity = &c.Identity
 	}
 	if living.To != meter.MaxDay {
