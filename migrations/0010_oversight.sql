@@ -15,6 +15,7 @@ CREATE TABLE access_hour (
     refused   bigint      NOT NULL CHECK (refused >= 0),
     failed    bigint      NOT NULL CHECK (failed >= 0),
     points    bigint      NOT NULL CHECK (points BETWEEN 0 AND requests),
+    searches  bigint      NOT NULL DEFAULT 0 CHECK (searches BETWEEN 0 AND requests - points),
     off_hours bigint      NOT NULL CHECK (off_hours BETWEEN 0 AND requests),
     last_at   timestamptz NOT NULL,
     PRIMARY KEY (gln, employee, at)
@@ -29,35 +30,41 @@ COMMENT ON COLUMN access_hour.given IS 'Of these: all or part was given, told or
 COMMENT ON COLUMN access_hour.refused IS 'Of these: nothing was given, because there was no relation, no right, or a step that could not be taken.';
 COMMENT ON COLUMN access_hour.failed IS 'Of these: no answer left.';
 COMMENT ON COLUMN access_hour.points IS 'Records that name a metering point, but for those of a search by address.';
+COMMENT ON COLUMN access_hour.searches IS 'Searches by address, each once, however many records it has (and found nothing or was refused).';
 COMMENT ON COLUMN access_hour.off_hours IS 'Records of an employee outside of working hours that concern customers or suppliers, as configured when they were counted.';
 COMMENT ON COLUMN access_hour.last_at IS 'Time of the newest record.';
 
 CREATE TABLE employee_point (
-    employee text   NOT NULL CHECK (octet_length(employee) BETWEEN 1 AND 128),
-    day      date   NOT NULL,
-    ean      bigint NOT NULL,
-    PRIMARY KEY (ean, day, employee)
+    employee text    NOT NULL CHECK (octet_length(employee) BETWEEN 1 AND 128),
+    day      date    NOT NULL,
+    ean      bigint  NOT NULL,
+    found    boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (ean, day, employee, found)
 );
 CREATE INDEX employee_point_by_day ON employee_point (day);
-COMMENT ON TABLE  employee_point IS 'Metering points that an employee looked at on a day, so that each counts once. The auditor''s alone.';
+COMMENT ON TABLE  employee_point IS 'Metering points that an employee looked at, or was told of by a search, on a day, so that each counts once. The auditor''s alone.';
 COMMENT ON COLUMN employee_point.employee IS 'Subject of the employee, as in the record.';
 COMMENT ON COLUMN employee_point.day IS 'Local day.';
 COMMENT ON COLUMN employee_point.ean IS 'EAN-18 of the metering point.';
+COMMENT ON COLUMN employee_point.found IS 'False: looked at. True: told of by a search by address.';
 
 CREATE TABLE employee_day (
     employee text   NOT NULL CHECK (octet_length(employee) BETWEEN 1 AND 128),
     day      date   NOT NULL,
-    points   bigint NOT NULL CHECK (points > 0),
-    PRIMARY KEY (employee, day)
+    points   bigint NOT NULL CHECK (points >= 0),
+    found    bigint NOT NULL DEFAULT 0 CHECK (found >= 0),
+    PRIMARY KEY (employee, day),
+    CHECK (points + found > 0)
 );
 CREATE INDEX employee_day_by_day ON employee_day (day, employee);
-COMMENT ON TABLE  employee_day IS 'How many different metering points an employee looked at on a day. Searches by address are left out.';
+COMMENT ON TABLE  employee_day IS 'How many different metering points an employee looked at, and was told of by searches, on a day.';
 COMMENT ON COLUMN employee_day.employee IS 'Subject of the employee, as in the record.';
 COMMENT ON COLUMN employee_day.day IS 'Local day.';
-COMMENT ON COLUMN employee_day.points IS 'Different metering points.';
+COMMENT ON COLUMN employee_day.points IS 'Different metering points that were looked at.';
+COMMENT ON COLUMN employee_day.found IS 'Different metering points that searches by address told of.';
 
 CREATE TABLE access_unusual (
-    kind     smallint    NOT NULL CHECK (kind BETWEEN 1 AND 4),
+    kind     smallint    NOT NULL CHECK (kind BETWEEN 1 AND 6),
     gln      bigint      NOT NULL,
     employee text        NOT NULL CHECK (octet_length(employee) <= 128),
     from_at  timestamptz NOT NULL,
@@ -67,12 +74,12 @@ CREATE TABLE access_unusual (
     PRIMARY KEY (from_at, kind, gln, employee)
 );
 COMMENT ON TABLE  access_unusual IS 'What is unusual in the hours and days above (package auditlog): for somebody to look at, no proof of anything.';
-COMMENT ON COLUMN access_unusual.kind IS '1 burst, 2 breadth, 3 off hours, 4 refusals (package auditlog).';
+COMMENT ON COLUMN access_unusual.kind IS '1 burst, 2 breadth, 3 off hours, 4 refusals, 5 searches, 6 found (package auditlog).';
 COMMENT ON COLUMN access_unusual.gln IS 'As in access_hour.';
 COMMENT ON COLUMN access_unusual.employee IS 'As in access_hour.';
 COMMENT ON COLUMN access_unusual.from_at IS 'Beginning of the hour or local day.';
 COMMENT ON COLUMN access_unusual.to_at IS 'Its end.';
-COMMENT ON COLUMN access_unusual.count IS 'Records, or metering points for breadth.';
+COMMENT ON COLUMN access_unusual.count IS 'Records; metering points for breadth and found; searches for searches; metering points and searches for an employee''s burst.';
 COMMENT ON COLUMN access_unusual.usual IS 'The same of a usual hour or day of this party.';
 
 CREATE TABLE audit_result (
@@ -93,9 +100,9 @@ COMMENT ON COLUMN audit_result.findings IS 'Array of {"code", "count"}; empty: n
 
 -- The auditor counts, and removes what is old. The gateway only reads, and never
 -- which metering points an employee looked at.
-GRANT SELECT, INSERT, UPDATE (requests, given, refused, failed, points, off_hours, last_at), DELETE ON access_hour TO kluis_auditor;
+GRANT SELECT, INSERT, UPDATE (requests, given, refused, failed, points, searches, off_hours, last_at), DELETE ON access_hour TO kluis_auditor;
 GRANT SELECT, INSERT, DELETE ON employee_point TO kluis_auditor;
-GRANT SELECT, INSERT, UPDATE (points), DELETE ON employee_day TO kluis_auditor;
+GRANT SELECT, INSERT, UPDATE (points, found), DELETE ON employee_day TO kluis_auditor;
 GRANT SELECT, INSERT, UPDATE (count, usual), DELETE ON access_unusual TO kluis_auditor;
 GRANT SELECT, INSERT (whole, first, size, findings), DELETE ON audit_result TO kluis_auditor;
 GRANT SELECT ON access_hour, employee_day, access_unusual, audit_result TO kluis_gateway;

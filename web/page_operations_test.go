@@ -118,7 +118,7 @@ func TestOversightOf(t *testing.T) {
 		},
 		Unusual: []client.OversightUnusual{
 			{Kind: client.UnusualOffHours, From: time.Unix(100, 0), Party: "https://idp.example#anna", PartyKind: client.PartyEmployee},
-			{Kind: client.UnusualBurst, From: time.Unix(200, 0)}, {Kind: client.UnusualBreadth}, {Kind: client.UnusualRefusals},
+			{Kind: client.UnusualBurst, From: time.Unix(200, 0)}, {Kind: client.UnusualBreadth}, {Kind: client.UnusualRefusals}, {Kind: client.UnusualSearches}, {Kind: client.UnusualFound},
 		},
 	}
 	d := oversightOf(o, map[string]string{}, zone)

@@ -29,7 +29,7 @@ var oversightTexts = texts{
 
 	"oversight.unusual":           {"Opvallend", "Unusual"},
 	"oversight.unusual.none":      {"Er viel niets op in deze periode", "Nothing stood out in this period"},
-	"oversight.unusual.none.hint": {"Er wordt gelet op pieken, op veel verschillende aansluitingen, op werk buiten kantoortijd en op weigeringen.", "What is watched for: bursts, many different connections, work outside office hours, and refusals."},
+	"oversight.unusual.none.hint": {"Er wordt gelet op pieken, op veel verschillende aansluitingen, op veel zoeken naar adressen, op werk buiten kantoortijd en op weigeringen.", "What is watched for: bursts, many different connections, many searches for addresses, work outside office hours, and refusals."},
 	"oversight.burst":             {"Veel meer verzoeken dan anders", "Many more requests than usual"},
 	"oversight.burst.means":       {"%s verzoeken in deze tijd; gewoonlijk %s.", "%s requests in this time; usually %s."},
 	"oversight.breadth":           {"Veel verschillende aansluitingen", "Many different connections"},
@@ -38,6 +38,10 @@ var oversightTexts = texts{
 	"oversight.off-hours.means":   {"%s verzoeken buiten kantoortijd; gewoonlijk %s.", "%s requests outside office hours; usually %s."},
 	"oversight.refusals":          {"Veel geweigerde verzoeken", "Many refused requests"},
 	"oversight.refusals.means":    {"%s geweigerd in deze tijd; gewoonlijk %s.", "%s refused in this time; usually %s."},
+	"oversight.searches":          {"Vaak gezocht op adres", "Many searches by address"},
+	"oversight.searches.means":    {"%s zoekopdrachten op één dag; gewoonlijk %s.", "%s searches in one day; usually %s."},
+	"oversight.found":             {"Veel aansluitingen opgezocht", "Searches told of many connections"},
+	"oversight.found.means":       {"%s gevonden aansluitingen op één dag; gewoonlijk %s.", "%s connections found in one day; usually %s."},
 
 	"oversight.who":          {"Wie", "Who"},
 	"oversight.what":         {"Wat", "What"},

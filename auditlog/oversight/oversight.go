@@ -35,23 +35,27 @@ type Hour struct {
 	Refused  int64     // no relation, no right, or a step that could not be taken
 	Failed   int64     // no answer left
 	Points   int64     // records that name a metering point, but for those of a search by address
+	Searches int64     // searches by address, each once; one whose records come in two pages counts twice
 	OffHours int64     // an employee's outside of working hours
 	LastAt   time.Time // of the newest record
 }
 
-// Look says that an employee looked at a metering point on a local day.
+// Look says that an employee looked at a metering point on a local day, or was
+// told of it by a search.
 type Look struct {
 	Employee string
 	Day      meter.Day
 	EAN      meter.EAN
+	Found    bool // told of by a search
 }
 
 // Breadth is at how many different metering points an employee looked on a
-// local day.
+// local day, and how many searches told of.
 type Breadth struct {
 	Employee string
 	Day      meter.Day
-	Points   int64
+	Points   int64 // looked at
+	Found    int64
 }
 
 // WorkingHours are those of a week in which employees are expected to work.
@@ -117,6 +121,8 @@ type Tally struct {
 	rules Rules
 	hours map[hourKey]*Hour
 	looks map[Look]struct{}
+	// searches that were counted, by interaction.
+	searches map[[16]byte]struct{}
 }
 
 type hourKey struct {
@@ -126,7 +132,7 @@ type hourKey struct {
 
 // NewTally makes an empty one. The rules were checked.
 func NewTally(r Rules) *Tally {
-	return &Tally{rules: r, hours: map[hourKey]*Hour{}, looks: map[Look]struct{}{}}
+	return &Tally{rules: r, hours: map[hourKey]*Hour{}, looks: map[Look]struct{}{}, searches: map[[16]byte]struct{}{}}
 }
 
 // Add counts a record that was found at now. A time is the gateway's word: one of
@@ -158,9 +164,13 @@ func (t *Tally) Add(r *audit.Record, now time.Time) {
 	if h.LastAt.Before(at) {
 		h.LastAt = at
 	}
-	looks := !r.EAN.IsZero() && !searches(r.Operation)
-	if looks {
+	search := r.Operation == audit.Find
+	if !search && !r.EAN.IsZero() {
 		h.Points++
+	}
+	if _, counted := t.searches[r.InteractionID]; search && !counted {
+		t.searches[r.InteractionID] = struct{}{}
+		h.Searches++
 	}
 	if r.Employee == "" {
 		return
@@ -169,8 +179,8 @@ func (t *Tally) Add(r *audit.Record, now time.Time) {
 	if concerns(r) && !t.rules.Working.covers(local) {
 		h.OffHours++
 	}
-	if looks {
-		t.looks[Look{r.Employee, meter.DayOf(at, t.rules.Zone), r.EAN}] = struct{}{}
+	if !r.EAN.IsZero() {
+		t.looks[Look{r.Employee, meter.DayOf(at, t.rules.Zone), r.EAN, search}] = struct{}{}
 	}
 }
 
@@ -184,21 +194,29 @@ func (t *Tally) Hours() []Hour {
 	return out
 }
 
-// Looks are the metering points that employees looked at, each once a day.
+// Looks are the metering points that employees looked at, and those that searches
+// told them of, each once a day.
 func (t *Tally) Looks() []Look {
 	out := make([]Look, 0, len(t.looks))
 	for l := range t.looks {
 		out = append(out, l)
 	}
 	slices.SortFunc(out, func(a, b Look) int {
-		return cmp.Or(cmp.Compare(a.Employee, b.Employee), cmp.Compare(a.Day, b.Day), cmp.Compare(a.EAN.Int64(), b.EAN.Int64()))
+		return cmp.Or(cmp.Compare(a.Employee, b.Employee), cmp.Compare(a.Day, b.Day), cmp.Compare(a.EAN.Int64(), b.EAN.Int64()), compareBool(a.Found, b.Found))
 	})
 	return out
 }
 
-// searches: what was found by an address was not looked at, and one search of a
-// large building has many records.
-func searches(o audit.Operation) bool { return o == audit.Find }
+// compareBool: false comes first.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
 
 // concerns says whether a record concerns a customer or a supplier. Who looks
 // after the system at night, or at what is told here, does nothing unusual.

@@ -48,16 +48,21 @@ func TestTally(t *testing.T) {
 	add(operator, "jan", at(9, 21, 59), audit.Consents, eans[0], audit.Given)
 	add(operator, "jan", at(9, 22, 0), audit.Consents, eans[0], audit.Given)
 	add(operator, "jan", at(9, 22, 1), audit.AccessLog, eans[1], audit.Given)
-	add(operator, "jan", at(9, 22, 2), audit.Find, eans[1], audit.Given)
-	add(operator, "jan", at(9, 22, 3), audit.Find, meter.EAN{}, audit.NoRelation)
+	search := func(id byte, at time.Time, e meter.EAN, o audit.Outcome) {
+		tally.Add(&audit.Record{InteractionID: [16]byte{id}, Supplier: operator, Employee: "jan", At: at, Operation: audit.Find, EAN: e, Outcome: o}, now)
+	}
+	search(1, at(9, 22, 2), eans[1], audit.Given) // one search, two metering points
+	search(1, at(9, 22, 2), eans[0], audit.Given)
+	search(2, at(9, 22, 3), meter.EAN{}, audit.NoRelation)
+	search(3, at(9, 22, 3), eans[1], audit.Given) // again
 	add(operator, "jan", at(9, 22, 4), audit.Oversee, meter.EAN{}, audit.Given)
 	add(operator, "jan", at(10, 0, 30), audit.AccessLog, eans[1], audit.Refused) // the 9th in UTC
 	add(operator, "jan", at(7, 12, 0), audit.AccessLog, eans[1], audit.Given)    // a Sunday
 
 	type row struct {
-		employee                                                string
-		day, hour                                               int
-		requests, given, refused, failed, points, offHours, min int64
+		employee                                                          string
+		day, hour                                                         int
+		requests, given, refused, failed, points, searches, offHours, min int64
 	}
 	var got []row
 	for _, h := range tally.Hours() {
@@ -66,16 +71,16 @@ func TestTally(t *testing.T) {
 		if h.Requests != h.Given+h.Refused+h.Failed || last.Hour() != l.Hour() || (h.GLN == supplier) != (h.Employee == "") {
 			t.Errorf("%+v", h)
 		}
-		got = append(got, row{h.Employee, l.Day(), l.Hour(), h.Requests, h.Given, h.Refused, h.Failed, h.Points, h.OffHours, int64(last.Minute())})
+		got = append(got, row{h.Employee, l.Day(), l.Hour(), h.Requests, h.Given, h.Refused, h.Failed, h.Points, h.Searches, h.OffHours, int64(last.Minute())})
 	}
 	want := []row{
-		{"", 10, 3, 7, 4, 2, 1, 6, 0, 59},
-		{"", 10, 4, 1, 1, 0, 0, 0, 0, 0},
-		{"", 10, 18, 1, 1, 0, 0, 0, 0, 30},
-		{"jan", 7, 12, 1, 1, 0, 0, 1, 1, 0},
-		{"jan", 9, 21, 1, 1, 0, 0, 1, 0, 59},
-		{"jan", 9, 22, 5, 4, 1, 0, 2, 4, 4},
-		{"jan", 10, 0, 1, 0, 1, 0, 1, 1, 30},
+		{"", 10, 3, 7, 4, 2, 1, 6, 0, 0, 59},
+		{"", 10, 4, 1, 1, 0, 0, 0, 0, 0, 0},
+		{"", 10, 18, 1, 1, 0, 0, 0, 0, 0, 30},
+		{"jan", 7, 12, 1, 1, 0, 0, 1, 0, 1, 0},
+		{"jan", 9, 21, 1, 1, 0, 0, 1, 0, 0, 59},
+		{"jan", 9, 22, 7, 6, 1, 0, 2, 3, 6, 4},
+		{"jan", 10, 0, 1, 0, 1, 0, 1, 0, 1, 30},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("%+v", got)
@@ -88,15 +93,17 @@ func TestTally(t *testing.T) {
 
 	looks := tally.Looks()
 	type look struct {
-		day string
-		ean meter.EAN
+		day   string
+		ean   meter.EAN
+		found bool
 	}
-	wantLooks := []look{{"2026-06-07", eans[1]}, {"2026-06-09", eans[1]}, {"2026-06-09", eans[0]}, {"2026-06-10", eans[1]}}
+	wantLooks := []look{{"2026-06-07", eans[1], false}, {"2026-06-09", eans[1], false}, {"2026-06-09", eans[1], true},
+		{"2026-06-09", eans[0], false}, {"2026-06-09", eans[0], true}, {"2026-06-10", eans[1], false}}
 	if len(looks) != len(wantLooks) {
 		t.Fatalf("%+v", looks)
 	}
 	for i, l := range looks {
-		if l.Employee != "jan" || (look{l.Day.String(), l.EAN}) != wantLooks[i] {
+		if l.Employee != "jan" || (look{l.Day.String(), l.EAN, l.Found}) != wantLooks[i] {
 			t.Errorf("%+v, want %+v", l, wantLooks[i])
 		}
 	}

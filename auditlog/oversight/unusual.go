@@ -14,8 +14,8 @@ type Kind uint8
 
 // The values are stored: never renumber.
 const (
-	// Burst: an hour with far more metering points asked for than this party
-	// usually asks for around that hour of that day of the week.
+	// Burst: an hour with far more metering points asked for, and addresses searched
+	// for, than this party usually asks for around that hour of that day of the week.
 	Burst Kind = 1
 	// BroadLook: a day on which an employee looked at many more different
 	// metering points than usual, or at more than work on the telephone explains.
@@ -25,14 +25,20 @@ const (
 	// Refusals: a day on which much of what a party asked for was refused, as
 	// when somebody tries out what there is.
 	Refusals Kind = 4
+	// Searches: a day on which an employee searched by address many more times than
+	// usual, or than work on the telephone explains, whatever was found.
+	Searches Kind = 5
+	// Found: a day on which an employee's searches told of many more different
+	// metering points than usual, as when somebody maps the grid.
+	Found Kind = 6
 )
 
 // Kinds are all there are.
-func Kinds() []Kind { return []Kind{Burst, BroadLook, OffHours, Refusals} }
+func Kinds() []Kind { return []Kind{Burst, BroadLook, OffHours, Refusals, Searches, Found} }
 
 // String is the name in the contract and in the metrics.
 func (k Kind) String() string {
-	names := [...]string{"", "BURST", "BREADTH", "OFF_HOURS", "REFUSALS"}
+	names := [...]string{"", "BURST", "BREADTH", "OFF_HOURS", "REFUSALS", "SEARCHES", "FOUND"}
 	if k < Burst || int(k) >= len(names) {
 		return fmt.Sprintf("Kind(%d)", uint8(k))
 	}
@@ -45,12 +51,12 @@ type Unusual struct {
 	Kind
 	Party
 	From, To time.Time
-	Count    int64 // records; metering points of a BroadLook
+	Count    int64 // records; metering points of BroadLook and Found, searches of Searches, both of a Burst
 	Usual    int64 // of such an hour or day of the party's last four weeks; 0: there was none
 }
 
 // What is unusual. All numbers are of access records (one for each metering point
-// of a request) but for breadth. docs/AUDIT.md explains each.
+// of a request) but for breadth, searches and what they found. docs/AUDIT.md explains each.
 const (
 	history = 28 // days that are compared with
 
@@ -69,6 +75,18 @@ const (
 	breadthFloor  = 60
 	breadthAlways = 200
 
+	// Searches: one for each home of a busy day, as above.
+	searchFactor = 3
+	searchFloor  = 60
+	searchAlways = 200
+
+	// Found: a search tells of all there is at an address, a few mostly, dozens in a
+	// block of flats; more than eight for each home of a busy day. Two thousand are
+	// unusual whatever was usual.
+	foundFactor = 3
+	foundFloor  = 500
+	foundAlways = 2000
+
 	// Off hours: to open one home in the portal takes about five requests. Two of
 	// them are a call that went on after closing time.
 	offFactor = 3
@@ -84,6 +102,9 @@ const (
 	refusedEmployee = 30
 	refusedMany     = 10
 )
+
+// asks is what counts of an hour for a burst.
+func (h *Hour) asks() int64 { return h.Points + h.Searches }
 
 func (p Party) floor(supplier, employee int64) int64 {
 	if p.Employee == "" {
@@ -106,17 +127,17 @@ func Candidates(zone *time.Location, hours []Hour, days []Breadth, since time.Ti
 	for p, hours := range byParty(hours) {
 		_, mine := daysOf(zone, hours)
 		for _, h := range hours {
-			found[p] = found[p] || !h.At.Before(since) && h.Points >= p.floor(burstSupplier, burstEmployee)
+			found[p] = found[p] || !h.At.Before(since) && h.asks() >= p.floor(burstSupplier, burstEmployee)
 		}
 		for d, sum := range mine {
 			late := !(d + 1).Start(zone).Before(since)
-			found[p] = found[p] || late && (sum.off >= offFloor || sum.refused >= p.floor(refusedSupplier, refusedEmployee))
+			found[p] = found[p] || late && (sum.off >= offFloor || sum.searches >= searchFloor || sum.refused >= p.floor(refusedSupplier, refusedEmployee))
 		}
 	}
 	operators := operatorsOf(hours)
 	for _, b := range days {
 		p := Party{operators[b.Employee], b.Employee}
-		if b.Points >= breadthFloor && !(b.Day + 1).Start(zone).Before(since) && !p.GLN.IsZero() {
+		if (b.Points >= breadthFloor || b.Found >= foundFloor) && !(b.Day + 1).Start(zone).Before(since) && !p.GLN.IsZero() {
 			found[p] = true
 		}
 	}
@@ -137,16 +158,16 @@ func Detect(zone *time.Location, hours []Hour, days []Breadth, since time.Time) 
 	var out []Unusual
 	for p, hours := range byParty(hours) {
 		first, mine := daysOf(zone, hours)
-		points := make(map[time.Time]int64, len(hours))
+		asked := make(map[time.Time]int64, len(hours))
 		for _, h := range hours {
-			points[h.At.UTC()] += h.Points
+			asked[h.At.UTC()] += h.asks()
 		}
 		for _, h := range hours {
-			if h.At.Before(since) || h.Points < p.floor(burstSupplier, burstEmployee) {
+			if h.At.Before(since) || h.asks() < p.floor(burstSupplier, burstEmployee) {
 				continue
 			}
-			if usual := usualHour(zone, points, first, h.At); h.Points > burstFactor*usual {
-				out = append(out, Unusual{Burst, p, h.At.UTC(), h.At.UTC().Add(time.Hour), h.Points, usual})
+			if usual := usualHour(zone, asked, first, h.At); h.asks() > burstFactor*usual {
+				out = append(out, Unusual{Burst, p, h.At.UTC(), h.At.UTC().Add(time.Hour), h.asks(), usual})
 			}
 		}
 		for d, sum := range mine {
@@ -159,6 +180,10 @@ func Detect(zone *time.Location, hours []Hour, days []Breadth, since time.Time) 
 			if usual := usualDay(mine, d, func(s daySum) int64 { return s.off }); sum.off >= offFloor && sum.off > offFactor*usual {
 				day(OffHours, sum.off, usual)
 			}
+			searched := usualDay(mine, d, func(s daySum) int64 { return s.searches })
+			if n := sum.searches; n >= searchFloor && (n > searchFactor*searched || n >= searchAlways) {
+				day(Searches, n, searched)
+			}
 			floor := p.floor(refusedSupplier, refusedEmployee)
 			usual := usualDay(mine, d, func(s daySum) int64 { return s.refused })
 			share := sum.refused >= floor && sum.refused*refusedShare >= sum.requests && sum.refused > refusedFactor*usual
@@ -167,30 +192,39 @@ func Detect(zone *time.Location, hours []Hour, days []Breadth, since time.Time) 
 			}
 		}
 	}
-	out = append(out, broad(zone, operatorsOf(hours), days, since)...)
+	operators := operatorsOf(hours)
+	looked := func(b Breadth) int64 { return b.Points }
+	found := func(b Breadth) int64 { return b.Found }
+	out = append(out, broad(zone, operators, days, since, BroadLook, looked, breadthFloor, breadthFactor, breadthAlways)...)
+	out = append(out, broad(zone, operators, days, since, Found, found, foundFloor, foundFactor, foundAlways)...)
 	slices.SortFunc(out, func(a, b Unusual) int {
 		return cmp.Or(a.From.Compare(b.From), cmp.Compare(a.Kind, b.Kind), a.compare(b.Party))
 	})
 	return out
 }
 
-func broad(zone *time.Location, operators map[string]meter.GLN, days []Breadth, since time.Time) []Unusual {
+// broad says which days have too many different metering points, as of tells them.
+// A day with none is no day to compare with.
+func broad(zone *time.Location, operators map[string]meter.GLN, days []Breadth, since time.Time, kind Kind, of func(Breadth) int64, floor, factor, always int64) []Unusual {
 	looked := map[string]map[meter.Day]int64{}
 	for _, b := range days {
+		if of(b) == 0 {
+			continue
+		}
 		if looked[b.Employee] == nil {
 			looked[b.Employee] = map[meter.Day]int64{}
 		}
-		looked[b.Employee][b.Day] = b.Points
+		looked[b.Employee][b.Day] = of(b)
 	}
 	var out []Unusual
 	for employee, mine := range looked {
 		for d, n := range mine {
-			if n < breadthFloor || (d + 1).Start(zone).Before(since) || operators[employee].IsZero() {
+			if n < floor || (d + 1).Start(zone).Before(since) || operators[employee].IsZero() {
 				continue
 			}
 			usual := usualDay(mine, d, func(n int64) int64 { return n })
-			if n > breadthFactor*usual || n >= breadthAlways {
-				out = append(out, Unusual{BroadLook, Party{operators[employee], employee}, d.Start(zone).UTC(), (d + 1).Start(zone).UTC(), n, usual})
+			if n > factor*usual || n >= always {
+				out = append(out, Unusual{kind, Party{operators[employee], employee}, d.Start(zone).UTC(), (d + 1).Start(zone).UTC(), n, usual})
 			}
 		}
 	}
@@ -217,7 +251,7 @@ func byParty(hours []Hour) map[Party][]Hour {
 }
 
 // daySum is what a party did on a local day.
-type daySum struct{ requests, refused, off int64 }
+type daySum struct{ requests, refused, off, searches int64 }
 
 // daysOf sums a party's hours by local day, and says when the first of them is.
 func daysOf(zone *time.Location, hours []Hour) (first time.Time, sums map[meter.Day]daySum) {
@@ -228,7 +262,7 @@ func daysOf(zone *time.Location, hours []Hour) (first time.Time, sums map[meter.
 		}
 		d := meter.DayOf(h.At, zone)
 		s := sums[d]
-		s.requests, s.refused, s.off = s.requests+h.Requests, s.refused+h.Refused, s.off+h.OffHours
+		s.requests, s.refused, s.off, s.searches = s.requests+h.Requests, s.refused+h.Refused, s.off+h.OffHours, s.searches+h.Searches
 		sums[d] = s
 	}
 	return first, sums
@@ -238,7 +272,7 @@ func daysOf(zone *time.Location, hours []Hour) (first time.Time, sums map[meter.
 // was there, of the busiest of the three hours around the same local hour of the
 // same day of the week: what runs once a week, and not always on the minute, is
 // usual.
-func usualHour(zone *time.Location, points map[time.Time]int64, first, at time.Time) int64 {
+func usualHour(zone *time.Location, asked map[time.Time]int64, first, at time.Time) int64 {
 	local := at.In(zone)
 	var weeks []int64
 	for w := 7; w <= history; w += 7 {
@@ -246,7 +280,7 @@ func usualHour(zone *time.Location, points map[time.Time]int64, first, at time.T
 		if same.Add(time.Hour).Before(first) {
 			break
 		}
-		weeks = append(weeks, max(points[same.Add(-time.Hour)], points[same], points[same.Add(time.Hour)]))
+		weeks = append(weeks, max(asked[same.Add(-time.Hour)], asked[same], asked[same.Add(time.Hour)]))
 	}
 	return median(weeks)
 }

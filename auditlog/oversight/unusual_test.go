@@ -2,12 +2,14 @@ package oversight
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"testing"
 	"time"
 
+	"kluis/internal/audit"
 	"kluis/meter"
 )
 
@@ -60,8 +62,17 @@ func (p *past) hour(back, hour int, points int64, more ...func(*Hour)) *past {
 func refused(n int64) func(*Hour) { return func(h *Hour) { h.Refused, h.Given = n, h.Requests-n } }
 func off(n int64) func(*Hour)     { return func(h *Hour) { h.OffHours = n } }
 
+func searched(n int64) func(*Hour) {
+	return func(h *Hour) { h.Searches, h.Requests, h.Given = n, h.Requests+n, h.Given+n }
+}
+
 func (p *past) looked(back int, points int64) *past {
-	p.days = append(p.days, Breadth{p.party.Employee, p.last - meter.Day(back), points})
+	p.days = append(p.days, Breadth{p.party.Employee, p.last - meter.Day(back), points, 0})
+	return p
+}
+
+func (p *past) found(back int, points int64) *past {
+	p.days = append(p.days, Breadth{p.party.Employee, p.last - meter.Day(back), 0, points})
 	return p
 }
 
@@ -172,7 +183,41 @@ func TestDetect(t *testing.T) {
 			p := newPast(t, "")
 			return p.every(1, func(b int) { p.hour(b, 10, 9000, refused(500)) }).hour(0, 10, 39_900, refused(5000))
 		}(), nil},
-		"all at once": {newPast(t, "jan").hour(0, 23, 700, off(700), refused(400)).looked(0, 300), kinds(Burst, BroadLook, OffHours, Refusals)},
+
+		// SEARCHES
+		"a search for each call of a busy day":  {newPast(t, "jan").hour(0, 10, 0, searched(59)), nil},
+		"sixty searches, on two parts of a day": {newPast(t, "jan").hour(0, 10, 0, searched(30)).hour(0, 15, 0, searched(30)), kinds(Searches)},
+		"who searches thirty times a day": {func() *past {
+			p := newPast(t, "jan")
+			return p.every(1, func(b int) { p.hour(b, 10, 0, searched(30)) }).hour(0, 10, 0, searched(90))
+		}(), nil},
+		"more than three times as often": {func() *past {
+			p := newPast(t, "jan")
+			return p.every(1, func(b int) { p.hour(b, 10, 0, searched(30)) }).hour(0, 10, 0, searched(91))
+		}(), kinds(Searches)},
+		"two hundred searches, whatever was usual": {func() *past {
+			p := newPast(t, "jan")
+			return p.every(1, func(b int) { p.hour(b, 10, 0, searched(190)) }).hour(0, 10, 0, searched(200))
+		}(), kinds(Searches)},
+		"ten searches a minute":              {newPast(t, "jan").hour(0, 10, 0, searched(600)), kinds(Burst, Searches)},
+		"looking and searching in one hour":  {newPast(t, "jan").hour(0, 10, 560, searched(40)), kinds(Burst)},
+		"searches of addresses nobody is at": {newPast(t, "jan").hour(0, 10, 0, searched(60), refused(29)), kinds(Searches)},
+
+		// FOUND
+		"seven blocks of flats":             {newPast(t, "jan").hour(0, 10, 0, searched(8)).found(0, 499), nil},
+		"a street of them":                  {newPast(t, "jan").hour(0, 10, 0, searched(8)).found(0, 500), kinds(Found)},
+		"what is found is not looked at":    {newPast(t, "jan").hour(0, 10, 0, searched(30)).found(0, 200), nil},
+		"days of looks are none of finding": {newPast(t, "jan").looked(1, 50).hour(0, 10, 0, searched(9)).found(0, 500), kinds(Found)},
+		"who finds two hundred a day": {func() *past {
+			p := newPast(t, "jan")
+			return p.every(1, func(b int) { p.found(b, 200) }).hour(0, 10, 0, searched(50)).found(0, 600)
+		}(), nil},
+		"two thousand, whatever was usual": {func() *past {
+			p := newPast(t, "jan")
+			return p.every(1, func(b int) { p.found(b, 1900) }).hour(0, 10, 0, searched(50)).found(0, 2000)
+		}(), kinds(Found)},
+
+		"all at once": {newPast(t, "jan").hour(0, 23, 700, off(700), refused(400), searched(300)).looked(0, 300), kinds(Burst, BroadLook, OffHours, Refusals, Searches)},
 		"what was before the day is not looked at": {newPast(t, "jan").hour(3, 23, 700, off(700), refused(400)).looked(3, 300), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -196,6 +241,80 @@ func TestDetect(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAddressesHarvested: whoever asks for address after address, in working hours
+// and with what is found each time, is seen: by the hour, by the day, and by what
+// was found, also where each of them alone would not do.
+func TestAddressesHarvested(t *testing.T) {
+	t.Parallel()
+	zone := amsterdam(t)
+	operator := gln(t, "8716867000009")
+	at := time.Date(2026, 3, 4, 10, 0, 0, 0, zone)
+	for _, c := range []struct {
+		searches, points int
+		every            time.Duration
+		want             []Kind
+	}{
+		{3600, 5, time.Second, []Kind{Burst, Searches, Found}},
+		{80, 3, 6 * time.Minute, []Kind{Searches}}, // slowly
+		{40, 64, 6 * time.Minute, []Kind{Found}},   // large buildings
+		{80, 0, 6 * time.Minute, []Kind{Searches}}, // finds nothing
+		{40, 3, 10 * time.Minute, nil},             // a day's work
+		{700, 1, 5 * time.Second, []Kind{Burst, Searches, Found}},
+	} {
+		tally := NewTally(rules(t))
+		n := 0
+		for s := range c.searches {
+			r := audit.Record{InteractionID: [16]byte{byte(s), byte(s >> 8)}, Operation: audit.Find, Outcome: audit.Given, Supplier: operator, Employee: "mallory", At: at.Add(time.Duration(s) * c.every)}
+			if c.points == 0 {
+				tally.Add(&r, at.Add(12*time.Hour))
+			}
+			for range c.points {
+				n++
+				r.EAN = nthEAN(t, n)
+				tally.Add(&r, at.Add(12*time.Hour))
+			}
+		}
+		days := map[meter.Day]int64{}
+		for _, l := range tally.Looks() {
+			if !l.Found {
+				t.Fatalf("looked at: %+v", l)
+			}
+			days[l.Day]++
+		}
+		var breadths []Breadth
+		for d, n := range days {
+			breadths = append(breadths, Breadth{"mallory", d, 0, n})
+		}
+		since := at.Add(-24 * time.Hour)
+		found := map[Kind]bool{}
+		for _, u := range Detect(zone, tally.Hours(), breadths, since) {
+			if u.Employee != "mallory" || u.GLN != operator || u.Kind == Searches && u.Count != int64(c.searches) || u.Kind == Found && u.Count != int64(n) {
+				t.Errorf("%+v", u)
+			}
+			found[u.Kind] = true
+		}
+		got := slices.Sorted(maps.Keys(found))
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%d searches, %d points each: %v, want %v", c.searches, c.points, got, c.want)
+		}
+		if parties := Candidates(zone, tally.Hours(), breadths, since); (len(parties) == 1) != (len(c.want) > 0) {
+			t.Errorf("%d searches: candidates %v", c.searches, parties)
+		}
+	}
+}
+
+// nthEAN makes an EAN with a good check digit.
+func nthEAN(t testing.TB, n int) meter.EAN {
+	t.Helper()
+	for digit := range 10 {
+		if e, err := meter.ParseEAN(fmt.Sprintf("8716871%010d%d", n, digit)); err == nil {
+			return e
+		}
+	}
+	t.Fatal("no check digit")
+	return meter.EAN{}
 }
 
 // TestDetectTimes: an hour is an hour, and a day a local one, when the clocks
@@ -239,7 +358,7 @@ func TestDetectProperties(t *testing.T) {
 		for _, p := range parties {
 			scale := int64(1) << r.IntN(16)
 			for back := range meter.Day(history + 1) {
-				looked := int64(0)
+				looked, found := int64(0), int64(0)
 				for h := r.IntN(8); h < 24; h += 1 + r.IntN(8) {
 					y, m, d := (last - back).Date()
 					at := time.Date(y, m, d, h, 0, 0, 0, zone).UTC()
@@ -248,15 +367,20 @@ func TestDetectProperties(t *testing.T) {
 					}
 					x := Hour{Party: p, At: at, Requests: r.Int64N(scale) + 1}
 					x.Refused = r.Int64N(x.Requests + 1)
-					x.Given, x.Points = x.Requests-x.Refused, x.Requests
+					x.Given = x.Requests - x.Refused
+					if p.Employee != "" {
+						x.Searches = r.Int64N(x.Requests + 1)
+					}
+					x.Points = x.Requests - x.Searches
 					if p.Employee != "" && (h < 7 || h >= 22) {
 						x.OffHours = x.Requests
 					}
 					hours = append(hours, x)
 					looked += r.Int64N(x.Points + 1)
+					found += r.Int64N(5*x.Searches + 1)
 				}
-				if p.Employee != "" && looked > 0 {
-					days = append(days, Breadth{p.Employee, last - back, looked})
+				if p.Employee != "" && looked+found > 0 {
+					days = append(days, Breadth{p.Employee, last - back, looked, found})
 				}
 			}
 		}
@@ -294,7 +418,7 @@ func TestDetectProperties(t *testing.T) {
 		for i := range more {
 			if !more[i].At.Before(since) { // of today, and as much of it refused
 				more[i].Requests, more[i].Refused, more[i].Given = more[i].Requests*2, more[i].Refused*2, more[i].Given*2
-				more[i].Points, more[i].OffHours = more[i].Points*2, more[i].OffHours*2
+				more[i].Points, more[i].Searches, more[i].OffHours = more[i].Points*2, more[i].Searches*2, more[i].OffHours*2
 			}
 		}
 		still := map[string]bool{}

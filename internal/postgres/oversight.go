@@ -15,22 +15,23 @@ import (
 const (
 	// Each row once: parts of one statement see no others' changes.
 	execHours = `
-		INSERT INTO access_hour (gln, employee, at, requests, given, refused, failed, points, off_hours, last_at)
-		SELECT * FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
+		INSERT INTO access_hour (gln, employee, at, requests, given, refused, failed, points, searches, off_hours, last_at)
+		SELECT * FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::timestamptz[])
 		ON CONFLICT (gln, employee, at) DO UPDATE SET
 			requests = access_hour.requests + EXCLUDED.requests, given = access_hour.given + EXCLUDED.given,
 			refused = access_hour.refused + EXCLUDED.refused, failed = access_hour.failed + EXCLUDED.failed,
-			points = access_hour.points + EXCLUDED.points, off_hours = access_hour.off_hours + EXCLUDED.off_hours,
+			points = access_hour.points + EXCLUDED.points, searches = access_hour.searches + EXCLUDED.searches, off_hours = access_hour.off_hours + EXCLUDED.off_hours,
 			last_at = greatest(access_hour.last_at, EXCLUDED.last_at)`
 	execLooks = `
 		WITH looked AS (
-			INSERT INTO employee_point (ean, day, employee)
-			SELECT k.ean, DATE '1970-01-01' + k.day, k.employee FROM unnest($1::bigint[], $2::int[], $3::text[]) AS k (ean, day, employee)
-			ON CONFLICT DO NOTHING RETURNING employee, day
+			INSERT INTO employee_point (ean, day, employee, found)
+			SELECT k.ean, DATE '1970-01-01' + k.day, k.employee, k.found FROM unnest($1::bigint[], $2::int[], $3::text[], $4::boolean[]) AS k (ean, day, employee, found)
+			ON CONFLICT DO NOTHING RETURNING employee, day, found
 		)
-		INSERT INTO employee_day (employee, day, points) SELECT employee, day, count(*) FROM looked GROUP BY employee, day
-		ON CONFLICT (employee, day) DO UPDATE SET points = employee_day.points + EXCLUDED.points`
-	hourColumns = `gln, employee, at, requests, given, refused, failed, points, off_hours, last_at`
+		INSERT INTO employee_day (employee, day, points, found)
+		SELECT employee, day, count(*) FILTER (WHERE NOT found), count(*) FILTER (WHERE found) FROM looked GROUP BY employee, day
+		ON CONFLICT (employee, day) DO UPDATE SET points = employee_day.points + EXCLUDED.points, found = employee_day.found + EXCLUDED.found`
+	hourColumns = `gln, employee, at, requests, given, refused, failed, points, searches, off_hours, last_at`
 	queryHours  = `SELECT ` + hourColumns + ` FROM access_hour WHERE at >= $1 ORDER BY at, gln, employee`
 	// One piece of the primary key for each party.
 	queryHoursOf = `
@@ -38,7 +39,7 @@ const (
 		CROSS JOIN LATERAL (
 			SELECT ` + hourColumns + ` FROM access_hour h WHERE h.gln = p.gln AND h.employee = p.employee AND h.at >= $3
 		) h`
-	queryBreadth = `SELECT employee, day - DATE '1970-01-01', points FROM employee_day WHERE day >= DATE '1970-01-01' + $1::int`
+	queryBreadth = `SELECT employee, day - DATE '1970-01-01', points, found FROM employee_day WHERE day >= DATE '1970-01-01' + $1::int`
 	execUnusual  = `
 		INSERT INTO access_unusual (kind, gln, employee, from_at, to_at, count, usual)
 		SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bigint[])
@@ -73,15 +74,15 @@ func count(ctx context.Context, tx *sqlx.Tx, t *oversight.Tally) error {
 	if hours := t.Hours(); len(hours) > 0 {
 		n := len(hours)
 		glns, employees, at, last := make([]int64, n), make([]string, n), make([]time.Time, n), make([]time.Time, n)
-		var numbers [6][]int64
+		var numbers [7][]int64
 		for i, h := range hours {
 			glns[i], employees[i], at[i], last[i] = h.GLN.Int64(), h.Employee, h.At, h.LastAt
-			for j, v := range []int64{h.Requests, h.Given, h.Refused, h.Failed, h.Points, h.OffHours} {
+			for j, v := range []int64{h.Requests, h.Given, h.Refused, h.Failed, h.Points, h.Searches, h.OffHours} {
 				numbers[j] = append(numbers[j], v)
 			}
 		}
 		if _, err := tx.ExecContext(ctx, execHours, pq.Array(glns), pq.Array(employees), pq.Array(at), pq.Array(numbers[0]), pq.Array(numbers[1]),
-			pq.Array(numbers[2]), pq.Array(numbers[3]), pq.Array(numbers[4]), pq.Array(numbers[5]), pq.Array(last)); err != nil {
+			pq.Array(numbers[2]), pq.Array(numbers[3]), pq.Array(numbers[4]), pq.Array(numbers[5]), pq.Array(numbers[6]), pq.Array(last)); err != nil {
 			return err
 		}
 	}
@@ -91,10 +92,11 @@ func count(ctx context.Context, tx *sqlx.Tx, t *oversight.Tally) error {
 	}
 	var eans, days []int64
 	var employees []string
+	var found []bool
 	for _, l := range looks {
-		eans, days, employees = append(eans, l.EAN.Int64()), append(days, int64(l.Day)), append(employees, l.Employee)
+		eans, days, employees, found = append(eans, l.EAN.Int64()), append(days, int64(l.Day)), append(employees, l.Employee), append(found, l.Found)
 	}
-	_, err := tx.ExecContext(ctx, execLooks, pq.Array(eans), pq.Array(days), pq.Array(employees))
+	_, err := tx.ExecContext(ctx, execLooks, pq.Array(eans), pq.Array(days), pq.Array(employees), pq.Array(found))
 	return err
 }
 
@@ -117,7 +119,7 @@ func (a *Auditor) hours(ctx context.Context, query string, args ...any) ([]overs
 	err := a.each(ctx, "hours", query, func(r *sqlx.Rows) error {
 		var h oversight.Hour
 		var gln int64
-		if err := r.Scan(&gln, &h.Employee, &h.At, &h.Requests, &h.Given, &h.Refused, &h.Failed, &h.Points, &h.OffHours, &h.LastAt); err != nil {
+		if err := r.Scan(&gln, &h.Employee, &h.At, &h.Requests, &h.Given, &h.Refused, &h.Failed, &h.Points, &h.Searches, &h.OffHours, &h.LastAt); err != nil {
 			return err
 		}
 		var err error
@@ -128,12 +130,13 @@ func (a *Auditor) hours(ctx context.Context, query string, args ...any) ([]overs
 	return out, err
 }
 
-// Breadths returns at how many metering points employees looked, from a day on.
+// Breadths returns at how many metering points employees looked, and how many
+// searches told them of, from a day on.
 func (a *Auditor) Breadths(ctx context.Context, since meter.Day) ([]oversight.Breadth, error) {
 	var out []oversight.Breadth
 	err := a.each(ctx, "breadths", queryBreadth, func(r *sqlx.Rows) error {
 		var b oversight.Breadth
-		err := r.Scan(&b.Employee, &b.Day, &b.Points)
+		err := r.Scan(&b.Employee, &b.Day, &b.Points, &b.Found)
 		out = append(out, b)
 		return err
 	}, int64(since))

@@ -1,9 +1,11 @@
 package postgres_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +47,12 @@ func TestOversight(t *testing.T) {
 	look := func(e meter.EAN, at time.Time) audit.Record {
 		return audit.Record{Supplier: gln(9), Employee: "jan", Operation: audit.Consents, EAN: e, At: at, Outcome: audit.Given}
 	}
+	search := func(id byte, at time.Time, eans ...meter.EAN) (out []audit.Record) {
+		for _, e := range eans {
+			out = append(out, audit.Record{InteractionID: [16]byte{id}, Supplier: gln(9), Employee: "piet", Operation: audit.Find, EAN: e, At: at, Outcome: audit.Given})
+		}
+		return out
+	}
 	size := int64(0)
 	add := func(tally *oversight.Tally, index int64) error {
 		key := leaf.Key{Kind: leaf.Access, ID: [16]byte{byte(index), byte(index >> 8), 1}}
@@ -53,6 +61,8 @@ func TestOversight(t *testing.T) {
 	for _, tally := range []*oversight.Tally{
 		page(read(1, ean(1), at, audit.Given), read(1, ean(2), at, audit.NoRelation), read(2, ean(1), at, audit.Failed), look(ean(1), at), look(ean(1), at)),
 		page(read(1, ean(1), at.Add(10*time.Minute), audit.Given), look(ean(2), at), look(ean(1), at)),
+		page(append(search(1, at, ean(1), ean(2), ean(3)), append(search(2, at, meter.EAN{}), look(ean(3), at))...)...),
+		page(search(3, at, ean(3), ean(4))...),
 		page(look(ean(1), at.Add(time.Hour)), read(1, ean(1), at.Add(time.Hour), audit.Given)), // the next day
 		nil,
 	} {
@@ -72,16 +82,32 @@ func TestOversight(t *testing.T) {
 		Parties: []oversight.Sum{
 			{Party: oversight.Party{GLN: gln(1)}, Requests: 3, Refused: 1, Points: 3},
 			{Party: oversight.Party{GLN: gln(2)}, Requests: 1, Points: 1},
-			{Party: oversight.Party{GLN: gln(9), Employee: "jan"}, Requests: 4, OffHours: 4, Points: 2},
+			{Party: oversight.Party{GLN: gln(9), Employee: "jan"}, Requests: 5, OffHours: 5, Points: 3},
+			{Party: oversight.Party{GLN: gln(9), Employee: "piet"}, Requests: 6, OffHours: 6},
 		},
-		Hours: []oversight.HourSum{{At: at.Add(-30 * time.Minute).UTC(), Requests: 8, Refused: 1}},
+		Hours: []oversight.HourSum{{At: at.Add(-30 * time.Minute).UTC(), Requests: 15, Refused: 1}},
 	}
 	if !reflect.DeepEqual(o, want) {
 		t.Errorf("%+v\nwant %+v", o, want)
 	}
 	both := must(g.Overview(t.Context(), zone, meter.DayRange{From: day, To: day + 2}))
-	if len(both.Hours) != 2 || both.Parties[2].Points != 3 || both.Parties[0].Requests != 4 {
+	if len(both.Hours) != 2 || both.Parties[2].Points != 4 || both.Parties[0].Requests != 4 {
 		t.Errorf("of two days: %+v", both)
+	}
+	// Searches are counted apart, and what they told of, each metering point once.
+	var searches int64
+	for _, h := range must(a.Hours(t.Context(), at.Add(-time.Hour))) {
+		if h.Searches > 0 && (h.Employee != "piet" || h.Points != 0) {
+			t.Errorf("%+v", h)
+		}
+		searches += h.Searches
+	}
+	breadths := must(a.Breadths(t.Context(), day))
+	slices.SortFunc(breadths, func(a, b oversight.Breadth) int {
+		return cmp.Or(strings.Compare(a.Employee, b.Employee), cmp.Compare(a.Day, b.Day))
+	})
+	if want := []oversight.Breadth{{Employee: "jan", Day: day, Points: 3}, {Employee: "jan", Day: day + 1, Points: 1}, {Employee: "piet", Day: day, Found: 4}}; searches != 3 || !slices.Equal(breadths, want) {
+		t.Errorf("%d searches, %+v", searches, breadths)
 	}
 
 	// The same again has the new count, and there is one of it.
@@ -143,7 +169,7 @@ func TestOversightPlans(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exec(`INSERT INTO access_hour SELECT p, CASE WHEN p % 3 = 0 THEN '' ELSE 'e' || p END, TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', 2, 1, 1, 0, 1, 0, now()
+	exec(`INSERT INTO access_hour (gln, employee, at, requests, given, refused, failed, points, off_hours, last_at) SELECT p, CASE WHEN p % 3 = 0 THEN '' ELSE 'e' || p END, TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', 2, 1, 1, 0, 1, 0, now()
 		FROM generate_series(1, 100) p, generate_series(1, 600) h`)
 	exec(`INSERT INTO employee_day SELECT 'e' || p, DATE '2026-01-01' + d, 5 FROM generate_series(1, 100) p, generate_series(1, 90) d`)
 	exec(`INSERT INTO access_unusual SELECT 1, p, '', TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', TIMESTAMPTZ '2026-01-01' + (h + 1) * INTERVAL '1 hour', 5, 1
@@ -151,9 +177,9 @@ func TestOversightPlans(t *testing.T) {
 	exec(`INSERT INTO audit_result SELECT TIMESTAMPTZ '2026-01-01' + n * INTERVAL '5 minutes', n = 1, n, n + 1, CASE WHEN n = 7 THEN '[{"code":"x","count":1}]' ELSE '[]' END::jsonb FROM generate_series(1, 20000) n`)
 	exec(`ANALYZE`)
 	for name, q := range map[string]struct{ query, types, args, want string }{
-		"counting": {postgres.ExecHours, "bigint[], text[], timestamptz[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], timestamptz[]",
-			"'{1}', '{e}', '{2026-01-02}', '{1}', '{1}', '{0}', '{0}', '{1}', '{0}', '{2026-01-02}'", "Conflict Arbiter Indexes: access_hour_pkey"},
-		"looks":            {postgres.ExecLooks, "bigint[], int[], text[]", "'{1}', '{20454}', '{e}'", "Conflict Arbiter Indexes: employee_day_pkey"},
+		"counting": {postgres.ExecHours, "bigint[], text[], timestamptz[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], timestamptz[]",
+			"'{1}', '{e}', '{2026-01-02}', '{1}', '{1}', '{0}', '{0}', '{1}', '{0}', '{0}', '{2026-01-02}'", "Conflict Arbiter Indexes: access_hour_pkey"},
+		"looks":            {postgres.ExecLooks, "bigint[], int[], text[], boolean[]", "'{1}', '{20454}', '{e}', '{t}'", "Conflict Arbiter Indexes: employee_day_pkey"},
 		"what was counted": {postgres.QueryHours, "timestamptz", "'2026-01-25'", "access_hour_by_time"},
 		"of some parties":  {postgres.QueryHoursOf, "bigint[], text[], timestamptz", "'{1,2}', '{e1,e2}', '2026-01-20'", "access_hour_pkey"},
 		"breadth":          {postgres.QueryBreadth, "int", "20540", "employee_day_by_day"},
@@ -197,7 +223,7 @@ func TestOversightMany(t *testing.T) {
 	d := pgtest.New(t)
 	owner := d.Open(t, migrations.RoleOwner)
 	for _, s := range []string{
-		fmt.Sprintf(`INSERT INTO access_hour SELECT %d, 'e' || p, TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', 2, 1, 1, 0, 1, 0, now() FROM generate_series(1, 500) p, generate_series(1, %d) h`, gln(9).Int64(), *hours/500),
+		fmt.Sprintf(`INSERT INTO access_hour (gln, employee, at, requests, given, refused, failed, points, off_hours, last_at) SELECT %d, 'e' || p, TIMESTAMPTZ '2026-01-01' + h * INTERVAL '1 hour', 2, 1, 1, 0, 1, 0, now() FROM generate_series(1, 500) p, generate_series(1, %d) h`, gln(9).Int64(), *hours/500),
 		`INSERT INTO employee_day SELECT 'e' || p, DATE '2026-01-01' + d, 5 FROM generate_series(1, 500) p, generate_series(1, 92) d`,
 		`ANALYZE`,
 	} {

@@ -466,8 +466,10 @@ func (e OversightLogResult) Valid() bool {
 const (
 	UnusualBreadth  OversightUnusualKind = "BREADTH"
 	UnusualBurst    OversightUnusualKind = "BURST"
+	UnusualFound    OversightUnusualKind = "FOUND"
 	UnusualOffHours OversightUnusualKind = "OFF_HOURS"
 	UnusualRefusals OversightUnusualKind = "REFUSALS"
+	UnusualSearches OversightUnusualKind = "SEARCHES"
 )
 
 // Valid indicates whether the value is a known member of the OversightUnusualKind enum.
@@ -477,9 +479,13 @@ func (e OversightUnusualKind) Valid() bool {
 		return true
 	case UnusualBurst:
 		return true
+	case UnusualFound:
+		return true
 	case UnusualOffHours:
 		return true
 	case UnusualRefusals:
+		return true
+	case UnusualSearches:
 		return true
 	default:
 		return false
@@ -2330,7 +2336,7 @@ type OversightUnusual struct {
 	// Example: 2026-03-05T23:00:00Z
 	From time.Time `json:"from"`
 
-	// Kind `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
+	// Kind `BURST`: many more metering points asked for, or addresses searched for, in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. `SEARCHES`: an employee searched for addresses many more times in a day than usual. `FOUND`: an employee's searches told of many more metering points in a day than usual. docs/AUDIT.md has the thresholds.
 	//
 	// Example: BREADTH
 	Kind OversightUnusualKind `json:"kind"`
@@ -2356,7 +2362,7 @@ type OversightUnusual struct {
 	Usual int `json:"usual"`
 }
 
-// OversightUnusualKind `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
+// OversightUnusualKind `BURST`: many more metering points asked for, or addresses searched for, in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. `SEARCHES`: an employee searched for addresses many more times in a day than usual. `FOUND`: an employee's searches told of many more metering points in a day than usual. docs/AUDIT.md has the thresholds.
 //
 // Example: BREADTH
 type OversightUnusualKind string
@@ -2876,6 +2882,11 @@ type StreamLineType string
 type Supplier struct {
 	// Certificates Its client certificates.
 	Certificates []SupplierCertificate `json:"certificates"`
+
+	// Damaged True: its newest record does not verify, and none of its tokens counts. Only `gln`, `version`, `quota`, `today` and `lastRequestAt` say anything. Absent otherwise.
+	//
+	// Example: true
+	Damaged *bool `json:"damaged,omitempty"`
 
 	// Gln GLN (EAN-13) of a party of the market: 13 digits, the last a GS1 check digit.
 	//

@@ -1855,11 +1855,11 @@ export interface components {
              */
             from: string;
             /**
-             * @description `BURST`: many more metering points asked for in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. docs/AUDIT.md has the thresholds.
+             * @description `BURST`: many more metering points asked for, or addresses searched for, in an hour than usual. `BREADTH`: an employee looked at many more metering points in a day than usual. `OFF_HOURS`: an employee's requests outside of the hours of work. `REFUSALS`: many requests refused. `SEARCHES`: an employee searched for addresses many more times in a day than usual. `FOUND`: an employee's searches told of many more metering points in a day than usual. docs/AUDIT.md has the thresholds.
              * @example BREADTH
              * @enum {string}
              */
-            kind: "BURST" | "BREADTH" | "OFF_HOURS" | "REFUSALS";
+            kind: "BURST" | "BREADTH" | "OFF_HOURS" | "REFUSALS" | "SEARCHES" | "FOUND";
             /**
              * @description The GLN of a supplier, the subject of an employee.
              * @example https://login.example#agent-17
@@ -2297,6 +2297,11 @@ export interface components {
         Supplier: {
             /** @description Its client certificates. */
             certificates: components["schemas"]["SupplierCertificate"][];
+            /**
+             * @description True: its newest record does not verify, and none of its tokens counts. Only `gln`, `version`, `quota`, `today` and `lastRequestAt` say anything. Absent otherwise.
+             * @example true
+             */
+            damaged?: boolean;
             gln: components["schemas"]["Gln"];
             /**
              * Format: date-time
