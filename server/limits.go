@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"runtime"
@@ -15,13 +16,14 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"kluis/authz"
 	"kluis/internal/audit"
 	"kluis/meter"
 )
 
 // Limits bound what callers can make the gateway do.
 type Limits struct {
-	Rate  Rate               // requests of each supplier
+	Rate  Rate               // requests of each supplier, and of all employees
 	Rates map[meter.GLN]Rate // instead, for some
 	// Unrelated are the metering points that a supplier lists in queries and has
 	// nothing to do with: each costs the access log a record, and a list is one
@@ -76,6 +78,14 @@ const (
 	// maxStrangers are remembered; there are fewer suppliers than that.
 	maxStrangers = 1024
 
+	// Of the grid operator's quota an employee may use a quarter, and half of it at
+	// once (one page of the portal is up to a dozen requests), so that nobody's
+	// pages keep others from theirs. Steps of consents and suppliers are no part of
+	// it: each employee has a tenth for them, whatever others do.
+	employeeShare, employeeBurst, stepShare = 4, 2, 10
+	// maxEmployees are remembered.
+	maxEmployees = 4096
+
 	// Bytes of one supplier's answers, streams and bodies that may lie in memory at
 	// once, and of all together. The longest answer to getReadings fits, beside
 	// four streams of quarter-hours.
@@ -92,16 +102,26 @@ type limiter struct {
 	limits    Limits
 	now       func() time.Time
 	strangers *lru.Cache[[32]byte, *stranger]
+	employees *lru.Cache[employeeKey, *employee]
 
 	mu     sync.Mutex
 	quotas map[meter.GLN]*quota
 	room   int64 // bytes taken of roomAll
 }
 
-// quota is one supplier's.
-type quota struct {
+// bucket is one of requests.
+type bucket struct {
 	*rate.Limiter
-	policy    string // the value of RateLimit-Policy
+	policy string // the value of RateLimit-Policy
+}
+
+func newBucket(perSecond float64, burst int) bucket {
+	return bucket{rate.NewLimiter(rate.Limit(perSecond), burst), fmt.Sprintf(`"default";q=%d;w=%d`, burst, seconds(float64(burst)/perSecond))}
+}
+
+// quota is one supplier's, or that of the grid operator's employees.
+type quota struct {
+	bucket
 	room      *semaphore.Weighted
 	unrelated *rate.Limiter // metering points
 
@@ -110,12 +130,24 @@ type quota struct {
 	taken   int64 // bytes of the room
 }
 
+// employee is what one of the grid operator's may ask for.
+type employee struct{ requests, steps bucket }
+
+type employeeKey struct {
+	operator meter.GLN
+	subject  string
+}
+
 // stranger is a certificate, with what it may try.
 type stranger struct{ failed, open *rate.Limiter }
 
 func newLimiter(l Limits, now func() time.Time) (*limiter, error) {
 	strangers, err := lru.New[[32]byte, *stranger](maxStrangers)
-	return &limiter{limits: l, now: now, strangers: strangers, quotas: map[meter.GLN]*quota{}}, err
+	if err != nil {
+		return nil, err
+	}
+	employees, err := lru.New[employeeKey, *employee](maxEmployees)
+	return &limiter{limits: l, now: now, strangers: strangers, employees: employees, quotas: map[meter.GLN]*quota{}}, err
 }
 
 // quota is that of a supplier; made if there is none and make says so, for a
@@ -125,13 +157,9 @@ func (l *limiter) quota(g meter.GLN, make bool) *quota {
 	defer l.mu.Unlock()
 	q := l.quotas[g]
 	if q == nil && make {
-		r, own := l.limits.Rates[g]
-		if !own {
-			r = l.limits.Rate
-		}
+		r := l.rate(g)
 		q = &quota{
-			Limiter:   rate.NewLimiter(rate.Limit(r.PerSecond), r.Burst),
-			policy:    fmt.Sprintf(`"default";q=%d;w=%d`, r.Burst, seconds(float64(r.Burst)/r.PerSecond)),
+			bucket:    newBucket(r.PerSecond, r.Burst),
 			room:      semaphore.NewWeighted(roomEach),
 			unrelated: rate.NewLimiter(rate.Limit(l.limits.Unrelated.PerSecond), l.limits.Unrelated.Burst),
 		}
@@ -143,10 +171,49 @@ func (l *limiter) quota(g meter.GLN, make bool) *quota {
 // seconds rounds up to whole ones, one at least.
 func seconds(s float64) int { return max(1, int(math.Ceil(s))) }
 
+// employee is that of a subject, who was authenticated by the issuer.
+func (l *limiter) employee(operator meter.GLN, subject string) *employee {
+	key := employeeKey{operator, subject}
+	if e, ok := l.employees.Get(key); ok {
+		return e
+	}
+	r := l.rate(operator)
+	e := &employee{
+		requests: newBucket(r.PerSecond/employeeShare, max(1, r.Burst/employeeBurst)),
+		steps:    newBucket(r.PerSecond/stepShare, max(1, r.Burst/stepShare)),
+	}
+	if there, ok, _ := l.employees.PeekOrAdd(key, e); ok {
+		return there
+	}
+	return e
+}
+
+// count counts a request of a supplier, or of an employee: one that takes a step
+// by the employee's bucket of steps alone, any other by the employee's own and by
+// the operator's.
+func (l *limiter) count(h http.Header, q *quota, g meter.GLN, e *authz.Employee) error {
+	if e == nil {
+		return l.spend(h, &q.bucket)
+	}
+	own := l.employee(g, e.Subject)
+	if e.Errand.Kind == authz.ErrandStep || e.Errand.Kind == authz.ErrandSupplier {
+		return l.spend(h, &own.steps)
+	}
+	if err := l.spend(h, &own.requests); err != nil {
+		return err
+	}
+	all := http.Header{}
+	err := l.spend(all, &q.bucket)
+	if err != nil { // then it is this one that must fill
+		maps.Copy(h, all)
+	}
+	return err
+}
+
 // spend counts a request and tells the caller, in the headers of
 // draft-ietf-httpapi-ratelimit-headers, what it has left; more than it may have
 // is refused.
-func (l *limiter) spend(h http.Header, q *quota) error {
+func (l *limiter) spend(h http.Header, q *bucket) error {
 	now := l.now()
 	ok := q.AllowN(now, 1)
 	left := max(0, q.TokensAt(now))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kluis/authz"
 	"kluis/meter"
 )
 
@@ -55,7 +56,7 @@ func TestQuota(t *testing.T) {
 	x := newTestLimiter(t, c, func(l *Limits) { l.Rates = map[meter.GLN]Rate{b: {PerSecond: 0.25, Burst: 1}} })
 	spend := func(g meter.GLN) (http.Header, error) {
 		h := http.Header{}
-		return h, x.spend(h, x.quota(g, true))
+		return h, x.count(h, x.quota(g, true), g, nil)
 	}
 	for i := range 10 {
 		h, err := spend(a)
@@ -103,6 +104,62 @@ func TestQuota(t *testing.T) {
 	}
 	if x.quota(glnOf(t, 3), false) != nil || len(x.quotas) != 2 {
 		t.Error("a bucket for nobody")
+	}
+}
+
+// One employee's requests leave the others theirs, and a step is always to be had:
+// no number of pages, nor of steps by others, keeps a supervisor from stopping a
+// supplier.
+func TestQuotaOfEmployees(t *testing.T) {
+	c := newLimitClock()
+	x := newTestLimiter(t, c, func(l *Limits) { l.Rate = Rate{PerSecond: 20, Burst: 40} })
+	op := glnOf(t, 1)
+	ask := func(who string, k authz.ErrandKind) error {
+		return x.count(http.Header{}, x.quota(op, true), op, &authz.Employee{Subject: who, Errand: authz.Errand{Kind: k}})
+	}
+	n := func(who string, k authz.ErrandKind) (given int) {
+		for ask(who, k) == nil {
+			given++
+		}
+		return given
+	}
+	if got := n("agent", authz.ErrandView); got != 20 {
+		t.Errorf("an employee has %d at once, want half", got)
+	}
+	if got := n("agent", authz.ErrandStep); got != 4 {
+		t.Errorf("%d steps at once, want a tenth", got)
+	}
+	if k, retry := kindOf(ask("agent", authz.ErrandView)); k != rateLimited || retry != 1 {
+		t.Errorf("refused with %v, %d", k, retry)
+	}
+	if got := n("another", authz.ErrandReadings); got != 20 {
+		t.Errorf("another has %d", got)
+	}
+	// Now all that employees share is used up: a step is not of it.
+	if err := ask("super", authz.ErrandOversee); err == nil {
+		t.Error("more than the operator's quota")
+	}
+	if got := n("super", authz.ErrandSupplier); got != 4 {
+		t.Errorf("%d steps of who took none", got)
+	}
+	c.pass(time.Second)
+	if got := n("agent", authz.ErrandFind); got != 5 {
+		t.Errorf("%d a second, want a quarter", got)
+	}
+	if got := n("super", authz.ErrandOversee); got != 15 {
+		t.Errorf("%d left for others", got)
+	}
+	// The headers are those of the bucket that is empty.
+	h := http.Header{}
+	if err := x.count(h, x.quota(op, true), op, &authz.Employee{Subject: "new"}); err == nil || h.Get("RateLimit-Policy") != `"default";q=40;w=2` {
+		t.Errorf("%v, %v", err, h)
+	}
+	// As many as one likes take no more memory.
+	for i := range 2 * maxEmployees {
+		x.employee(op, fmt.Sprint(i))
+	}
+	if got := x.employees.Len(); got > maxEmployees {
+		t.Errorf("%d employees are remembered", got)
 	}
 }
 

@@ -656,7 +656,7 @@ func (s *Server) identify(h http.Header, r *http.Request, c *call, may *callers)
 	counted := s.limits.quota(token.Client(), false)
 	if counted != nil {
 		eventOf(ctx).supplier = token.Client()
-		if err := s.limits.spend(h, counted); err != nil {
+		if err := s.limits.count(h, counted, token.Client(), token.Employee()); err != nil {
 			return err
 		}
 	}
@@ -675,7 +675,7 @@ func (s *Server) identify(h http.Header, r *http.Request, c *call, may *callers)
 	if !caller.Supplier().IsZero() { // who is refused as a caller is somebody
 		eventOf(ctx).supplier = caller.Supplier()
 		if counted == nil {
-			if err := s.limits.spend(h, s.limits.quota(caller.Supplier(), true)); err != nil {
+			if err := s.limits.count(h, s.limits.quota(caller.Supplier(), true), caller.Supplier(), caller.Employee()); err != nil {
 				return err
 			}
 		}

@@ -591,3 +591,31 @@ func TestGetOperations(t *testing.T) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
+
+// TestOneEmployeeStopsNobody: an employee who asks for all there is keeps neither a
+// supervisor from stopping a supplier, nor others from their work.
+func TestOneEmployeeStopsNobody(t *testing.T) {
+	t.Parallel()
+	var limits config.Limits
+	limits.RequestsPerSecond, limits.Burst = 0.01, 10
+	w := newWorld(t, options{limits: limits})
+	e := w.customer(1, w.a)
+	path := "/v1/metering-points/" + e.String() + "/connection"
+	agent := w.view(e, authz.Agent)
+	got := map[int]int{}
+	for range 12 {
+		got[w.asStaff(agent, path).status]++
+	}
+	if got[200] != 5 || got[429] != 7 {
+		t.Errorf("one employee: %v, want half of the operator's quota", got)
+	}
+	other := w.staffToken("agent-18", authz.Agent, authz.Errand{Kind: authz.ErrandView, EAN: e, Reason: "another call"})
+	if r := w.asStaff(other, path); r.status != 200 {
+		t.Errorf("another employee: %d %s", r.status, r.body)
+	}
+	for w.asStaff(other, path).status == 200 { // now all of the quota is used up
+	}
+	if r := w.switches(w.a, true, 1); r.status != 200 {
+		t.Errorf("a supervisor stops a supplier: %d %s", r.status, r.body)
+	}
+}

@@ -51,6 +51,10 @@ type Token struct {
 // Client is the client_id: whose sealed record the token stands on.
 func (t *Token) Client() meter.GLN { return t.client }
 
+// Employee is who calls by the issuer's word, and on which errand; nil: the client
+// itself. It is not to be changed, and permits nothing: a Caller may.
+func (t *Token) Employee() *authz.Employee { return t.employee }
+
 // Issuer is the iss claim.
 func (t *Token) Issuer() string { return t.issuer }
 
