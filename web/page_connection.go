@@ -7,7 +7,6 @@ import (
 	"time"
 
 	openapi_types "github.com/oapi-codegen/runtime/types"
-	"golang.org/x/sync/errgroup"
 
 	"kluis/meter"
 	"kluis/openapi/client"
@@ -57,7 +56,7 @@ func (p *Portal) connectionPage(w http.ResponseWriter, r *http.Request) error {
 	d := connectionData{MayStep: slices.Contains(servants, visitOf(r).Session.Role)}
 	var consents []client.Consent
 	var log *client.AccessLog
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() (err error) {
 		d.Connection, err = p.askConnection(r)
 		return err // without it there is nothing to show

@@ -11,7 +11,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 
 	"kluis/meter"
 	"kluis/openapi/client"
@@ -70,7 +69,7 @@ func (p *Portal) consentsPage(w http.ResponseWriter, r *http.Request) error {
 func (p *Portal) consentsOf(r *http.Request) (list *client.Consents, names map[string]string, err error) {
 	c := visitOf(r).Case
 	api := p.API(r, ToView(c))
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() error {
 		res, err := api.ListConsentsWithResponse(r.Context(), c.EAN.String(), &client.ListConsentsParams{})
 		if err != nil {
@@ -174,7 +173,7 @@ func (p *Portal) consentStepOf(r *http.Request) (*consentStepData, error) {
 	c := visitOf(r).Case
 	d := &consentStepData{Step: step, Key: newKey()}
 	var names map[string]string
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() error {
 		res, err := p.API(r, ToView(c)).GetConsentWithResponse(r.Context(), id)
 		if err != nil {

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"kluis/meter"
 	"kluis/openapi/client"
 	"kluis/openapi/client/kluis"
@@ -200,7 +198,7 @@ const (
 func (p *Portal) logPage(w http.ResponseWriter, r *http.Request) error {
 	d := logData{Path: visitOf(r).Case.Path("/log")}
 	d.Filter, d.Errors = parseLogFilter(r.URL.Query())
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() (err error) {
 		d.Calendar, err = p.askCalendar(r, d.Filter.occupancy)
 		if noOccupancy(err) {

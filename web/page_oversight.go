@@ -8,7 +8,6 @@ import (
 	"time"
 
 	openapi_types "github.com/oapi-codegen/runtime/types"
-	"golang.org/x/sync/errgroup"
 
 	"kluis/meter"
 	"kluis/openapi/client"
@@ -84,7 +83,7 @@ func (p *Portal) oversightPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	var o *client.Oversight
 	names := map[string]string{}
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() error {
 		res, err := p.API(r, ToOversee("oversight")).GetOversightWithResponse(r.Context(), &params)
 		if err == nil {

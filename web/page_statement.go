@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"kluis/meter"
 	"kluis/openapi/client"
 )
@@ -157,7 +155,7 @@ func (p *Portal) paperOf(r *http.Request, c *client.Connection, living meter.Day
 		last := living.To - 1
 		s.LivingTo = &last
 	}
-	var g errgroup.Group
+	g := p.group(r)
 	g.Go(func() error {
 		cs := visitOf(r).Case
 		res, err := p.API(r, ToView(cs)).ListConsentsWithResponse(r.Context(), cs.EAN.String(), &client.ListConsentsParams{})

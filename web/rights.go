@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"kluis/meter"
 	"kluis/openapi/client"
 )
@@ -210,7 +208,7 @@ func denialOf(a *client.Access, col column, profile *meter.Profile) client.Withh
 func (p *Portal) askRights(r *http.Request, c *client.Connection, consents []client.Consent, suppliers []client.SupplierName) []supplierRights {
 	rows := make([]supplierRights, len(suppliers))
 	cs := visitOf(r).Case
-	var g errgroup.Group
+	g := p.group(r)
 	g.SetLimit(4)
 	for i, s := range suppliers {
 		g.Go(func() error {
