@@ -130,6 +130,10 @@ func (p *Portal) admit(w http.ResponseWriter, r *http.Request, v *visit) (err er
 	if !slices.Contains(rt.roles, v.Session.Role) {
 		return errNoRights
 	}
+	if !p.mayTurn(rt, v.Session) {
+		w.Header().Set("Retry-After", "5")
+		return errTooFast
+	}
 	if strings.HasPrefix(rt.path, "/c/{case}") {
 		v.Case, err = p.findCase(r.Context(), v.Session, chi.URLParam(r, "case"))
 	}

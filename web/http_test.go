@@ -4,8 +4,10 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // at is a path of a route.
@@ -146,6 +148,81 @@ func TestCasesAreOfOneSession(t *testing.T) {
 	for _, bad := range []string{"/c/" + ean + "/consents", "/c/" + strings.ToUpper(of[3:]) + "/consents", of + "0/consents", "/c/%00/consents", "/c/..%2f/consents"} {
 		if p := eva.get(bad); p.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: %s", bad, p.Status)
+		}
+	}
+}
+
+// TestTooFast: a session has no more pages than a person turns; its way out is
+// there all the same, and other sessions have theirs.
+func TestTooFast(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	eva, samira := o.signIn("eva"), o.signIn("samira")
+	for n := range pagesBurst {
+		if p := eva.get("/"); p.StatusCode != http.StatusOK {
+			t.Fatalf("page %d: %s", n, p.Status)
+		}
+	}
+	p := eva.get("/")
+	if p.StatusCode != http.StatusTooManyRequests || p.problem() != "too-fast" || p.Header.Get("Retry-After") != "5" || !strings.Contains(p.body, `href="/"`) {
+		t.Errorf("page %d: %s %s", pagesBurst+1, p.Status, p.problem())
+	}
+	if p := eva.get("/health/now", "HX-Request", "true"); p.StatusCode != http.StatusTooManyRequests || strings.Contains(p.body, "<html") {
+		t.Errorf("a part that a page asks for by itself: %s", p.Status)
+	}
+	if p := eva.post("/open", url.Values{"ean": {ean}, "reason": {"x"}}); p.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a form: %s", p.Status)
+	}
+	if p := samira.get("/"); p.StatusCode != http.StatusOK {
+		t.Errorf("a colleague: %s", p.Status)
+	}
+	o.pass(5 * time.Second)
+	if p := eva.get("/"); p.StatusCode != http.StatusOK {
+		t.Errorf("after what Retry-After says: %s", p.Status)
+	}
+	for range pagesBurst {
+		eva.get("/")
+	}
+	if p := eva.post("/session/stay", url.Values{}); p.StatusCode != http.StatusNoContent {
+		t.Errorf("staying: %s", p.Status)
+	}
+	if p := eva.post("/logout/everywhere", url.Values{}); p.Header.Get("Location") != "/signin?out" || eva.signedIn() {
+		t.Errorf("signing out: %s", p.Status)
+	}
+	// Nobody is remembered for long.
+	o.pass(time.Minute)
+	o.portal.pages.purge(o.now())
+	if n := len(o.portal.pages.of); n != 0 {
+		t.Errorf("%d sessions are remembered", n)
+	}
+}
+
+// TestBuckets: there are no more than are bounded, and who has room keeps it.
+func TestBuckets(t *testing.T) {
+	t.Parallel()
+	b, now := newBuckets(1, 2), time.Now()
+	for n := range maxBuckets {
+		if !b.take(strconv.Itoa(n), now) {
+			t.Fatalf("key %d has no room", n)
+		}
+	}
+	if b.take("one more", now) || len(b.of) != maxBuckets {
+		t.Error("there is room for any number of keys")
+	}
+	if !b.take("0", now) || b.take("0", now) {
+		t.Error("a key that is known has not its own room")
+	}
+	if !b.take("one more", now.Add(time.Second)) || len(b.of) != 2 {
+		t.Errorf("those that are full again stay: %d", len(b.of))
+	}
+	for _, same := range [][2]string{{"192.0.2.1:1", "192.0.2.1:65535"}, {"192.0.2.1:1", "[::ffff:192.0.2.1]:1"}, {"[2001:db8::1]:1", "[2001:db8::ffff:0:0:1]:2"}, {"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"}} {
+		if network(same[0]) != network(same[1]) || network(same[0]) == "" {
+			t.Errorf("%v: %q, %q", same, network(same[0]), network(same[1]))
+		}
+	}
+	for _, other := range []string{"192.0.2.2:1", "[2001:db8:0:1::1]:1"} {
+		if network(other) == network("192.0.2.1:1") || network(other) == network("[2001:db8::1]:1") {
+			t.Errorf("%s counts with others", other)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,122 @@ func TestLoginAttacks(t *testing.T) {
 	cookie := b.cookie()
 	if p := b.get(back); p.StatusCode != http.StatusForbidden || b.cookie() != cookie {
 		t.Errorf("twice: %s", p.Status)
+	}
+}
+
+// TestAttemptsAreSpent: the provider hears of a code once for each login that was
+// begun, however often the browser comes back with it, and not of too many.
+func TestAttemptsAreSpent(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	// replay comes back with the cookies of before, which a browser may keep.
+	replay := func(b *browser, to string, times int) (last page) {
+		saved := b.jar.Cookies(must(url.Parse(o.url)))
+		for range times {
+			var cookies []string
+			for _, c := range saved {
+				cookies = append(cookies, c.Name+"="+c.Value)
+			}
+			stranger := o.browser()
+			last = stranger.get(to, "Cookie", strings.Join(cookies, "; "))
+			if stranger.cookie() != "" {
+				t.Error("signed in")
+			}
+		}
+		return last
+	}
+	state := func(away page) string { return must(url.Parse(away.Header.Get("Location"))).Query().Get("state") }
+
+	b := o.browser()
+	if p := replay(b, "/login/callback?code=made-up&state="+state(b.get("/login")), 20); p.problem() != "sign-in-failed" {
+		t.Errorf("again: %s %s", p.Status, p.problem())
+	}
+	if n := o.codes.Load(); n != 1 {
+		t.Errorf("%d codes were sent for one login", n)
+	}
+	// With a code that is good, too: the first one to come has spent it.
+	b = o.browser()
+	away := b.get("/login")
+	replay(b, "/login/callback?code=made-up&state="+state(away), 1)
+	if p := b.get(b.atProvider(away, "eva", nil)); p.problem() != "sign-in-failed" {
+		t.Errorf("a login that was spent: %s %s", p.Status, p.problem())
+	}
+
+	before := o.codes.Load()
+	var p page
+	for range 2 * codesBurst {
+		p = b.get("/login/callback?code=made-up&state=" + state(b.get("/login")))
+	}
+	if p.StatusCode != http.StatusTooManyRequests || p.problem() != "idp-busy" {
+		t.Errorf("after %d logins: %s %s", 2*codesBurst, p.Status, p.problem())
+	}
+	if n := o.codes.Load() - before; n >= codesBurst {
+		t.Errorf("%d codes were sent at once", n)
+	}
+	o.pass(time.Minute)
+	b.signIn("eva", "/login")
+
+	// What is remembered ends with the attempts.
+	o.pass(attemptLife)
+	o.portal.codes.purge(o.now())
+	o.portal.codes.mu.Lock()
+	defer o.portal.codes.mu.Unlock()
+	if n := len(o.portal.codes.spent); n != 0 {
+		t.Errorf("%d states are remembered", n)
+	}
+}
+
+// TestCodesAtOnce: a provider that is slow holds a few requests and no more.
+func TestCodesAtOnce(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	for range codesAtOnce {
+		if err := o.portal.codes.enter(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := o.browser()
+	back := b.atProvider(b.get("/login"), "eva", nil)
+	if p := b.get(back); p.StatusCode != http.StatusTooManyRequests || p.problem() != "idp-busy" || o.codes.Load() != 0 {
+		t.Errorf("%s %s", p.Status, p.problem())
+	}
+	o.portal.codes.leave()
+	for range 2 * codesAtOnce { // each lets the next one in
+		b.signIn("eva", "/login")
+		o.pass(time.Minute)
+	}
+}
+
+// TestAuthTime: an ID token that does not say when the person was there, or says
+// what cannot be, signs nobody in.
+func TestAuthTime(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	now := o.now().Unix()
+	for name, c := range map[string]struct {
+		says any
+		good bool
+	}{
+		"now": {now, true}, "nearly a minute ago": {now - 58, true}, "in a minute": {now + 60, true},
+		"none": {nil, false}, "a string": {"now", false}, "digits in a string": {strconv.FormatInt(now, 10), false}, "zero": {0, false}, "an array": {[]int64{now}, false},
+		"before the login was begun": {now - 62, false}, "eight hours ago": {now - 8*3600 - 62, false}, "in the future": {now + 72, false}, "too large": {1e300, false},
+	} {
+		o.authTime.Store(&c.says)
+		b := o.browser()
+		p := b.get(b.atProvider(b.get("/login"), "eva", nil))
+		if c.good != (p.StatusCode == http.StatusSeeOther && p.Header.Get("Location") == "/" && b.signedIn()) || !c.good && p.problem() != "sign-in-failed" {
+			t.Errorf("%s: %s %s", name, p.Status, p.problem())
+		}
+		// A renewal may be of long ago, and no longer than max_age.
+		o.authTime.Store(nil)
+		o.pass(10 * time.Second)
+		b = o.signIn("eva")
+		o.authTime.Store(&c.says)
+		p = b.get(b.silently(b.get("/login"), nil))
+		if good := c.good || name == "before the login was begun"; good != (p.StatusCode == http.StatusSeeOther) {
+			t.Errorf("renewal, %s: %s %s", name, p.Status, p.problem())
+		}
+		o.pass(-10 * time.Second)
 	}
 }
 

@@ -63,6 +63,8 @@ type Portal struct {
 	sessions  *scs.SessionManager
 	errands   *errands
 	signIn    *signIn
+	codes     *codes
+	pages     *buckets // by session
 	static    *static
 	templates map[string]*templates // by language
 	table     []route
@@ -95,7 +97,7 @@ func New(c Config) (*Portal, error) {
 	if p.errands, err = newErrands(c, p.metrics); err != nil {
 		return nil, err
 	}
-	p.signIn = newSignIn(c)
+	p.signIn, p.codes, p.pages = newSignIn(c), newCodes(), newBuckets(pagesPerSecond, pagesBurst)
 	if p.static, err = newStatic(); err != nil {
 		return nil, err
 	}
@@ -161,6 +163,8 @@ func (p *Portal) purge(ctx context.Context) {
 			p.log.Warn("sessions that ended are still stored", "error", err)
 		}
 		p.errands.purge()
+		p.codes.purge(p.now())
+		p.pages.purge(p.now())
 		select {
 		case <-ctx.Done():
 			return

@@ -35,7 +35,12 @@ var (
 	errSignInAway  = &failure{http.StatusServiceUnavailable, "idp-away"} // the provider does not answer
 	errSignInBad   = &failure{http.StatusForbidden, "sign-in-failed"}    // what came of the provider is not accepted
 	errNoRole      = &failure{http.StatusForbidden, "no-role"}           // the provider gives no role
+	errSignInBusy  = &failure{http.StatusTooManyRequests, "idp-busy"}    // too many come back from the provider
+	errTooFast     = &failure{http.StatusTooManyRequests, "too-fast"}    // more pages of one session than a person turns
 )
+
+// errSpent: an attempt was used before; it becomes errSignInBad.
+var errSpent = errors.New("web: the attempt is spent")
 
 // Problem is what a page says when it has nothing else to say, or of a part that
 // is missing (partial "problem").
@@ -53,7 +58,7 @@ func problemOf(err error) Problem {
 	var away *awayError
 	switch api := kluis.AsProblem(err); {
 	case errors.As(err, &f):
-		return Problem{Status: f.status, Name: f.name, Again: f.status >= 500}
+		return Problem{Status: f.status, Name: f.name, Again: f.status >= 500 || f == errTooFast}
 	case api != nil:
 		return apiProblem(api)
 	case errors.As(err, &refused):

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,8 @@ type Employee struct {
 	Role      Role      `json:"role"`
 	IDToken   string    `json:"id_token"`
 	ExpiresAt time.Time `json:"expires"` // of the ID token: then they sign in again
+
+	signedInAt time.Time // at the provider, in person
 }
 
 // session is a visit's session: of somebody who signed in, always.
@@ -52,6 +55,9 @@ type session struct {
 	Ends     time.Time // at the latest
 	IdleEnds time.Time // without a further click
 }
+
+// of says whether it is a session of the employee.
+func (s *session) of(e Employee) bool { return s != nil && s.Subject == e.Subject }
 
 // cookieName can be set by this host alone, over TLS alone (__Host-).
 const cookieName = "__Host-kluis"
@@ -105,9 +111,14 @@ func (p *Portal) idleEnds(deadline time.Time) time.Time {
 }
 
 // begin begins a session, under an id that nobody knew before, and sets its
-// cookie. It ends the one that the browser had; the same employee's cases come
-// along.
-func (p *Portal) begin(w http.ResponseWriter, r *http.Request, e Employee) error {
+// cookie. It ends old, the one that the browser had, if any. Where that is the same
+// employee's it is renewed: their cases come along, and so does its end. It returns
+// errSignInAgain when a session to be renewed was ended meanwhile.
+func (p *Portal) begin(w http.ResponseWriter, r *http.Request, e Employee, old *session) error {
+	deadline, renews := p.now().Add(p.config.Absolute), old.of(e)
+	if renews {
+		deadline = old.Ends
+	}
 	raw, err := json.Marshal(e)
 	if err != nil {
 		return err
@@ -116,20 +127,27 @@ func (p *Portal) begin(w http.ResponseWriter, r *http.Request, e Employee) error
 	if err != nil {
 		return err
 	}
-	p.sessions.SetDeadline(ctx, p.now().Add(p.config.Absolute).UTC())
+	p.sessions.SetDeadline(ctx, deadline.UTC())
 	p.sessions.Put(ctx, employeeKey, raw)
 	token, expires, err := p.sessions.Commit(ctx)
 	if err != nil {
 		return err
 	}
-	if old, err := p.findSession(r, false); err != nil {
-		return err
-	} else if old != nil {
-		if old.Subject == e.Subject {
-			if err := p.moveCases(ctx, old.id, hashed(token)); err != nil {
-				return err
-			}
+	if renews {
+		// Signing out everywhere may have come between, and known nothing of the
+		// new one.
+		data, err := p.store.Session(ctx, old.id, p.now())
+		if err == nil && data == nil {
+			err = errSignInAgain
 		}
+		if err == nil {
+			err = p.moveCases(ctx, old.id, hashed(token))
+		}
+		if err != nil {
+			return errors.Join(err, p.store.EndSession(ctx, hashed(token)))
+		}
+	}
+	if old != nil {
 		if err := p.end(ctx, old); err != nil {
 			return err
 		}
@@ -153,8 +171,8 @@ func dropCookie(w http.ResponseWriter) {
 // makes a session.
 type beginning struct{}
 
-// vault is the store as scs sees it: it seals, and knows a new session from one
-// that goes on.
+// vault is the store as scs sees it: it seals, with when the session ends unless
+// there is a click, and knows a new session from one that goes on.
 type vault struct{ p *Portal }
 
 func (v vault) FindCtx(ctx context.Context, key string) ([]byte, bool, error) {
@@ -167,10 +185,14 @@ func (v vault) FindCtx(ctx context.Context, key string) ([]byte, bool, error) {
 		return nil, false, err
 	}
 	data, err := v.p.open("session", id, sealed)
-	if err != nil {
+	if err != nil || len(data) < 8 {
 		return nil, false, nil // sealed with a key of before: it has ended
 	}
-	return data, true, nil
+	// The column says the same to who has no key; whoever writes it moves no end.
+	if expires := time.UnixMicro(int64(binary.BigEndian.Uint64(data))); !v.p.now().Before(expires) {
+		return nil, false, nil
+	}
+	return data[8:], true, nil
 }
 
 // CommitCtx reckons the end by the portal's clock; scs knows the system's alone.
@@ -184,7 +206,7 @@ func (v vault) CommitCtx(ctx context.Context, key string, data []byte, _ time.Ti
 		return err
 	}
 	expires := v.p.idleEnds(deadline)
-	sealed := v.p.sealed("session", id, data)
+	sealed := v.p.sealed("session", id, append(binary.BigEndian.AppendUint64(nil, uint64(expires.UnixMicro())), data...))
 	if subject, ok := ctx.Value(beginning{}).([]byte); ok {
 		return v.p.store.AddSession(ctx, id, subject, sealed, expires)
 	}

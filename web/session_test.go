@@ -1,9 +1,12 @@
 package web
 
 import (
+	"context"
+	"encoding/base64"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -212,5 +215,195 @@ func TestAtRest(t *testing.T) {
 	}
 	if p := samira.get(path); p.StatusCode != http.StatusInternalServerError || strings.Contains(p.body, "ticket-4711") {
 		t.Errorf("a case moved to another session: %s", p.Status)
+	}
+}
+
+// TestRenewal: a provider that has a session of its own renews one here, until the
+// end that it has, and begins none.
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	b := o.signIn("eva")
+	began := o.now()
+	path := b.openCase()
+	for b.signedIn() {
+		if o.now().Sub(began) >= 8*time.Hour {
+			t.Fatalf("signed in for %v", o.now().Sub(began))
+		}
+		for range 3 {
+			o.pass(10 * time.Minute)
+			b.post("/session/stay", url.Values{})
+		}
+		away := b.get("/login")
+		if back := b.silently(away, nil); back == "" {
+			break
+		} else if p := b.get(back); p.StatusCode != http.StatusSeeOther || p.Header.Get("Location") != "/" {
+			t.Fatalf("renewing after %v: %s %s", o.now().Sub(began), p.Status, p.problem())
+		}
+		if p := b.get(path + "/consents"); p.problem() == "no-case" {
+			t.Fatal("the case is gone")
+		}
+	}
+	if took := o.now().Sub(began); took < 8*time.Hour-30*time.Minute {
+		t.Errorf("ended after %v", took)
+	}
+	o.pass(time.Minute)
+	if b.signedIn() {
+		t.Error("goes on after its end")
+	}
+	// Nor does who is asked in the midst of it begin its time again.
+	b = o.signIn("eva")
+	end := o.now().Add(8 * time.Hour)
+	o.pass(10 * time.Minute)
+	b.signIn("eva", "/login")
+	ctx := must(o.portal.sessions.Load(t.Context(), b.cookie()))
+	if got := o.portal.sessions.Deadline(ctx); !got.Equal(end.UTC()) {
+		t.Errorf("ends %v, not %v", got, end.UTC())
+	}
+}
+
+// TestWhoSitsDown: where a session ended, the provider's own one lets nobody in,
+// whatever they send on or leave out, and the person does get in.
+func TestWhoSitsDown(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	strip := func(q url.Values) { q.Del("prompt"); q.Del("max_age") }
+	for name, end := range map[string]func(b *browser){
+		"signed out":            func(b *browser) { b.post("/logout", url.Values{}) },
+		"signed out everywhere": func(b *browser) { b.post("/logout/everywhere", url.Values{}) },
+		"idle":                  func(*browser) { o.pass(15 * time.Minute) },
+		"the browser was closed": func(b *browser) {
+			b.setCookie("")
+			o.pass(2 * time.Minute)
+		},
+		"another's cookie": func(b *browser) {
+			b.setCookie("chosen-by-the-attacker-0123456789abcdef")
+			o.pass(2 * time.Minute)
+		},
+	} {
+		b := o.signIn("samira")
+		o.pass(2 * time.Minute)
+		alive := b.get("/login")
+		if q := must(url.Parse(alive.Header.Get("Location"))).Query(); q.Get("prompt") != "" || q.Get("max_age") != "28800" {
+			t.Errorf("%s: a session that is alive: prompt=%q max_age=%q", name, q.Get("prompt"), q.Get("max_age"))
+		}
+		if name == "idle" { // an attempt from before lives ten minutes
+			end(b)
+			alive = b.get("/login")
+		} else {
+			end(b)
+		}
+		// From before: back to the provider, and asked there.
+		if back := b.silently(alive, strip); back == "" {
+			t.Errorf("%s: the provider has no session: the test attacks nothing", name)
+		} else if p := b.get(back); b.signedIn() || name != "idle" && (p.StatusCode != http.StatusSeeOther || p.Header.Get("Location") != "/login") {
+			t.Errorf("%s: with a login from before: %s %s %s", name, p.Status, p.problem(), p.Header.Get("Location"))
+		}
+		away := b.get("/login")
+		if q := must(url.Parse(away.Header.Get("Location"))).Query(); q.Get("prompt") != "login" || q.Get("max_age") != "28800" {
+			t.Errorf("%s: prompt=%q max_age=%q", name, q.Get("prompt"), q.Get("max_age"))
+		}
+		if back := b.silently(away, nil); back != "" {
+			t.Errorf("%s: nobody is asked", name)
+		}
+		if p := b.get(b.silently(away, strip)); p.problem() != "sign-in-failed" || b.signedIn() {
+			t.Errorf("%s: without prompt in the request: %s %s", name, p.Status, p.problem())
+		}
+		b.signIn("samira", "/login")
+		if !b.signedIn() {
+			t.Errorf("%s: nor does the person get in", name)
+		}
+	}
+
+	// At a browser whose provider's session is another employee's.
+	b := o.signIn("joris")
+	o.pass(2 * time.Minute)
+	eva := o.signIn("eva")
+	b.setCookie(eva.cookie())
+	if p := b.get(b.silently(b.get("/login"), nil)); p.StatusCode != http.StatusSeeOther || p.Header.Get("Location") != "/login" || b.signedIn() || eva.signedIn() {
+		t.Errorf("another employee: %s %s", p.Status, p.Header.Get("Location"))
+	}
+}
+
+// leaver signs out everywhere just before a session is stored.
+type leaver struct {
+	Store
+	leave atomic.Bool
+}
+
+func (l *leaver) AddSession(ctx context.Context, id, subject, data []byte, expires time.Time) error {
+	if l.leave.Load() {
+		if err := l.EndSessions(ctx, subject); err != nil {
+			return err
+		}
+	}
+	return l.Store.AddSession(ctx, id, subject, data, expires)
+}
+
+// TestRenewalAndSigningOut at once: signing out everywhere wins.
+func TestRenewalAndSigningOut(t *testing.T) {
+	t.Parallel()
+	l := &leaver{}
+	o := newOffice(t, func(c *Config) { l.Store, c.Store = c.Store, l })
+	b := o.signIn("eva")
+	back := b.silently(b.get("/login"), nil)
+	l.leave.Store(true)
+	if p := b.get(back); p.Header.Get("Location") != "/login" || b.signedIn() {
+		t.Errorf("renewed after signing out everywhere: %s %s", p.Status, p.Header.Get("Location"))
+	}
+	var n int
+	if err := o.db.Open(t, migrations.RoleOwner).QueryRow(`SELECT count(*) FROM portal_session`).Scan(&n); err != nil || n != 0 {
+		t.Errorf("%d sessions are left (%v)", n, err)
+	}
+}
+
+// TestEndsAreSealed: who writes the database lets no session go on.
+func TestEndsAreSealed(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	db := o.db.Open(t, migrations.RolePortal)
+	forever := func() {
+		if _, err := db.Exec(`UPDATE portal_session SET expires = now() + interval '10 years'`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := o.signIn("eva")
+	forever()
+	o.pass(15*time.Minute - time.Second)
+	if !b.signedIn() {
+		t.Fatal("ended too early")
+	}
+	forever()
+	o.pass(15 * time.Minute)
+	if b.signedIn() {
+		t.Error("goes on without a click")
+	}
+
+	b = o.signIn("eva")
+	for range 48 {
+		o.pass(10 * time.Minute)
+		forever()
+		b.post("/session/stay", url.Values{})
+	}
+	if data, ok, err := (vault{o.portal}).FindCtx(t.Context(), base64.RawURLEncoding.EncodeToString(hashed(b.cookie()))); err != nil || ok || data != nil {
+		t.Errorf("goes on after its end (%v)", err)
+	}
+
+	// One that was signed out, put back: for what was left of it without a click
+	// (docs/PORTAL.md), and no longer.
+	b = o.signIn("eva")
+	cookie := b.cookie()
+	var id, subject, data []byte
+	if err := db.QueryRow(`SELECT id, subject, data FROM portal_session WHERE id = $1`, hashed(cookie)).Scan(&id, &subject, &data); err != nil {
+		t.Fatal(err)
+	}
+	b.post("/logout/everywhere", url.Values{})
+	if _, err := db.Exec(`INSERT INTO portal_session (id, subject, data, expires) VALUES ($1, $2, $3, now() + interval '10 years')`, id, subject, data); err != nil {
+		t.Fatal(err)
+	}
+	b.setCookie(cookie)
+	o.pass(15 * time.Minute)
+	if b.signedIn() {
+		t.Error("a row put back lets a session go on")
 	}
 }

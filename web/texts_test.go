@@ -163,7 +163,7 @@ func TestEveryProblemHasWords(t *testing.T) {
 	for _, m := range slugs {
 		names = append(names, m[1])
 	}
-	for _, f := range []*failure{errSignIn, errSignInAgain, errNoRights, errForeign, errHost, errNoCase, errNoPage, errNoMethod, errForm, errSignInAway, errSignInBad, errNoRole} {
+	for _, f := range []*failure{errSignIn, errSignInAgain, errNoRights, errForeign, errHost, errNoCase, errNoPage, errNoMethod, errForm, errSignInAway, errSignInBad, errNoRole, errSignInBusy, errTooFast} {
 		names = append(names, f.name)
 	}
 	for _, n := range append(names, "deadline-exceeded", "api-away", "issuer-away", "no-token", "errand-refused", "internal-error") {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +16,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +44,9 @@ type office struct {
 	url      string // of the portal
 	roots    *x509.CertPool
 	log      *buffer
+	wire     http.RoundTripper
+	codes    atomic.Int64        // sent to the provider's token endpoint
+	authTime atomic.Pointer[any] // instead of what the provider says
 
 	mu    sync.Mutex
 	clock time.Time
@@ -70,7 +76,37 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func newOffice(t *testing.T) *office {
+// RoundTrip is between portal and provider: it counts codes, and changes when ID
+// tokens say that the person was there.
+func (o *office) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := o.wire.RoundTrip(r)
+	if err != nil || r.Method != http.MethodPost {
+		return res, err
+	}
+	o.codes.Add(1)
+	at := o.authTime.Load()
+	if at == nil || res.StatusCode != http.StatusOK {
+		return res, nil
+	}
+	defer res.Body.Close()
+	var answer, claims map[string]any
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+		return nil, err
+	}
+	payload := must(base64.RawURLEncoding.DecodeString(strings.Split(answer["id_token"].(string), ".")[1]))
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"iat", "exp"} { // whole, not 1.7e9
+		claims[name] = int64(claims[name].(float64))
+	}
+	claims["auth_time"] = *at
+	answer["id_token"] = must(o.provider.Sign(claims))
+	res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(must(json.Marshal(answer)))), -1
+	return res, nil
+}
+
+func newOffice(t *testing.T, change ...func(*Config)) *office {
 	t.Helper()
 	o := &office{t: t, db: pgtest.New(t), clock: time.Now(), log: &buffer{}}
 	ca := must(devpki.NewCA("test"))
@@ -88,8 +124,7 @@ func newOffice(t *testing.T) *office {
 	closed := must(net.Listen("tcp", "127.0.0.1:0"))
 	nobody := "https://" + closed.Addr().String()
 	closed.Close()
-	var err error
-	o.portal, err = New(Config{
+	config := Config{
 		PublicURL: o.url, Gateway: nobody, Issuer: nobody,
 		ClientTLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: o.roots, Certificates: []tls.Certificate{server}},
 		Operator:  must(meter.ParseGLN("8716867000009")),
@@ -98,10 +133,12 @@ func newOffice(t *testing.T) *office {
 		Store: store, SessionKey: [32]byte{1}, Idle: 15 * time.Minute, Absolute: 8 * time.Hour,
 		Profile: must(meter.ParseProfile(meter.NL())), AuditOrigin: "test", Language: "nl",
 		Registry: prometheus.NewRegistry(), Log: log, Now: o.now,
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
+	for _, f := range change {
+		f(&config)
+	}
+	o.portal = must(New(config))
+	o.wire, o.portal.signIn.http.Transport = o.portal.signIn.http.Transport, o
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
 	served.Go(func() {
@@ -204,6 +241,22 @@ func (b *browser) atProvider(away page, employee string, change func(url.Values)
 		b.o.t.Fatalf("provider: %s: %s", chosen.Status, chosen.body)
 	}
 	return chosen.Header.Get("Location")
+}
+
+// silently is where the provider sends the browser at once, because of its own
+// session; "" when it asks who it is. change may change the request first.
+func (b *browser) silently(away page, change func(url.Values)) (back string) {
+	b.o.t.Helper()
+	u := must(url.Parse(away.Header.Get("Location")))
+	if !strings.HasPrefix(u.String(), b.o.provider.URL()) {
+		b.o.t.Fatalf("not to the provider: %s %s", away.Status, u)
+	}
+	q := u.Query()
+	if change != nil {
+		change(q)
+	}
+	u.RawQuery = q.Encode()
+	return b.get(u.String()).Header.Get("Location")
 }
 
 // signIn signs an employee in.
