@@ -32,6 +32,7 @@ func (p *Portal) consentsRoutes() []route {
 type consentsData struct {
 	Open, Active, Ended []consentRow
 	Changed             *consentRow // by a step just taken
+	Before              *consentRow // by somebody else, before the step that was to be taken
 	MayStep             bool
 	NamesMissing        bool // the connection could not be asked: suppliers have numbers only
 }
@@ -53,14 +54,17 @@ func (p *Portal) consentsPage(w http.ResponseWriter, r *http.Request) error {
 	d := sortConsents(list.Consents, names)
 	d.MayStep = slices.Contains(servants, visitOf(r).Session.Role)
 	d.NamesMissing = names == nil
-	if id, err := uuid.Parse(r.URL.Query().Get("changed")); err == nil {
+	find := func(query string) *consentRow {
+		id, err := uuid.Parse(r.URL.Query().Get(query))
 		for _, c := range list.Consents {
-			if c.Id == id {
+			if err == nil && c.Id == id {
 				row := consentRowOf(c, names)
-				d.Changed = &row
+				return &row
 			}
 		}
+		return nil
 	}
+	d.Changed, d.Before = find("changed"), find("before")
 	return p.page(w, r, "consents", d)
 }
 
@@ -279,10 +283,16 @@ func (p *Portal) consentStep(w http.ResponseWriter, r *http.Request) error {
 
 // afterStep goes to where the effect is to be seen, or says why there is none.
 func (p *Portal) afterStep(w http.ResponseWriter, r *http.Request, id uuid.UUID, err error) error {
+	what := "changed"
 	if err != nil {
-		return err
+		switch problemOf(err).Name {
+		case "precondition-failed", "consent-answered", "consent-lapsed", "consent-ended":
+			what = "before" // somebody was quicker: what it is now says it best
+		default:
+			return err
+		}
 	}
-	http.Redirect(w, r, visitOf(r).Case.Path("/consents?changed="+id.String()), http.StatusSeeOther)
+	http.Redirect(w, r, visitOf(r).Case.Path("/consents?"+what+"="+id.String()), http.StatusSeeOther)
 	return nil
 }
 

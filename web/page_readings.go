@@ -298,7 +298,8 @@ type chartData struct {
 	Lang      string        `json:"lang"`
 	Precision int           `json:"precision"`
 	Bars      bool          `json:"bars"`
-	Times     []int64       `json:"times"`
+	Times     []int64       `json:"-"`
+	Runs      [][3]int64    `json:"runs"` // the times, as start, step and count
 	Series    []chartValues `json:"series"`
 	Marks     []chartMark   `json:"marks"` // days that have 23 or 25 hours
 }
@@ -370,6 +371,7 @@ func chartOf(series []client.Series, a readingsAsked, profile *meter.Profile, la
 		c.Data.Times = append(c.Data.Times, at)
 	}
 	slices.Sort(c.Data.Times)
+	c.Data.Runs = runsOf(c.Data.Times)
 	index := make(map[int64]int, len(c.Data.Times))
 	for i, at := range c.Data.Times {
 		index[at] = i
@@ -412,6 +414,26 @@ func chartOf(series []client.Series, a readingsAsked, profile *meter.Profile, la
 		}
 	}
 	return c, nil
+}
+
+// runsOf tells times that are evenly apart in three numbers each: those of a year
+// would weigh as much as the values.
+func runsOf(times []int64) [][3]int64 {
+	runs := [][3]int64{}
+	for _, at := range times {
+		if n := len(runs) - 1; n >= 0 {
+			switch r := &runs[n]; {
+			case r[2] == 1:
+				r[1], r[2] = at-r[0], 2
+				continue
+			case at == r[0]+r[1]*r[2]:
+				r[2]++
+				continue
+			}
+		}
+		runs = append(runs, [3]int64{at, 0, 1})
+	}
+	return runs
 }
 
 // decimal is a value as people write it.

@@ -2,6 +2,7 @@ package web
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -133,6 +134,21 @@ func TestReadingsForm(t *testing.T) {
 	for _, f := range testProfile(t).Fields(meter.Electricity) {
 		if _, ok := allTexts[fmt.Sprintf("field.%s", f.Name)]; !ok && f.Class != meter.Identity {
 			t.Errorf("no word for the field %s", f.Name)
+		}
+	}
+}
+
+func TestRunsOf(t *testing.T) {
+	t.Parallel()
+	for _, times := range [][]int64{{}, {7}, {7, 9}, {0, 900, 1800, 9000, 9900, 10800, 90000}, {0, 1, 10, 11, 20}} {
+		var back []int64
+		for _, r := range runsOf(times) {
+			for i := range r[2] {
+				back = append(back, r[0]+i*r[1])
+			}
+		}
+		if !slices.Equal(back, times) {
+			t.Errorf("%v comes back as %v", times, back)
 		}
 	}
 }

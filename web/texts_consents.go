@@ -32,6 +32,8 @@ var consentsTexts = texts{
 	"consents.did.REVOKED.do":  {"De leverancier krijgt hierop niets meer, ook niet van dagen die voorbij zijn.", "The supplier is given nothing more on it, not of past days either."},
 	"consents.did.REJECTED.do": {"De leverancier krijgt hierop niets.", "The supplier is given nothing on it."},
 	"consents.did.ACTIVE.do":   {"De leverancier mag dit vanaf nu lezen. De klant kan het altijd intrekken.", "The supplier may read this from now on. The customer can withdraw it at any time."},
+	"consents.before":          {"Dit is intussen al beantwoord. %s: %s", "This was answered already. %s: %s"},
+	"consents.before.do":       {"U hebt niets veranderd. Kijk hieronder of het zo klopt.", "You have changed nothing. See below whether it is right so."},
 	"consents.see":             {"Bekijk wie wat mag", "See who may read what"},
 
 	"consent-step.title":         {"Toestemming", "Consent"},

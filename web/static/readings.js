@@ -11,6 +11,7 @@
   const colour = name => { probe.style.color = token(name); return getComputedStyle(probe).color; };
 
   const draw = (box, data) => {
+    data.times = data.runs.flatMap(([start, step, count]) => Array.from({length: count}, (_, i) => start + i * step));
     const scale = 10 ** data.precision;
     const names = [...box.parentElement.querySelectorAll('.legend strong')].map(e => e.textContent);
     const lang = data.lang === 'en' ? 'en-GB' : data.lang; // 24 October, not October 24
