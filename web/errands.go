@@ -117,7 +117,8 @@ const (
 )
 
 // errands gets tokens and calls the API with them. Tokens are kept for their
-// lives, by session and errand, in memory only.
+// lives, by session and errand, in memory only; and so is what was found at an
+// address, by session.
 type errands struct {
 	http     *http.Client
 	gateway  string
@@ -128,6 +129,7 @@ type errands struct {
 
 	mu     sync.Mutex
 	tokens map[string]map[string]accessToken // by session, then by errand in JSON
+	finds  map[string]*search                // the latest, by session
 }
 
 type accessToken struct {
@@ -146,7 +148,7 @@ func newErrands(c Config, m *metrics) (*errands, error) {
 		http: &http.Client{Transport: t, Timeout: apiTimeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		gateway: c.Gateway, tokenURL: c.Issuer + "/oauth2/token", operator: c.Operator.String(),
-		metrics: m, now: c.Now, tokens: map[string]map[string]accessToken{},
+		metrics: m, now: c.Now, tokens: map[string]map[string]accessToken{}, finds: map[string]*search{},
 	}
 	return e, nil
 }
@@ -161,18 +163,43 @@ func (e *errands) client(s *session, errand Errand) *client.ClientWithResponses 
 	return c
 }
 
-// forget drops the tokens of a session.
+// keep keeps the latest search of a session.
+func (e *errands) keep(session []byte, s *search) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.finds[string(session)] = s
+}
+
+// found is the latest search of a session, where that is the one with the id; nil
+// when it is over.
+func (e *errands) found(session []byte, id string, now time.Time) *search {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.finds[string(session)]
+	if s == nil || s.ID != id || !now.Before(s.Until) {
+		return nil
+	}
+	return s
+}
+
+// forget drops the tokens of a session, and what it found.
 func (e *errands) forget(session []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.tokens, string(session))
+	delete(e.finds, string(session))
 }
 
-// purge drops tokens that have expired.
+// purge drops tokens that have expired, and what can no longer be gone back to.
 func (e *errands) purge() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
+	for id, s := range e.finds {
+		if !now.Before(s.Until) {
+			delete(e.finds, id)
+		}
+	}
 	for id, of := range e.tokens {
 		for k, t := range of {
 			if !now.Before(t.expires) {

@@ -1,12 +1,13 @@
 package web
 
 import (
-	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -73,9 +74,8 @@ func (p *Portal) openPage(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// findByAddress answers POST /find: what is at an address. What was found is kept in
-// the session and shown by a GET, so that who goes back to it asks nobody again;
-// nothing of it is in an address.
+// findByAddress answers POST /find: what is at an address. What was found is shown by
+// a GET, so that who goes back to it resends no form; nothing of it is in an address.
 func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	d := findData{Postcode: strings.TrimSpace(r.PostForm.Get("postcode")), HouseNumber: strings.TrimSpace(r.PostForm.Get("house_number")),
 		AddressReason: strings.TrimSpace(r.PostForm.Get("reason")), Errors: map[string]string{}}
@@ -93,21 +93,15 @@ func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	if len(d.Errors) > 0 {
 		return p.showFind(w, r, http.StatusUnprocessableEntity, d)
 	}
-	res, err := p.API(r, ToFind(postcode.String(), number.String(), d.AddressReason)).FindMeteringPointsWithResponse(r.Context(),
-		client.FindMeteringPointsJSONRequestBody{Postcode: postcode.String(), HouseNumber: number.String()})
-	if err != nil {
-		return err
-	}
-	found, err := Given(res.JSON200, res.HTTPResponse, res.Body)
-	if err != nil {
-		return err
-	}
 	id := secret()
-	s := search{ID: hex.EncodeToString(id[:]), Asked: postcode.String() + " " + number.String(), Reason: d.AddressReason, Found: found}
-	if err := p.keepSearch(r, s); err != nil {
+	q := question{ID: hex.EncodeToString(id[:]), Postcode: postcode.String(), Number: number.String(), Reason: d.AddressReason, Until: p.now().Add(searchLife)}
+	if _, err := p.search(r, q); err != nil {
 		return err
 	}
-	http.Redirect(w, r, "/found/"+s.ID, http.StatusSeeOther)
+	if err := p.giveQuestion(w, r, q); err != nil {
+		return err
+	}
+	http.Redirect(w, r, "/found/"+q.ID, http.StatusSeeOther)
 	return nil
 }
 
@@ -117,65 +111,91 @@ func (p *Portal) findAgain(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// foundPage answers GET /found/{search}: what the latest search found.
+// foundPage answers GET /found/{search}: what the latest search found. Another portal
+// than the one that searched asks once more.
 func (p *Portal) foundPage(w http.ResponseWriter, r *http.Request) error {
-	s, err := p.latestSearch(r)
-	if err != nil {
-		return err
+	id, now := chi.URLParam(r, "search"), p.now()
+	s := p.errands.found(visitOf(r).Session.id, id, now)
+	if s == nil {
+		q := p.questionOf(r)
+		if q == nil || q.ID != id || !now.Before(q.Until) {
+			return p.findAgain(w, r)
+		}
+		var err error
+		if s, err = p.search(r, *q); err != nil {
+			return err
+		}
 	}
-	if s == nil || s.ID != chi.URLParam(r, "search") {
-		return p.findAgain(w, r)
-	}
-	return p.showFind(w, r, http.StatusOK, findData{Found: s.Found, Asked: s.Asked, AddressReason: s.Reason})
+	return p.showFind(w, r, http.StatusOK, findData{Found: s.answer, Asked: s.Postcode + " " + s.Number, AddressReason: s.Reason})
 }
 
-// search is what was found at an address, for which reason. It is personal data, and
-// sealed in the session like all that is there.
+// searchLife is how long what was found can be gone back to: as long as the token
+// that it was asked with.
+const searchLife = 5 * time.Minute
+
+// question is what was searched for. The browser has it, sealed, for its session.
+type question struct {
+	ID       string    `json:"id"`
+	Postcode string    `json:"postcode"`
+	Number   string    `json:"number"`
+	Reason   string    `json:"reason"`
+	Until    time.Time `json:"until"`
+}
+
+// search is a question with its answer, in memory only, like tokens.
 type search struct {
-	ID     string              `json:"id"`
-	Asked  string              `json:"asked"`
-	Reason string              `json:"reason"`
-	Found  *client.FoundPoints `json:"found"`
+	question
+	answer *client.FoundPoints
 }
 
-// searchKey is where the latest search stands in a session's values.
-const searchKey = "search"
-
-func (p *Portal) keepSearch(r *http.Request, s search) error {
-	raw, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	ctx, err := p.sessionContext(r)
-	if err != nil {
-		return err
-	}
-	p.sessions.Put(ctx, searchKey, raw)
-	_, _, err = p.sessions.Commit(ctx)
-	return err
-}
-
-// latestSearch is nil where there was none.
-func (p *Portal) latestSearch(r *http.Request) (*search, error) {
-	ctx, err := p.sessionContext(r)
+// search asks the API, and keeps the answer for who goes back to it.
+func (p *Portal) search(r *http.Request, q question) (*search, error) {
+	res, err := p.API(r, ToFind(q.Postcode, q.Number, q.Reason)).FindMeteringPointsWithResponse(r.Context(),
+		client.FindMeteringPointsJSONRequestBody{Postcode: q.Postcode, HouseNumber: q.Number})
 	if err != nil {
 		return nil, err
 	}
-	raw := p.sessions.GetBytes(ctx, searchKey)
-	if raw == nil {
-		return nil, nil
+	s := &search{question: q}
+	if s.answer, err = Given(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+		return nil, err
 	}
-	s := &search{}
-	return s, json.Unmarshal(raw, s)
+	p.errands.keep(visitOf(r).Session.id, s)
+	return s, nil
 }
 
-// sessionContext holds the values of a request's session.
-func (p *Portal) sessionContext(r *http.Request) (context.Context, error) {
-	c, err := r.Cookie(cookieName)
+const searchCookie = "__Host-kluis-search"
+
+func (p *Portal) giveQuestion(w http.ResponseWriter, r *http.Request, q question) error {
+	raw, err := json.Marshal(q)
 	if err != nil {
-		return nil, errSignIn
+		return err
 	}
-	return p.sessions.Load(r.Context(), c.Value)
+	sealed := p.sealed("search", visitOf(r).Session.id, raw)
+	http.SetCookie(w, &http.Cookie{Name: searchCookie, Value: base64.RawURLEncoding.EncodeToString(sealed), Path: "/",
+		MaxAge: int(searchLife / time.Second), Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	return nil
+}
+
+// questionOf is the latest question of the session; nil for none, and for what was
+// sealed for another session.
+func (p *Portal) questionOf(r *http.Request) *question {
+	c, err := r.Cookie(searchCookie)
+	if err != nil {
+		return nil
+	}
+	sealed, err := base64.RawURLEncoding.DecodeString(c.Value)
+	if err != nil {
+		return nil
+	}
+	raw, err := p.open("search", visitOf(r).Session.id, sealed)
+	if err != nil {
+		return nil
+	}
+	q := &question{}
+	if err := json.Unmarshal(raw, q); err != nil {
+		return nil
+	}
+	return q
 }
 
 // leading are the digits that a house number begins with: what follows is its

@@ -1,0 +1,78 @@
+package web
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"kluis/openapi/client"
+)
+
+// TestFound: what was found can be gone back to for five minutes, by its session,
+// and at another portal by asking once more. Nothing of it is stored.
+func TestFound(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	b, other := o.signIn("eva"), o.signIn("joris")
+	id := strings.Repeat("a", 32)
+	q := question{ID: id, Postcode: "1234AB", Number: "7", Reason: "ticket-4711", Until: o.now().Add(searchLife)}
+	answer := &client.FoundPoints{Found: []client.FoundPoint{{Ean: ean, Commodity: "electricity", Address: client.Address{Street: "Lindelaan", HouseNumber: "7", Postcode: "1234AB", City: "Delft"}}}}
+	shows := func(b *browser) bool {
+		t.Helper()
+		p := b.get("/found/" + id)
+		if p.StatusCode == http.StatusOK {
+			return strings.Contains(p.body, "Lindelaan")
+		}
+		if p.StatusCode != http.StatusSeeOther || p.Header.Get("Location") != "/" {
+			t.Errorf("%s to %s", p.Status, p.Header.Get("Location"))
+		}
+		return false
+	}
+	o.portal.errands.keep(hashed(b.cookie()), &search{q, answer})
+	if !shows(b) || !shows(b) || shows(other) {
+		t.Error("it is its own session's, as often as they go back")
+	}
+	if p := b.get("/found/" + strings.Repeat("b", 32)); p.StatusCode != http.StatusSeeOther {
+		t.Errorf("another search: %s", p.Status)
+	}
+	o.pass(searchLife)
+	if shows(b) {
+		t.Error("shown after five minutes")
+	}
+	o.portal.errands.purge()
+	if n := len(o.portal.errands.finds); n != 0 {
+		t.Errorf("%d in memory after five minutes", n)
+	}
+
+	// The question is sealed for the session, and has an end.
+	seal := func(b *browser, session string, until time.Time) {
+		q.Until = until
+		sealed := o.portal.sealed("search", hashed(session), must(json.Marshal(q)))
+		b.jar.SetCookies(must(url.Parse(o.url)), []*http.Cookie{{Name: searchCookie, Value: base64.RawURLEncoding.EncodeToString(sealed), Path: "/", Secure: true}})
+	}
+	seal(b, b.cookie(), o.now().Add(time.Second))
+	if p := b.get("/found/" + id); p.StatusCode != http.StatusServiceUnavailable || p.problem() == "" {
+		t.Errorf("asks once more: %s", p.Status) // there is no API
+	}
+	seal(other, b.cookie(), o.now().Add(time.Second))
+	if shows(other) {
+		t.Error("a question of another session")
+	}
+	seal(b, b.cookie(), o.now())
+	if shows(b) {
+		t.Error("a question after five minutes")
+	}
+
+	q.Until = o.now().Add(searchLife)
+	o.portal.errands.keep(hashed(b.cookie()), &search{q, answer})
+	if p := b.post("/logout", url.Values{}); p.StatusCode >= 400 {
+		t.Errorf("signing out: %s", p.Status)
+	}
+	if n := len(o.portal.errands.finds); n != 0 {
+		t.Errorf("%d in memory after signing out", n)
+	}
+}
