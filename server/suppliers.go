@@ -112,20 +112,22 @@ func (s *Server) ListSuppliers(ctx context.Context, _ openapi.ListSuppliersReque
 	if err != nil {
 		return nil, fail(databaseUnavailable, fmt.Errorf("suppliers: %w", err))
 	}
-	records := make([]*authz.Supplier, len(stored))
 	glns := make([]meter.GLN, len(stored))
 	for i := range stored {
 		glns[i] = stored[i].GLN
-		if records[i], err = s.supplierRecord(&stored[i]); err != nil {
-			return nil, s.recordFailure(ctx, rec, err)
-		}
 	}
 	used, err := s.usage(ctx, glns)
 	if err != nil {
 		return nil, err
 	}
 	out := openapi.Suppliers{InteractionId: ev.interaction, At: rec.At.Truncate(time.Second), Suppliers: []openapi.Supplier{}}
-	for i, r := range records {
+	for i := range stored {
+		r, err := s.supplierRecord(&stored[i])
+		if err != nil { // one that was meddled with does not hide the others
+			s.log.WarnContext(ctx, "a supplier's record does not verify", "supplier", glns[i].String(), "error", err.Error())
+			out.Suppliers = append(out.Suppliers, s.renderDamaged(&stored[i], used[glns[i]]))
+			continue
+		}
 		out.Suppliers = append(out.Suppliers, s.renderSupplier(r, used[glns[i]]))
 	}
 	return s.overseen(ctx, rec, out)
@@ -158,17 +160,32 @@ func (s *Server) supplierRecord(stored *StoredSupplier) (*authz.Supplier, error)
 	return r, nil
 }
 
-func (s *Server) renderSupplier(r *authz.Supplier, used Usage) openapi.Supplier {
-	rate := s.limits.rate(r.GLN())
+// renderDamaged tells of a record that does not verify nothing but that.
+func (s *Server) renderDamaged(stored *StoredSupplier, used Usage) openapi.Supplier {
+	damaged := true
+	out := s.renderUsage(stored.GLN, stored.Version, used)
+	out.Damaged = &damaged
+	return out
+}
+
+// renderUsage is a supplier without the facts of its record.
+func (s *Server) renderUsage(gln meter.GLN, version uint64, used Usage) openapi.Supplier {
+	rate := s.limits.rate(gln)
 	out := openapi.Supplier{
-		Gln: r.GLN().String(), Name: r.Name(), Scopes: r.Scopes(), Suspended: r.Suspended(), Version: int(r.Version()),
-		Certificates: []openapi.SupplierCertificate{},
-		Quota:        openapi.SupplierQuota{PerSecond: float32(rate.PerSecond), Burst: rate.Burst},
-		Today:        openapi.SupplierToday{Requests: int(used.Requests), Given: int(used.Given), Refused: int(used.Refused), Failed: int(used.Failed)},
+		Gln: gln.String(), Version: int(version), Scopes: []string{}, Certificates: []openapi.SupplierCertificate{},
+		Quota: openapi.SupplierQuota{PerSecond: float32(rate.PerSecond), Burst: rate.Burst},
+		Today: openapi.SupplierToday{Requests: int(used.Requests), Given: int(used.Given), Refused: int(used.Refused), Failed: int(used.Failed)},
 	}
-	if out.Scopes == nil {
-		out.Scopes = []string{}
+	if !used.LastAt.IsZero() {
+		at := used.LastAt.UTC().Truncate(time.Second)
+		out.LastRequestAt = &at
 	}
+	return out
+}
+
+func (s *Server) renderSupplier(r *authz.Supplier, used Usage) openapi.Supplier {
+	out := s.renderUsage(r.GLN(), r.Version(), used)
+	out.Name, out.Suspended, out.Scopes = r.Name(), r.Suspended(), append(out.Scopes, r.Scopes()...)
 	for _, k := range r.Certificates() {
 		w := openapi.SupplierCertificate{Thumbprint: hex.EncodeToString(k.Thumbprint[:]), NotAfter: k.NotAfter.Truncate(time.Second)}
 		if !k.RevokedAt.IsZero() {
@@ -176,10 +193,6 @@ func (s *Server) renderSupplier(r *authz.Supplier, used Usage) openapi.Supplier 
 			w.RevokedAt = &at
 		}
 		out.Certificates = append(out.Certificates, w)
-	}
-	if !used.LastAt.IsZero() {
-		at := used.LastAt.UTC().Truncate(time.Second)
-		out.LastRequestAt = &at
 	}
 	return out
 }

@@ -76,7 +76,15 @@ func TestSuppliersOf(t *testing.T) {
 		{Gln: "8712345600051", Suspended: true},
 		{Gln: "8712345600013", Certificates: []client.SupplierCertificate{cert(in(20), nil), cert(in(200), nil)}},
 	}}
+	if suppliersOf(list, operator, now).Damaged {
+		t.Error("records that verify are shown as damaged")
+	}
+	damaged := true // and no reason to ask for a certificate
+	list.Suppliers = append(list.Suppliers, client.Supplier{Gln: "8712345600068", Damaged: &damaged})
 	d := suppliersOf(list, operator, now)
+	if !d.Damaged {
+		t.Error("a record that does not verify is not told of")
+	}
 	for i, want := range []string{"ok", "warn", "bad", "bad", "ok"} {
 		if d.Suppliers[i].Certificate != want {
 			t.Errorf("%s: certificate %s, want %s", d.Suppliers[i].Gln, d.Suppliers[i].Certificate, want)

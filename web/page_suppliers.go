@@ -30,6 +30,7 @@ const expiresSoon = 30 * 24 * time.Hour
 type suppliersData struct {
 	At        time.Time
 	Suppliers []supplierRow
+	Damaged   bool          // the record of one of them does not verify
 	Attention []supplierRow // certificates that end soon, or none that is left
 	Changed   *supplierRow  // whom a step was just taken for
 	MayStep   bool
@@ -81,7 +82,9 @@ func suppliersOf(list *client.Suppliers, operator meter.GLN, now time.Time) supp
 	for _, s := range list.Suppliers {
 		row := supplierRowOf(s, operator, now)
 		d.Suppliers = append(d.Suppliers, row)
-		if !s.Suspended && row.Certificate != "ok" {
+		damaged := s.Damaged != nil && *s.Damaged
+		d.Damaged = d.Damaged || damaged
+		if !s.Suspended && !damaged && row.Certificate != "ok" {
 			d.Attention = append(d.Attention, row)
 		}
 	}

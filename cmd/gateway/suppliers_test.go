@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -172,11 +173,18 @@ func TestListSuppliers(t *testing.T) {
 	if n := len(w.records()); n != before {
 		t.Errorf("%d records", n-before)
 	}
-	// A row that nobody sealed is told, not left out.
+	// A record in a row of another version is told as damaged, not left out.
 	token := w.staffToken("super-1", authz.Supervisor, oversee())
 	w.sql(`INSERT INTO supplier (gln, version, record, sealed_at) SELECT gln, version + 1, record, sealed_at FROM supplier WHERE gln = $1 ORDER BY version DESC LIMIT 1`, w.b.gln.Int64())
-	if r := w.asStaff(token, "/v1/suppliers"); r.status != 500 || r.problem(t) != "evidence-invalid" {
-		t.Errorf("%d %s", r.status, r.body)
+	var list openapi.Suppliers
+	r := w.asStaff(token, "/v1/suppliers")
+	if err := json.Unmarshal(r.body, &list); err != nil || r.status != 200 {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	for _, s := range list.Suppliers {
+		if damaged := s.Damaged != nil && *s.Damaged; damaged != (s.Gln == w.b.gln.String()) || damaged && (s.Version != 3 || s.Name != "") {
+			t.Errorf("%+v", s)
+		}
 	}
 }
 
@@ -617,5 +625,56 @@ func TestOneEmployeeStopsNobody(t *testing.T) {
 	}
 	if r := w.switches(w.a, true, 1); r.status != 200 {
 		t.Errorf("a supervisor stops a supplier: %d %s", r.status, r.body)
+	}
+}
+
+// TestDamagedSupplier: a row that does not verify, which the gateway's own role can
+// put there, shows as such, is counted, and hides no other supplier, nor keeps it
+// from being stopped.
+func TestDamagedSupplier(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	token := w.staffToken("super-1", authz.Supervisor, oversee())
+	list := func() map[string]openapi.Supplier {
+		t.Helper()
+		r := w.asStaff(token, "/v1/suppliers")
+		var got openapi.Suppliers
+		if err := json.Unmarshal(r.body, &got); err != nil || r.status != 200 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		out := map[string]openapi.Supplier{}
+		for _, s := range got.Suppliers {
+			out[s.Gln] = s
+		}
+		return out
+	}
+	before := list()
+	// The next version, as the trigger wants it, without a seal of anybody.
+	if err := w.asGateway(`INSERT INTO supplier (gln, version, record, sealed_at)
+		SELECT gln, 2, overlay(overlay(overlay(overlay(record PLACING int8send(2) FROM 29+28) PLACING '\x04' FROM 29+76)
+			PLACING sha256(substring(record FROM 30 FOR ((get_byte(record,25)::bigint<<24)|(get_byte(record,26)<<16)|(get_byte(record,27)<<8)|get_byte(record,28))::int)) FROM 29+44)
+			PLACING '\x00' FROM octet_length(record)), now()
+		FROM supplier WHERE gln = $1 AND version = 1`, w.b.gln.Int64()); err != nil {
+		t.Fatal(err)
+	}
+	after := list()
+	b := after[w.b.gln.String()]
+	if b.Damaged == nil || !*b.Damaged || b.Name != "" || b.Version != 2 || len(b.Certificates) != 0 || len(b.Scopes) != 0 || b.Suspended {
+		t.Errorf("%+v", b)
+	}
+	delete(before, w.b.gln.String())
+	delete(after, w.b.gln.String())
+	if !reflect.DeepEqual(after, before) || len(after) < 2 {
+		t.Errorf("the others are %+v, were %+v", after, before)
+	}
+	if n := w.metric("kluis_gateway_evidence_invalid_total", "kind", "supplier"); n < 1 {
+		t.Errorf("counted %v times", n)
+	}
+	if r := w.switches(w.b, true, 2); r.status != 500 || !strings.Contains(string(r.body), "evidence-invalid") {
+		t.Errorf("a step on it: %d %s", r.status, r.body)
+	}
+	w.switchedTo(w.switches(w.a, true, 1), true, 2)
+	if after = list(); !after[w.a.gln.String()].Suspended {
+		t.Error("the one that was stopped does not show as such")
 	}
 }
