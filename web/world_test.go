@@ -37,7 +37,7 @@ const ean = "871687200000000010"
 // office is a portal with its database and a provider, and browsers. There is no
 // API behind it: test/portal has all of Kluis.
 type office struct {
-	t        *testing.T
+	t        testing.TB
 	portal   *Portal
 	db       *pgtest.DB
 	provider *devidp.Provider
@@ -106,7 +106,7 @@ func (o *office) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-func newOffice(t *testing.T, change ...func(*Config)) *office {
+func newOffice(t testing.TB, change ...func(*Config)) *office {
 	t.Helper()
 	o := &office{t: t, db: pgtest.New(t), clock: time.Now(), log: &buffer{}}
 	ca := must(devpki.NewCA("test"))
