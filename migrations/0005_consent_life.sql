@@ -14,7 +14,7 @@ GRANT INSERT, DELETE ON consent TO kluis_gateway;
 -- fixed head (domain, commodity, EAN, version, time, digest of the payload
 -- before). Signatures are not checked here.
 -- +goose StatementBegin
-CREATE FUNCTION legal_file_follows() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+CREATE FUNCTION legal_file_follows() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     envelope CONSTANT int := 29;
     before   bytea;

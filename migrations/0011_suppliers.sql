@@ -13,7 +13,7 @@ GRANT INSERT (gln, version, record, sealed_at) ON supplier TO kluis_gateway;
 -- begins with a fixed head (domain, GLN, version, time, digest of the payload
 -- before, kind of actor). Signatures are not checked here.
 -- +goose StatementBegin
-CREATE FUNCTION supplier_follows() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+CREATE FUNCTION supplier_follows() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     envelope CONSTANT int := 29;
     before   bytea;
