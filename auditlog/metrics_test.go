@@ -88,7 +88,7 @@ func TestMetrics(t *testing.T) {
 	f := &faulty{Store: w.store, Servers: w.servers()}
 	f.full.Store(true)
 	a, stop := w.auditing(f, f, w.export)
-	if got := figures(t, a); len(got) != 19 {
+	if got := figures(t, a); len(got) != 21 {
 		t.Errorf("not all of them at once: %v", got)
 	}
 	// Four records, three versions of a legal file, a supplier.
