@@ -38,7 +38,10 @@ func launch(cmd *exec.Cmd) (*process, error) {
 		p.err = cmd.Wait()
 		close(p.exited)
 	}()
-	return p, <-started
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
