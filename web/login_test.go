@@ -1,8 +1,11 @@
 package web
 
 import (
+	"crypto/tls"
 	"encoding/json"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strconv"
 	"strings"
@@ -192,6 +195,38 @@ func TestAuthTime(t *testing.T) {
 			t.Errorf("renewal, %s: %s %s", name, p.Status, p.problem())
 		}
 		o.pass(-10 * time.Second)
+	}
+}
+
+// TestSignedInTooLongAgo: for the cryptoservers, which may allow less than the
+// portal. The person is asked; the provider's own session would go round in circles.
+func TestSignedInTooLongAgo(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t, func(c *Config) {
+		issuer := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"error": "invalid_request", "error_description": "the subject token is not accepted: signed_in_too_long_ago"}`)
+		}))
+		issuer.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: c.ClientTLS.Certificates}
+		issuer.StartTLS()
+		t.Cleanup(issuer.Close)
+		c.Issuer = issuer.URL
+	})
+	b := o.signIn("samira")
+	o.pass(2 * time.Minute)
+	p := b.get("/suppliers")
+	if p.Header.Get("Location") != "/login?in-person=yes&next=%2Fsuppliers" {
+		t.Fatalf("%s %s", p.Status, p.Header.Get("Location"))
+	}
+	away := b.get(p.Header.Get("Location"))
+	if back := b.silently(away, nil); back != "" {
+		t.Error("nobody is asked")
+	}
+	if p := b.get(b.silently(away, func(q url.Values) { q.Del("prompt") })); p.problem() != "sign-in-failed" {
+		t.Errorf("without prompt in the request: %s %s", p.Status, p.problem())
+	}
+	if back := b.signIn("samira", p.Header.Get("Location")); back.Header.Get("Location") != "/suppliers" {
+		t.Errorf("back at %s", back.Header.Get("Location"))
 	}
 }
 

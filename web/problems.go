@@ -91,7 +91,7 @@ func apiProblem(api *kluis.Problem) Problem {
 // tokenProblem says why the issuer gave no token (docs/STAFF.md, refusals).
 func tokenProblem(e *kluis.TokenError) Problem {
 	switch {
-	case e.Code == "invalid_request" && (strings.Contains(e.Description, "expired") || strings.Contains(e.Description, "signed_in_too_long_ago")):
+	case e.Code == "invalid_request" && (strings.Contains(e.Description, "expired") || tooLongAgo(e)):
 		return Problem{Status: http.StatusUnauthorized, Name: "sign-in-again"}
 	case e.Code == "invalid_authorization_details":
 		return Problem{Status: http.StatusForbidden, Name: "errand-refused"}
@@ -99,6 +99,13 @@ func tokenProblem(e *kluis.TokenError) Problem {
 		return Problem{Status: http.StatusServiceUnavailable, Name: "issuer-away", Again: true}
 	}
 	return Problem{Status: http.StatusBadGateway, Name: "no-token"}
+}
+
+// tooLongAgo says whether a cryptoserver found that the person was asked too long
+// ago (docs/STAFF.md, max_age).
+func tooLongAgo(err error) bool {
+	var refused *kluis.TokenError
+	return errors.As(err, &refused) && strings.Contains(refused.Description, "signed_in_too_long_ago")
 }
 
 // fail answers with the page of an error.
@@ -113,8 +120,17 @@ func (p *Portal) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if v.status != 0 {
 		return // the answer is under way
 	}
-	if pr.Name == errSignIn.name || pr.Name == errSignInAgain.name {
-		p.toSignIn(w, r, pr.Name == errSignInAgain.name)
+	switch {
+	case pr.Name == errSignIn.name:
+		p.toSignIn(w, r, "/signin", url.Values{})
+		return
+	case pr.Name == errSignInAgain.name && tooLongAgo(err):
+		// The provider's own session is as old: renewing by it would be refused
+		// again, without end.
+		p.toSignIn(w, r, "/login", url.Values{inPersonParam: {"yes"}})
+		return
+	case pr.Name == errSignInAgain.name:
+		p.toSignIn(w, r, "/login", url.Values{})
 		return
 	}
 	name := "problem"
@@ -130,11 +146,7 @@ func (p *Portal) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // toSignIn sends who must sign in there, and from there back to where they were.
-func (p *Portal) toSignIn(w http.ResponseWriter, r *http.Request, again bool) {
-	to := "/signin"
-	if again {
-		to = "/login"
-	}
+func (p *Portal) toSignIn(w http.ResponseWriter, r *http.Request, to string, q url.Values) {
 	back := "/"
 	if r.Method == http.MethodGet && r.Header.Get("HX-Request") == "" {
 		back = localPath(r.URL.Path)
@@ -142,7 +154,10 @@ func (p *Portal) toSignIn(w http.ResponseWriter, r *http.Request, again bool) {
 		back = v.Case.Path("")
 	}
 	if back != "/" {
-		to += "?" + url.Values{"next": {back}}.Encode()
+		q.Set("next", back)
+	}
+	if len(q) > 0 {
+		to += "?" + q.Encode()
 	}
 	if r.Header.Get("HX-Request") != "" {
 		w.Header().Set("HX-Redirect", to)

@@ -115,3 +115,19 @@ test('language and theme are kept, and change nothing else', async () => {
   p.calm();
   await p.context.close();
 });
+
+test('who has a session comes back without being asked; who signed out is asked', async () => {
+  const p = await signIn(browser, 'eva');
+  const path = await openCase(p.page, eans[0]);
+  await p.page.goto(url + '/login?next=' + path); // as when the ID token is about to end
+  assert.equal(p.page.url(), url + path);
+  await p.page.locator('details.menu summary').click();
+  await p.page.getByRole('button', {name: 'Sign out', exact: true}).click();
+  await p.page.waitForURL(/\/signin/);
+  await p.page.locator('a[href^="/login"]').click();
+  await p.page.locator('button[name=employee][value=eva]').waitFor();
+  assert.equal(new URL(p.page.url()).searchParams.get('prompt'), 'login');
+  assert.equal((await p.context.cookies(url)).some(c => c.name === '__Host-kluis'), false);
+  p.calm();
+  await p.context.close();
+});
