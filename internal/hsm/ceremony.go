@@ -169,7 +169,7 @@ func (c Ceremony) initToken(mod *module, t Token, soPINFile string) error {
 
 // freeSlot finds a slot whose token is not initialised.
 func (m *module) freeSlot() (uint, error) {
-	slots, err := m.raw.GetSlotList(true)
+	slots, err := m.slots()
 	if err != nil {
 		return 0, fmt.Errorf("listing slots: %w", err)
 	}

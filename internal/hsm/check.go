@@ -476,7 +476,7 @@ func (c *checker) cannotOpen(err error) error {
 
 // labels are those of the initialised tokens.
 func (m *module) labels() ([]string, error) {
-	slots, err := m.raw.GetSlotList(true)
+	slots, err := m.slots()
 	if err != nil {
 		return nil, err
 	}

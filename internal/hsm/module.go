@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -72,12 +73,14 @@ func (m *module) context(label string) (*crypto11.Context, error) {
 	m.contexts++
 	m.moving++
 	m.mu.Unlock()
-	c, err := crypto11.Configure(&crypto11.Config{
-		Path:              m.path,
-		TokenLabel:        label,
-		LoginNotSupported: true,
-		MaxSessions:       2, // to look up keys; operations use our own
-		PoolWaitTimeout:   5 * time.Second,
+	c, err := listing(func() (*crypto11.Context, error) {
+		return crypto11.Configure(&crypto11.Config{
+			Path:              m.path,
+			TokenLabel:        label,
+			LoginNotSupported: true,
+			MaxSessions:       2, // to look up keys; operations use our own
+			PoolWaitTimeout:   5 * time.Second,
+		})
 	})
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -136,9 +139,27 @@ func (m *module) bare(f func() error) error {
 	return f()
 }
 
+// listing does what lists slots. The module is asked how many there are and then
+// which: where a token was made between the two, by this process or another, the
+// room is too small, and both are asked again.
+func listing[T any](f func() (T, error)) (T, error) {
+	const most = 5
+	for i := 1; ; i++ {
+		v, err := f()
+		var rv pkcs11.Error
+		if i == most || !errors.As(err, &rv) || rv != pkcs11.CKR_BUFFER_TOO_SMALL {
+			return v, err
+		}
+	}
+}
+
+func (m *module) slots() ([]uint, error) {
+	return listing(func() ([]uint, error) { return m.raw.GetSlotList(true) })
+}
+
 // findSlots lists the slots whose token has this label.
 func (m *module) findSlots(label string) ([]uint, error) {
-	slots, err := m.raw.GetSlotList(true)
+	slots, err := m.slots()
 	if err != nil {
 		return nil, fmt.Errorf("listing slots: %w", err)
 	}
