@@ -38,6 +38,11 @@ type logData struct {
 	Path            string
 }
 
+// Prove is the address of the proof of a request.
+func (d logData) Prove(id string) string {
+	return d.Path + "/" + id + "/proof" + d.Filter.proofQuery(d.List.said[id])
+}
+
 // Purposes and Classes are those that can be chosen.
 func (logData) Purposes() []client.Purpose {
 	return []client.Purpose{client.PurposeBILLING, client.PurposeENERGYMANAGEMENT, client.PurposeSWITCH, client.PurposeMOVE, client.PurposeCUSTOMERSERVICE}
@@ -136,9 +141,6 @@ func (f logFilter) After(cursor string) logFilter { f.Cursor = cursor; return f 
 
 // Plain is the filter of the same customer without anything chosen.
 func (f logFilter) Plain() logFilter { return logFilter{Occupancy: f.Occupancy, All: f.All} }
-
-// Whose says of the filter only whose log it is.
-func (f logFilter) Whose() string { return logFilter{Occupancy: f.Occupancy}.Query() }
 
 // Day is the day that was chosen, where it is one.
 func (f logFilter) Day() string {
@@ -268,6 +270,7 @@ type logPart struct {
 	Next       string    // cursor; "": that is all
 	Back       time.Time // of the earliest request looked at
 	Path       string
+	said       map[string]string // digest of what is shown, by request
 }
 
 // logDay are the lines of one local day, latest first.
@@ -309,6 +312,11 @@ func (p *Portal) askLog(r *http.Request, f logFilter) (logPart, error) {
 	}
 	part.Found = len(found)
 	part.Days = logDays(found, p.profile)
+	part.said = make(map[string]string, len(found))
+	for i := range found {
+		l := logLineOf(&found[i], p.profile)
+		part.said[l.ID] = p.said(l)
+	}
 	return part, nil
 }
 

@@ -38,7 +38,7 @@ func TestLogFilter(t *testing.T) {
 	if got := f.On(mustDay(t, "2026-03-29")).Query(); got != "?from=2026-03-29&occupancy=2024-05-01&supplier=8712423000018&to=2026-03-29" {
 		t.Errorf("a day: %s", got)
 	}
-	if f.Whose() != "?occupancy=2024-05-01" || (logFilter{From: "2026-01-01"}).Whose() != "" {
+	if f.proofQuery("ab") != "?line=ab&occupancy=2024-05-01" || (logFilter{From: "2026-01-01"}).proofQuery("") != "" {
 		t.Error("whose log it is")
 	}
 }

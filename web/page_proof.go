@@ -1,8 +1,13 @@
 package web
 
 import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
@@ -18,6 +23,8 @@ type proofData struct {
 	Query       string
 	Log         string   // the way back
 	Proven      *proven  // nil: see the others
+	Says        *logLine // the record itself, where it was checked whole
+	Differs     bool     // from the line that the proof was asked for
 	Problem     *Problem // there is none, or none yet
 	Failed      bool     // what is there does not check
 
@@ -49,7 +56,8 @@ func (p *Portal) askProof(r *http.Request) (*proofData, error) {
 		return nil, errNoPage
 	}
 	f := logFilter{Occupancy: r.URL.Query().Get("occupancy")}
-	d := &proofData{Interaction: id.String(), Path: c.Path("/log/" + id.String() + "/proof"), Query: f.Query(), Log: c.Path("/log") + f.Query()}
+	line := r.URL.Query().Get("line")
+	d := &proofData{Interaction: id.String(), Path: c.Path("/log/" + id.String() + "/proof"), Query: f.proofQuery(line), Log: c.Path("/log") + f.Query()}
 	params := &client.GetAccessProofParams{}
 	if f.Occupancy != "" {
 		day, err := meter.ParseDay(f.Occupancy)
@@ -67,14 +75,57 @@ func (p *Portal) askProof(r *http.Request) (*proofData, error) {
 		d.Problem = &pr
 		return d, nil
 	}
-	found, err := checkProof(d.answer, id, c.EAN, p.config.AuditOrigin, p.config.AuditKeys)
+	found, err := checkProof(d.answer, id, c.EAN, p.config.AuditOrigin, p.config.AuditKeys, p.profile)
 	if err != nil {
 		p.log.Error("a proof of an access record does not check", "interactionId", d.Interaction, "error", err)
 		d.Failed = true
 		return d, nil
 	}
 	d.Proven = &found
+	if found.Record == nil {
+		return d, nil
+	}
+	l := logLineOf(found.Record, p.profile)
+	d.Says, d.Differs = &l, line != "" && !hmac.Equal([]byte(line), []byte(p.said(l)))
+	if d.Differs {
+		p.log.Error("an entry of the access log is not what its record says", "interactionId", d.Interaction)
+	}
 	return d, nil
+}
+
+// said is a digest of what a line of the log says, but the party's name and whether
+// a name or an address was decrypted. It goes with the question for the proof, which
+// so covers what was shown. It is keyed: a line can be guessed.
+func (p *Portal) said(l logLine) string {
+	l.Name, l.Person, l.At = "", false, l.At.UTC()
+	if l.AsOf != nil {
+		at := l.AsOf.UTC()
+		l.AsOf = &at
+	}
+	l.Given, l.Withheld = slices.Clone(l.Given), slices.Clone(l.Withheld)
+	slices.SortFunc(l.Given, func(a, b givenDays) int {
+		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.Granularity, b.Granularity), cmp.Compare(a.Basis, b.Basis))
+	})
+	slices.SortFunc(l.Withheld, func(a, b withheldDays) int { return cmp.Compare(a.Reason, b.Reason) })
+	raw, err := json.Marshal(l)
+	if err != nil {
+		panic(err) // numbers, texts and times
+	}
+	m := hmac.New(sha256.New, derived(p.config.SessionKey, "line"))
+	m.Write(raw)
+	return hex.EncodeToString(m.Sum(nil)[:16])
+}
+
+// proofQuery is of the page of a proof: whose log it is, and what its line said.
+func (f logFilter) proofQuery(line string) string {
+	q := logFilter{Occupancy: f.Occupancy}.query()
+	if line != "" {
+		q.Set("line", line)
+	}
+	if len(q) == 0 {
+		return ""
+	}
+	return "?" + q.Encode()
 }
 
 // proofDownload answers GET …/log/{interaction}/proof/file: the proof for

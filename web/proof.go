@@ -23,15 +23,8 @@ type proven struct {
 	Size     uint64 // entries under the signed head
 	Index    int64
 	SignedAt time.Time
-	Whole    bool           // the record itself was checked, not its digest alone
-	Record   *proofedRecord // with Whole
-}
-
-// proofedRecord is what a record begins with.
-type proofedRecord struct {
-	Interaction uuid.UUID
-	At          time.Time
-	GLN         string
+	Whole    bool                   // the record itself was checked, not its digest alone
+	Record   *client.AccessLogEntry // with Whole: what the record itself says
 }
 
 // errProof is wrapped by all that is wrong with a proof.
@@ -40,7 +33,7 @@ var errProof = errors.New("the proof does not check")
 // checkProof checks with the keys pinned here what the API says of an entry of a
 // metering point: the API is not taken at its word for anything in it. Whoever
 // altered a part of the proof, of the head or of the record is found out.
-func checkProof(a *client.AccessProof, interaction uuid.UUID, ean meter.EAN, origin string, keys []*ecdsa.PublicKey) (proven, error) {
+func checkProof(a *client.AccessProof, interaction uuid.UUID, ean meter.EAN, origin string, keys []*ecdsa.PublicKey, profile *meter.Profile) (proven, error) {
 	bad := func(what string) (proven, error) { return proven{}, fmt.Errorf("%w: %s", errProof, what) }
 	if a.Origin != origin {
 		return bad("it is of another log")
@@ -84,10 +77,10 @@ func checkProof(a *client.AccessProof, interaction uuid.UUID, ean meter.EAN, ori
 		return bad("the record is not the entry")
 	}
 	var of meter.EAN
-	if p.Record, of, err = parseRecord(*a.Record); err != nil {
+	if p.Record, of, err = parseRecord(*a.Record, receiptOf(a), profile); err != nil {
 		return proven{}, fmt.Errorf("%w: %w", errProof, err)
 	}
-	if p.Record.Interaction != interaction || of != ean {
+	if p.Record.InteractionId != interaction || of != ean {
 		return bad("the record is of another request")
 	}
 	return p, nil
@@ -117,46 +110,6 @@ func accessLeaf(salt, record, receipt []byte) tlog.Hash {
 	digest := sha256.Sum256(b)
 	leaf := append(text(nil, []byte("kluis/audit-leaf")), 1, 1)
 	return tlog.RecordHash(append(leaf, digest[:]...))
-}
-
-// parseRecord reads what a record begins with: whose request it is, and of what.
-func parseRecord(b []byte) (*proofedRecord, meter.EAN, error) {
-	const tag = "kluis/access-record"
-	short := false
-	take := func(n int) []byte {
-		if short || n > len(b) {
-			short = true
-			return make([]byte, min(n, 64))
-		}
-		p := b[:n]
-		b = b[n:]
-		return p
-	}
-	text := func() string {
-		n := binary.BigEndian.Uint32(take(4))
-		if n > 1<<16 {
-			short = true
-			return ""
-		}
-		return string(take(int(n)))
-	}
-	if text() != tag || take(1)[0] != 1 || short {
-		return nil, meter.EAN{}, errors.New("no access record that can be read")
-	}
-	r := &proofedRecord{}
-	copy(r.Interaction[:], take(16))
-	r.At = time.UnixMicro(int64(binary.BigEndian.Uint64(take(8)))).UTC() //nolint:gosec // as it was written
-	take(1)                                                              // operation
-	r.GLN = fmt.Sprintf("%013d", binary.BigEndian.Uint64(take(8)))
-	take(64) // digests of the token's id and the certificate
-	text()   // employee
-	text()   // reason
-	number := binary.BigEndian.Uint64(take(8))
-	if short {
-		return nil, meter.EAN{}, errors.New("the access record is cut off")
-	}
-	ean, err := meter.ParseEAN(fmt.Sprintf("%018d", number))
-	return r, ean, err
 }
 
 // proofFile is a proof as cmd/auditproof reads it.

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -22,7 +21,10 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"kluis/authz"
 	"kluis/cryptoserver/checkpoint"
+	"kluis/cryptoserver/envelope"
+	"kluis/internal/audit"
 	"kluis/meter"
 	"kluis/openapi/client"
 )
@@ -34,36 +36,34 @@ type loggedEntry struct {
 	ean         meter.EAN
 	origin      string
 	keys        []*ecdsa.PublicKey
+	profile     *meter.Profile
 }
 
 func (l loggedEntry) check(a client.AccessProof) (proven, error) {
-	return checkProof(&a, l.interaction, l.ean, l.origin, l.keys)
+	return checkProof(&a, l.interaction, l.ean, l.origin, l.keys, l.profile)
 }
 
-// accessRecord is a record as docs/AUDIT.md lays it out.
-func accessRecord(id uuid.UUID, ean uint64) []byte {
-	text := func(b []byte, s string) []byte {
-		return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+// readRecord is of readings given to an employee, with a receipt.
+func readRecord(l loggedEntry, profile *meter.Profile) audit.Record {
+	low, _ := profile.Field("import_low")
+	days := meter.DayRange{From: must(meter.ParseDay("2026-10-01")), To: must(meter.ParseDay("2026-10-11"))}
+	r := audit.Record{
+		InteractionID: l.interaction, At: time.Date(2026, 10, 25, 1, 30, 0, 0, time.UTC), Operation: audit.Readings, Supplier: must(meter.ParseGLN("8712423000018")),
+		Employee: "https://idp.example#agent-17", Reason: "case 4711", EAN: l.ean, Purpose: meter.CustomerService, Days: days, Fields: []meter.FieldCode{low.Code},
+		Outcome: audit.Partly, LegalFile: [32]byte{1}, FileVersion: 3, Profile: profile.Digest(),
+		Granted:  []audit.Granted{{Field: low.Code, Days: meter.NewDaySet(meter.DayRange{From: days.From, To: days.To - 1}), Kind: meter.Register, Granularity: meter.P1D, Basis: meter.CustomerServiceBasis, Rule: "a-rule"}},
+		Withheld: []authz.Withheld{{Field: low.Code, Days: meter.DayRange{From: days.To - 1, To: days.To}, Reason: meter.PeriodInFuture}},
 	}
-	b := append(text(nil, "kluis/access-record"), 1)
-	b = append(b, id[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(time.Date(2026, 10, 25, 1, 30, 0, 0, time.UTC).UnixMicro()))
-	b = append(b, 1)
-	b = binary.BigEndian.AppendUint64(b, 8712423000018)
-	b = append(b, make([]byte, 64)...)
-	b = text(text(b, ""), "")
-	b = binary.BigEndian.AppendUint64(b, ean)
-	// purpose, days, no fields, resolution, kind, as of, consent, action, outcome
-	b = append(b, 1)
-	b = append(b, make([]byte, 4+4+4+2+8+16+1)...)
-	return append(b, 1)
+	r.Receipt = envelope.Receipt{ServerID: "c1", Sequence: 1, At: r.At, InteractionID: r.InteractionID, Supplier: r.Supplier, EAN: r.EAN, Purpose: r.Purpose, FileVersion: 3, Opened: 9, Refused: 2, Damaged: 1}.Encode()
+	return r
 }
 
 func newLogged(t *testing.T) loggedEntry {
 	t.Helper()
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	l := loggedEntry{interaction: uuid.MustParse("019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e"), ean: must(meter.ParseEAN(ean)), origin: "test.example/audit", keys: []*ecdsa.PublicKey{&key.PublicKey}}
-	salt, record, receipt := []byte("0123456789abcdef"), accessRecord(l.interaction, uint64(l.ean.Int64())), []byte("a receipt")
+	l := loggedEntry{interaction: uuid.MustParse("019acf2e-8a51-7b0c-9d4e-0f6a1c2b3d4e"), ean: must(meter.ParseEAN(ean)), origin: "test.example/audit", keys: []*ecdsa.PublicKey{&key.PublicKey}, profile: testProfile(t)}
+	rec := readRecord(l, l.profile)
+	salt, record, receipt := []byte("0123456789abcdef"), must(rec.Encode()), rec.Receipt
 	leaf := accessLeaf(salt, record, receipt)
 	var stored []tlog.Hash
 	read := tlog.HashReaderFunc(func(at []int64) ([]tlog.Hash, error) {
@@ -102,7 +102,7 @@ func TestCheckProof(t *testing.T) {
 	t.Parallel()
 	l := newLogged(t)
 	p, err := l.check(l.proof)
-	if err != nil || !p.Whole || p.Size != 6 || p.Index != 2 || p.Record.GLN != "8712423000018" || !p.Record.At.Equal(time.Date(2026, 10, 25, 1, 30, 0, 0, time.UTC)) {
+	if err != nil || !p.Whole || p.Size != 6 || p.Index != 2 || p.Record.Caller.Gln != "8712423000018" || !p.Record.At.Equal(time.Date(2026, 10, 25, 1, 30, 0, 0, time.UTC)) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	digest := l.proof
@@ -179,11 +179,11 @@ func TestCheckProofAltered(t *testing.T) {
 	// A true proof of another request, or of another metering point, or in a log
 	// of whose keys nothing is known.
 	for name, o := range map[string]loggedEntry{
-		"interaction": {interaction: uuid.New(), ean: l.ean, origin: l.origin, keys: l.keys},
-		"ean":         {interaction: l.interaction, ean: must(meter.ParseEAN("871687140000000019")), origin: l.origin, keys: l.keys},
-		"origin":      {interaction: l.interaction, ean: l.ean, origin: "x", keys: l.keys},
-		"keys":        {interaction: l.interaction, ean: l.ean, origin: l.origin, keys: other.keys},
-		"no keys":     {interaction: l.interaction, ean: l.ean, origin: l.origin},
+		"interaction": {interaction: uuid.New(), ean: l.ean, origin: l.origin, keys: l.keys, profile: l.profile},
+		"ean":         {interaction: l.interaction, ean: must(meter.ParseEAN("871687140000000019")), origin: l.origin, keys: l.keys, profile: l.profile},
+		"origin":      {interaction: l.interaction, ean: l.ean, origin: "x", keys: l.keys, profile: l.profile},
+		"keys":        {interaction: l.interaction, ean: l.ean, origin: l.origin, keys: other.keys, profile: l.profile},
+		"no keys":     {interaction: l.interaction, ean: l.ean, origin: l.origin, profile: l.profile},
 	} {
 		if p, err := o.check(l.proof); !errors.Is(err, errProof) {
 			t.Errorf("another %s: %+v, %v", name, p, err)

@@ -81,10 +81,11 @@ test('the proof of an entry is checked, and what is saved proves it to auditproo
   for (let i = 0; i < 40 && await row.locator('[data-proof=whole]').count() === 0; i++) {
     await row.locator('[data-proof]').waitFor();
     const again = row.getByRole('button', {name: 'Try again'});
-    if (await again.count()) await Promise.all([p.page.waitForResponse(r => r.url().endsWith('/proof')), again.click()]);
+    if (await again.count()) await Promise.all([p.page.waitForResponse(r => new URL(r.url()).pathname.endsWith('/proof')), again.click()]);
     await p.page.waitForTimeout(500);
   }
   assert.match(await row.locator('[data-proof=whole]').innerText(), /Checked: this request is in the log, unaltered[^]*signed state of [\d\s]+ entries/);
+  assert.match(await row.locator('[data-says]').innerText(), /Readings[^]*given/i);
   await accessible(p.page);
   await picture(p.page, 'log-proof');
   await p.page.setViewportSize(PHONE);
