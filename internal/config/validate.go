@@ -372,12 +372,7 @@ func (p *problems) identityProviders(list []IdentityProvider) {
 		p.check(!same, key+".url", "is repeated")
 		p.required(key+".jwks_file", ip.JWKSFile)
 		p.required(key+".role_claim", ip.RoleClaim)
-		values := slices.Concat(ip.Roles.Agent, ip.Roles.Supervisor, ip.Roles.Auditor)
-		p.check(len(values) > 0, key+".roles", "name the values of the role claim, for one role at least")
-		for j, v := range values {
-			p.check(v != "", key+".roles", "a value is empty")
-			p.check(!slices.Contains(values[:j], v), key+".roles", "a value is there twice: it can stand for one role only")
-		}
+		p.roles(key+".roles", ip.Roles)
 		if ip.MaxAge != 0 {
 			p.duration(key+".max_age", ip.MaxAge, maxMaxAge)
 		}
