@@ -491,6 +491,7 @@ func TestWhoMayCallACryptoserver(t *testing.T) {
 	l := sharedWorld(t).lab(t)
 	may := map[string][]string{
 		"Open": {"gateway"}, "Mint": {"ingest"}, "Seal": {"ingest"}, "SealStep": {"registrar"}, "TakeStep": {"gateway"}, "SignManifest": {"gateway"}, "SealSupplier": {"registrar"},
+		"SealIdentity": {"ingest"}, "OpenIdentity": {"gateway"}, "FindIndex": {"gateway"}, "TakeSupplierStep": {"gateway"},
 		"SignToken": {"issuer"}, "SignStaffToken": {"issuer"}, "Status": {"gateway", "ingest", "issuer", "registrar"},
 	}
 	leaf := func(ca *devpki.CA, l devpki.Leaf) *tls.Certificate { return ptrTo(sure(ca.Issue(l))) }

@@ -453,9 +453,14 @@ func gatewayDrains(t *testing.T, b broken) {
 			}
 		})
 	}
-	within(t, 10*time.Second, "they are under way", func() bool {
+	// A supplier has so many turns at once, and who waits for one is under way, too.
+	within(t, 20*time.Second, "they are under way", func() bool {
 		var n int
-		return b.db.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE usename = 'kluis_gateway' AND wait_event = 'PgSleep'`).Scan(&n) == nil && n == 4
+		if b.db.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE usename = 'kluis_gateway' AND wait_event = 'PgSleep'`).Scan(&n) != nil || n == 0 {
+			return false
+		}
+		m := scrape(t, b.ready.MetricsURL)
+		return m.sum(`^kluis_gateway_turns_taken`)+m.sum(`^kluis_gateway_turns_waiting`) == 4
 	})
 	signal(t, pid, syscall.SIGTERM)
 	wg.Wait()
