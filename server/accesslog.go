@@ -472,8 +472,9 @@ func (v *logView) entry(row *LogRow) (logEntry, bool, error) {
 		e.Withheld = append(e.Withheld, withheld...)
 	}
 	// The receipt's number is of the whole request. Where that named days of
-	// others, it would tell how much of it was theirs.
-	if e.Opened = own; rec.Days.Intersect(v.occupancy.Days) == rec.Days || len(rec.Receipt) == 0 {
+	// others, it would tell how much of it was theirs. A name and address are of
+	// no days.
+	if e.Opened = own; rec.Days.Empty() || rec.Days.Intersect(v.occupancy.Days) == rec.Days || len(rec.Receipt) == 0 {
 		e.Opened = opened
 	}
 	e.reasons = reasonsOf(e.Withheld)
