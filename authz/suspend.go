@@ -34,7 +34,9 @@ func Suspend(prev *Supplier, suspended bool, by Actor, at time.Time) (*Supplier,
 //
 // An employee who supervises may, on an errand for that very supplier and step:
 // of any supplier but the grid operator itself, whose own record lets employees
-// work at all. The record must not be later than the token: what somebody else
+// work at all. What the registrar suspended, or changed while it was suspended,
+// the registrar alone resumes: nobody knows from here what it was for. The record
+// must not be later than the token: what somebody else
 // did meanwhile, this employee did not know, and a token that was caught undoes
 // nothing. (A token says whole seconds.)
 //
@@ -54,6 +56,8 @@ func PermitSuspend(c Caller, s *Supplier, suspended bool, issued time.Time) (Act
 		return Actor{}, because(ErrNotPermitted, "the token is for another supplier or step, or for none")
 	case s.facts.GLN == c.Supplier():
 		return Actor{}, because(ErrNotPermitted, "the grid operator's own record is changed by the registrar only")
+	case !suspended && s.facts.Suspended && s.actor.Kind != ByEmployee:
+		return Actor{}, because(ErrNotPermitted, "the registrar suspended this supplier, or changed its record since: the registrar alone resumes it")
 	case s.sealedAt.Truncate(time.Second).After(issued):
 		return Actor{}, because(ErrNotPermitted, "the record was changed after the token was issued: look at it, and get a new token")
 	}

@@ -188,6 +188,18 @@ func TestPermitSuspend(t *testing.T) {
 	if _, err := PermitSuspend(who(resume), s, false, t0); err != nil {
 		t.Error(err)
 	}
+	byEmployee, err := Suspend(s, true, supervisor, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := PermitSuspend(who(resume), byEmployee, false, t0); err != nil || got != (Actor{ByEmployee, "employee-7"}) {
+		t.Errorf("resumed what an employee suspended: %v, %v", got, err)
+	}
+	byRegistrar, err := Suspend(s, true, operator, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := supplier(t, byEmployee, t0, func(f *SupplierFacts) { f.Suspended, f.Name = true, "Another" })
 	// The record may have been sealed in the second in which the token was issued.
 	late := supplier(t, s, t0.Add(900*time.Millisecond))
 	if _, err := PermitSuspend(who(&suspend), late, true, t0); err != nil {
@@ -215,6 +227,8 @@ func TestPermitSuspend(t *testing.T) {
 		"the step back":     {who(resume), s, true, t0},
 		"the operator's":    {who(with(func(e *Employee) { e.Errand.Supplier = employee{}.Supplier() })), own, true, t0},
 		"on behalf":         {OnBehalfOf(who(&suspend), alpha), s, true, t0},
+		"the registrar's":   {who(resume), byRegistrar, false, t0},
+		"changed since":     {who(resume), changed, false, t0},
 		"an older token":    {who(&suspend), supplier(t, s, t0.Add(time.Second)), true, t0},
 		"a token of no age": {who(&suspend), s, true, time.Time{}},
 	} {
