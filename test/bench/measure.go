@@ -81,7 +81,8 @@ type bench struct {
 	hsm     []*part
 	sql     *part
 	tls     *part
-	made    int // requests to Kluis
+	before  int // access records of the subject, by the demo's own suppliers
+	made    int // requests to Kluis since
 	proof   *evidence
 	service *service
 	loops   []*part // over the service's batches
@@ -100,6 +101,9 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 		return nil, err
 	}
 	if b.subject, err = b.findSubject(ctx, profile); err != nil {
+		return nil, err
+	}
+	if b.before, err = b.recorded(ctx, b.subject); err != nil {
 		return nil, err
 	}
 	sup := b.ready.Suppliers[b.supplier]
@@ -134,8 +138,8 @@ func measure(ctx context.Context, o options, dir string) (_ *report, err error) 
 		}
 	}
 	// No record, no data.
-	if n, err := b.recorded(ctx, b.subject); err != nil || n != b.made {
-		return nil, errors.Join(fmt.Errorf("%d requests left %d access records", b.made, n), err)
+	if n, err := b.recorded(ctx, b.subject); err != nil || n != b.before+b.made {
+		return nil, errors.Join(fmt.Errorf("%d requests left %d access records", b.made, n-b.before), err)
 	}
 	return r, nil
 }
