@@ -339,6 +339,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 	for _, s := range pl.suppliers {
 		ample[s.gln.String()] = config.Rate{RequestsPerSecond: 5000, Burst: 10_000}
 	}
+	ample[operatorGLN] = config.Rate{RequestsPerSecond: 1000, Burst: 2000} // of which an employee has a share
 	if err := config.Write(l.gatewayConfig(), config.Gateway{
 		Listen: p.Gateway, MetricsListen: p.Metrics, PublicURL: gatewayURL, TLS: l.tls("gateway", l.supplierCAFile()),
 		DatabaseURL: dbURL("kluis_gateway"), ProfileFile: l.profileFile(), SealKeysFile: l.sealKeysFile(), CursorKeysFile: l.cursorKeysFile(),
