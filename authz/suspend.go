@@ -35,10 +35,9 @@ func Suspend(prev *Supplier, suspended bool, by Actor, at time.Time) (*Supplier,
 // An employee who supervises may, on an errand for that very supplier and step:
 // of any supplier but the grid operator itself, whose own record lets employees
 // work at all. What the registrar suspended, or changed while it was suspended,
-// the registrar alone resumes: nobody knows from here what it was for. The record
-// must not be later than the token: what somebody else
-// did meanwhile, this employee did not know, and a token that was caught undoes
-// nothing. (A token says whole seconds.)
+// the registrar alone resumes. The record must not be later than the token: what
+// somebody else did meanwhile, this employee did not know, and a token that was
+// caught undoes nothing. (A token says whole seconds.)
 //
 // The error is ErrNotPermitted; its text says what to do.
 func PermitSuspend(c Caller, s *Supplier, suspended bool, issued time.Time) (Actor, error) {

@@ -105,6 +105,10 @@ func TestTakeSupplierStepByWhoMayNot(t *testing.T) {
 	w.must(err)
 	again, err := w.switchSupplier(w.supervisorToken(portal, other, true), portal.record, resumed, true)
 	w.must(err)
+	stopped := w.supplier("871234500003", "Stopped Energy")
+	stopped.facts.Suspended = true
+	stopped.record, err = w.as("registrar").SealSupplier(w.t.Context(), stopped.record, stopped.facts)
+	w.must(err)
 
 	before := len(w.audit())
 	for _, c := range []struct {
@@ -118,6 +122,7 @@ func TestTakeSupplierStepByWhoMayNot(t *testing.T) {
 		{"another supplier", good, portal.record, again, true, authz.ErrNotPermitted},
 		{"the other step", good, portal.record, by.record, false, authz.ErrNotPermitted},
 		{"a resumption of what is not suspended", w.supervisorToken(portal, by, false), portal.record, by.record, false, client.ErrStepRefused},
+		{"what the registrar suspended", w.supervisorToken(portal, stopped, false), portal.record, stopped.record, false, authz.ErrNotPermitted},
 		{"the operator's own", w.supervisorToken(portal, portal, true), portal.record, portal.record, true, authz.ErrNotPermitted},
 		{"an errand to oversee", staff(authz.Supervisor, authz.Errand{Kind: authz.ErrandOversee}), portal.record, by.record, true, authz.ErrNotPermitted},
 		{"an errand to view", staff(authz.Supervisor, authz.Errand{Kind: authz.ErrandView, EAN: ean}), portal.record, by.record, true, authz.ErrNotPermitted},

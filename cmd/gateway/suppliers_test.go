@@ -367,6 +367,14 @@ func TestSuspendRefusals(t *testing.T) {
 		t.Errorf("with a body: %d", r.status)
 	}
 	w.switchedTo(w.post(w.portal, suspend, path(w.a, "suspend"), nil, "Idempotency-Key", "", "If-Match", `"7", "1"`), true, 2)
+
+	// What the registrar suspended, the registrar alone resumes.
+	w.register(w.b, func(f *authz.SupplierFacts) { f.Suspended = true })
+	r := w.switches(w.b, false, 2)
+	if rec := w.lastRecord(); r.status != 403 || r.problem(t) != "not-permitted" || !strings.Contains(string(r.body), "the registrar alone resumes it") ||
+		rec.Operation != audit.SupplierStep || rec.Outcome != audit.Refused || rec.Target != w.b.gln || w.versions(w.b) != 2 {
+		t.Errorf("%d %s %+v, %d versions", r.status, r.body, rec, w.versions(w.b))
+	}
 }
 
 // TestReplayedSuspension: a captured gateway has a supervisor's token, and records
