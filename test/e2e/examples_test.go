@@ -131,7 +131,6 @@ var notSeen = map[string]string{
 	"QualityRun.count":   "likewise",
 	"Quality":            "likewise",
 
-	"Supplier.damaged":            "no record is damaged",
 	"Address.addition":            "nobody at the address of the test has one",
 	"IngestStatus.meteringPoints": "it is not counted",
 	"OversightFinding.code":       "nothing was altered",
