@@ -28,7 +28,7 @@ func (s *Server) HTTPServer(tlsConfig *tls.Config) (*http.Server, error) {
 	h := newHTTPServer(s.handler, s.log)
 	h.RegisterOnShutdown(func() { s.drain() })
 	h.TLSConfig = tlsConfig.Clone()
-	s.connections.bound(h)
+	s.connections.Bound(h)
 	h.HTTP2 = &http.HTTP2Config{
 		MaxConcurrentStreams:          maxStreams,
 		MaxReceiveBufferPerConnection: 256 << 10, // of bodies that wait for room, too

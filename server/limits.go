@@ -18,6 +18,7 @@ import (
 
 	"kluis/authz"
 	"kluis/internal/audit"
+	"kluis/internal/connlimit"
 	"kluis/meter"
 )
 
@@ -32,7 +33,7 @@ type Limits struct {
 	// Streams is how many streams of one supplier may be under way.
 	Streams     int
 	Turns       TurnLimits
-	Connections ConnectionLimits
+	Connections connlimit.Limits
 }
 
 // Rate bounds what is counted: a bucket of Burst, filled PerSecond.
@@ -56,12 +57,12 @@ func DefaultLimits() Limits {
 		Unrelated:   Rate{PerSecond: 100, Burst: 1000},
 		Streams:     4,
 		Turns:       TurnLimits{Turns: turns, Each: turns / 4, Queue: 64, QueueAll: 512},
-		Connections: ConnectionLimits{All: 2000, PerCertificate: 200, Handshakes: 256},
+		Connections: connlimit.Limits{All: 2000, Each: 200, Handshakes: 256},
 	}
 }
 
 func (l Limits) check() error {
-	errs := []error{l.Rate.check(), l.Unrelated.check(), l.Turns.check(), l.Connections.check()}
+	errs := []error{l.Rate.check(), l.Unrelated.check(), l.Turns.check(), l.Connections.Check()}
 	for _, r := range l.Rates {
 		errs = append(errs, r.check())
 	}

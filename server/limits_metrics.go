@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kluis/internal/connlimit"
 	"kluis/meter"
 )
 
@@ -19,6 +20,10 @@ const (
 	limitAll      = "all"       // of all suppliers together
 	limitUnknown  = "unknown"
 )
+
+// closedCertificate: connections closed, of a client certificate that has as many as
+// it may.
+const closedCertificate = "certificate"
 
 // limitOf names the limit behind an error; "": it is none.
 func limitOf(err error) string {
@@ -79,7 +84,7 @@ func newLimitMetrics(reg prometheus.Registerer, t *turns) (*limitMetrics, error)
 	// From the start, so that an alert on an increase sees the first one.
 	m.limited.WithLabelValues(limitAll, "")
 	m.limited.WithLabelValues(limitUnknown, "")
-	for _, why := range []string{closedIdle, closedHandshake, closedRefused, closedCertificate} {
+	for _, why := range []string{connlimit.Idle, connlimit.Handshake, connlimit.Refused, closedCertificate} {
 		m.closed.WithLabelValues(why)
 	}
 	return m, errors.Join(errs...)

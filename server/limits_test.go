@@ -323,7 +323,7 @@ func TestLimitsThatMakeNoSense(t *testing.T) {
 		"all turns for one":       func(l *Limits) { l.Turns.Each = l.Turns.Turns },
 		"no turns for one":        func(l *Limits) { l.Turns.Each = 0 },
 		"a queue larger than all": func(l *Limits) { l.Turns.Queue = l.Turns.QueueAll + 1 },
-		"all connections for one": func(l *Limits) { l.Connections.PerCertificate = l.Connections.All + 1 },
+		"all connections for one": func(l *Limits) { l.Connections.Each = l.Connections.All + 1 },
 		"no handshakes":           func(l *Limits) { l.Connections.Handshakes = 0 },
 	} {
 		l := DefaultLimits()

@@ -30,6 +30,7 @@ import (
 	"kluis/cryptoserver/envelope"
 	"kluis/internal/audit"
 	"kluis/internal/authn"
+	"kluis/internal/connlimit"
 	"kluis/meter"
 	"kluis/openapi"
 )
@@ -266,7 +267,7 @@ type Server struct {
 	metrics    *metrics
 
 	limitMetrics *limitMetrics
-	connections  *connections
+	connections  *connlimit.Limiter
 	deprecated   map[*route]*deprecated
 	tracer       trace.Tracer
 	docs         *docs
@@ -319,7 +320,8 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	doc := *shared // the validator sets its servers
-	s.connections = newConnections(c.Limits.Connections, func(why string) { s.limitMetrics.closed.WithLabelValues(why).Inc() })
+	s.connections = connlimit.New(connlimit.Config{Limits: c.Limits.Connections, Holder: closedCertificate, Of: connlimit.Certificate,
+		Closed: func(why string) { s.limitMetrics.closed.WithLabelValues(why).Inc() }})
 	s.deprecated = map[*route]*deprecated{}
 	may := make([]*callers, len(routes))
 	for i := range routes {

@@ -158,7 +158,7 @@ func limitsOf(c config.Limits) (server.Limits, error) {
 	l.Turns.Queue = cmp.Or(c.Queue, l.Turns.Queue)
 	l.Turns.QueueAll = cmp.Or(c.QueueAll, max(l.Turns.QueueAll, l.Turns.Queue))
 	l.Connections.All = cmp.Or(c.Connections, l.Connections.All)
-	l.Connections.PerCertificate = cmp.Or(c.ConnectionsEach, min(l.Connections.PerCertificate, l.Connections.All))
+	l.Connections.Each = cmp.Or(c.ConnectionsEach, min(l.Connections.Each, l.Connections.All))
 	l.Connections.Handshakes = cmp.Or(c.Handshakes, l.Connections.Handshakes)
 	return l, nil
 }

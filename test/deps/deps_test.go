@@ -24,6 +24,7 @@ import (
 var mayImport = map[string][]string{
 	"internal/canonical":  {},
 	"internal/config":     {},
+	"internal/connlimit":  {},
 	"internal/devpki":     {},
 	"internal/devidp":     {}, // the demo's alone (checked below)
 	"internal/devpg":      {},
@@ -53,9 +54,9 @@ var mayImport = map[string][]string{
 	"cryptoserver/client":     {"authz", "cryptoserver/control", "cryptoserver/cryptopb", "cryptoserver/envelope", "meter"},
 	"internal/hsm":            {"cryptoserver/token"},
 
-	"server":             {"auditlog/oversight", "authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/strictjson", "meter", "openapi"},
+	"server":             {"auditlog/oversight", "authz", "cryptoserver/envelope", "internal/audit", "internal/authn", "internal/canonical", "internal/connlimit", "internal/strictjson", "meter", "openapi"},
 	"issuer":             {"authz", "internal/authn", "meter"},
-	"web":                {"cryptoserver/checkpoint", "meter", "openapi/client", "openapi/client/kluis"},
+	"web":                {"cryptoserver/checkpoint", "internal/connlimit", "meter", "openapi/client", "openapi/client/kluis"},
 	"ingest":             {"authz", "cryptoserver/envelope", "meter"},
 	"custodian":          {"authz", "cryptoserver/control", "cryptoserver/envelope", "internal/canonical", "meter"},
 	"conformance":        {"authz", "meter", "openapi/client"}, // what answers requests, it must not use

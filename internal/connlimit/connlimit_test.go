@@ -1,4 +1,4 @@
-package server
+package connlimit
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 // someConn is told apart from others, and knows whether it was closed.
 type someConn struct {
 	net.Conn
-	leaf   [32]byte
+	holder string
 	state  string // handshake, idle, active, closed
 	closed bool
 }
@@ -22,14 +22,14 @@ func (c *someConn) Close() error { c.closed = true; return nil }
 // connWorld is a server's connections, as many as there may be and more.
 type connWorld struct {
 	t    testing.TB
-	c    *connections
+	c    *Limiter
 	all  []*someConn
 	told map[string]int
 }
 
-func newConnWorld(t testing.TB, l ConnectionLimits) *connWorld {
+func newConnWorld(t testing.TB, l Limits) *connWorld {
 	w := &connWorld{t: t, told: map[string]int{}}
-	w.c = newConnections(l, func(why string) { w.told[why]++ })
+	w.c = New(Config{Limits: l, Holder: "certificate", Of: Certificate, Closed: func(why string) { w.told[why]++ }})
 	return w
 }
 
@@ -41,13 +41,13 @@ func (w *connWorld) accept() *someConn {
 	return k
 }
 
-func (w *connWorld) establish(k *someConn, leaf byte) bool {
-	k.leaf = [32]byte{leaf}
-	err := w.c.establish(k, k.leaf)
+func (w *connWorld) establish(k *someConn, holder rune) bool {
+	k.holder = string(holder)
+	err := w.c.establish(k, k.holder)
 	switch {
 	case err == nil:
 		k.state = "idle"
-	case errors.Is(err, errConnections): // the server closes it then
+	case errors.Is(err, errTooMany): // the server closes it then
 		w.c.state(k, http.StateClosed)
 		k.state = "closed"
 	}
@@ -65,7 +65,7 @@ func (w *connWorld) to(k *someConn, s http.ConnState, state string) {
 func (w *connWorld) check() {
 	w.t.Helper()
 	fresh, verified, idle := 0, 0, 0
-	each := map[[32]byte]int{}
+	each := map[string]int{}
 	closed := 0
 	for _, k := range w.all {
 		if k.closed {
@@ -86,28 +86,28 @@ func (w *connWorld) check() {
 			fallthrough
 		case "active":
 			verified++
-			each[k.leaf]++
+			each[k.holder]++
 		}
 	}
-	l := w.c.limits
+	l := w.c.config.Limits
 	if fresh > l.Handshakes || verified > l.All || fresh != w.c.fresh.Len() || verified != w.c.verified || idle != w.c.idle.Len() || len(w.c.of) != fresh+verified {
 		w.t.Fatalf("%d in handshakes, %d established, %d idle; counted as %d, %d, %d of %d", fresh, verified, idle, w.c.fresh.Len(), w.c.verified, w.c.idle.Len(), len(w.c.of))
 	}
 	if len(each) != len(w.c.holders) {
-		w.t.Fatalf("%d certificates, counted as %d", len(each), len(w.c.holders))
+		w.t.Fatalf("%d holders, counted as %d", len(each), len(w.c.holders))
 	}
-	for leaf, n := range each {
-		if n > l.PerCertificate || w.c.holders[leaf].n != n {
-			w.t.Fatalf("%d of a certificate, counted as %d", n, w.c.holders[leaf].n)
+	for holder, n := range each {
+		if n > l.Each || w.c.holders[holder].n != n {
+			w.t.Fatalf("%d of a holder, counted as %d", n, w.c.holders[holder].n)
 		}
 	}
-	if told := w.told[closedIdle] + w.told[closedHandshake]; closed < told {
+	if told := w.told[Idle] + w.told[Handshake]; closed < told {
 		w.t.Fatalf("%d closed, told of %v", closed, w.told)
 	}
 }
 
 func TestLongestIdleMakesWay(t *testing.T) {
-	w := newConnWorld(t, ConnectionLimits{All: 3, PerCertificate: 3, Handshakes: 2})
+	w := newConnWorld(t, Limits{All: 3, Each: 3, Handshakes: 2})
 	a, b, c := w.accept(), w.accept(), (*someConn)(nil)
 	w.establish(a, 1)
 	w.establish(b, 2)
@@ -126,13 +126,13 @@ func TestLongestIdleMakesWay(t *testing.T) {
 	if e := w.accept(); w.establish(e, 5) {
 		t.Error("there are more than there may be")
 	}
-	if w.told[closedRefused] != 1 || w.told[closedIdle] != 1 {
+	if w.told[Refused] != 1 || w.told[Idle] != 1 {
 		t.Errorf("told of %v", w.told)
 	}
 }
 
-func TestOneCertificateDoesNotTakeAll(t *testing.T) {
-	w := newConnWorld(t, ConnectionLimits{All: 10, PerCertificate: 2, Handshakes: 2})
+func TestOneHolderDoesNotTakeAll(t *testing.T) {
+	w := newConnWorld(t, Limits{All: 10, Each: 2, Handshakes: 2})
 	other := w.accept()
 	w.establish(other, 9)
 	for i := range 20 {
@@ -141,7 +141,7 @@ func TestOneCertificateDoesNotTakeAll(t *testing.T) {
 		}
 	}
 	if other.closed {
-		t.Error("another certificate's connection was closed")
+		t.Error("another holder's connection was closed")
 	}
 	for _, k := range w.all {
 		if k.state == "idle" {
@@ -157,12 +157,12 @@ func TestOneCertificateDoesNotTakeAll(t *testing.T) {
 }
 
 func TestOldestHandshakeMakesWay(t *testing.T) {
-	w := newConnWorld(t, ConnectionLimits{All: 2, PerCertificate: 1, Handshakes: 3})
+	w := newConnWorld(t, Limits{All: 2, Each: 1, Handshakes: 3})
 	first := w.accept()
 	for range 100 {
 		w.accept()
 	}
-	if !first.closed || w.told[closedHandshake] != 98 {
+	if !first.closed || w.told[Handshake] != 98 {
 		t.Errorf("told of %v", w.told)
 	}
 	if !w.establish(w.accept(), 1) {
@@ -177,8 +177,8 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
-			w := newConnWorld(t, ConnectionLimits{All: 1 + r.IntN(8), PerCertificate: 1, Handshakes: 1 + r.IntN(4)})
-			w.c.limits.PerCertificate += r.IntN(w.c.limits.All)
+			w := newConnWorld(t, Limits{All: 1 + r.IntN(8), Each: 1, Handshakes: 1 + r.IntN(4)})
+			w.c.config.Limits.Each += r.IntN(w.c.config.Limits.All)
 			for range 300 {
 				if r.IntN(3) == 0 {
 					w.accept()
@@ -193,7 +193,7 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 					if r.IntN(5) == 0 {
 						w.to(k, http.StateClosed, "closed")
 					} else {
-						w.establish(k, byte(r.IntN(4)))
+						w.establish(k, rune(r.IntN(4)))
 					}
 				case "idle":
 					if r.IntN(4) == 0 {
