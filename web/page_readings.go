@@ -18,6 +18,7 @@ func (p *Portal) readingsRoutes() []route {
 		{"GET", "/c/{case}/readings", servants, p.readingsPage, false},
 		{"POST", "/c/{case}/readings", servants, p.openReadings, false},
 		{"POST", "/c/{case}/readings/csv", servants, p.readingsCSV, false},
+		{"GET", "/c/{case}/readings/csv", servants, p.readingsAgain, false},
 	}
 }
 
@@ -50,10 +51,13 @@ var details = []detail{
 type readingsData struct {
 	readingsForm
 	Errors   map[string]string
+	Problem  *Problem // beside the form, which stays as it was filled in
+	Sent     bool     // the form was
 	Details  []detail
 	Presets  []preset
 	Latest   string // last day that is over
 	Earliest string
+	Known    bool // what is stored is
 	Stored   []storedRange
 	Shown    *readingsShown // nil: nothing was opened yet
 
@@ -73,8 +77,13 @@ type storedRange struct {
 
 func (p *Portal) readingsPage(w http.ResponseWriter, r *http.Request) error {
 	d, err := p.readingsOf(r)
-	if err != nil {
+	if err != nil && !problemOf(err).Again {
 		return err
+	}
+	if err != nil {
+		if d.Problem, err = p.within(r, err); err != nil {
+			return err
+		}
 	}
 	q := r.URL.Query()
 	today := meter.DayOf(p.now(), p.profile.Location())
@@ -84,23 +93,27 @@ func (p *Portal) readingsPage(w http.ResponseWriter, r *http.Request) error {
 			d.From, d.To, d.Detail = x.From, x.To, x.Detail
 		}
 	}
-	return p.page(w, r, "readings", d)
+	return p.showReadings(w, r, d)
 }
 
-// readingsOf is the form, with what is there to be asked for.
+// showReadings shows the form, and beside it what was opened or why nothing was.
+func (p *Portal) showReadings(w http.ResponseWriter, r *http.Request, d *readingsData) error {
+	status := http.StatusOK
+	switch {
+	case d.Problem != nil:
+		status = d.Problem.Status
+	case len(d.Errors) > 0:
+		status = http.StatusUnprocessableEntity
+	}
+	return p.render(w, r, status, "readings", d)
+}
+
+// readingsOf is the form, with what is there to be asked for; when that cannot be
+// told, the form alone, and the error.
 func (p *Portal) readingsOf(r *http.Request) (*readingsData, error) {
-	c, err := p.askConnection(r)
-	if err != nil {
-		return nil, err
-	}
-	commodity, err := meter.ParseCommodity(string(c.Commodity))
-	if err != nil {
-		return nil, err
-	}
 	today := meter.DayOf(p.now(), p.profile.Location())
 	d := &readingsData{
-		commodity: commodity,
-		Details:   details, Errors: map[string]string{}, Stored: storedOf(c),
+		Details: details, Errors: map[string]string{},
 		Latest: (today - 1).String(), Earliest: today.AddMonths(-p.profile.RetentionMonths()).String(),
 	}
 	month := today.Month().First()
@@ -113,6 +126,14 @@ func (p *Portal) readingsOf(r *http.Request) (*readingsData, error) {
 	} {
 		d.Presets = append(d.Presets, preset{x.key, x.from.String(), x.to.String(), x.detail})
 	}
+	c, err := p.askConnection(r)
+	if err != nil {
+		return d, err
+	}
+	if d.commodity, err = meter.ParseCommodity(string(c.Commodity)); err != nil {
+		return d, err
+	}
+	d.Known, d.Stored = true, storedOf(c)
 	return d, nil
 }
 
@@ -173,28 +194,41 @@ func (f readingsForm) parse(today meter.Day) (readingsAsked, map[string]string) 
 // openReadings answers POST …/readings: it opens values and shows them. Nothing of
 // them is kept: the page is all there is.
 func (p *Portal) openReadings(w http.ResponseWriter, r *http.Request) error {
+	return p.opened(w, r, "application/json", func(d *readingsData, asked readingsAsked, res *client.GetReadingsResponse) error {
+		readings, err := Given(res.JSON200, res.HTTPResponse, res.Body)
+		if err != nil {
+			return err
+		}
+		if d.Shown, err = shownOf(readings, asked, p.profile, visitOf(r).Lang); err != nil {
+			return err
+		}
+		return p.showReadings(w, r, d)
+	})
+}
+
+// opened asks for the readings of the form and has show answer with them. What is
+// wrong, or goes wrong, is shown beside the form, which stays as it was filled in.
+func (p *Portal) opened(w http.ResponseWriter, r *http.Request, media string, show func(*readingsData, readingsAsked, *client.GetReadingsResponse) error) error {
 	d, err := p.readingsOf(r)
+	d.readingsForm, d.Sent = formOf(r), true
+	var asked readingsAsked
+	if asked, d.Errors = d.parse(meter.DayOf(p.now(), p.profile.Location())); len(d.Errors) > 0 {
+		return p.showReadings(w, r, d)
+	}
+	var res *client.GetReadingsResponse
+	if err == nil {
+		res, err = p.read(r, d.commodity, d.Reason, asked, media)
+	}
+	if err == nil {
+		err = show(d, asked, res)
+	}
 	if err != nil {
-		return err
+		if d.Problem, err = p.within(r, err); err != nil {
+			return err
+		}
+		return p.showReadings(w, r, d)
 	}
-	d.readingsForm = formOf(r)
-	asked, errs := d.parse(meter.DayOf(p.now(), p.profile.Location()))
-	if len(errs) > 0 {
-		d.Errors = errs
-		return p.render(w, r, http.StatusUnprocessableEntity, "readings", d)
-	}
-	res, err := p.read(r, d.commodity, d.Reason, asked, "application/json")
-	if err != nil {
-		return err
-	}
-	readings, err := Given(res.JSON200, res.HTTPResponse, res.Body)
-	if err != nil {
-		return err
-	}
-	if d.Shown, err = shownOf(readings, asked, p.profile, visitOf(r).Lang); err != nil {
-		return err
-	}
-	return p.page(w, r, "readings", d)
+	return nil
 }
 
 func formOf(r *http.Request) readingsForm {
@@ -221,26 +255,23 @@ func (p *Portal) read(r *http.Request, commodity meter.Commodity, reason string,
 // readingsCSV answers POST …/readings/csv: the same, for a spreadsheet. It is read,
 // and recorded, anew.
 func (p *Portal) readingsCSV(w http.ResponseWriter, r *http.Request) error {
-	asked, errs := formOf(r).parse(meter.DayOf(p.now(), p.profile.Location()))
-	if len(errs) > 0 {
-		return errForm
-	}
-	d, err := p.readingsOf(r)
-	if err != nil {
-		return err
-	}
-	res, err := p.read(r, d.commodity, formOf(r).Reason, asked, "text/csv")
-	if err != nil {
-		return err
-	}
-	if _, err := Given(&struct{}{}, res.HTTPResponse, res.Body); err != nil {
-		return err
-	}
-	h := w.Header()
-	h.Set("Content-Type", "text/csv; charset=utf-8")
-	h.Set("Content-Disposition", fmt.Sprintf(`attachment; filename="readings-%s-%s.csv"`, asked.days.From, asked.days.To-1))
-	_, err = w.Write(res.Body)
-	return ignoreGone(err)
+	return p.opened(w, r, "text/csv", func(_ *readingsData, asked readingsAsked, res *client.GetReadingsResponse) error {
+		if _, err := Given(&struct{}{}, res.HTTPResponse, res.Body); err != nil {
+			return err
+		}
+		h := w.Header()
+		h.Set("Content-Type", "text/csv; charset=utf-8")
+		h.Set("Content-Disposition", fmt.Sprintf(`attachment; filename="readings-%s-%s.csv"`, asked.days.From, asked.days.To-1))
+		_, err := w.Write(res.Body)
+		return ignoreGone(err)
+	})
+}
+
+// readingsAgain answers GET …/readings/csv, where somebody who was given no file
+// changes the language.
+func (p *Portal) readingsAgain(w http.ResponseWriter, r *http.Request) error {
+	http.Redirect(w, r, visitOf(r).Case.Path("/readings"), http.StatusSeeOther)
+	return nil
 }
 
 // readingsShown is what was opened.

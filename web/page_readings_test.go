@@ -1,8 +1,14 @@
 package web
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,5 +156,57 @@ func TestRunsOf(t *testing.T) {
 		if !slices.Equal(back, times) {
 			t.Errorf("%v comes back as %v", times, back)
 		}
+	}
+}
+
+// TestReadingsStayAsked: when nothing can be opened, the form is there as it was
+// filled in, with why; so it is for a file, and when it took too long.
+func TestReadingsStayAsked(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t) // there is no API
+	b := o.signIn("eva")
+	path := b.openCase() + "/readings"
+	if p := b.get(path); p.StatusCode != http.StatusServiceUnavailable || p.problem() != "api-away" || !strings.Contains(p.body, `name="reason"`) {
+		t.Errorf("the form: %s, %s", p.Status, p.problem())
+	}
+	yesterday := meter.DayOf(o.now(), o.portal.profile.Location()) - 1
+	form := url.Values{"from": {(yesterday - 2).String()}, "to": {yesterday.String()}, "detail": {"hour"}, "reason": {`ticket "<4712>`}}
+	asForm := func(body, problem string) {
+		t.Helper()
+		for _, want := range []string{
+			`data-problem="` + problem + `"`, `name="from" required value="` + form.Get("from") + `"`, `name="to" required value="` + form.Get("to") + `"`,
+			`<option value="hour" selected>`, `value="ticket &#34;&lt;4712&gt;"`,
+		} {
+			if !strings.Contains(body, want) {
+				t.Errorf("%s: no %s", problem, want)
+			}
+		}
+	}
+	for _, to := range []string{path, path + "/csv"} {
+		p := b.post(to, form)
+		if p.StatusCode != http.StatusServiceUnavailable || !strings.HasPrefix(p.Header.Get("Content-Type"), "text/html") {
+			t.Errorf("%s %s", p.Status, p.Header.Get("Content-Type"))
+		}
+		asForm(p.body, "api-away")
+	}
+	if p := b.get(path + "/csv"); p.Header.Get("Location") != path {
+		t.Errorf("in another language: %s", p.Status)
+	}
+
+	ctx, cancel := context.WithDeadline(t.Context(), time.Unix(0, 0))
+	defer cancel()
+	v := &visit{Lang: "nl", Theme: "auto", Session: &session{Employee: Employee{Role: Agent}}, Case: &Case{ID: "x", EAN: must(meter.ParseEAN(ean))}}
+	r := httptest.NewRequestWithContext(context.WithValue(ctx, visitKey{}, v), "POST", "/c/x/readings", nil)
+	r.PostForm = form
+	w := httptest.NewRecorder()
+	if err := o.portal.openReadings(w, r); err != nil || w.Code != http.StatusGatewayTimeout {
+		t.Errorf("too long: %d, %v", w.Code, err)
+	}
+	asForm(w.Body.String(), "deadline-exceeded")
+
+	// Who must sign in first, must.
+	v.Session = nil
+	if err := o.portal.openReadings(httptest.NewRecorder(), r); !errors.Is(err, errSignIn) {
+		t.Errorf("without a session: %v", err)
 	}
 }

@@ -145,6 +145,18 @@ func (p *Portal) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
+// within is the problem of an error for a page that shows it itself, beside what was
+// filled in; or the error, where nothing helps but signing in.
+func (p *Portal) within(r *http.Request, err error) (*Problem, error) {
+	pr := problemOf(err)
+	if pr.Name == errSignIn.name || pr.Name == errSignInAgain.name {
+		return nil, err
+	}
+	v := visitOf(r)
+	v.failed, v.cause = pr.Name, errors.Join(v.cause, err)
+	return &pr, nil
+}
+
 // toSignIn sends who must sign in there, and from there back to where they were.
 func (p *Portal) toSignIn(w http.ResponseWriter, r *http.Request, to string, q url.Values) {
 	back := "/"

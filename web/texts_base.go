@@ -41,6 +41,8 @@ var baseTexts = texts{
 	"ended":     {"Uw sessie is beëindigd. Meld u opnieuw aan.", "Your session has ended. Please sign in again."},
 
 	"loading":       {"Bezig met laden…", "Loading…"},
+	"kept":          {"Wat u invulde, staat er nog.", "What you filled in is still there."},
+	"kept.again":    {"Wat u invulde, staat er nog: u kunt het zo opnieuw versturen.", "What you filled in is still there: you can send it again as it is."},
 	"again":         {"Opnieuw proberen", "Try again"},
 	"to.find":       {"Naar zoeken", "Go to Find"},
 	"interaction":   {"Kenmerk voor de beheerder:", "Reference for the administrator:"},

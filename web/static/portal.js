@@ -2,8 +2,8 @@
 'use strict';
 
 (() => {
-  // The field that a page is for; "/" goes there from anywhere.
-  const first = document.querySelector('[aria-invalid="true"]') || document.querySelector('[data-focus]');
+  // What went wrong, else the field that a page is for; "/" goes there from anywhere.
+  const first = document.querySelector('[aria-invalid="true"]') || document.querySelector('[data-failed]') || document.querySelector('[data-focus]');
   if (first && !location.hash) first.focus();
   // On a phone menus are one line: where one is stays in sight.
   document.querySelectorAll('nav > ul [aria-current]').forEach(a => {
