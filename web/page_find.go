@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -24,18 +25,21 @@ func (p *Portal) findRoutes() []route {
 		{"POST", "/open", employees, p.openPage, false},
 		{"POST", "/find", servants, p.findByAddress, false},
 		{"GET", "/find", servants, p.findAgain, false},
+		{"GET", "/open", employees, p.findAgain, false},
 		{"GET", "/found/{search}", servants, p.foundPage, false},
 	}
 }
 
 // findData is what templates/find.html shows.
 type findData struct {
-	Cases     []*Case
-	ByAddress bool // there is a form for that
+	Cases        []*Case
+	CasesMissing *Problem
+	ByAddress    bool // there is a form for that
 
 	EAN, Reason                          string            // as typed
 	Postcode, HouseNumber, AddressReason string            // as typed, in the other form
 	Errors                               map[string]string // text of the error, by field
+	Problem                              *Problem          // beside the forms, which stay as they were filled in
 
 	Found *client.FoundPoints // nil: nobody asked
 	Asked string              // the address that was asked for
@@ -47,10 +51,26 @@ func (p *Portal) findPage(w http.ResponseWriter, r *http.Request) error {
 
 func (p *Portal) showFind(w http.ResponseWriter, r *http.Request, status int, d findData) (err error) {
 	d.ByAddress = slices.Contains(servants, visitOf(r).Session.Role)
-	if d.Cases, err = p.cases(r.Context(), visitOf(r).Session.id); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), casesTimeout) // what went wrong may be that it took too long
+	defer cancel()
+	if d.Cases, err = p.cases(ctx, visitOf(r).Session.id); err != nil {
+		d.Cases = nil
+		if d.CasesMissing, err = p.within(r, err); err != nil {
+			return err
+		}
 	}
 	return p.render(w, r, status, "find", d)
+}
+
+const casesTimeout = 5 * time.Second
+
+// notFound shows why nothing was opened or found, and the forms as they were filled
+// in.
+func (p *Portal) notFound(w http.ResponseWriter, r *http.Request, d findData, err error) error {
+	if d.Problem, err = p.within(r, err); err != nil {
+		return err
+	}
+	return p.showFind(w, r, d.Problem.Status, d)
 }
 
 // openPage answers POST /open: it opens a case, or says what is wrong.
@@ -68,7 +88,7 @@ func (p *Portal) openPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	c, err := p.openCase(r, ean, d.Reason)
 	if err != nil {
-		return err
+		return p.notFound(w, r, d, err)
 	}
 	http.Redirect(w, r, c.Path(""), http.StatusSeeOther)
 	return nil
@@ -96,7 +116,7 @@ func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	id := secret()
 	q := question{ID: hex.EncodeToString(id[:]), Postcode: postcode.String(), Number: number.String(), Reason: d.AddressReason, Until: p.now().Add(searchLife)}
 	if _, err := p.search(r, q); err != nil {
-		return err
+		return p.notFound(w, r, d, err)
 	}
 	if err := p.giveQuestion(w, r, q); err != nil {
 		return err
@@ -105,7 +125,8 @@ func (p *Portal) findByAddress(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// findAgain answers GET /find, where somebody who was refused tries again.
+// findAgain answers GET /find and GET /open, where somebody who was refused tries
+// again or changes the language.
 func (p *Portal) findAgain(w http.ResponseWriter, r *http.Request) error {
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 	return nil
@@ -123,7 +144,7 @@ func (p *Portal) foundPage(w http.ResponseWriter, r *http.Request) error {
 		}
 		var err error
 		if s, err = p.search(r, *q); err != nil {
-			return err
+			return p.notFound(w, r, findData{Postcode: q.Postcode, HouseNumber: q.Number, AddressReason: q.Reason}, err)
 		}
 	}
 	return p.showFind(w, r, http.StatusOK, findData{Found: s.answer, Asked: s.Postcode + " " + s.Number, AddressReason: s.Reason})

@@ -73,15 +73,32 @@ test('no cryptoserver: what can be done goes on, what is missing is said, and no
     await p.page.locator('[data-identity=UNAVAILABLE]').waitFor();
     await accessible(p.page);
     await picture(p.page, 'connection-no-cryptoserver');
-    // Values there are none, and it says what to do.
-    await p.page.goto(url + path + '/readings');
+    // Values there are none, and it says what to do: the form is there as it was
+    // filled in.
+    await p.page.goto(url + path + '/readings?period=month');
+    await p.page.fill('#reason', 'call 77');
+    const asked = await p.page.evaluate(() => [...new FormData(document.getElementById('open'))]);
     await p.page.locator('#open button[type=submit]').first().click();
-    const said = p.page.locator('[data-problem]');
+    const said = p.page.locator('[data-failed]');
     await said.waitFor({timeout: 60000});
     assert.ok((await said.innerText()).length > 40);
+    assert.ok(await said.evaluate(e => e === document.activeElement));
     assert.equal(await p.page.locator('[data-opened]').count(), 0);
+    assert.deepEqual(await p.page.evaluate(() => [...new FormData(document.getElementById('open'))]), asked);
     await accessible(p.page);
     await picture(p.page, 'readings-no-cryptoserver');
+    // Nor is anything found, and what was entered stays.
+    const other = await p.context.newPage();
+    await other.goto(url);
+    await other.fill('#postcode', '1234 AB');
+    await other.fill('#house-number', '7 bis');
+    await other.fill('#address-reason', 'call 78');
+    await other.locator('form[action="/find"] button[type=submit]').click();
+    await other.locator('[data-failed]').waitFor({timeout: 60000});
+    assert.equal(other.url(), url + '/find');
+    assert.deepEqual(await other.evaluate(() => ['postcode', 'house-number', 'address-reason'].map(id => document.getElementById(id).value)), ['1234 AB', '7 bis', 'call 78']);
+    await accessible(other);
+    await picture(other, 'find-no-cryptoserver');
     // Who begins only now gets no token; the page is there, and says so.
     assert.equal((await late.page.goto(url + '/health', {timeout: 60000})).status(), 200);
     await late.page.locator('[data-problem]').waitFor();
@@ -90,10 +107,9 @@ test('no cryptoserver: what can be done goes on, what is missing is said, and no
   } finally {
     resume();
   }
-  await p.page.goto(url + '/health');
-  await p.page.locator('[data-part=cryptoservers][data-kind=ok]').waitFor({timeout: 60000});
-  await p.page.goto(url + path + '/readings');
-  await p.page.locator('#open button[type=submit]').first().click();
+  await late.page.goto(url + '/health');
+  await late.page.locator('[data-part=cryptoservers][data-kind=ok]').waitFor({timeout: 60000});
+  await p.page.locator('#open button[type=submit]').first().click(); // what stayed filled in is sent again
   await p.page.locator('[data-opened] [data-plot]').first().waitFor({timeout: 30000});
   p.calm();
   for (const x of [p, late]) await x.context.close();
