@@ -188,6 +188,7 @@ const (
 	IdentityDamaged     ConnectionIdentityState = "DAMAGED"
 	IdentityGiven       ConnectionIdentityState = "GIVEN"
 	IdentityNone        ConnectionIdentityState = "NONE"
+	IdentityNotAsked    ConnectionIdentityState = "NOT_ASKED"
 	IdentityNotForRole  ConnectionIdentityState = "NOT_FOR_ROLE"
 	IdentityUnavailable ConnectionIdentityState = "UNAVAILABLE"
 )
@@ -200,6 +201,8 @@ func (e ConnectionIdentityState) Valid() bool {
 	case IdentityGiven:
 		return true
 	case IdentityNone:
+		return true
+	case IdentityNotAsked:
 		return true
 	case IdentityNotForRole:
 		return true
@@ -1461,7 +1464,8 @@ type Connection struct {
 	// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
 	// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
 	// it now; ask again. `DAMAGED`: it is kept, and does not open; the
-	// operator is told.
+	// operator is told. `NOT_ASKED`: the request said `identity=false`; it was
+	// not looked whether anything is kept.
 	Identity ConnectionIdentity `json:"identity"`
 
 	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
@@ -1544,7 +1548,8 @@ type ConnectionField struct {
 // nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
 // role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
 // it now; ask again. `DAMAGED`: it is kept, and does not open; the
-// operator is told.
+// operator is told. `NOT_ASKED`: the request said `identity=false`; it was
+// not looked whether anything is kept.
 type ConnectionIdentity struct {
 	// Address Where a metering point is.
 	Address *Address `json:"address,omitempty"`
@@ -3309,6 +3314,12 @@ type GetAccessProofParams struct {
 	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
 }
 
+// GetConnectionParams defines parameters for GetConnection.
+type GetConnectionParams struct {
+	// Identity Whether the customer's name and address are asked for: `true` or `false`, and no other spelling. With `false` the state of `identity` is `NOT_ASKED`.
+	Identity *bool `form:"identity,omitempty" json:"identity,omitempty"`
+}
+
 // ListConsentsParams defines parameters for ListConsents.
 type ListConsentsParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
@@ -3436,7 +3447,7 @@ type ServerInterface interface {
 	GetAccessProof(w http.ResponseWriter, r *http.Request, ean Ean, interaction openapi_types.UUID, params GetAccessProofParams)
 	// GetConnection What a metering point is, who lives there, who supplies it, and what is stored
 	// (GET /v1/metering-points/{ean}/connection)
-	GetConnection(w http.ResponseWriter, r *http.Request, ean Ean)
+	GetConnection(w http.ResponseWriter, r *http.Request, ean Ean, params GetConnectionParams)
 	// ListConsents The consents at a metering point
 	// (GET /v1/metering-points/{ean}/consents)
 	ListConsents(w http.ResponseWriter, r *http.Request, ean Ean, params ListConsentsParams)
@@ -3562,7 +3573,7 @@ func (_ Unimplemented) GetAccessProof(w http.ResponseWriter, r *http.Request, ea
 
 // GetConnection What a metering point is, who lives there, who supplies it, and what is stored
 // (GET /v1/metering-points/{ean}/connection)
-func (_ Unimplemented) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean) {
+func (_ Unimplemented) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean, params GetConnectionParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -4382,8 +4393,24 @@ func (siw *ServerInterfaceWrapper) GetConnection(w http.ResponseWriter, r *http.
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConnectionParams
+
+	// ------------- Optional query parameter "identity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "identity", r.URL.Query(), &params.Identity, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "identity"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "identity", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetConnection(w, r, ean)
+		siw.Handler.GetConnection(w, r, ean, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -8182,7 +8209,8 @@ func (response GetAccessProof504ApplicationProblemPlusJSONResponse) VisitGetAcce
 }
 
 type GetConnectionRequestObject struct {
-	Ean Ean `json:"ean"`
+	Ean    Ean `json:"ean"`
+	Params GetConnectionParams
 }
 
 type GetConnectionResponseObject interface {
@@ -11038,10 +11066,11 @@ func (sh *strictHandler) GetAccessProof(w http.ResponseWriter, r *http.Request, 
 }
 
 // GetConnection operation middleware
-func (sh *strictHandler) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean) {
+func (sh *strictHandler) GetConnection(w http.ResponseWriter, r *http.Request, ean Ean, params GetConnectionParams) {
 	var request GetConnectionRequestObject
 
 	request.Ean = ean
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetConnection(ctx, request.(GetConnectionRequestObject))

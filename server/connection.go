@@ -24,16 +24,27 @@ func (s *Server) GetConnection(ctx context.Context, r openapi.GetConnectionReque
 	if err != nil {
 		return nil, failParams(paramErrors{{Pointer: "/path/ean", Reason: wantEAN}})
 	}
-	b, err := s.connection(ctx, callOf(ctx), ean)
+	b, err := s.connection(ctx, callOf(ctx), ean, r.Params.Identity == nil || *r.Params.Identity)
 	if err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
+// checkConnection finds the faults of a getConnection request that the contract
+// cannot say: there are more spellings of true and false than the two it means.
+func checkConnection(s *Server, r *http.Request) paramErrors {
+	errs := checkEAN(s, r)
+	if q := r.URL.Query(); q.Has("identity") && q.Get("identity") != "true" && q.Get("identity") != "false" {
+		errs.add("/query/identity", wantBool)
+	}
+	return errs
+}
+
 // connection tells the facts of the legal file and what is stored. Nothing is
-// opened but the name and address, and when that cannot be, the rest stands.
-func (s *Server) connection(ctx context.Context, c *call, ean meter.EAN) (*body, error) {
+// opened but the name and address, where they are asked for, and when that cannot
+// be, the rest stands.
+func (s *Server) connection(ctx context.Context, c *call, ean meter.EAN, identity bool) (*body, error) {
 	now := s.now()
 	rec := s.newRecord(ctx, c.caller, now)
 	rec.Operation, rec.EAN, rec.Profile = audit.Connection, ean, s.profile.Digest()
@@ -71,9 +82,11 @@ func (s *Server) connection(ctx context.Context, c *call, ean meter.EAN) (*body,
 	}
 	out := s.renderConnection(file, runs, names, now)
 	out.InteractionId = eventOf(ctx).interaction
-	// Last: what is opened is recorded, whatever comes.
-	if out.Identity, rec.Receipt = s.identity(ctx, c, file, stored.Sealed); len(rec.Receipt) > 0 {
-		rec.Purpose = meter.CustomerService
+	out.Identity.State = openapi.IdentityNotAsked
+	if identity { // last: what is opened is recorded, whatever comes
+		if out.Identity, rec.Receipt = s.identity(ctx, c, file, stored.Sealed); len(rec.Receipt) > 0 {
+			rec.Purpose = meter.CustomerService
+		}
 	}
 	rendered, err := json.Marshal(out)
 	if err != nil {

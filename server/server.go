@@ -410,7 +410,8 @@ var routes = []route{
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.FindMeteringPoints },
 	},
 	{
-		method: http.MethodGet, path: "/v1/metering-points/{ean}/connection", token: true, check: checkEAN,
+		method: http.MethodGet, path: "/v1/metering-points/{ean}/connection", token: true,
+		query: []string{"identity"}, check: checkConnection,
 		serve: func(w openapi.ServerInterfaceWrapper) http.HandlerFunc { return w.GetConnection },
 	},
 	{

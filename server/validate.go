@@ -156,6 +156,8 @@ func wanted(p *openapi3.Parameter) string {
 		return wantAsOf
 	case sc.Type.Is("integer") && sc.Min != nil && sc.Max != nil:
 		return fmt.Sprintf("must be an integer from %.0f to %.0f", *sc.Min, *sc.Max)
+	case sc.Type.Is("boolean"):
+		return wantBool
 	case sc.Type.Is("array"):
 		return "must be different names, separated by commas"
 	case p.Name == "ean":
@@ -177,8 +179,9 @@ func wanted(p *openapi3.Parameter) string {
 }
 
 const (
-	wantEAN = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
-	wantID  = "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, not all of them 0"
+	wantEAN  = "must be an EAN-18: 18 digits, the last a valid GS1 check digit"
+	wantBool = "must be true or false"
+	wantID   = "must be a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, not all of them 0"
 )
 
 // checkQueryString refuses what the contract does not know: unknown and

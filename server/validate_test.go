@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/go-chi/chi/v5"
 
 	"kluis/openapi"
 )
@@ -37,4 +39,34 @@ func TestUnforeseenValidationError(t *testing.T) {
 	if want := (openapi.ParameterError{Pointer: "/query/limit", Reason: "must be an integer from 1 to 9"}); f.kind != invalidParameters || len(f.params) != 1 || f.params[0] != want {
 		t.Errorf("%+v", f)
 	}
+}
+
+// There are two spellings of yes and no, of the many that validator and binding
+// take.
+func TestCheckConnection(t *testing.T) {
+	t.Parallel()
+	s := &Server{profile: dutch(t)}
+	for query, good := range map[string]bool{
+		"": true, "identity=true": true, "identity=false": true, "identity": false, "identity=": false, "identity=1": false, "identity=0": false, "identity=t": false,
+		"identity=F": false, "identity=TRUE": false, "identity=False": false, "identity=%20true": false, "identity=no": false,
+	} {
+		errs := checkConnection(s, withEAN(httptest.NewRequest("GET", "/?"+query, nil), testEAN))
+		if (len(errs) == 0) != good || !good && (len(errs) != 1 || errs[0] != openapi.ParameterError{Pointer: "/query/identity", Reason: wantBool}) {
+			t.Errorf("%q: %+v", query, errs)
+		}
+	}
+	errs := checkConnection(s, withEAN(httptest.NewRequest("GET", "/?identity=maybe", nil), "123"))
+	if len(errs) != 2 || errs[0].Pointer != "/path/ean" {
+		t.Errorf("%+v", errs)
+	}
+	if got := wanted(&openapi3.Parameter{Name: "identity", In: "query", Schema: openapi3.NewBoolSchema().NewRef()}); got != wantBool {
+		t.Errorf("the contract's own: %q", got)
+	}
+}
+
+// withEAN is a request whose path the router has read.
+func withEAN(r *http.Request, ean string) *http.Request {
+	rc := chi.NewRouteContext()
+	rc.URLParams.Add("ean", ean)
+	return r.WithContext(context.WithValue(r.Context(), chi.RouteCtxKey, rc))
 }

@@ -58,7 +58,7 @@ func (p *Portal) connectionPage(w http.ResponseWriter, r *http.Request) error {
 	var log *client.AccessLog
 	g := p.group(r)
 	g.Go(func() (err error) {
-		d.Connection, err = p.askConnection(r)
+		d.Connection, err = p.askConnectionAndIdentity(r)
 		return err // without it there is nothing to show
 	})
 	g.Go(func() error {

@@ -94,10 +94,21 @@ func (p *Portal) consentsOf(r *http.Request) (list *client.Consents, names map[s
 	return list, names, nil
 }
 
-// askConnection asks for the connection of a case.
+// askConnection asks for the connection of a case, without who lives there: a name
+// and address are decrypted, and that is in the customer's log, where a page shows
+// them.
 func (p *Portal) askConnection(r *http.Request) (*client.Connection, error) {
+	return p.getConnection(r, false)
+}
+
+// askConnectionAndIdentity asks for the name and address too.
+func (p *Portal) askConnectionAndIdentity(r *http.Request) (*client.Connection, error) {
+	return p.getConnection(r, true)
+}
+
+func (p *Portal) getConnection(r *http.Request, identity bool) (*client.Connection, error) {
 	c := visitOf(r).Case
-	res, err := p.API(r, ToView(c)).GetConnectionWithResponse(r.Context(), c.EAN.String())
+	res, err := p.API(r, ToView(c)).GetConnectionWithResponse(r.Context(), c.EAN.String(), &client.GetConnectionParams{Identity: &identity})
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,11 @@ func (p *Portal) statementPage(w http.ResponseWriter, r *http.Request) error {
 	f, errs := parseLogFilter(q)
 	f = logFilter{From: f.From, To: f.To, Occupancy: f.Occupancy, from: f.from, to: f.to, occupancy: f.occupancy}
 	d.From, d.To, d.Occupancy, d.Errors = f.From, f.To, f.Occupancy, errs
-	c, err := p.askConnection(r)
+	ask := p.askConnection
+	if len(errs) == 0 && f.occupancy == nil { // of the customer of today, with their name
+		ask = p.askConnectionAndIdentity
+	}
+	c, err := ask(r)
 	if err != nil {
 		return err
 	}
@@ -110,6 +114,11 @@ func (p *Portal) statementPage(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		d.Nobody = true
 		return p.page(w, r, "statement", d)
+	}
+	if c.Identity.State == client.IdentityNotAsked && present(living, today) { // named by the day since when they live there
+		if c, err = p.askConnectionAndIdentity(r); err != nil {
+			return err
+		}
 	}
 	sheet := p.paperOf(r, c, living, f, today)
 	var b bytes.Buffer
@@ -136,11 +145,16 @@ func livingIn(c *client.Connection, from *meter.Day, today meter.Day) (meter.Day
 	return meter.DayRange{}, false
 }
 
+// present says whether a customer lives there now.
+func present(living meter.DayRange, today meter.Day) bool {
+	return living.From <= today && today < living.To
+}
+
 // paperOf asks for what is on the paper. Whatever is of another customer is left
 // out: the connection and the list of consents are those of all.
 func (p *Portal) paperOf(r *http.Request, c *client.Connection, living meter.DayRange, f logFilter, today meter.Day) *paper {
 	zone := p.profile.Location()
-	s := &paper{Made: p.now(), Connection: c, Living: living, Present: living.From <= today && today < living.To, Reference: c.InteractionId.String()}
+	s := &paper{Made: p.now(), Connection: c, Living: living, Present: present(living, today), Reference: c.InteractionId.String()}
 	if f.from != nil {
 		s.From = *f.from
 	}

@@ -19,6 +19,7 @@ import (
 	"kluis/internal/testing/stafftest"
 	"kluis/meter"
 	"kluis/openapi"
+	"kluis/openapi/client"
 	"kluis/server"
 )
 
@@ -247,7 +248,8 @@ func TestFindIsRecordedAndBounded(t *testing.T) {
 	}
 }
 
-// Without cryptoservers nothing is found, and that is said.
+// Without cryptoservers nothing is found, and that is said. Who does not ask for a
+// name and address has none decrypted, and does not need them.
 func TestFindWithoutCryptoservers(t *testing.T) {
 	t.Parallel()
 	p, err := startPool(t, hsmtest.New(t))
@@ -263,21 +265,58 @@ func TestFindWithoutCryptoservers(t *testing.T) {
 	e := w.customer(1, w.a)
 	w.living(e, day("2020-01-01"), 1, at("Xantippe Overdam", "1234AB", "17", ""))
 	token := w.staffToken("kim", authz.Agent, errandToFind("1234AB", "17"))
+	w.portal.client = w.http(w.portal.cert)
+	view := w.staffToken("kim", authz.Agent, authz.Errand{Kind: authz.ErrandView, EAN: e})
+	connection := func(query string) (openapi.Connection, reply) {
+		t.Helper()
+		r := w.do(w.portal.client, http.MethodGet, connectionPath(e)+query, bearer(view))
+		var c openapi.Connection
+		holdsTo(t, "Connection", r.body, &c)
+		return c, r
+	}
+	unnamed := func() {
+		t.Helper()
+		before := len(w.records())
+		if c, r := connection("?identity=false"); r.status != 200 || c.Identity != (openapi.ConnectionIdentity{State: openapi.IdentityNotAsked}) || len(c.Supply) != 1 {
+			t.Errorf("without the name: %d %s", r.status, r.body)
+		}
+		if rec := w.records()[before:]; len(rec) != 1 || rec[0].Operation != audit.Connection || rec[0].Outcome != audit.Given || rec[0].EAN != e || rec[0].Receipt != nil || rec[0].Purpose != 0 {
+			t.Errorf("%+v", rec)
+		}
+	}
+	receipts := func() (n uint64) { // that the cryptoservers wrote into their journals
+		t.Helper()
+		for _, s := range p.issuer.Status(t.Context()) {
+			if s.Err != nil {
+				t.Fatal(s.Err)
+			}
+			n += s.Receipts
+		}
+		return n
+	}
+	if c, _ := connection(""); receipts() != 1 || c.Identity.State != openapi.IdentityGiven {
+		t.Errorf("%d receipts, %+v", receipts(), c.Identity)
+	}
+	unnamed()
+	if n := receipts(); n != 1 {
+		t.Errorf("%d receipts, one name was asked for", n)
+	}
+	if c, _ := connection("?identity=true"); receipts() != 2 || c.Identity.State != openapi.IdentityGiven {
+		t.Errorf("%d receipts, %+v", receipts(), c.Identity)
+	}
 	if err := p.stops[0](); err != nil {
 		t.Fatal(err)
 	}
 	if got, r := w.finds(token, "1234AB", "17"); r.status != 200 || len(got.Found) != 1 {
 		t.Errorf("with one of two: %d %s", r.status, r.body)
 	}
-	view := w.staffToken("kim", authz.Agent, authz.Errand{Kind: authz.ErrandView, EAN: e})
 	if err := p.stops[1](); err != nil {
 		t.Fatal(err)
 	}
-	r := w.do(w.portal.client, http.MethodGet, "/v1/metering-points/"+e.String()+"/connection", bearer(view))
-	var c openapi.Connection
-	if holdsTo(t, "Connection", r.body, &c); r.status != 200 || c.Identity.State != openapi.IdentityUnavailable || c.Identity.Name != nil || len(c.Supply) != 1 {
+	if c, r := connection(""); r.status != 200 || c.Identity.State != openapi.IdentityUnavailable || c.Identity.Name != nil || len(c.Supply) != 1 {
 		t.Errorf("the rest stands: %d %s", r.status, r.body)
 	}
+	unnamed()
 	before := len(w.records())
 	if _, r := w.finds(token, "1234AB", "17"); r.status != 503 || r.problem(t) != "decryption-unavailable" || r.header.Get("Retry-After") == "" {
 		t.Errorf("with none: %d %s", r.status, r.body)
@@ -356,6 +395,47 @@ func TestConnectionIdentity(t *testing.T) {
 	}
 	if c, r := look(authz.Agent, e); c.Identity.State != openapi.IdentityDamaged || opened() || len(c.Supply) == 0 {
 		t.Errorf("cut off: %s", r.body)
+	}
+	// Where it is not asked for, it is not fetched either, whoever asks: the
+	// gateway could not. In the customer's log it is somebody who looked.
+	if _, err := w.owner().Exec(`REVOKE SELECT ON sealed_identity FROM kluis_gateway`); err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := look(authz.Agent, e); c.Identity.State != openapi.IdentityUnavailable {
+		t.Errorf("not to be fetched: %+v", c.Identity)
+	}
+	for _, role := range []authz.Role{authz.Agent, authz.Supervisor, authz.Auditor} {
+		token := w.staffToken("kim", role, authz.Errand{Kind: authz.ErrandView, EAN: e, Reason: "ticket-10"})
+		r := w.asStaff(token, connectionPath(e)+"?identity=false")
+		var c openapi.Connection
+		if holdsTo(t, "Connection", r.body, &c); r.status != 200 || c.Identity != (openapi.ConnectionIdentity{State: openapi.IdentityNotAsked}) || len(c.Supply) == 0 || opened() {
+			t.Errorf("%s: %d %s", role, r.status, r.body)
+		}
+	}
+	log := w.logOf(w.asStaff(w.view(e, authz.Agent), logPath(e)))
+	var asked, unasked int
+	for _, x := range log.Entries {
+		switch {
+		case x.Operation != client.CONNECTION:
+		case *x.Caller.Reason == "ticket-10" && x.Opened == 0 && x.Purpose == nil:
+			unasked++
+		case *x.Caller.Reason == "ticket-9" && x.Opened == 1 && *x.Purpose == client.PurposeCUSTOMERSERVICE:
+			asked++
+		}
+	}
+	if asked != 2 || unasked != 3 {
+		t.Errorf("%d with the name, %d without: %+v", asked, unasked, log.Entries)
+	}
+	// There are no other words for yes and no than the two, and nothing is done.
+	before := len(w.records())
+	for _, q := range []string{"=", "=1", "=0", "=t", "=F", "=TRUE", "=False", "=no", "=null", "=%20false", "=false%00", "=false,true", "", "=false&identity=true", "=false&identity=false", "[]=false"} {
+		r := w.asStaff(w.view(e, authz.Agent), connectionPath(e)+"?identity"+q)
+		if r.status != 400 || r.problem(t) != "invalid-parameters" || !strings.Contains(string(r.body), `"/query`) {
+			t.Errorf("identity%s: %d %s", q, r.status, r.body)
+		}
+	}
+	if n := len(w.records()); n != before {
+		t.Errorf("%d records of requests that are none", n-before)
 	}
 	for _, s := range []string{"Overdam", "1234AB", "Dorpsstraat", e.String()} {
 		if strings.Contains(w.log.String(), s) {

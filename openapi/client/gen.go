@@ -188,6 +188,7 @@ const (
 	IdentityDamaged     ConnectionIdentityState = "DAMAGED"
 	IdentityGiven       ConnectionIdentityState = "GIVEN"
 	IdentityNone        ConnectionIdentityState = "NONE"
+	IdentityNotAsked    ConnectionIdentityState = "NOT_ASKED"
 	IdentityNotForRole  ConnectionIdentityState = "NOT_FOR_ROLE"
 	IdentityUnavailable ConnectionIdentityState = "UNAVAILABLE"
 )
@@ -200,6 +201,8 @@ func (e ConnectionIdentityState) Valid() bool {
 	case IdentityGiven:
 		return true
 	case IdentityNone:
+		return true
+	case IdentityNotAsked:
 		return true
 	case IdentityNotForRole:
 		return true
@@ -1461,7 +1464,8 @@ type Connection struct {
 	// nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
 	// role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
 	// it now; ask again. `DAMAGED`: it is kept, and does not open; the
-	// operator is told.
+	// operator is told. `NOT_ASKED`: the request said `identity=false`; it was
+	// not looked whether anything is kept.
 	Identity ConnectionIdentity `json:"identity"`
 
 	// InteractionId Identifies this request in the access log. Quote it when asking the grid operator about an answer.
@@ -1544,7 +1548,8 @@ type ConnectionField struct {
 // nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
 // role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
 // it now; ask again. `DAMAGED`: it is kept, and does not open; the
-// operator is told.
+// operator is told. `NOT_ASKED`: the request said `identity=false`; it was
+// not looked whether anything is kept.
 type ConnectionIdentity struct {
 	// Address Where a metering point is.
 	Address *Address `json:"address,omitempty"`
@@ -3309,6 +3314,12 @@ type GetAccessProofParams struct {
 	Occupancy *openapi_types.Date `form:"occupancy,omitempty" json:"occupancy,omitempty"`
 }
 
+// GetConnectionParams defines parameters for GetConnection.
+type GetConnectionParams struct {
+	// Identity Whether the customer's name and address are asked for: `true` or `false`, and no other spelling. With `false` the state of `identity` is `NOT_ASKED`.
+	Identity *bool `form:"identity,omitempty" json:"identity,omitempty"`
+}
+
 // ListConsentsParams defines parameters for ListConsents.
 type ListConsentsParams struct {
 	// IfNoneMatch The `ETag` of an answer to the same request (RFC 9110): when nothing has changed, the answer is 304 and nothing is decrypted. `*` is refused: it names no answer.
@@ -3695,11 +3706,12 @@ type ClientInterface interface {
 	// The facts of the legal file in force, and which days of which fields are
 	// stored. No reading is opened. The customer's name and address are
 	// opened by a cryptoserver, for who serves customers; when that cannot be
-	// done, the rest is answered and `identity` says why. Recorded in the
-	// access log.
+	// done, the rest is answered and `identity` says why. Who does not need
+	// them asks with `identity=false`, and nothing of the kind is fetched or
+	// opened. Recorded in the access log, with whether they were.
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
-	GetConnection(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetConnection(ctx context.Context, ean Ean, params *GetConnectionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListConsents The consents at a metering point
 	//
@@ -4321,12 +4333,13 @@ func (c *Client) GetAccessProof(ctx context.Context, ean Ean, interaction openap
 // The facts of the legal file in force, and which days of which fields are
 // stored. No reading is opened. The customer's name and address are
 // opened by a cryptoserver, for who serves customers; when that cannot be
-// done, the rest is answered and `identity` says why. Recorded in the
-// access log.
+// done, the rest is answered and `identity` says why. Who does not need
+// them asks with `identity=false`, and nothing of the kind is fetched or
+// opened. Recorded in the access log, with whether they were.
 //
 // Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
-func (c *Client) GetConnection(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetConnectionRequest(c.Server, ean)
+func (c *Client) GetConnection(ctx context.Context, ean Ean, params *GetConnectionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConnectionRequest(c.Server, ean, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5525,7 +5538,7 @@ func NewGetAccessProofRequest(server string, ean Ean, interaction openapi_types.
 }
 
 // NewGetConnectionRequest constructs an http.Request for the GetConnection method
-func NewGetConnectionRequest(server string, ean Ean) (*http.Request, error) {
+func NewGetConnectionRequest(server string, ean Ean, params *GetConnectionParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -5548,6 +5561,33 @@ func NewGetConnectionRequest(server string, ean Ean) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Identity != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "identity", *params.Identity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -6355,13 +6395,14 @@ type ClientWithResponsesInterface interface {
 	// The facts of the legal file in force, and which days of which fields are
 	// stored. No reading is opened. The customer's name and address are
 	// opened by a cryptoserver, for who serves customers; when that cannot be
-	// done, the rest is answered and `identity` says why. Recorded in the
-	// access log.
+	// done, the rest is answered and `identity` says why. Who does not need
+	// them asks with `identity=false`, and nothing of the kind is fetched or
+	// opened. Recorded in the access log, with whether they were.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
-	GetConnectionWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error)
+	GetConnectionWithResponse(ctx context.Context, ean Ean, params *GetConnectionParams, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error)
 
 	// ListConsentsWithResponse The consents at a metering point
 	//
@@ -10526,14 +10567,15 @@ func (c *ClientWithResponses) GetAccessProofWithResponse(ctx context.Context, ea
 // The facts of the legal file in force, and which days of which fields are
 // stored. No reading is opened. The customer's name and address are
 // opened by a cryptoserver, for who serves customers; when that cannot be
-// done, the rest is answered and `identity` says why. Recorded in the
-// access log.
+// done, the rest is answered and `identity` says why. Who does not need
+// them asks with `identity=false`, and nothing of the kind is fetched or
+// opened. Recorded in the access log, with whether they were.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/metering-points/{ean}/connection (the `GetConnection` operationId).
-func (c *ClientWithResponses) GetConnectionWithResponse(ctx context.Context, ean Ean, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error) {
-	rsp, err := c.GetConnection(ctx, ean, reqEditors...)
+func (c *ClientWithResponses) GetConnectionWithResponse(ctx context.Context, ean Ean, params *GetConnectionParams, reqEditors ...RequestEditorFn) (*GetConnectionResponse, error) {
+	rsp, err := c.GetConnection(ctx, ean, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -356,8 +356,9 @@ export interface paths {
          * @description The facts of the legal file in force, and which days of which fields are
          *     stored. No reading is opened. The customer's name and address are
          *     opened by a cryptoserver, for who serves customers; when that cannot be
-         *     done, the rest is answered and `identity` says why. Recorded in the
-         *     access log.
+         *     done, the rest is answered and `identity` says why. Who does not need
+         *     them asks with `identity=false`, and nothing of the kind is fetched or
+         *     opened. Recorded in the access log, with whether they were.
          */
         get: operations["getConnection"];
         put?: never;
@@ -1174,7 +1175,8 @@ export interface components {
          *     nothing is kept, or nobody lives there. `NOT_FOR_ROLE`: not for this
          *     role, or not in this market. `UNAVAILABLE`: no cryptoserver could open
          *     it now; ask again. `DAMAGED`: it is kept, and does not open; the
-         *     operator is told.
+         *     operator is told. `NOT_ASKED`: the request said `identity=false`; it was
+         *     not looked whether anything is kept.
          */
         ConnectionIdentity: {
             address?: components["schemas"]["Address"];
@@ -1194,7 +1196,7 @@ export interface components {
              * @example GIVEN
              * @enum {string}
              */
-            state: "GIVEN" | "NONE" | "NOT_FOR_ROLE" | "UNAVAILABLE" | "DAMAGED";
+            state: "GIVEN" | "NONE" | "NOT_FOR_ROLE" | "UNAVAILABLE" | "DAMAGED" | "NOT_ASKED";
         };
         /** @description A customer's permission for one supplier, as it is now. */
         Consent: {
@@ -3452,7 +3454,13 @@ export interface operations {
     };
     getConnection: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Whether the customer's name and address are asked for: `true` or `false`, and no other spelling. With `false` the state of `identity` is `NOT_ASKED`.
+                 * @example false
+                 */
+                identity?: boolean;
+            };
             header?: never;
             path: {
                 /** @description The metering point: EAN-18, 18 digits with a GS1 check digit. */
