@@ -225,17 +225,19 @@ func (e *errands) token(ctx context.Context, s *session, errand Errand, anew boo
 		return "", err
 	}
 	key := string(details)
-	if !anew {
-		e.mu.Lock()
-		t, ok := e.tokens[string(s.id)][key]
-		e.mu.Unlock()
-		if ok && t.expires.Sub(e.now()) > tokenLeast {
-			return t.value, nil
-		}
+	e.mu.Lock()
+	had := e.tokens[string(s.id)][key]
+	e.mu.Unlock()
+	if left := had.expires.Sub(e.now()); !anew && left > tokenLeast {
+		return had.value, nil
 	}
 	t, err := e.exchange(ctx, s.IDToken, string(details))
 	e.metrics.token(err)
 	if err != nil {
+		// While nobody gives a new one, the one that is there does until its end.
+		if !anew && had.expires.After(e.now()) && problemOf(err).Again {
+			return had.value, nil
+		}
 		return "", err
 	}
 	e.mu.Lock()

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"kluis/openapi/client"
@@ -31,7 +33,8 @@ type healthData struct {
 	Parts   []healthPart
 	Servers []healthServer
 	Gateway client.GatewayStatus
-	Problem *Problem // instead of all that: the API did not answer
+	Problem *Problem   // instead of all that: the API did not answer
+	Seen    []seenPart // what the portal sees by itself then
 }
 
 type healthPart struct {
@@ -40,6 +43,12 @@ type healthPart struct {
 	At   *time.Time
 	Days *client.IngestStatus
 	Size int
+}
+
+// seenPart is a part as the portal sees it, which asks it without a token.
+type seenPart struct {
+	Name string // texts health.seen.NAME, and health.seen.NAME.KIND
+	Kind string
 }
 
 type healthServer struct {
@@ -58,7 +67,11 @@ type healthToken struct {
 }
 
 func (p *Portal) healthPage(w http.ResponseWriter, r *http.Request) error {
-	return p.page(w, r, "health", p.health(r))
+	d := p.health(r)
+	if d.Problem != nil && d.Problem.Name == errSignInAgain.name {
+		return visitOf(r).cause
+	}
+	return p.page(w, r, "health", d)
 }
 
 func (p *Portal) healthNow(w http.ResponseWriter, r *http.Request) error {
@@ -76,7 +89,63 @@ func (p *Portal) health(r *http.Request) healthData {
 	}
 	visitOf(r).cause = err
 	pr := problemOf(err)
-	return healthData{At: p.now(), Worst: "bad", Summary: "health.all.bad", Problem: &pr}
+	return healthData{At: p.now(), Worst: "bad", Summary: "health.all.bad", Problem: &pr, Seen: p.seen(r)}
+}
+
+// seen asks each part that the portal reaches how it fares, as anybody may.
+func (p *Portal) seen(r *http.Request) []seenPart {
+	var gateway, issuer, provider string
+	g := p.group(r)
+	ask := func(into *string, c *http.Client, url string) {
+		*into = "bad"
+		g.Go(func() error { *into = probe(r.Context(), c, url); return nil })
+	}
+	ask(&gateway, p.errands.http, p.config.Gateway+"/readyz")
+	ask(&issuer, p.errands.http, p.config.Issuer+"/readyz")
+	ask(&provider, p.signIn.http, strings.TrimSuffix(p.signIn.Issuer, "/")+"/.well-known/openid-configuration")
+	if err := g.Wait(); err != nil {
+		p.log.Error("what the portal sees of the others", "error", err)
+	}
+	return seenOf(gateway, issuer, provider)
+}
+
+// seenOf says what the answers mean. Who asks has a session, which the database
+// gave; so what the gateway or the issuer is not ready for is not likely to be that.
+func seenOf(gateway, issuer, provider string) []seenPart {
+	crypto := "off"
+	switch {
+	case gateway == "ok" || issuer == "ok":
+		crypto = "ok"
+	case gateway == "warn" || issuer == "warn":
+		crypto = "bad"
+	}
+	return []seenPart{{"database", "ok"}, {"gateway", gateway}, {"issuer", issuer}, {"cryptoservers", crypto}, {"provider", provider}}
+}
+
+// probeTimeout is a little more than parts give themselves to look at their own.
+const probeTimeout = 4 * time.Second
+
+// probe is how a part fares by its own word: ok, warn where it answers that it
+// cannot work, off where that is not said, bad where it does not answer.
+func probe(ctx context.Context, c *http.Client, url string) string {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "off"
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return "bad"
+	}
+	defer res.Body.Close()
+	switch {
+	case res.StatusCode == http.StatusOK:
+		return "ok"
+	case res.StatusCode >= http.StatusInternalServerError:
+		return "warn"
+	}
+	return "off"
 }
 
 // healthOf judges what the API says of its parts.

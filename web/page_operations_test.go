@@ -1,6 +1,10 @@
 package web
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,6 +58,73 @@ func TestHealthOf(t *testing.T) {
 		if got := tokenOf(client.HsmToken{State: state}); got.Kind != kind {
 			t.Errorf("a token that is %q is shown as %s, want %s", state, got.Kind, kind)
 		}
+	}
+}
+
+// TestHealthByItself: without the API, what the portal sees of each part is told.
+func TestHealthByItself(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ gateway, issuer, crypto string }{
+		{"warn", "warn", "bad"}, {"ok", "warn", "ok"}, {"warn", "bad", "bad"}, {"bad", "ok", "ok"}, {"bad", "bad", "off"}, {"off", "bad", "off"},
+	} {
+		if got := seenOf(c.gateway, c.issuer, "ok")[3]; got.Kind != c.crypto {
+			t.Errorf("gateway %s, issuer %s: cryptoservers %s, want %s", c.gateway, c.issuer, got.Kind, c.crypto)
+		}
+	}
+	for _, kind := range []string{"ok", "warn", "bad", "off"} {
+		for _, s := range seenOf(kind, kind, kind) {
+			if _, ok := allTexts["health.seen."+s.Name+"."+s.Kind]; !ok {
+				t.Errorf("no text says what it means that %s is %s", s.Name, s.Kind)
+			}
+		}
+	}
+
+	ready := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/readyz":
+			w.WriteHeader(http.StatusNotFound)
+		case r.Header.Get("Authorization") != "":
+			t.Error("asked with a token")
+		default:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer ready.Close()
+	o := newOffice(t, func(c *Config) {
+		c.Issuer = ready.URL
+		c.ClientTLS.RootCAs = c.ClientTLS.RootCAs.Clone()
+		c.ClientTLS.RootCAs.AddCert(ready.Certificate())
+	})
+	b := o.signIn("eva")
+	for _, path := range []string{"/health", "/health/now"} {
+		p := b.get(path)
+		if p.StatusCode != http.StatusOK || p.problem() == "" {
+			t.Errorf("%s: %s, %s", path, p.Status, p.problem())
+		}
+		for name, kind := range map[string]string{"database": "ok", "gateway": "bad", "issuer": "warn", "cryptoservers": "bad", "provider": "ok"} {
+			if !strings.Contains(p.body, `data-seen="`+name+`" data-kind="`+kind+`"`) {
+				t.Errorf("%s: %s is not shown as %s", path, name, kind)
+			}
+		}
+	}
+}
+
+// TestATokenServesToItsEnd: while nobody gives another.
+func TestATokenServesToItsEnd(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t) // there is no issuer
+	e, s, errand := o.portal.errands, &session{id: []byte("x")}, ToOversee("health")
+	key := string(must(json.Marshal([]Errand{errand})))
+	e.tokens["x"] = map[string]accessToken{key: {"good", o.now().Add(tokenLeast / 2)}}
+	if got, err := e.token(t.Context(), s, errand, false); got != "good" {
+		t.Errorf("a token that lives: %v", err)
+	}
+	if _, err := e.token(t.Context(), s, errand, true); err == nil {
+		t.Error("a token that was refused is given again")
+	}
+	o.pass(tokenLeast)
+	if _, err := e.token(t.Context(), s, errand, false); err == nil {
+		t.Error("a token is given after its end")
 	}
 }
 

@@ -36,7 +36,7 @@ var problemTexts = texts{
 	"problem.no-token":          {"Het portaal krijgt geen toegang", "The portal is given no access"},
 	"problem.no-token.do":       {"Dit ligt niet aan u. Vraag de beheerder het certificaat van het portaal na te gaan.", "This is not your doing. Ask the administrator to check the portal’s certificate."},
 	"problem.issuer-away":       {"Er kan nu geen toegang worden verleend", "Access cannot be given now"},
-	"problem.issuer-away.do":    {"De dienst die toegang verleent antwoordt niet. Probeer het over een minuut opnieuw.", "The service that gives access does not answer. Try again in a minute."},
+	"problem.issuer-away.do":    {"De dienst die toegang verleent kan dat nu niet. Probeer het over een minuut opnieuw; kijk bij Toestand wat er is.", "The service that gives access cannot do so now. Try again in a minute; look under Health for what is the matter."},
 	"problem.api-away":          {"De meetwaarden zijn nu niet bereikbaar", "The readings cannot be reached now"},
 	"problem.api-away.do":       {"Kluis antwoordt niet. Probeer het over een minuut opnieuw; kijk bij Toestand wat er is.", "Kluis does not answer. Try again in a minute; look under Health for what is the matter."},
 

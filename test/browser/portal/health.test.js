@@ -99,9 +99,13 @@ test('no cryptoserver: what can be done goes on, what is missing is said, and no
     assert.deepEqual(await other.evaluate(() => ['postcode', 'house-number', 'address-reason'].map(id => document.getElementById(id).value)), ['1234 AB', '7 bis', 'call 78']);
     await accessible(other);
     await picture(other, 'find-no-cryptoserver');
-    // Who begins only now gets no token; the page is there, and says so.
+    // Who begins only now gets no token; the page is there, says so, and tells what
+    // the portal sees by itself.
     assert.equal((await late.page.goto(url + '/health', {timeout: 60000})).status(), 200);
     await late.page.locator('[data-problem]').waitFor();
+    for (const [part, kind] of [['database', 'ok'], ['gateway', 'warn'], ['issuer', 'warn'], ['cryptoservers', 'bad'], ['provider', 'ok']]) {
+      await late.page.locator(`[data-seen=${part}][data-kind=${kind}]`).waitFor({timeout: 60000});
+    }
     await accessible(late.page);
     await picture(late.page, 'health-no-token');
   } finally {
