@@ -14,6 +14,7 @@ import (
 
 	"kluis/meter"
 	"kluis/openapi/client"
+	"kluis/openapi/client/kluis"
 )
 
 // proofData is what templates/proof.html shows.
@@ -67,13 +68,17 @@ func (p *Portal) askProof(r *http.Request) (*proofData, error) {
 		params.Occupancy = apiDay(day)
 	}
 	res, err := p.API(r, ToView(c)).GetAccessProofWithResponse(r.Context(), c.EAN.String(), id, params)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		d.answer, err = Given(res.JSON200, res.HTTPResponse, res.Body)
 	}
-	if d.answer, err = Given(res.JSON200, res.HTTPResponse, res.Body); err != nil {
+	if kluis.AsProblem(err) != nil { // as a rule: there is none yet
 		pr := problemOf(err)
 		d.Problem = &pr
 		return d, nil
+	}
+	if err != nil {
+		d.Problem, err = p.within(r, err)
+		return d, err
 	}
 	found, err := checkProof(d.answer, id, c.EAN, p.config.AuditOrigin, p.config.AuditKeys, p.profile)
 	if err != nil {

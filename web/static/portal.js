@@ -27,6 +27,19 @@
     if (e.target.closest('[data-print]')) window.print();
   });
 
+  // A part that took the place of the button it was asked with takes the focus too:
+  // at the button that it has in turn, else at what it says.
+  let asked = null;
+  document.addEventListener('htmx:before:request', e => { asked = e.target.contains?.(document.activeElement) ? e.target : null; });
+  document.addEventListener('htmx:after:swap', () => {
+    const source = asked;
+    if (!source || source.isConnected) return;
+    asked = null;
+    if (document.activeElement !== document.body) return;
+    const part = document.querySelector(source.getAttribute('hx-target'));
+    (part?.querySelector('[data-again]') || part?.querySelector('[tabindex]'))?.focus();
+  });
+
   // A form is sent once, however often somebody clicks.
   document.addEventListener('submit', e => {
     const form = e.target;

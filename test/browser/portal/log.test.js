@@ -70,6 +70,41 @@ test('it is filtered, and says which field is wrong', async () => {
   await p.context.close();
 });
 
+test('trying for a proof again keeps the focus where it was', async () => {
+  const p = await signIn(browser, 'eva');
+  const path = await openCase(p.page, eans[5]);
+  await readings(p.page, path);
+  await p.page.goto(url + path + '/log');
+  const row = p.page.locator('[data-entry]').first(), again = row.getByRole('button', {name: 'Try again'});
+  // There is none three times, and then as the portal answers.
+  const real = [];
+  const part = told => `<div tabindex="-1" data-proof="none"><p>${told}</p><p><a role="button" href="${real[0]}" hx-get="${real[0]}" hx-target="${real[1]}" data-again>Try again</a></p></div>`;
+  let asked = 0;
+  await p.page.route(u => u.pathname.endsWith('/proof'), route => (asked++ < 3 ? route.fulfill({status: 200, contentType: 'text/html', body: part(`try ${asked}`)}) : route.continue()));
+  const link = row.getByRole('link', {name: /Proof of/});
+  real.push(await link.getAttribute('href'), await link.getAttribute('hx-target'));
+  const focused = () => p.page.evaluate(() => document.activeElement.textContent);
+  await link.focus();
+  await p.page.keyboard.press('Enter');
+  await row.getByText('try 1').waitFor();
+  assert.match(await focused(), /Proof/); // what was pressed is still there
+  await again.focus();
+  for (const n of [2, 3]) {
+    await p.page.keyboard.press('Enter');
+    await row.getByText(`try ${n}`).waitFor();
+    assert.equal(await focused(), 'Try again');
+  }
+  // At last what came of it has the focus, or the button that is there in turn.
+  for (let i = 0; i < 120 && await row.locator('[data-proof=whole]').count() === 0; i++) {
+    await Promise.all([p.page.waitForResponse(r => new URL(r.url()).pathname.endsWith('/proof')), p.page.keyboard.press('Enter')]);
+    await p.page.waitForTimeout(500);
+  }
+  await p.page.waitForFunction(() => document.activeElement.dataset.proof === 'whole');
+  await accessible(p.page);
+  p.calm();
+  await p.context.close();
+});
+
 test('the proof of an entry is checked, and what is saved proves it to auditproof', async () => {
   const p = await signIn(browser, 'eva');
   const path = await openCase(p.page, eans[4]);
