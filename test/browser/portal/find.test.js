@@ -1,7 +1,7 @@
 // Find: where every call begins.
 import assert from 'node:assert/strict';
 import {after, before, test} from 'node:test';
-import {accessible, eans, everyLook, fits, launch, openCase, picture, ready, signIn, url} from './lib.js';
+import {accessible, eans, everyLook, fits, launch, openCase, picture, ready, signIn, url, PHONE} from './lib.js';
 
 let browser;
 before(async () => { browser = await launch(); });
@@ -14,6 +14,22 @@ test('it looks well with nothing opened, and with something', async () => {
   await everyLook(p, '/', 'find');
   p.calm();
   await p.context.close();
+});
+
+test('on a phone the name of who signed in is on one line', async () => {
+  for (const [employee, language] of [['eva', 'nl'], ['samira', 'nl'], ['samira', 'en']]) {
+    const p = await signIn(browser, employee, {language, viewport: PHONE});
+    await p.page.goto(url);
+    const lines = await p.page.locator('.menu .who').evaluate(e => {
+      const r = document.createRange();
+      r.selectNodeContents(e);
+      return new Set([...r.getClientRects()].map(x => x.top)).size;
+    });
+    assert.equal(lines, 1);
+    await fits(p.page);
+    await picture(p.page, `header-${employee}-${language}`);
+    await p.context.close();
+  }
 });
 
 test('by keyboard alone, with blanks as people read it out', async () => {
