@@ -10,7 +10,7 @@ STATE ?= .demo
 SOAK ?= 10m
 BLOCKS ?= 10000000
 POINTS ?= 1000000
-LONG := ^Test(HistoriesAgreeWithTheBook|Changes(OfEveryDay|WhileStoring)|TenThousandConnections|HandshakesThatDoNotEnd|SlowBodies|BodiesOfAGigabyte|SlowReaders|HTTP2Floods|StreamSurvives)$$
+LONG := ^Test(HistoriesAgreeWithTheBook|Changes(OfEveryDay|WhileStoring)|TenThousandConnections|HandshakesThatDoNotEnd|SlowBodies|BodiesOfAGigabyte|SlowReaders|HTTP2Floods|SlowBrowsers|StreamSurvives)$$
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 help: ## show this list
@@ -41,7 +41,7 @@ test-portal: build ## the portal, in a browser and by a thief of its certificate
 	go test -tags portal -count=1 -timeout 30m ./test/portal
 
 test-long: setup ## the tests that make test leaves out: floods, ten thousand connections, every day of the feed
-	KLUIS_TEST_LONG=1 go test -race -count=1 -timeout 30m -run '$(LONG)' ./authz ./cmd/gateway ./test/e2e
+	KLUIS_TEST_LONG=1 go test -race -count=1 -timeout 30m -run '$(LONG)' ./authz ./cmd/gateway ./web ./test/e2e
 
 soak: setup ## the HSM under mixed faults for SOAK=10m, two million calls, and fail-over; says what grew
 	go test -count=1 -timeout 0 -v -run 'TestSoak|TestMillionCalls|TestRewrapLeavesNothing' ./internal/hsm -soak $(SOAK)

@@ -90,6 +90,9 @@ func (p *Portal) enter(rt route) http.Handler {
 			p.fail(w, r, err)
 			return
 		}
+		if v.Session != nil { // others make way for who signed in
+			defer p.sockets.Hold(ctx)()
+		}
 		if err := rt.handle(w, r); err != nil {
 			p.fail(w, r, err)
 		}

@@ -1,14 +1,14 @@
 package web
 
 import (
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"kluis/internal/connlimit"
 )
 
 // Bounds of what a browser makes the portal ask of others.
@@ -26,6 +26,12 @@ const (
 	// maxBuckets bounds those that are remembered: of sessions, or addresses.
 	maxBuckets = 10_000
 )
+
+// DefaultConnections are enough for some hundred browsers behind one address, and
+// some hundred more.
+func DefaultConnections() connlimit.Limits {
+	return connlimit.Limits{All: 2000, Each: 500, Handshakes: 200}
+}
 
 // buckets are token buckets by key, by the portal's clock.
 type buckets struct {
@@ -109,7 +115,7 @@ func (c *codes) spend(r *http.Request, a attempt, now time.Time) error {
 	if spent {
 		return errSpent
 	}
-	if !c.byAddress.take(network(r.RemoteAddr), now) || !c.all.take("", now) {
+	if !c.byAddress.take(connlimit.Network(r.RemoteAddr), now) || !c.all.take("", now) {
 		return errSignInBusy
 	}
 	c.mu.Lock()
@@ -144,27 +150,4 @@ func (c *codes) purge(now time.Time) {
 			delete(c.spent, state)
 		}
 	}
-}
-
-// network is whose requests are counted together: an address, of IPv6 a /64, which
-// is one customer's.
-func network(remote string) string {
-	host, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return ""
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return ""
-	}
-	ip = ip.Unmap().WithZone("")
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	prefix, err := ip.Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return prefix.String()
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kluis/internal/connlimit"
 	"kluis/openapi/client/kluis"
 )
 
@@ -18,6 +19,7 @@ type metrics struct {
 	calls    *prometheus.HistogramVec
 	tokens   *prometheus.CounterVec
 	signIns  *prometheus.CounterVec
+	closed   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -28,14 +30,23 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		calls:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "kluis_portal_api_seconds", Help: "How long calls of the API took, tokens included, by outcome.", Buckets: buckets}, []string{"outcome"}),
 		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_tokens_total", Help: "Access tokens asked of the issuer, by outcome."}, []string{"outcome"}),
 		signIns:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_sign_ins_total", Help: "Employees who came back from the identity provider, by outcome."}, []string{"outcome"}),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_portal_connections_closed_total",
+			Help: "Connections closed because there were too many: idle (the longest idle one), handshake (the one longest in its handshake), refused (a new one, when employees use all), address (one of an address that has as many as it may)."}, []string{"why"}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.calls, m.tokens, m.signIns} {
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.calls, m.tokens, m.signIns, m.closed} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
+	// From the start, so that an alert on an increase sees the first one.
+	for _, why := range []string{connlimit.Idle, connlimit.Handshake, connlimit.Refused, closedAddress} {
+		m.closed.WithLabelValues(why)
+	}
 	return m, nil
 }
+
+// closedAddress: connections closed, of an address that has as many as it may.
+const closedAddress = "address"
 
 func (m *metrics) request(route string, status int, took time.Duration) {
 	m.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()

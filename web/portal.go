@@ -26,6 +26,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kluis/internal/connlimit"
 	"kluis/meter"
 )
 
@@ -42,6 +43,7 @@ type Config struct {
 	Store          Store
 	SessionKey     [32]byte
 	Idle, Absolute time.Duration
+	Connections    connlimit.Limits // each: of one address (IPv6: /64)
 
 	Profile     *meter.Profile
 	AuditOrigin string
@@ -65,6 +67,7 @@ type Portal struct {
 	signIn    *signIn
 	codes     *codes
 	pages     *buckets // by session
+	sockets   *connlimit.Limiter
 	static    *static
 	templates map[string]*templates // by language
 	table     []route
@@ -83,6 +86,9 @@ func New(c Config) (*Portal, error) {
 	if c.SessionKey == [32]byte{} {
 		return nil, errors.New("web: the session key is all zeros")
 	}
+	if err := c.Connections.Check(); err != nil {
+		return nil, fmt.Errorf("web: %w", err)
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -93,6 +99,8 @@ func New(c Config) (*Portal, error) {
 	if p.metrics, err = newMetrics(c.Registry); err != nil {
 		return nil, err
 	}
+	p.sockets = connlimit.New(connlimit.Config{Limits: c.Connections, Holder: closedAddress, Of: connlimit.Address, Anybody: true,
+		Closed: func(why string) { p.metrics.closed.WithLabelValues(why).Inc() }})
 	p.sessions = p.newSessions()
 	if p.errands, err = newErrands(c, p.metrics); err != nil {
 		return nil, err
@@ -128,16 +136,27 @@ func (p *Portal) newHandler() http.Handler {
 const (
 	maxHeader = 16 << 10
 	maxForm   = 16 << 10
+	// maxStreams are the requests that one connection may have under way (HTTP/2).
+	maxStreams = 64
 )
 
 // Serve serves on l until ctx ends, then waits for what is under way, at most
 // drain long.
 func (p *Portal) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, drain time.Duration) error {
 	srv := &http.Server{
-		Handler: p.handler, TLSConfig: tlsConfig,
+		Handler: p.handler, TLSConfig: tlsConfig.Clone(),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: pageTimeout + 15*time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerConnection: 256 << 10,
+			MaxReceiveBufferPerStream:     64 << 10,
+			SendPingTimeout:               30 * time.Second, // who does not answer is gone
+			PingTimeout:                   15 * time.Second,
+			WriteByteTimeout:              30 * time.Second,
+		},
 	}
+	p.sockets.Bound(srv)
 	purging, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go p.purge(purging)

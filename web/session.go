@@ -14,6 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -51,7 +53,7 @@ type Employee struct {
 // session is a visit's session: of somebody who signed in, always.
 type session struct {
 	Employee
-	id       []byte    // hash of the cookie
+	id       []byte    // hash of the cookie's token
 	Ends     time.Time // at the latest
 	IdleEnds time.Time // without a further click
 }
@@ -78,10 +80,14 @@ func (p *Portal) newSessions() *scs.SessionManager {
 // it has ended. A click lets it go on.
 func (p *Portal) findSession(r *http.Request, click bool) (*session, error) {
 	c, err := r.Cookie(cookieName)
-	if err != nil || c.Value == "" {
+	if err != nil {
 		return nil, nil
 	}
-	ctx, err := p.sessions.Load(r.Context(), c.Value)
+	token, ok := p.tokenOf(c.Value)
+	if !ok {
+		return nil, nil
+	}
+	ctx, err := p.sessions.Load(r.Context(), token)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +95,7 @@ func (p *Portal) findSession(r *http.Request, click bool) (*session, error) {
 	if raw == nil {
 		return nil, nil
 	}
-	s := &session{id: hashed(c.Value), Ends: p.sessions.Deadline(ctx)}
+	s := &session{id: hashed(token), Ends: p.sessions.Deadline(ctx)}
 	if err := json.Unmarshal(raw, &s.Employee); err != nil {
 		return nil, fmt.Errorf("a session's employee: %w", err)
 	}
@@ -152,7 +158,7 @@ func (p *Portal) begin(w http.ResponseWriter, r *http.Request, e Employee, old *
 			return err
 		}
 	}
-	p.sessions.WriteSessionCookie(ctx, w, token, expires)
+	p.sessions.WriteSessionCookie(ctx, w, p.cookieOf(token, deadline), expires)
 	return nil
 }
 
@@ -237,9 +243,40 @@ func idOf(key string) ([]byte, error) {
 	return id, nil
 }
 
-// hashed is the id of a session by its cookie.
+// cookieOf is a session's cookie: the token, the second by which the session has
+// ended in any case, and a MAC of both. What somebody made up, or kept for longer,
+// is told by it: nobody can have the database asked without having signed in.
+func (p *Portal) cookieOf(token string, ends time.Time) string {
+	text := token + "." + strconv.FormatInt(ends.Unix()+1, 10)
+	return text + "." + base64.RawURLEncoding.EncodeToString(p.cookieMAC(text))
+}
+
+// tokenOf is the token in a cookie that cookieOf made, and that can be of a session
+// yet.
+func (p *Portal) tokenOf(cookie string) (token string, ok bool) {
+	at := strings.LastIndexByte(cookie, '.')
+	if at < 0 {
+		return "", false
+	}
+	mac, err := base64.RawURLEncoding.DecodeString(cookie[at+1:])
+	if err != nil || !hmac.Equal(mac, p.cookieMAC(cookie[:at])) {
+		return "", false
+	}
+	token, ends, _ := strings.Cut(cookie[:at], ".")
+	end, err := strconv.ParseInt(ends, 10, 64)
+	return token, err == nil && p.now().Before(time.Unix(end, 0))
+}
+
+func (p *Portal) cookieMAC(text string) []byte {
+	m := hmac.New(sha256.New, derived(p.config.SessionKey, "cookie"))
+	m.Write([]byte(text))
+	return m.Sum(nil)
+}
+
+// hashed is the id of a session by its cookie, or by the token in it.
 func hashed(cookie string) []byte {
-	sum := sha256.Sum256([]byte(cookie))
+	token, _, _ := strings.Cut(cookie, ".")
+	sum := sha256.Sum256([]byte(token))
 	return sum[:]
 }
 

@@ -256,7 +256,11 @@ func TestRenewal(t *testing.T) {
 	end := o.now().Add(8 * time.Hour)
 	o.pass(10 * time.Minute)
 	b.signIn("eva", "/login")
-	ctx := must(o.portal.sessions.Load(t.Context(), b.cookie()))
+	token, ok := o.portal.tokenOf(b.cookie())
+	if !ok {
+		t.Fatal("not a cookie of the portal's")
+	}
+	ctx := must(o.portal.sessions.Load(t.Context(), token))
 	if got := o.portal.sessions.Deadline(ctx); !got.Equal(end.UTC()) {
 		t.Errorf("ends %v, not %v", got, end.UTC())
 	}

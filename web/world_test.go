@@ -130,7 +130,7 @@ func newOffice(t testing.TB, change ...func(*Config)) *office {
 		Operator:  must(meter.ParseGLN("8716867000009")),
 		SignIn: SignIn{Issuer: o.provider.URL(), ClientID: devidp.Audience, Roots: o.roots, RoleClaim: devidp.RoleClaim, NameClaim: "name",
 			Roles: map[string]Role{"agent": Agent, "supervisor": Supervisor, "auditor": Auditor}},
-		Store: store, SessionKey: [32]byte{1}, Idle: 15 * time.Minute, Absolute: 8 * time.Hour,
+		Store: store, SessionKey: [32]byte{1}, Idle: 15 * time.Minute, Absolute: 8 * time.Hour, Connections: DefaultConnections(),
 		Profile: must(meter.ParseProfile(meter.NL())), AuditOrigin: "test", Language: "nl",
 		Registry: prometheus.NewRegistry(), Log: log, Now: o.now,
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"kluis/internal/config"
+	"kluis/internal/connlimit"
 	"kluis/internal/postgres"
 	"kluis/internal/scrape"
 	"kluis/meter"
@@ -112,7 +114,7 @@ func webConfig(cfg config.Portal) (web.Config, error) {
 		SignIn: web.SignIn{Issuer: cfg.OIDC.Issuer, ClientID: cfg.OIDC.ClientID, RoleClaim: cfg.OIDC.RoleClaim,
 			NameClaim: cfg.OIDC.NameClaim, Roles: map[string]web.Role{}},
 		Idle: time.Duration(cfg.Idle), Absolute: time.Duration(cfg.Absolute),
-		AuditOrigin: cfg.Audit.Origin, Language: cfg.Language,
+		AuditOrigin: cfg.Audit.Origin, Language: cfg.Language, Connections: connectionsOf(cfg.Limits),
 	}
 	for role, values := range map[web.Role][]string{web.Agent: cfg.OIDC.Roles.Agent, web.Supervisor: cfg.OIDC.Roles.Supervisor, web.Auditor: cfg.OIDC.Roles.Auditor} {
 		for _, v := range values {
@@ -150,4 +152,12 @@ func webConfig(cfg config.Portal) (web.Config, error) {
 		return c, fmt.Errorf("profile_file: %w", err)
 	}
 	return c, nil
+}
+
+func connectionsOf(c config.PortalLimits) connlimit.Limits {
+	l := web.DefaultConnections()
+	l.All = cmp.Or(c.Connections, l.All)
+	l.Each = cmp.Or(c.ConnectionsEach, min(l.Each, l.All))
+	l.Handshakes = cmp.Or(c.Handshakes, l.Handshakes)
+	return l
 }

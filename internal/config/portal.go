@@ -35,6 +35,8 @@ type Portal struct {
 	Idle     Duration `yaml:"idle,omitempty"`
 	Absolute Duration `yaml:"absolute,omitempty"`
 
+	Limits PortalLimits `yaml:"limits,omitempty"`
+
 	ProfileFile string      `yaml:"profile_file"`
 	Audit       PortalAudit `yaml:"audit"`
 	// Language is that of the pages for a browser that asks for none of theirs: nl
@@ -64,6 +66,17 @@ type OIDC struct {
 	RoleClaim        string `yaml:"role_claim"`           // as in identity_providers of the cryptoservers
 	Roles            Roles  `yaml:"roles"`                // likewise
 	NameClaim        string `yaml:"name_claim,omitempty"` // what employees are greeted by; default name
+}
+
+// PortalLimits bound the connections of browsers.
+type PortalLimits struct {
+	// Connections is how many there may be at once, ConnectionsEach how many of
+	// them from one address (of IPv6 a /64), Handshakes how many may be on their way
+	// besides; default 2000, 500 and 200. Whoever is behind one NAT, or behind a
+	// proxy that passes TLS on, has one address: an office, or everybody.
+	Connections     int `yaml:"connections,omitempty"`
+	ConnectionsEach int `yaml:"connections_each,omitempty"`
+	Handshakes      int `yaml:"handshakes,omitempty"`
 }
 
 // PortalAudit is what proofs of access records are checked by.
@@ -104,6 +117,10 @@ func (c Portal) Validate() error {
 	p.duration("idle", c.Idle, maxIdle)
 	p.duration("absolute", c.Absolute, maxAbsolute)
 	p.check(c.Absolute >= c.Idle, "absolute", "is shorter than idle")
+	for name, n := range map[string]int{"connections": c.Limits.Connections, "connections_each": c.Limits.ConnectionsEach, "handshakes": c.Limits.Handshakes} {
+		p.check(n >= 0 && n <= maxLimit, "limits."+name, fmt.Sprintf("must be from 1 to %d", maxLimit))
+	}
+	p.check(c.Limits.Connections <= 0 || c.Limits.ConnectionsEach <= c.Limits.Connections, "limits.connections_each", "is more than connections")
 	p.required("profile_file", c.ProfileFile)
 	p.name("audit.origin", c.Audit.Origin)
 	p.required("audit.keys_file", c.Audit.KeysFile)

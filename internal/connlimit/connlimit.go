@@ -4,11 +4,13 @@ package connlimit
 
 import (
 	"container/list"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 )
 
@@ -41,6 +43,9 @@ type Config struct {
 	Holder string // what a holder is: one more reason
 	// Of is whose a connection is.
 	Of func(net.Conn, tls.ConnectionState) (string, error)
+	// Anybody can connect. Then a request by itself keeps no connection from making
+	// way, or who sends half of one on each would keep all others out: Hold does.
+	Anybody bool
 	// Closed is told why a connection was closed.
 	Closed func(why string)
 }
@@ -54,9 +59,39 @@ func Certificate(_ net.Conn, s tls.ConnectionState) (string, error) {
 	return string(leaf[:]), nil
 }
 
+// Address is whose a connection is by where it comes from.
+func Address(conn net.Conn, _ tls.ConnectionState) (string, error) {
+	return Network(conn.RemoteAddr().String()), nil
+}
+
+// Network is what of an address (host:port) is one customer's of a provider: of
+// IPv4 all of it, of IPv6 a /64. What is no address is "".
+func Network(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	ip = ip.Unmap().WithZone("")
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	prefix, err := ip.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return prefix.String()
+}
+
 // Limiter keeps the number of connections within limits. A connection costs some
 // tens of kilobytes, whatever it does: who comes when there are too many takes the
 // place of the one that has been idle for longest, and only when none is, is refused.
+// Where anybody can connect, one is idle unless it is held, since it last began or
+// ended a request.
 type Limiter struct {
 	config Config
 
@@ -74,6 +109,7 @@ type connection struct {
 	holder *holder       // nil: in its handshake
 	idle   *list.Element // in the list of all
 	own    *list.Element // in the holder's
+	held   int
 }
 
 // holder is who has connections.
@@ -92,6 +128,9 @@ func New(c Config) *Limiter {
 
 // Bound makes a server keep to the limits. Its TLS configuration must be there.
 func (c *Limiter) Bound(h *http.Server) {
+	h.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, under(conn))
+	}
 	h.ConnState = func(conn net.Conn, state http.ConnState) { c.state(under(conn), state) }
 	base := h.TLSConfig.Clone()
 	base.NextProtos = []string{"h2", "http/1.1"} // as the server itself would say
@@ -113,6 +152,29 @@ func (c *Limiter) Bound(h *http.Server) {
 			return c.establish(conn, key)
 		}
 		return own, nil
+	}
+}
+
+// connKey is where a request's connection stands in its context.
+type connKey struct{}
+
+// Hold keeps the connection of a request, by the request's context, from making way
+// until release, which must be called.
+func (c *Limiter) Hold(ctx context.Context) (release func()) {
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.of[conn]
+	if k == nil {
+		return func() {} // closed by us in the meantime
+	}
+	k.held++
+	c.busy(k)
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		k.held--
+		c.rest(k)
 	}
 }
 
@@ -138,9 +200,9 @@ func (c *Limiter) state(conn net.Conn, state http.ConnState) {
 			c.forget(full)
 		}
 	case k == nil: // closed by us before
-	case state == http.StateActive:
+	case state == http.StateActive && !c.config.Anybody:
 		c.busy(k)
-	case state == http.StateIdle:
+	case state == http.StateActive || state == http.StateIdle:
 		c.rest(k)
 	case state == http.StateClosed || state == http.StateHijacked:
 		c.forget(k)
@@ -217,7 +279,7 @@ func (c *Limiter) busy(k *connection) {
 
 func (c *Limiter) rest(k *connection) {
 	c.busy(k)
-	if k.holder != nil {
+	if k.holder != nil && k.held == 0 {
 		k.idle, k.own = c.idle.PushBack(k), k.holder.idle.PushBack(k)
 	}
 }

@@ -1,6 +1,7 @@
 package connlimit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ type someConn struct {
 	holder string
 	state  string // handshake, idle, active, closed
 	closed bool
+	holds  []func() // to be released
 }
 
 func (c *someConn) Close() error { c.closed = true; return nil }
@@ -58,6 +60,36 @@ func (w *connWorld) establish(k *someConn, holder rune) bool {
 func (w *connWorld) to(k *someConn, s http.ConnState, state string) {
 	w.c.state(k, s)
 	k.state = state
+	w.check()
+}
+
+// request begins or ends one. Where anybody can connect, that keeps no connection.
+func (w *connWorld) request(k *someConn, begins bool) {
+	s, state := http.StateIdle, "idle"
+	if begins {
+		s, state = http.StateActive, "active"
+	}
+	if w.c.config.Anybody {
+		state = k.state
+	}
+	w.to(k, s, state)
+}
+
+// hold holds a connection once more, for one of its requests.
+func (w *connWorld) hold(k *someConn) {
+	k.holds = append(k.holds, w.c.Hold(context.WithValue(w.t.Context(), connKey{}, net.Conn(k))))
+	if k.state == "idle" {
+		k.state = "active"
+	}
+	w.check()
+}
+
+// release ends a hold, which may be of a connection that has gone.
+func (w *connWorld) release(k *someConn) {
+	k.holds[0]()
+	if k.holds = k.holds[1:]; len(k.holds) == 0 && k.state == "active" {
+		k.state = "idle"
+	}
 	w.check()
 }
 
@@ -156,6 +188,40 @@ func TestOneHolderDoesNotTakeAll(t *testing.T) {
 	}
 }
 
+// TestHeldStays: where anybody can connect, half of a request keeps nothing, and
+// who is held stays, however many come.
+func TestHeldStays(t *testing.T) {
+	w := newConnWorld(t, Limits{All: 4, Each: 3, Handshakes: 2})
+	w.c.config.Anybody = true
+	known := w.accept()
+	w.establish(known, 1)
+	w.request(known, true)
+	w.hold(known)
+	for i := range 20 {
+		k := w.accept()
+		if !w.establish(k, rune(1+i%4)) {
+			t.Errorf("connection %d was refused", i)
+		}
+		w.request(k, true)
+	}
+	if known.closed || w.told[Idle] != 17 || len(w.told) != 1 {
+		t.Errorf("told of %v", w.told)
+	}
+	w.hold(known) // a second stream
+	w.release(known)
+	w.request(known, false)
+	if n := w.c.idle.Len(); n != 3 {
+		t.Errorf("%d are idle", n)
+	}
+	w.release(known)
+	for i := range 20 {
+		w.establish(w.accept(), rune(2+i%3))
+	}
+	if !known.closed {
+		t.Error("it never makes way")
+	}
+}
+
 func TestOldestHandshakeMakesWay(t *testing.T) {
 	w := newConnWorld(t, Limits{All: 2, Each: 1, Handshakes: 3})
 	first := w.accept()
@@ -179,6 +245,7 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			w := newConnWorld(t, Limits{All: 1 + r.IntN(8), Each: 1, Handshakes: 1 + r.IntN(4)})
 			w.c.config.Limits.Each += r.IntN(w.c.config.Limits.All)
+			w.c.config.Anybody = seed%2 == 1
 			for range 300 {
 				if r.IntN(3) == 0 {
 					w.accept()
@@ -188,6 +255,14 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 					continue
 				}
 				k := w.all[len(w.all)-1-r.IntN(min(len(w.all), 12))]
+				if w.c.config.Anybody && k.state != "handshake" && r.IntN(2) == 0 {
+					if len(k.holds) == 0 || k.state != "closed" && r.IntN(3) == 0 {
+						w.hold(k)
+					} else {
+						w.release(k)
+					}
+					continue
+				}
 				switch k.state {
 				case "handshake":
 					if r.IntN(5) == 0 {
@@ -199,17 +274,20 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 					if r.IntN(4) == 0 {
 						w.to(k, http.StateClosed, "closed")
 					} else {
-						w.to(k, http.StateActive, "active")
+						w.request(k, r.IntN(2) == 0 || !w.c.config.Anybody)
 					}
 				case "active":
 					if r.IntN(4) == 0 {
 						w.to(k, http.StateClosed, "closed")
 					} else {
-						w.to(k, http.StateIdle, "idle")
+						w.request(k, false)
 					}
 				}
 			}
 			for _, k := range w.all {
+				for len(k.holds) > 0 {
+					w.release(k)
+				}
 				if k.state != "closed" {
 					w.to(k, http.StateClosed, "closed")
 				}
@@ -218,5 +296,18 @@ func TestConnectionsHoweverTheyGo(t *testing.T) {
 				t.Error("something stays behind")
 			}
 		})
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	for _, same := range [][2]string{{"192.0.2.1:1", "192.0.2.1:65535"}, {"192.0.2.1:1", "[::ffff:192.0.2.1]:1"}, {"[2001:db8::1]:1", "[2001:db8::ffff:0:0:1]:2"}, {"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"}} {
+		if Network(same[0]) != Network(same[1]) || Network(same[0]) == "" {
+			t.Errorf("%v: %q, %q", same, Network(same[0]), Network(same[1]))
+		}
+	}
+	for _, other := range []string{"192.0.2.2:1", "[2001:db8:0:1::1]:1"} {
+		if Network(other) == Network("192.0.2.1:1") || Network(other) == Network("[2001:db8::1]:1") {
+			t.Errorf("%s counts with others", other)
+		}
 	}
 }

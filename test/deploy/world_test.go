@@ -119,7 +119,7 @@ func startPortal(t *testing.T, bin, dir string, files func(name, cn string, host
 		t.Fatal(err)
 	}
 	if _, err := web.New(web.Config{
-		PublicURL: c.PublicURL, Gateway: c.API.Gateway, Issuer: c.API.Issuer, ClientTLS: must(config.ClientTLS(api))(t), SessionKey: [32]byte{1},
+		PublicURL: c.PublicURL, Gateway: c.API.Gateway, Issuer: c.API.Issuer, ClientTLS: must(config.ClientTLS(api))(t), SessionKey: [32]byte{1}, Connections: web.DefaultConnections(),
 		Profile: must(meter.ParseProfile(meter.NL()))(t), Registry: seen, Log: slog.New(slog.DiscardHandler),
 	}); err != nil {
 		t.Fatal(err)
