@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"database/sql"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,7 +52,17 @@ import (
 // against a real PostgreSQL and real cryptoservers on SoftHSM. Where a test
 // wants a fault, it puts it between the server and the real part.
 
-func TestMain(m *testing.M) { os.Exit(hsmtest.Main(suite{m})) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests wait for deadlines more than they compute. What is said on the command
+	// line counts.
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
+	os.Exit(hsmtest.Main(suite{m}))
+}
 
 type suite struct{ m *testing.M }
 
