@@ -23,9 +23,11 @@ demo: setup build ## everything on this machine, until interrupted; STATE=dir ke
 	bin/kluis demo --state '$(STATE)'
 
 # -count=1: some tests build and run the programs, which go's cache of test
-# results knows nothing of.
+# results knows nothing of. ./test/e2e takes longest, and waits as much as it
+# computes: it begins first, and others run beside it (-p). A program built with
+# -race sleeps a second before it exits; a race is reported when it is seen.
 test: setup ## the tests, on real PostgreSQL and SoftHSM
-	go test -race -count=1 -timeout 20m ./...
+	GORACE=atexit_sleep_ms=0 go test -race -count=1 -p 3 -timeout 20m ./test/e2e ./...
 
 test-stream: setup ## a stream of 100000 metering points through killed gateways and cryptoservers and a restarted PostgreSQL; takes minutes
 	go test -count=1 -timeout 15m -v -run TestStreamSurvives ./test/e2e -stream-points 100000

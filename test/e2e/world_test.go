@@ -215,9 +215,10 @@ func (w *world) readReady() (readyFile, error) {
 }
 
 // env is the environment of every program: a data race in any of them is
-// written to a file, which stop looks for.
+// written to a file, which stop looks for. None sleeps for a second before it
+// exits, as they do otherwise.
 func (w *world) env() []string {
-	return append(os.Environ(), "GORACE=halt_on_error=0 log_path="+filepath.Join(w.dir, "race"))
+	return append(os.Environ(), "GORACE=halt_on_error=0 atexit_sleep_ms=0 log_path="+filepath.Join(w.dir, "race"))
 }
 
 // stopDemo ends the demo as Ctrl-C does.
