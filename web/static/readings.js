@@ -8,9 +8,12 @@
   const probe = document.createElement('span');
   probe.hidden = true;
   document.body.append(probe);
-  const colour = name => { probe.style.color = token(name); return getComputedStyle(probe).color; };
+  let paper = false; // being printed: its colours are the light ones, whatever the page's
+  const colour = name => { probe.style.colorScheme = paper ? 'light' : ''; probe.style.color = token(name); return getComputedStyle(probe).color; };
 
+  const PAPER = 620; // px between the margins of A4, and of a card
   const draw = (box, data) => {
+    const room = paper ? PAPER : box.clientWidth;
     data.times = data.runs.flatMap(([start, step, count]) => Array.from({length: count}, (_, i) => start + i * step));
     const scale = 10 ** data.precision;
     const names = [...box.parentElement.querySelectorAll('.legend strong')].map(e => e.textContent);
@@ -41,17 +44,18 @@
       }
     }}};
     const plot = new uPlot({
-      width: Math.max(200, box.clientWidth), height: Math.max(220, Math.min(360, box.clientWidth / 2)), tzDate: at, plugins: [marks],
+      width: Math.max(200, room), height: Math.max(220, Math.min(360, room / 2)), tzDate: at, plugins: [marks],
       cursor: {drag: {x: true, y: false}},
       scales: {y: {range: (u, min, max) => data.bars ? [Math.min(0, min), max || 1] : [min, max === min ? max + 1 : max]}},
-      axes: [{...axis, values: times, space: 70}, {...axis, size: box.clientWidth < 480 ? 44 : 56, values: (u, ticks) => ticks.map(v => numbers.format(v))}],
+      axes: [{...axis, values: times, space: 70}, {...axis, size: room < 480 ? 44 : 56, values: (u, ticks) => ticks.map(v => numbers.format(v))}],
       series: [{label: data.time, value: (u, v) => v == null ? '' : stamp.format(new Date(v * 1000))}, ...values.map((_, i) => ({
         label: names[i] || data.series[i].name, stroke: colour(`--k-s${i % 5 + 1}`), width: 1.5, paths: bars,
         fill: bars && !many ? colour(`--k-s${i % 5 + 1}`) : undefined, points: {show: !data.bars && data.times.length < 60}, spanGaps: false,
         value: (u, v) => v == null ? '–' : `${numbers.format(v)} ${data.unit}`,
       }))],
     }, [data.times, ...values], box);
-    new ResizeObserver(() => {
+    if (!paper) new ResizeObserver(() => {
+      if (paper) return;
       const width = Math.max(200, box.clientWidth);
       if (width !== plot.width) plot.setSize({width, height: Math.max(220, Math.min(360, width / 2))});
     }).observe(box);
@@ -64,6 +68,9 @@
     requestAnimationFrame(() => { box.dataset.drawn = Math.round(performance.now() - began); });
   });
   all();
+  for (const [event, is] of [['beforeprint', true], ['afterprint', false]]) {
+    addEventListener(event, () => { paper = is; all(); });
+  }
   // A file that is downloaded leaves the page as it is.
   document.addEventListener('click', e => {
     if (e.target.closest('[data-download]')) setTimeout(() => { const f = document.getElementById('open'); delete f.dataset.sent; f.removeAttribute('aria-busy'); }, 1000);
