@@ -36,6 +36,7 @@ var connectionTexts = texts{
 	"connection.timeline.occupancy": {"Bewoning", "Occupancy"},
 	"connection.timeline.consent":   {"Toestemming", "Consent"},
 	"connection.timeline.optout":    {"Uitlezen uitgezet", "Remote reading off"},
+	"connection.timeline.log":       {"Wie las wat bij deze klant", "Who read what of this customer"},
 	"connection.timeline.list":      {"Hetzelfde in woorden", "The same in words"},
 	"connection.timeline.none":      {"Van deze aansluiting is nog niets geregistreerd", "Nothing is registered of this connection yet"},
 	"connection.timeline.picture":   {"Tijdlijn van leveranciers, bewoning en toestemmingen; hetzelfde staat eronder in woorden.", "Timeline of suppliers, occupancy and consents; the same is below in words."},
