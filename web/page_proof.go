@@ -98,11 +98,11 @@ func (p *Portal) askProof(r *http.Request) (*proofData, error) {
 	return d, nil
 }
 
-// said is a digest of what a line of the log says, but the party's name and whether
-// a name or an address was decrypted. It goes with the question for the proof, which
-// so covers what was shown. It is keyed: a line can be guessed.
+// said is a digest of what a line of the log says, but the party's name. It goes with
+// the question for the proof, which so covers what was shown. It is keyed: a line can
+// be guessed.
 func (p *Portal) said(l logLine) string {
-	l.Name, l.Person, l.At = "", false, l.At.UTC()
+	l.Name, l.At = "", l.At.UTC()
 	if l.AsOf != nil {
 		at := l.AsOf.UTC()
 		l.AsOf = &at

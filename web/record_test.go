@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kluis/authz"
+	"kluis/cryptoserver/envelope"
 	"kluis/internal/audit"
 	"kluis/openapi/client"
 )
@@ -89,6 +90,36 @@ func TestSaid(t *testing.T) {
 	} {
 		if of(change) == same {
 			t.Errorf("another %s is not seen", what)
+		}
+	}
+}
+
+// TestSaidOfANameAndAddress: whether they were decrypted is in the receipt; a log
+// that keeps it back, or makes it up, says something else than the record.
+func TestSaidOfANameAndAddress(t *testing.T) {
+	t.Parallel()
+	l := newLogged(t)
+	p := &Portal{profile: l.profile}
+	read := readRecord(l, l.profile)
+	for _, operation := range []audit.Operation{audit.Connection, audit.Find} {
+		opened := audit.Record{InteractionID: read.InteractionID, At: read.At, Operation: operation, Supplier: read.Supplier, Employee: read.Employee, Reason: read.Reason,
+			EAN: read.EAN, Purpose: read.Purpose, Outcome: audit.Given, LegalFile: read.LegalFile, FileVersion: 3, Profile: read.Profile}
+		opened.Receipt = envelope.Receipt{ServerID: "c1", Sequence: 1, At: read.At, InteractionID: read.InteractionID, Supplier: read.Supplier, EAN: read.EAN,
+			Purpose: read.Purpose, FileVersion: 3, Opened: 1}.Encode()
+		looked := opened
+		looked.Receipt = nil
+		for n, rec := range []audit.Record{looked, opened} {
+			said := func(opened int) string {
+				e, _, err := parseRecord(must(rec.Encode()), rec.Receipt, l.profile)
+				if err != nil || e.Opened != n {
+					t.Fatal(e, err)
+				}
+				e.Opened = opened
+				return p.said(logLineOf(e, l.profile))
+			}
+			if said(n) == said(1-n) {
+				t.Errorf("%s of which %d were decrypted: %d is not seen", operation, n, 1-n)
+			}
 		}
 	}
 }
