@@ -97,7 +97,7 @@ type Limiter struct {
 
 	mu       sync.Mutex
 	of       map[net.Conn]*connection // by what lies under TLS
-	fresh    list.List                // of *connection: in their handshakes, oldest first
+	fresh    list.List                // of *connection: in their handshakes, or before their first request, oldest first
 	idle     list.List                // of *connection: established, without a request, idle for longest first
 	holders  map[string]*holder
 	verified int // established
@@ -106,7 +106,7 @@ type Limiter struct {
 type connection struct {
 	under  net.Conn
 	fresh  *list.Element // in the handshakes
-	holder *holder       // nil: in its handshake
+	holder *holder       // nil: among the handshakes
 	idle   *list.Element // in the list of all
 	own    *list.Element // in the holder's
 	held   int
@@ -131,7 +131,12 @@ func (c *Limiter) Bound(h *http.Server) {
 	h.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return context.WithValue(ctx, connKey{}, under(conn))
 	}
-	h.ConnState = func(conn net.Conn, state http.ConnState) { c.state(under(conn), state) }
+	h.ConnState = func(conn net.Conn, state http.ConnState) {
+		if t, ok := conn.(*tls.Conn); ok && state == http.StateActive {
+			c.began(t)
+		}
+		c.state(under(conn), state)
+	}
 	base := h.TLSConfig.Clone()
 	base.NextProtos = []string{"h2", "http/1.1"} // as the server itself would say
 	h.TLSConfig = base.Clone()
@@ -149,10 +154,62 @@ func (c *Limiter) Bound(h *http.Server) {
 			if err != nil {
 				return err
 			}
-			return c.establish(conn, key)
+			if c.config.Anybody {
+				return c.establish(conn, key)
+			}
+			return c.room(key)
 		}
 		return own, nil
 	}
+}
+
+// began counts a connection when its first request begins, or HTTP/2 does. Then the
+// handshake has ended: the client has the certificate's key. While a certificate is
+// looked at, its signature is not checked yet, and whoever has a copy of it could
+// make its holder's connections make way.
+func (c *Limiter) began(t *tls.Conn) {
+	conn := t.NetConn()
+	c.mu.Lock()
+	k := c.of[conn]
+	known := k == nil || k.holder != nil
+	c.mu.Unlock()
+	if known {
+		return
+	}
+	key, err := c.config.Of(conn, t.ConnectionState())
+	if err == nil {
+		err = c.establish(conn, key)
+	}
+	if err != nil {
+		_ = conn.Close() // whoever serves it is told by that
+	}
+}
+
+// room refuses whom establish would refuse, in the handshake, which says more to a
+// client than a connection that is closed. It counts nothing and nobody makes way.
+func (c *Limiter) room(key string) error {
+	c.mu.Lock()
+	_, why, ok := c.place(c.holders[key])
+	c.mu.Unlock()
+	if !ok {
+		c.config.Closed(why)
+		return errTooMany
+	}
+	return nil
+}
+
+// place says who must make way for one more connection of a holder, which may be
+// nil, and why, or that there is no place.
+func (c *Limiter) place(h *holder) (gone *connection, why string, ok bool) {
+	switch {
+	case h != nil && h.n >= c.config.Limits.Each:
+		why, gone = c.config.Holder, oldest(&h.idle)
+	case c.verified >= c.config.Limits.All:
+		if why, gone = Idle, oldest(&c.idle); gone == nil {
+			why = Refused
+		}
+	}
+	return gone, why, why == "" || gone != nil
 }
 
 // connKey is where a request's connection stands in its context.
@@ -223,21 +280,12 @@ func (c *Limiter) establish(conn net.Conn, key string) error {
 	if h == nil {
 		h = &holder{key: key}
 	}
-	var gone *connection
-	why := ""
-	switch {
-	case h.n >= c.config.Limits.Each:
-		why, gone = c.config.Holder, oldest(&h.idle)
-	case c.verified >= c.config.Limits.All:
-		if why, gone = Idle, oldest(&c.idle); gone == nil {
-			why = Refused
-		}
-	}
+	gone, why, ok := c.place(h)
 	if gone != nil {
 		c.forget(gone)
 	}
 	var err error
-	if why != "" && gone == nil {
+	if !ok {
 		err = errTooMany
 	} else {
 		c.fresh.Remove(k.fresh)
