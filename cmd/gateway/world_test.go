@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,8 +15,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +38,7 @@ import (
 	"kluis/internal/postgres"
 	"kluis/internal/testing/feedtest"
 	"kluis/internal/testing/hsmtest"
+	"kluis/internal/testing/long"
 	"kluis/internal/testing/pgtest"
 	"kluis/internal/testing/stafftest"
 	"kluis/meter"
@@ -53,14 +51,7 @@ import (
 // wants a fault, it puts it between the server and the real part.
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	// Tests wait for deadlines more than they compute. What is said on the command
-	// line counts.
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
-	}
+	long.Waits() // for deadlines
 	os.Exit(hsmtest.Main(suite{m}))
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -16,45 +17,43 @@ import (
 	"kluis/internal/devpki"
 )
 
-// TestCertificateWithoutItsKey: a copy of a certificate is no key. Whoever shows it
-// without, in however many handshakes, makes none of its holder's connections go.
-func TestCertificateWithoutItsKey(t *testing.T) {
-	t.Parallel()
+// bound is a real server with a limiter, by certificate.
+type bound struct {
+	ca      *devpki.CA
+	addr    string
+	limiter *Limiter
+
+	mu   sync.Mutex
+	told map[string]int
+}
+
+func serveBound(t *testing.T, limits Limits) *bound {
+	t.Helper()
 	ca, err := devpki.NewCA("test")
 	if err != nil {
 		t.Fatal(err)
 	}
+	b := &bound{ca: ca, told: map[string]int{}}
 	server, err := ca.Issue(devpki.Leaf{CommonName: "server", Hosts: []string{"127.0.0.1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	holder, err := ca.Issue(devpki.Leaf{CommonName: "holder"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stolen := tls.Certificate{Certificate: holder.Certificate, PrivateKey: key}
-
-	var mu sync.Mutex
-	told := map[string]int{}
-	limiter := New(Config{Limits: Limits{All: 10, Each: 4, Handshakes: 8}, Holder: "certificate", Of: Certificate, Closed: func(why string) {
-		mu.Lock()
-		defer mu.Unlock()
-		told[why]++
+	b.limiter = New(Config{Limits: limits, Holder: "certificate", Of: Certificate, Closed: func(why string) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.told[why]++
 	}})
 	srv := &http.Server{
 		Handler:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13},
+		ErrorLog:  log.New(io.Discard, "", 0),
 	}
-	srv.ErrorLog = log.New(io.Discard, "", 0)
-	limiter.Bound(srv)
+	b.limiter.Bound(srv)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.addr = l.Addr().String()
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(l, "", "") }()
 	t.Cleanup(func() {
@@ -63,9 +62,77 @@ func TestCertificateWithoutItsKey(t *testing.T) {
 		}
 		<-served
 	})
+	return b
+}
+
+func (b *bound) issue(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	cert, err := b.ca.Issue(devpki.Leaf{CommonName: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func (b *bound) toldOf() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.told)
+}
+
+// TestCountedByEitherProtocol: a connection is its certificate's from its first
+// request on, and no longer among the handshakes.
+func TestCountedByEitherProtocol(t *testing.T) {
+	t.Parallel()
+	for major, protos := range map[int]*http.Protocols{1: protocols(false), 2: protocols(true)} {
+		b := serveBound(t, Limits{All: 10, Each: 2, Handshakes: 1})
+		cert := b.issue(t, "holder")
+		for range 3 {
+			transport := &http.Transport{Protocols: protos, TLSClientConfig: &tls.Config{RootCAs: b.ca.Pool(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}}
+			t.Cleanup(transport.CloseIdleConnections)
+			for range 2 {
+				res, err := (&http.Client{Transport: transport}).Get("https://" + b.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := res.Body.Close(); err != nil || res.ProtoMajor != major {
+					t.Errorf("HTTP/%d, %v", res.ProtoMajor, err)
+				}
+			}
+		}
+		b.limiter.mu.Lock()
+		if b.limiter.verified != 2 || b.limiter.fresh.Len() != 0 || len(b.limiter.holders) != 1 {
+			t.Errorf("HTTP/%d: %d established, %d in handshakes, %d holders", major, b.limiter.verified, b.limiter.fresh.Len(), len(b.limiter.holders))
+		}
+		b.limiter.mu.Unlock()
+		if told := b.toldOf(); told["certificate"] != 1 || len(told) != 1 {
+			t.Errorf("HTTP/%d: told of %v", major, told)
+		}
+	}
+}
+
+func protocols(two bool) *http.Protocols {
+	p := &http.Protocols{}
+	p.SetHTTP1(!two)
+	p.SetHTTP2(two)
+	return p
+}
+
+// TestCertificateWithoutItsKey: a copy of a certificate is no key. Whoever shows it
+// without, in however many handshakes, makes none of its holder's connections go.
+func TestCertificateWithoutItsKey(t *testing.T) {
+	t.Parallel()
+	b := serveBound(t, Limits{All: 10, Each: 4, Handshakes: 8})
+	holder := b.issue(t, "holder")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := tls.Certificate{Certificate: holder.Certificate, PrivateKey: key}
+
 	dial := func(cert tls.Certificate) *tls.Conn {
 		t.Helper()
-		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: ca.Pool(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
+		c, err := tls.Dial("tcp", b.addr, &tls.Config{RootCAs: b.ca.Pool(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,11 +171,9 @@ func TestCertificateWithoutItsKey(t *testing.T) {
 			t.Errorf("the holder's connection: %v", err)
 		}
 	}
-	mu.Lock()
-	if len(told) != 0 {
+	if told := b.toldOf(); len(told) != 0 {
 		t.Errorf("told of %v", told)
 	}
-	mu.Unlock()
 
 	// The holder's own fifth makes an idle one of its own go.
 	if err := ask(dial(holder)); err != nil {
@@ -123,9 +188,7 @@ func TestCertificateWithoutItsKey(t *testing.T) {
 	if closed != 1 {
 		t.Errorf("%d made way", closed)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	if told["certificate"] != 1 || len(told) != 1 {
+	if told := b.toldOf(); told["certificate"] != 1 || len(told) != 1 {
 		t.Errorf("told of %v", told)
 	}
 }

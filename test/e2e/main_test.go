@@ -16,18 +16,16 @@ package e2e
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"kluis/internal/testing/long"
 	"kluis/internal/testing/scratch"
 )
 
@@ -50,14 +48,7 @@ type suite struct {
 var run = suite{private: make(chan struct{}, 3)}
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	// Tests wait for processes, for restarts and for graces of a minute more than
-	// they compute. What is said on the command line counts.
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
-	}
+	long.Waits() // for processes, for restarts and for graces of a minute
 	code, err := run.tests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
