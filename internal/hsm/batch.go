@@ -344,6 +344,7 @@ func (a *access) resolve(b *batch, suspect map[uint32]bool) error {
 			}); err != nil {
 				return err
 			}
+			a.made(n)
 			for u := range part[:n] {
 				k := &b.keys[b.targets[from+u]]
 				a.used(pkcs11.ObjectHandle(part[u].kek), 1)

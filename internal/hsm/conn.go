@@ -204,6 +204,7 @@ type conn struct {
 
 	holder    chan struct{} // 1: the right to use the holder session and the cache
 	gone      chan struct{} // closed when a call on the holder session does not return
+	closed    chan struct{}
 	unwrapped *handleCache
 
 	// Of the pool, under its lock.
@@ -220,7 +221,7 @@ func connect(mod *module, role Role, t Token, probes []probe, cacheSize int, lif
 	}
 	c := &conn{login: l, role: role, probes: map[uint32]probe{}, macs: map[string]pkcs11.ObjectHandle{},
 		vectors: map[string][32]byte{}, uses: map[pkcs11.ObjectHandle]*atomic.Uint64{},
-		holder: make(chan struct{}, 1), gone: make(chan struct{}), sessions: map[pkcs11.SessionHandle]struct{}{}}
+		holder: make(chan struct{}, 1), gone: make(chan struct{}), closed: make(chan struct{}), sessions: map[pkcs11.SessionHandle]struct{}{}}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -309,6 +310,7 @@ func (c *conn) close() {
 	if c.unwrapped != nil {
 		c.unwrapped.forget()
 	}
+	close(c.closed)
 }
 
 // access is a connection as one job may use it, with the worker's session.
@@ -375,6 +377,7 @@ func (a *access) canary(epoch uint32) (err error) {
 	case RoleMint:
 		var wrapped [wrappedSize]byte
 		err := a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, wrapped[:]) })
+		a.made(1)
 		if err == nil {
 			a.used(a.keks[epoch], 1)
 		}
@@ -420,6 +423,7 @@ func (a *access) vector(epoch uint32) error {
 			return err
 		}
 		a.used(a.keks[epoch], 1)
+		a.made(1)
 		items[0].key = unwraps[0].key
 		err := a.call(func() error {
 			if a.shim.gcm(a.work, a.role == RoleSeal, items, in, out); items[0].rv != 0 {
@@ -450,6 +454,13 @@ func (a *access) macVector(label string) (v [32]byte, err error) {
 		return a.shim.sign(a.work, pkcs11.CKM_SHA256_HMAC, a.macs[label], items, []byte(probeAAD), v[:], macSize)
 	})
 	return v, err
+}
+
+// made counts session objects, which the module may keep something of.
+func (a *access) made(objects int) {
+	if a.worker != nil {
+		a.worker.pool.made(objects)
+	}
 }
 
 // used counts operations with a key of the token.

@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ import (
 // and dies of the fault unless there is none.
 type errand struct {
 	Module  string
+	Direct  string // SoftHSM itself, served from instead of Module if not empty
 	Probes  string
 	Role    hsm.Role
 	Token   hsm.Token
@@ -36,6 +38,8 @@ type errand struct {
 	Crash   int    // function that crashes; -1: none
 	Start   bool   // it crashes while the token is opened, otherwise afterwards
 	Hang    int    // function that hangs while the token is opened anew; -1: none
+	Renew   int    // if positive: the role opens blocks with keys unwrapped so many times, and says how much the process grew
+	After   int    // Config.RenewAfter
 }
 
 const exitStuck = 75
@@ -67,8 +71,8 @@ func runErrand(file string) int {
 	if e.Hang >= 0 {
 		limit = 2 * time.Second // to be given up, thrice
 	}
-	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: e.Module, ProbeKeyFile: e.Probes, Tokens: map[hsm.Role][]hsm.Token{e.Role: {e.Token}},
-		CacheSize: 16, CacheLifetime: 1}, limit, 10*time.Millisecond, 10*time.Millisecond, nil))
+	h, err := hsm.New(hsm.Tuned(hsm.Config{Module: cmp.Or(e.Direct, e.Module), ProbeKeyFile: e.Probes, Tokens: map[hsm.Role][]hsm.Token{e.Role: {e.Token}},
+		CacheSize: 16, CacheLifetime: 1, RenewAfter: e.After}, limit, 10*time.Millisecond, 10*time.Millisecond, nil))
 	if err != nil {
 		return fail(err)
 	}
@@ -78,6 +82,11 @@ func runErrand(file string) int {
 	if e.Hang >= 0 {
 		f.hang(e.Hang, -1)
 		f.fail(fnDecryptInit, pkcs11.CKR_DEVICE_REMOVED, 1)
+	}
+	if e.Renew > 0 {
+		if err := e.grow(h); err != nil {
+			return fail(err)
+		}
 	}
 	for _, r := range append(servingRows(), openingRows()...) {
 		if r.function != e.Op || r.opening != e.Opening {

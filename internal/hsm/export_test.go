@@ -578,6 +578,12 @@ func counts(t *tokenMetrics) Count {
 	}
 }
 
+// Renewals are how often the module was ended for its memory, and could not be.
+func Renewals(h *HSM) (done, hindered int) {
+	of := func(result string) int { return int(value(h.renewer.metrics.renewals.WithLabelValues(result))) }
+	return of(renewalDone), of(renewalHindered)
+}
+
 func value(m prometheus.Metric) float64 {
 	var d dto.Metric
 	if err := m.Write(&d); err != nil {

@@ -584,13 +584,19 @@ func TestMemoryStaysFlat(t *testing.T) {
 
 func resident(t *testing.T) int {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/statm")
+	n, err := residentBytes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var size, rss int
-	if _, err := fmt.Sscan(string(b), &size, &rss); err != nil {
-		t.Fatal(err)
+	return n
+}
+
+func residentBytes() (int, error) {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, err
 	}
-	return rss * os.Getpagesize()
+	var size, rss int
+	_, err = fmt.Sscan(string(b), &size, &rss)
+	return rss * os.Getpagesize(), err
 }

@@ -22,6 +22,7 @@ import (
 // Functions of the function list that testdata/faulty.c can make fail.
 const (
 	fnInitialize        = 0
+	fnFinalize          = 1
 	fnGetSlotList       = 4
 	fnGetTokenInfo      = 6
 	fnOpenSession       = 12

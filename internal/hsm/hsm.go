@@ -48,6 +48,11 @@ type Config struct {
 	// StuckLimit is at how many stuck calls, of all tokens and since the
 	// start, Stuck says that the process should end; 3 when zero.
 	StuckLimit int
+	// RenewAfter is after how many session objects (data keys unwrapped, minted
+	// or rewrapped) the module is ended and initialised anew, for one that
+	// keeps memory of those it destroyed, as SoftHSM does; 0: never. Callers
+	// wait meanwhile.
+	RenewAfter int
 	Log        *slog.Logger          // nil: nothing is logged
 	Registerer prometheus.Registerer // nil: nothing is measured
 
@@ -67,6 +72,7 @@ type HSM struct {
 	groups  map[Role]*group
 	signers map[Role]*signer
 	stuck   *stuckCalls
+	renewer *renewer
 }
 
 // stuckCalls counts the calls given up in a process.
@@ -110,8 +116,8 @@ func New(cfg Config) (*HSM, error) {
 	if len(labels) == 0 {
 		return nil, errors.New("no HSM token is configured")
 	}
-	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 {
-		return nil, errors.New("call timeout and stuck limit must be positive")
+	if cfg.CallTimeout < 0 || cfg.StuckLimit < 0 || cfg.RenewAfter < 0 {
+		return nil, errors.New("call timeout, stuck limit and renewal must be positive")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -136,6 +142,7 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 	if err != nil {
 		return nil, fmt.Errorf("metrics of the HSM: %w", err)
 	}
+	h.renewer = newRenewer(mod, cfg.RenewAfter, cfg.limits.call, cfg.Log, all)
 	defer func() {
 		if err != nil {
 			_ = h.Close() // err says more
@@ -144,7 +151,7 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 	for _, role := range Roles() {
 		g := &group{role: role}
 		for _, t := range cfg.Tokens[role] {
-			p, err := newToken(mod, cfg, g, t, probes, all, h.stuck.add)
+			p, err := newToken(mod, cfg, g, t, probes, all, h.stuck.add, h.renewer.made)
 			if err != nil {
 				return nil, err
 			}
@@ -158,11 +165,12 @@ func start(mod *module, cfg Config, probes func() ([]probe, error)) (_ *HSM, err
 	if err := h.agree(); err != nil {
 		return nil, err
 	}
+	h.renewer.run(h.groups)
 	return h, nil
 }
 
 // newToken opens a token of a group and begins to serve from it.
-func newToken(mod *module, cfg Config, g *group, t Token, probes func() ([]probe, error), all *metrics, lost func() bool) (*pool, error) {
+func newToken(mod *module, cfg Config, g *group, t Token, probes func() ([]probe, error), all *metrics, lost func() bool, made func(int)) (*pool, error) {
 	m, err := all.of(t.Label)
 	if err != nil {
 		return nil, fmt.Errorf("metrics of token %s: %w", t.Label, err)
@@ -182,7 +190,7 @@ func newToken(mod *module, cfg Config, g *group, t Token, probes func() ([]probe
 	if err != nil {
 		return nil, err
 	}
-	return newPool(t.Label, c, connect, max(t.Workers, 1), cfg.limits, &g.generation, lost, cfg.Log, m), nil
+	return newPool(t.Label, c, connect, max(t.Workers, 1), cfg.limits, &g.generation, lost, made, cfg.Log, m), nil
 }
 
 // inTime connects, or returns ErrStuck when that takes too long.
@@ -296,6 +304,7 @@ func readProbes(path string) ([]probe, error) {
 
 // Close turns callers away, waits for running batches and logs out.
 func (h *HSM) Close() error {
+	h.renewer.close()
 	var wg sync.WaitGroup
 	var errs []error
 	var mu sync.Mutex
@@ -390,6 +399,7 @@ func (p *pool) mint(ctx context.Context, epoch uint32, n int) ([][]byte, error) 
 			if err := a.call(func() error { return a.shim.mint(a.work, a.keks[epoch], a.template, part) }); err != nil {
 				return err
 			}
+			a.made(len(part) / wrappedSize)
 			a.used(a.keks[epoch], len(part)/wrappedSize)
 		}
 		return nil

@@ -23,6 +23,7 @@ type metrics struct {
 	latched    *prometheus.GaugeVec
 	limit      *prometheus.GaugeVec
 	failovers  *prometheus.CounterVec
+	renewals   *prometheus.CounterVec // of the module, not of a token
 	reg        prometheus.Registerer
 }
 
@@ -51,17 +52,35 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		latched:   gauge("token_latched", "1 while the token is down until an operator acts: another login might lock it."),
 		failovers: counter("failovers_total", "Batches that went on to another token of the role, by the token that could not serve them."),
 		limit:     gauge("key_handles_limit", "Unwrapped data keys that the token's cache holds at most; batches at work may hold more for a moment."),
-		reg:       reg,
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kluis_hsm_renewals_total",
+			Help: "Times the module was to be ended for the memory it keeps, by result: done, hindered (a token was still in use, or a call is stuck)."}, []string{"result"}),
+		reg: reg,
+	}
+	for _, result := range []string{renewalDone, renewalHindered} {
+		m.renewals.WithLabelValues(result)
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state, m.latched, m.limit, m.failovers} {
+	for _, c := range []prometheus.Collector{m.operations, m.failures, m.seconds, m.canaries, m.damaged, m.openings, m.sessions, m.stuck, m.queue, m.state, m.latched, m.limit, m.failovers, m.renewals} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+const (
+	renewalDone     = "done"
+	renewalHindered = "hindered"
+)
+
+func (m *metrics) renewed(ended bool) {
+	result := renewalHindered
+	if ended {
+		result = renewalDone
+	}
+	m.renewals.WithLabelValues(result).Inc()
 }
 
 // tokenMetrics are those of one token.

@@ -107,6 +107,13 @@ func (m *module) closeContext(c *crypto11.Context) {
 	m.mu.Unlock()
 }
 
+// ended says whether the module is finalised and has nothing of this process.
+func (m *module) ended() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.contexts == 0 && m.moving == 0 && !m.alone
+}
+
 // bare runs f with the module initialised but no token assumed.
 func (m *module) bare(f func() error) error {
 	m.mu.Lock()

@@ -141,6 +141,7 @@ type pool struct {
 	public  *ecdsa.PublicKey      // of the signing key, which never changes; nil without
 	macs    map[string][32]byte   // what conn.vectors must always be
 	lost    func() (another bool) // told of each call given up; whether a worker may take its place
+	made    func(objects int)     // told of session objects
 
 	generation *atomic.Uint64 // of the group
 	load       atomic.Int64   // work that waits or runs
@@ -176,12 +177,13 @@ type limits struct {
 type opening struct {
 	start    time.Time
 	incident uint64 // doubt it settles
+	renewal  bool   // of the module: nothing was wrong
 	over     bool   // given up, or done
 }
 
-func newPool(label string, c *conn, connect func() (*conn, error), size int, l limits, generation *atomic.Uint64, lost func() bool, log *slog.Logger, m *tokenMetrics) *pool {
+func newPool(label string, c *conn, connect func() (*conn, error), size int, l limits, generation *atomic.Uint64, lost func() bool, made func(int), log *slog.Logger, m *tokenMetrics) *pool {
 	p := &pool{
-		label: label, connect: connect, log: log, metrics: m, size: size, limits: l, lost: lost,
+		label: label, connect: connect, log: log, metrics: m, size: size, limits: l, lost: lost, made: made,
 		queue: make(chan *job, queueLength), ended: make(chan struct{}),
 		generation: generation, public: c.public, macs: c.vectors, conn: c, epochs: c.epochs, keys: c.keys, changed: make(chan struct{}), workers: map[*worker]struct{}{},
 		pausing: time.NewTimer(time.Hour),
@@ -701,7 +703,7 @@ func (p *pool) renewLocked(c *conn) {
 		return
 	}
 	p.conn = nil
-	p.openLocked(p.machine.doubt())
+	p.openLocked(opening{incident: p.machine.doubt()})
 }
 
 // fail takes the token down, unless what failed was replaced meanwhile.
@@ -745,14 +747,14 @@ func (p *pool) probe() {
 	if p.closed || p.opening != nil || !p.machine.probe() {
 		return
 	}
-	p.openLocked(0)
+	p.openLocked(opening{})
 	p.announce()
 }
 
-func (p *pool) openLocked(incident uint64) {
-	o := &opening{start: time.Now(), incident: incident}
-	p.opening = o
-	go p.open(o)
+func (p *pool) openLocked(o opening) {
+	o.start = time.Now()
+	p.opening = &o
+	go p.open(&o)
 }
 
 // open connects. It runs by itself, for it may hang.
@@ -766,7 +768,9 @@ func (p *pool) open(o *opening) {
 	}
 	p.mu.Lock()
 	if !o.over && !p.closed && err == nil {
-		p.metrics.reopened(nil)
+		if !o.renewal {
+			p.metrics.reopened(nil)
+		}
 		if p.machine.state == StateProbing {
 			p.log.Info("HSM token is back", "token", p.label)
 		}

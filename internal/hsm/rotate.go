@@ -103,6 +103,7 @@ func (a *access) rewrapPass(r *rewrapping) (suspect map[uint32]bool, err error) 
 		}); err != nil {
 			return nil, err
 		}
+		a.made(2 * len(part)) // each is unwrapped from either KEK
 		for i := range part {
 			if part[i].kek == 0 {
 				continue

@@ -113,6 +113,13 @@ __attribute__((constructor)) static void one_arena(void)
 }
 #endif
 
+void kluis_trim(void)
+{
+#ifdef __GLIBC__
+	malloc_trim(0);
+#endif
+}
+
 void *kluis_load(const char *path)
 {
 	function_list *list = NULL;

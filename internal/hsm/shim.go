@@ -174,6 +174,9 @@ func (s shim) random(session pkcs11.SessionHandle, out []byte) error {
 	return rvError(C.kluis_random(s.list, C.ck_ulong(session), bytePointer(out), C.uint64_t(len(out))))
 }
 
+// trim gives memory back to the system that C freed.
+func trim() { C.kluis_trim() }
+
 func cUint32(n int) C.uint32_t { return C.uint32_t(n) }
 
 func cUint64[T ~uint | ~uint64](n T) C.uint64_t { return C.uint64_t(n) }

@@ -80,6 +80,10 @@ enum { kluis_mismatch = 0xFFFFFFFE }; // rv of a rewrap that came out as another
 // call C_Initialize.
 void *kluis_load(const char *path);
 
+// kluis_trim gives memory back to the system that was freed, where the C
+// library can.
+void kluis_trim(void);
+
 // A call that was given up (*given_up < 0; NULL: it cannot be) touches its
 // session no more: it returns before the next call of the module.
 

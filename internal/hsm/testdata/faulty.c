@@ -229,7 +229,11 @@ static ul Initialize(void *a)
 	return leave(0, rv == 0x191 ? 0 : rv);
 }
 
-static ul Finalize(void *a) { return 0; }
+static ul Finalize(void *a)
+{
+	ul rv = enter(1, 0);
+	return rv != 0 ? rv : leave(1, 0);
+}
 
 ul C_GetFunctionList(function_list **out)
 {
