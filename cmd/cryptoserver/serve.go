@@ -137,7 +137,7 @@ func openTokens(cfg config.Cryptoserver, log *slog.Logger, reg prometheus.Regist
 	return hsm.New(hsm.Config{
 		Module: cfg.Module, Tokens: tokensByRole(cfg.Tokens), ProbeKeyFile: cfg.ProbeKeyFile,
 		CacheSize: cfg.KeyCache.Size, CacheLifetime: time.Duration(cfg.KeyCache.Lifetime),
-		CallTimeout: time.Duration(cfg.CallTimeout), StuckLimit: cfg.StuckLimit,
+		CallTimeout: time.Duration(cfg.CallTimeout), StuckLimit: cfg.StuckLimit, RenewAfter: cfg.RenewAfter,
 		Log: log, Registerer: reg,
 	})
 }

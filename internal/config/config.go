@@ -183,6 +183,12 @@ type Cryptoserver struct {
 	// drains and exits with code 75 for its supervisor to start another;
 	// default 3, at most 100.
 	StuckLimit int `yaml:"stuck_limit,omitempty"`
+	// RenewAfter is after how many session objects (data keys unwrapped, minted
+	// or rewrapped; each server draws a tenth more or less) the PKCS#11 module is
+	// ended and initialised anew, at most 1000000000: for a module that keeps
+	// memory of keys it destroyed, as SoftHSM does. Callers wait for it, some 100 ms
+	// with SoftHSM. 0, the default: never.
+	RenewAfter int `yaml:"renew_after,omitempty"`
 	// SealRate is how many blocks a second each client may have sealed by this
 	// server, resealed ones included; default 20000, at most 1000000. A client
 	// that is faster is told to wait.

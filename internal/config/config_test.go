@@ -70,6 +70,7 @@ probe_key_file: probe.bin
 key_cache: {size: 10}
 call_timeout: 3s
 stuck_limit: 5
+renew_after: 40000
 seal_rate: 3000
 points_per_token: 50000
 journal_dir: journal
@@ -139,8 +140,8 @@ func TestLoad(t *testing.T) {
 	if want := (KeyCache{10, Duration(5 * time.Minute)}); cs.KeyCache != want {
 		t.Errorf("key cache %v, want %v", cs.KeyCache, want)
 	}
-	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 || cs.SealRate != 3000 || cs.PointsPerToken != 50000 {
-		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d, seal rate %d, points per token %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit, cs.SealRate, cs.PointsPerToken)
+	if cs.Tokens.Open[0].Workers != 0 || cs.Tokens.Sign.Workers != 4 || cs.CallTimeout != Duration(3*time.Second) || cs.StuckLimit != 5 || cs.RenewAfter != 40000 || cs.SealRate != 3000 || cs.PointsPerToken != 50000 {
+		t.Errorf("workers %d and %d, call timeout %v, stuck limit %d, renewal after %d, seal rate %d, points per token %d", cs.Tokens.Open[0].Workers, cs.Tokens.Sign.Workers, cs.CallTimeout, cs.StuckLimit, cs.RenewAfter, cs.SealRate, cs.PointsPerToken)
 	}
 	if want := filepath.Dir(cpath) + "/journal"; cs.JournalDir != want || cs.JournalDays != 7 {
 		t.Errorf("journal of %d days in %s, want %s", cs.JournalDays, cs.JournalDir, want)
@@ -306,6 +307,7 @@ func TestCryptoserverRefuses(t *testing.T) {
 		"no journal":       {"journal_dir: journal\n", "", "journal_dir: is missing"},
 		"journal days":     {"journal_days: 7", "journal_days: 4000", "journal_days: must be"},
 		"stuck limit":      {"stuck_limit: 5", "stuck_limit: -1", "stuck_limit: must be"},
+		"renewal":          {"renew_after: 40000", "renew_after: 999", "renew_after: must be 0"},
 		"bad id":           {"id: cs1", "id: a b", "id: must be"},
 	} {
 		t.Run(name, func(t *testing.T) {

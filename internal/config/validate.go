@@ -21,6 +21,8 @@ const (
 	maxKeyCacheLifetime  = time.Hour
 	maxCallTimeout       = time.Minute
 	maxStuckLimit        = 100
+	minRenewAfter        = 1000
+	maxRenewAfter        = 1_000_000_000
 	maxSealRate          = 1_000_000
 	maxPointsPerToken    = 1_000_000
 	maxJournalDays       = 3650
@@ -128,6 +130,7 @@ func (c Cryptoserver) Validate() error {
 		p.duration("call_timeout", c.CallTimeout, maxCallTimeout)
 	}
 	p.check(c.StuckLimit >= 0 && c.StuckLimit <= maxStuckLimit, "stuck_limit", fmt.Sprintf("must be from 1 to %d", maxStuckLimit))
+	p.check(c.RenewAfter == 0 || c.RenewAfter >= minRenewAfter && c.RenewAfter <= maxRenewAfter, "renew_after", fmt.Sprintf("must be 0 (never), or from %d to %d", minRenewAfter, maxRenewAfter))
 	p.traces(c.Traces, false)
 	p.check(c.SealRate >= 0 && c.SealRate <= maxSealRate, "seal_rate", fmt.Sprintf("must be from 1 to %d", maxSealRate))
 	p.check(c.PointsPerToken >= 0 && c.PointsPerToken <= maxPointsPerToken, "points_per_token", fmt.Sprintf("must be from 1 to %d", maxPointsPerToken))

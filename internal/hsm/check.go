@@ -144,6 +144,7 @@ type CheckedRole struct {
 type CheckRecommended struct {
 	Workers      int `json:"workers"`
 	KeyCacheSize int `json:"key_cache_size"`
+	RenewAfter   int `json:"renew_after"` // 0: there is no need
 }
 
 // Check tries a token against everything Kluis asks of one. What counts is
@@ -291,6 +292,7 @@ type checker struct {
 	signing pkcs11.ObjectHandle
 
 	sessions, workers, cache int // as measured; 0: not
+	renewAfter               int // likewise; 0: no need
 }
 
 // finding is what trying a requirement came to.
@@ -562,7 +564,7 @@ func (c *checker) quirk(id string, shows bool) {
 // conclude draws the verdicts.
 func (c *checker) conclude() {
 	r := c.report
-	r.Recommended = CheckRecommended{Workers: c.workers, KeyCacheSize: c.cache}
+	r.Recommended = CheckRecommended{Workers: c.workers, KeyCacheSize: c.cache, RenewAfter: c.renewAfter}
 	for _, q := range quirks {
 		q.Shows = "not tried"
 		if shows, ok := c.quirks[q.ID]; ok {

@@ -53,6 +53,9 @@ func (r *CheckReport) WriteText(w io.Writer) error {
 		if r.Recommended.KeyCacheSize > 0 {
 			fmt.Fprintf(b, "  key_cache: {size: %d}\n", r.Recommended.KeyCacheSize)
 		}
+		if r.Recommended.RenewAfter > 0 {
+			fmt.Fprintf(b, "  renew_after: %d\n", r.Recommended.RenewAfter)
+		}
 	}
 	verdict := "FIT: no requirement that was tried fails."
 	if !r.Fit {

@@ -25,6 +25,9 @@ const (
 	// leaking is from how many bytes per operation on a module leaks: beyond
 	// what the growth of our own heap can look like.
 	leaking = 100
+	// keptAtMost is how many bytes of destroyed keys may gather until the module is
+	// ended for them.
+	keptAtMost = 10 << 20
 	// inProcess is the share of the host's time that one worker uses from which
 	// on the token is taken for software in this process.
 	inProcess = 0.25
@@ -408,10 +411,13 @@ func (c *checker) tryMemory() (finding, error) {
 		said = append(said, fmt.Sprintf("%.0f bytes per %s", max(grown, 0), op.name))
 		if op.id == "unwrap" {
 			c.quirk("leaks", grown > leaking)
+			if grown > leaking {
+				c.renewAfter = max(int(keptAtMost/grown)/1000, 1) * 1000
+			}
 		}
 		if grown > leaking {
 			f.result = CheckLimited
-			f.means = fmt.Sprintf("Every million of them adds about %.0f MB to the process.", grown)
+			f.means = fmt.Sprintf("Every million of them adds about %.0f MB to the process, until the module is ended.", grown)
 		}
 	}
 	f.found = "grows by " + strings.Join(said, ", ")

@@ -197,7 +197,7 @@ func init() {
 		{id: "memory", title: "memory of the module", slow: true,
 			why: "What the module leaks, the process keeps.",
 			how: "the process's resident memory before and after 10,000 decryptions, and 10,000 unwraps",
-			do:  "Have the supervisor restart the process before it grows too large, and tell the vendor.",
+			do:  "Set renew_after, by which Kluis ends the module now and then; where the process grows all the same, have its supervisor restart it. Tell the vendor.",
 			try: (*checker).tryMemory},
 		{id: "sessions", title: "number of sessions", roles: checkRoles,
 			why: "A token needs a session per worker (64 at most), three more, and some while it recovers.",
@@ -255,5 +255,5 @@ var quirks = []CheckQuirk{
 	{ID: "oaep-sha1-only", What: "has RSA-OAEP with SHA-1 only", Kluis: "uses SHA-1 there"},
 	{ID: "host-iv", What: "leaves the IV to the host", Kluis: "draws it from the token's random numbers; but the PIN of the seal token reads"},
 	{ID: "one-engine", What: "gets little from a second worker, or takes it from the host", Kluis: "has one worker per token unless told otherwise"},
-	{ID: "leaks", What: "leaks memory with every unwrapped key", Kluis: "keeps data keys in a cache; restart the process now and then"},
+	{ID: "leaks", What: "leaks memory with every unwrapped key", Kluis: "keeps data keys in a cache, and ends the module after renew_after of them"},
 }

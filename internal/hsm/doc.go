@@ -55,6 +55,14 @@
 // its last batch is over. If that batch hangs, they live, of no use to
 // anybody, until the process ends.
 //
+// # Modules that keep memory
+//
+// SoftHSM keeps something of every session object until C_Finalize. Where that
+// is configured (Config.RenewAfter), all tokens of the process rest after so
+// many, one after another; with the last the module ends, and all are opened
+// anew (see renewer). Batches wait, and none fails for it. While a call is
+// stuck, or a token is being opened, the module cannot end; it is tried again.
+//
 // # Errors
 //
 // What an answer of the module means is said in errors.go, and what comes of

@@ -100,9 +100,6 @@ func TestRenewal(t *testing.T) {
 	if n, ended := f.succeeded(fnInitialize), f.succeeded(fnFinalize); n-ended != 1 {
 		t.Errorf("the module was initialised %d times and ended %d times", n, ended)
 	}
-	if _, hindered := hsm.Renewals(h); hindered != 0 {
-		t.Errorf("the module could not be ended %d times", hindered)
-	}
 	mu.Lock()
 	defer mu.Unlock()
 	if states[hsm.StateDown]+states[hsm.StateProbing] != 0 {
@@ -171,6 +168,7 @@ func TestRenewalHindered(t *testing.T) {
 	for _, fn := range []int{fnDecrypt, fnCloseSession} {
 		t.Run(strconv.Itoa(fn), func(t *testing.T) {
 			t.Parallel()
+			items := slices.Clone(items)
 			h, f := openFaulty(t, func(c *hsm.Config) {
 				workers(c, 2)
 				c.CallTimeout, c.StuckLimit = patience, 100

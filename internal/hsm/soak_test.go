@@ -35,7 +35,7 @@ func TestSoak(t *testing.T) {
 	h, f := openFaulty(t, func(c *hsm.Config) {
 		workers(c, 2)
 		c.CacheSize, c.CacheLifetime = 8, 20*time.Millisecond
-		c.CallTimeout, c.StuckLimit = callTimeout, 1<<30
+		c.CallTimeout, c.StuckLimit, c.RenewAfter = callTimeout, 1<<30, 400
 		*c = hsm.Tuned(*c, 4*time.Second, 5*time.Millisecond, 50*time.Millisecond, nil)
 	}, hsm.RoleOpen, hsm.RoleSeal, hsm.RoleMint, hsm.RoleRotate)
 	elsewhere := hsmtest.New(t).Servers[1].Open(t)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -161,7 +162,7 @@ func (w *world) startCold(ctx context.Context, dir string) error {
 		if err := config.Write(file, conf); err != nil {
 			return err
 		}
-		p, address, err := w.startServer(ctx, file+".log", w.softHSM(i), "cryptoserver", "serve", "--config", file)
+		p, address, err := w.startServer(ctx, file+".log", w.cryptoserverEnv(i), "cryptoserver", "serve", "--config", file)
 		if err != nil {
 			return err
 		}
@@ -181,7 +182,7 @@ func (w *world) startCold(ctx context.Context, dir string) error {
 	if err := config.Write(file, conf); err != nil {
 		return err
 	}
-	p, address, err := w.startServer(ctx, file+".log", "", "gateway", "--config", file)
+	p, address, err := w.startServer(ctx, file+".log", nil, "gateway", "--config", file)
 	if err != nil {
 		return err
 	}
@@ -202,7 +203,7 @@ func (w *world) startCustodian(ctx context.Context, dir string, addresses []stri
 	if err := config.Write(file, conf); err != nil {
 		return err
 	}
-	_, _, err = w.startServer(ctx, file+".log", "", "kluis", "keys", "feed", "--config", file)
+	_, _, err = w.startServer(ctx, file+".log", nil, "kluis", "keys", "feed", "--config", file)
 	return err
 }
 
@@ -211,16 +212,25 @@ func (w *world) softHSM(i int) string {
 	return "SOFTHSM2_CONF=" + filepath.Join(w.state, fmt.Sprintf("cryptoserver-%d", i+1), "softhsm2.conf")
 }
 
+// cryptoserverEnv is that of a cryptoserver, as the demo's have it.
+func (w *world) cryptoserverEnv(i int) []string {
+	env := []string{w.softHSM(i)}
+	if os.Getenv("GOMAXPROCS") == "" {
+		env = append(env, fmt.Sprintf("GOMAXPROCS=%d", max(1, runtime.NumCPU()/len(w.warm.cryptoservers))))
+	}
+	return env
+}
+
 // startServer starts one of ours and waits for the line that says where it
 // serves.
-func (w *world) startServer(ctx context.Context, logFile, env string, args ...string) (*process, string, error) {
+func (w *world) startServer(ctx context.Context, logFile string, env []string, args ...string) (*process, string, error) {
 	log, err := os.Create(logFile)
 	if err != nil {
 		return nil, "", err
 	}
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(w.bin, args[0]), args[1:]...)
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = log
 	r, wr, err := os.Pipe()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -57,15 +58,22 @@ const (
 	auditOrigin     = "kluis.demo/audit"
 )
 
+const cpusVariable = "GOMAXPROCS" // of the runtime of Go
+
 func cryptoserverName(i int) string { return fmt.Sprintf("cryptoserver-%d", i+1) }
 
 func (l layout) cryptoserverConfig(i int) string {
 	return l.path(cryptoserverName(i), "cryptoserver.yaml")
 }
 
-// cryptoserverEnv points SoftHSM at the token folder of one cryptoserver.
+// cryptoserverEnv points SoftHSM at the token folder of one cryptoserver, and
+// divides the machine between the cryptoservers, which share it with all others.
 func (l layout) cryptoserverEnv(i int) []string {
-	return []string{"SOFTHSM2_CONF=" + l.path(cryptoserverName(i), "softhsm2.conf")}
+	env := []string{"SOFTHSM2_CONF=" + l.path(cryptoserverName(i), "softhsm2.conf")}
+	if os.Getenv(cpusVariable) == "" {
+		env = append(env, fmt.Sprintf("%s=%d", cpusVariable, max(1, runtime.NumCPU()/cryptoserverCount)))
+	}
+	return env
 }
 
 // ceremonyServers are the demo's servers as the key ceremony knows them.
@@ -327,6 +335,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 			ProbeKeyFile: l.path(name, "probe.key"),
 			// SoftHSM has them in the memory of this process, some 10 kB each.
 			KeyCache:   config.KeyCache{Size: 1024, Lifetime: config.Duration(5 * time.Minute)},
+			RenewAfter: 30_000, // and keeps some 250 bytes of each that it destroyed
 			JournalDir: l.path(name, "journal"),
 		})
 		if err != nil {
