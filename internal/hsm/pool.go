@@ -179,6 +179,13 @@ type opening struct {
 	incident uint64 // doubt it settles
 	renewal  bool   // of the module: nothing was wrong
 	over     bool   // given up, or done
+	ended    chan struct{}
+}
+
+// end is under the lock of the pool.
+func (o *opening) end() {
+	o.over = true
+	close(o.ended)
 }
 
 func newPool(label string, c *conn, connect func() (*conn, error), size int, l limits, generation *atomic.Uint64, lost func() bool, made func(int), log *slog.Logger, m *tokenMetrics) *pool {
@@ -405,7 +412,7 @@ func (p *pool) abandonOpening(o *opening) {
 		p.mu.Unlock()
 		return
 	}
-	o.over = true
+	o.end()
 	p.opening = nil
 	p.hung = true
 	p.lost()
@@ -751,10 +758,11 @@ func (p *pool) probe() {
 	p.announce()
 }
 
-func (p *pool) openLocked(o opening) {
-	o.start = time.Now()
+func (p *pool) openLocked(o opening) *opening {
+	o.start, o.ended = time.Now(), make(chan struct{})
 	p.opening = &o
 	go p.open(&o)
+	return &o
 }
 
 // open connects. It runs by itself, for it may hang.
@@ -774,7 +782,8 @@ func (p *pool) open(o *opening) {
 		if p.machine.state == StateProbing {
 			p.log.Info("HSM token is back", "token", p.label)
 		}
-		o.over, p.opening = true, nil
+		o.end()
+		p.opening = nil
 		p.conn, p.epochs, p.keys, p.cause = c, c.epochs, c.keys, nil
 		p.machine.opened()
 		p.machine.settle(o.incident)
@@ -792,7 +801,8 @@ func (p *pool) open(o *opening) {
 	if o.over {
 		return
 	}
-	o.over, p.opening = true, nil
+	o.end()
+	p.opening = nil
 	if p.closed {
 		p.announce()
 		return

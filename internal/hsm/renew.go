@@ -105,15 +105,22 @@ func (r *renewer) renew() {
 		trim()
 	}
 	slices.Reverse(resting)
+	var openings []*opening
 	for _, rest := range resting {
-		rest.wake()
+		openings = append(openings, rest.wake())
+	}
+	for _, o := range openings {
+		select {
+		case <-o.ended:
+		case <-r.stop:
+		}
 	}
 	r.metrics.renewed(ended)
 	if !ended {
-		r.log.Warn("the HSM module could not be ended to give back its memory: a token was still in use, or being opened; it is tried again", "waited", time.Since(start))
+		r.log.Warn("the HSM module could not be ended to give back its memory: a token was still in use, or being opened; it is tried again", "seconds", time.Since(start).Seconds())
 		return
 	}
-	r.log.Info("HSM module ended and initialised anew, for the memory it kept of destroyed keys", "took", time.Since(start))
+	r.log.Info("the HSM module was ended and initialised anew, for the memory it kept of destroyed keys", "seconds", time.Since(start).Seconds())
 }
 
 // rest is a token without a connection, until it is woken.
@@ -162,15 +169,13 @@ func (r *rest) awaitClosed(patience <-chan time.Time, stop <-chan struct{}) bool
 	return false
 }
 
-// wake opens the token anew.
-func (r *rest) wake() {
+// wake opens the token anew; the pool is not closed before the renewer is.
+func (r *rest) wake() *opening {
 	p := r.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed {
-		p.openLocked(opening{incident: r.incident, renewal: true})
-		p.announce()
-	}
+	defer p.announce()
+	return p.openLocked(opening{incident: r.incident, renewal: true})
 }
 
 // hasHung says whether a call into the module was given up.

@@ -97,6 +97,9 @@ func TestRenewal(t *testing.T) {
 	if n := f.succeeded(fnInitialize) - initialised; n < 10 {
 		t.Errorf("the module was initialised %d times", n)
 	}
+	if _, hindered := hsm.Renewals(h); hindered != 0 {
+		t.Errorf("the module could not be ended %d times", hindered)
+	}
 	if n, ended := f.succeeded(fnInitialize), f.succeeded(fnFinalize); n-ended != 1 {
 		t.Errorf("the module was initialised %d times and ended %d times", n, ended)
 	}
