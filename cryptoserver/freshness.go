@@ -32,18 +32,20 @@ const (
 func sealedAt(f *authz.LegalFile) uint64 { return uint64(f.SealedAt().UnixMicro()) }
 
 type newest[K comparable] struct {
+	began time.Time // with the monotonic clock: a step of the other one lengthens no grace
+
 	mu   sync.Mutex
 	seen *simplelru.LRU[K, version]
 }
 
 type version struct {
 	number uint64
-	since  time.Time
+	since  time.Duration // since newest.began: a third of a time.Time, and there are newestKept
 }
 
 func newNewest[K comparable](size int) (*newest[K], error) {
 	l, err := simplelru.NewLRU[K, version](size, nil)
-	return &newest[K]{seen: l}, err
+	return &newest[K]{began: time.Now(), seen: l}, err
 }
 
 // outdated notes the version and reports whether a newer one has been known
@@ -66,8 +68,8 @@ func (n *newest[K]) note(k K, number uint64, now time.Time) (behind bool, since 
 	defer n.mu.Unlock()
 	v, ok := n.seen.Get(k)
 	if !ok || number > v.number {
-		n.seen.Add(k, version{number, now})
+		n.seen.Add(k, version{number, now.Sub(n.began)})
 		return false, now
 	}
-	return number < v.number, v.since
+	return number < v.number, n.began.Add(v.since)
 }

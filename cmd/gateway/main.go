@@ -34,7 +34,7 @@ var version = "unknown"
 // a few megabytes collecting it cost up to a fifth of this process's CPU. A
 // greater percentage would do as much for that, and let the heap of a busy
 // gateway grow to a multiple (docs/PERFORMANCE.md).
-const spareHeap = 24 << 20
+const spareHeap = 20 << 20
 
 // drainExtra is how much longer than the request timeout the process waits for
 // requests under way once it is told to stop: they may still store steps and

@@ -334,7 +334,7 @@ func (l layout) writeConfigs(p progress, pl *plan, module string, dbURL func(rol
 				Rotate: []config.Token{token("rotate")}, Seal: new(token("seal")), Sign: new(token("sign"))},
 			ProbeKeyFile: l.path(name, "probe.key"),
 			// SoftHSM has them in the memory of this process, some 10 kB each.
-			KeyCache:   config.KeyCache{Size: 512, Lifetime: config.Duration(5 * time.Minute)},
+			KeyCache:   config.KeyCache{Size: 256, Lifetime: config.Duration(5 * time.Minute)},
 			RenewAfter: 15_000, // and keeps some 250 bytes of each that it destroyed
 			JournalDir: l.path(name, "journal"),
 		})
