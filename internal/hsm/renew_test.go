@@ -206,6 +206,37 @@ func TestRenewalHindered(t *testing.T) {
 	}
 }
 
+// TestRenewalHangs: the module does not return from being ended. Then no token
+// opens again: callers are told, and Stuck that only a new process helps.
+func TestRenewalHangs(t *testing.T) {
+	t.Parallel()
+	keys, items := soundWork(t)
+	h, f := openFaulty(t, func(c *hsm.Config) {
+		c.CallTimeout, c.StuckLimit = 300*time.Millisecond, 2
+		c.RenewAfter, c.CacheLifetime = 50, time.Nanosecond
+		*c = hsm.Tuned(*c, 500*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond, nil)
+	}, hsm.RoleOpen)
+	f.hang(fnFinalize, 1)
+	for end := time.Now().Add(30 * time.Second); ; {
+		err := opens(keys, items)(t, h)
+		if errors.Is(err, token.ErrUnavailable) {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("callers hear %v", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := h.Stuck(ctx); !errors.Is(err, hsm.ErrStuck) {
+		t.Errorf("nobody noticed: %v", err)
+	}
+	if done, _ := hsm.Renewals(h); done != 0 {
+		t.Errorf("the module was ended %d times", done)
+	}
+	f.heal(fnFinalize)
+}
+
 // TestRenewalClose closes in the midst of renewals.
 func TestRenewalClose(t *testing.T) {
 	t.Parallel()
