@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"kluis/openapi"
 )
@@ -173,10 +174,20 @@ func asFailure(ctx context.Context, err error) *failure {
 		f = &failure{kind: internalError, cause: err}
 	}
 	// Past the deadline every back end fails, each in its own way.
-	if f.kind.status >= http.StatusInternalServerError && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if f.kind.status >= http.StatusInternalServerError && pastDeadline(ctx) {
 		return &failure{kind: deadlineExceeded, cause: err}
 	}
 	return f
+}
+
+// pastDeadline asks the clock, too: a back end goes by a timer of its own for the
+// same deadline, which may fire before the one of ctx.
+func pastDeadline(ctx context.Context) bool {
+	if err := ctx.Err(); err != nil {
+		return errors.Is(err, context.DeadlineExceeded)
+	}
+	d, ok := ctx.Deadline()
+	return ok && !time.Now().Before(d)
 }
 
 // problem is the failure as its caller sees it.

@@ -40,6 +40,11 @@ func TestProblemsAreTheContracts(t *testing.T) {
 	}
 }
 
+// tardy is a context whose timer has not fired yet.
+type tardy struct{ context.Context }
+
+func (tardy) Err() error { return nil }
+
 func TestAsFailure(t *testing.T) {
 	t.Parallel()
 	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
@@ -55,6 +60,7 @@ func TestAsFailure(t *testing.T) {
 		"wrapped":              {t.Context(), fmt.Errorf("more: %w", fail(recordNotWritten, cause)), recordNotWritten},
 		"late":                 {late, fail(databaseUnavailable, cause), deadlineExceeded},
 		"late, plain":          {late, cause, deadlineExceeded},
+		"its timer is late":    {tardy{late}, cause, deadlineExceeded},
 		"late, but not for it": {late, fail(meteringPointNotFound, cause), meteringPointNotFound},
 	} {
 		f := asFailure(tc.ctx, tc.err)
