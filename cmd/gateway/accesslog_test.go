@@ -536,11 +536,10 @@ func TestAccessLogTampered(t *testing.T) {
 // cannot be recorded, nothing leaves.
 func TestAccessLogFaults(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{timeout: 2 * time.Second})
+	w := newWorld(t, options{})
 	e := w.customer(1, w.a)
 	w.get(w.a, w.path(e))
 	token := w.view(e, authz.Agent)
-	slow := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	gone := func(context.Context) error { return errFault }
 	var mu sync.Mutex
 	second := func() func(context.Context) error {
@@ -562,7 +561,7 @@ func TestAccessLogFaults(t *testing.T) {
 	}{
 		"no legal file": {func() { w.tap.facts = gone }, 503, "database-unavailable", false},
 		"no log":        {func() { w.tap.logged = gone }, 503, "database-unavailable", true},
-		"slow log":      {func() { w.tap.logged = slow }, 504, "deadline-exceeded", true},
+		"slow log":      {func() { w.tap.logged = hang }, 504, "deadline-exceeded", true},
 		"no names":      {func() { w.tap.names = gone }, 503, "database-unavailable", true},
 		"no record":     {func() { w.tap.record = func(context.Context, audit.Record, server.Recorder) error { return errFault } }, 503, "record-not-written", false},
 		"in the middle": {func() {
@@ -598,7 +597,7 @@ func TestAccessLogFaults(t *testing.T) {
 // record either: nothing leaves. Unlocked, it serves as before.
 func TestAccessLogLocked(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{timeout: time.Second})
+	w := newWorld(t, options{timeout: 3 * time.Second})
 	e := w.customer(1, w.a)
 	w.get(w.a, w.path(e))
 	token := w.view(e, authz.Agent)

@@ -272,7 +272,6 @@ func TestConflictEveryTime(t *testing.T) {
 // is true, and sent again under its key the request is done once.
 func TestStepFaults(t *testing.T) {
 	t.Parallel()
-	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	for name, tc := range map[string]struct {
 		fault   func(*tap)
 		status  int
@@ -344,7 +343,7 @@ func TestStepFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, options{timeout: 2 * time.Second})
+			w := newWorld(t, options{})
 			e := w.customer(1, w.a)
 			key := newKey()
 			send := func() reply {

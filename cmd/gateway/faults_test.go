@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -97,11 +98,59 @@ func TestDatabaseFails(t *testing.T) {
 	}
 }
 
+// hang is a part that does not answer: the request's deadline passes just then,
+// and not while a busy machine is still on the way there.
+func hang(ctx context.Context) error {
+	ctx.Value(deadlineKey{}).(*deadlineContext).end(context.DeadlineExceeded)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+type deadlineKey struct{}
+
+// deadlineContext is a request's context whose deadline passes when a test says so.
+type deadlineContext struct {
+	context.Context
+	once sync.Once
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func (c *deadlineContext) end(err error) { c.once.Do(func() { c.err = err; close(c.done) }) }
+
+func (c *deadlineContext) Done() <-chan struct{} { return c.done }
+
+func (c *deadlineContext) Err() error {
+	select {
+	case <-c.done:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+func (c *deadlineContext) Value(key any) any {
+	if key == (deadlineKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// withDeadlineAtHand lets hang end the requests of next.
+func withDeadlineAtHand(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := &deadlineContext{Context: r.Context(), done: make(chan struct{})}
+		stop := context.AfterFunc(r.Context(), func() { c.end(r.Context().Err()) })
+		defer stop()
+		next.ServeHTTP(w, r.WithContext(c))
+	})
+}
+
 // Past its deadline a request is answered, and recorded if anything was
 // decided.
 func TestDeadline(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{timeout: time.Second})
+	w := newWorld(t, options{timeout: 3 * time.Second})
 	e := w.customer(1, w.a)
 	slow := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	w.tap.facts = slow

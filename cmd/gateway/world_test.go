@@ -443,6 +443,7 @@ func (w *world) serve(o options) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	api.Handler = withDeadlineAtHand(api.Handler)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
